@@ -1,0 +1,274 @@
+"""The one way files are written and read: atomic writes, digests, bounded and checked parsing.
+
+Every write goes to a sibling temporary name, is flushed to disk and renamed, so that a kill at any moment leaves
+the old or the new content, never a mixture. Every operation goes through `FILES`, which tests replace to fail at
+the n-th call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import yaml
+
+from lessen.errors import ArtifactError, ConfigError, OutputError
+
+TEMPORARY = ".lessen-tmp-"
+MAX_TEXT_BYTES = 1 << 20
+MAX_DEPTH = 32
+
+
+class FileLayer:
+    """The few operations that writing needs; a test double overrides them to fail at the n-th call."""
+
+    def open(self, path: Path) -> BinaryIO:
+        """Open a new file for writing."""
+        return path.open("xb")
+
+    def write(self, handle: BinaryIO, data: bytes) -> None:
+        """Write all of `data`."""
+        handle.write(data)
+
+    def sync(self, handle: BinaryIO) -> None:
+        """Flush to the device."""
+        handle.flush()
+        os.fsync(handle.fileno())
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Replace `target` by `source` in one step."""
+        os.replace(source, target)
+
+    def sync_folder(self, folder: Path) -> None:
+        """Make a rename inside `folder` durable."""
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+FILES = FileLayer()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}")
+
+
+@contextmanager
+def writing(what: Path) -> Iterator[None]:
+    """Turn the operating system's refusals into one OutputError that names `what`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"cannot write {what}: {reason}; free space or choose another place") from error
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Write `data` to `path` so that readers see the old or the new content only.
+
+    Raises:
+        OutputError: the place cannot be written; nothing is left behind.
+    """
+    raw = data.encode() if isinstance(data, str) else data
+    temporary = _temporary(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FILES.open(temporary) as handle:
+                FILES.write(handle, raw)
+                FILES.sync(handle)
+            FILES.rename(temporary, path)
+            FILES.sync_folder(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty sibling folder that becomes `path` when the block ends well, and vanishes otherwise.
+
+    Raises:
+        OutputError: `path` exists and is not an empty folder, or the place cannot be written.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise OutputError(f"{path} already exists and is not empty; remove it or choose another --out")
+    temporary = _temporary(path)
+    with writing(path):
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            if path.exists():
+                path.rmdir()
+            FILES.rename(temporary, path)
+            FILES.sync_folder(path.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove temporaries that a killed process left in `folder`; those of living processes stay."""
+    if not folder.is_dir():
+        return
+    for stale in folder.glob(f"{TEMPORARY}*"):
+        owner = stale.name[len(TEMPORARY) :].split("-")[0]
+        if owner.isdigit() and not _alive(int(owner)):
+            if stale.is_dir():
+                shutil.rmtree(stale, ignore_errors=True)
+            else:
+                stale.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while piece := handle.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def read_checked(path: Path, digest: str | None = None, limit: int | None = None) -> bytes:
+    """Read a whole regular file that is no link, no larger than `limit`, and whose SHA-256 is `digest`.
+
+    Raises:
+        ArtifactError: absent, not a regular file, too large, unreadable, or different from what was written.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} is missing; copy the whole folder again") from error
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}; it must be a regular file, not a link") from error
+    with os.fdopen(descriptor, "rb") as handle:
+        size = os.fstat(handle.fileno()).st_size
+        if limit is not None and size > limit:
+            raise ArtifactError(f"{path} has {size} bytes, more than the {limit} this file may have")
+        raw = handle.read()
+    if digest is not None and hashlib.sha256(raw).hexdigest() != digest:
+        raise ArtifactError(f"{path} was changed or damaged: its SHA-256 differs from the one recorded when written")
+    return raw
+
+
+# -- bounded text formats --------------------------------------------------------------------------------------
+def parse_json(raw: bytes | str, where: str) -> Any:
+    """Parse JSON that is small, shallow, without duplicate keys and without NaN. Raises ArtifactError."""
+    if len(raw) > 64 * MAX_TEXT_BYTES:
+        raise ArtifactError(f"{where} is larger than {64 * MAX_TEXT_BYTES} bytes")
+    try:
+        value = json.loads(raw, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{where} is not valid JSON: {error}") from error
+    return value
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    seen: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in seen:
+            raise ValueError(f"duplicate key {key!r}")
+        seen[key] = value
+    return seen
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def dump_json(value: Any) -> str:
+    """Return `value` as stable, indented JSON; NaN and infinity become null."""
+    return json.dumps(finite(value), indent=2, sort_keys=False, allow_nan=False) + "\n"
+
+
+def finite(value: Any) -> Any:
+    """Return `value` with NaN and infinity replaced by None, containers copied."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML without aliases or duplicate keys, and of bounded depth."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise ConfigError(f"line {mark.line + 1}: YAML aliases are not accepted; write the value out")
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise ConfigError(f"nested deeper than {MAX_DEPTH} levels")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = str(key_node.value)
+            if key in seen:
+                raise ConfigError(f"line {key_node.start_mark.line + 1}: duplicate key {key!r}")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse YAML by the safe loader, without aliases, duplicate keys, deep nesting or more than 1 MB.
+
+    Raises:
+        ConfigError: with file and line.
+    """
+    if len(text) > MAX_TEXT_BYTES:
+        raise ConfigError(f"{where}: larger than {MAX_TEXT_BYTES} bytes")
+    try:
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a subclass of SafeLoader
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise ConfigError(f"{where}:{line} not valid YAML: {problem}") from error
+
+
+def read_text(path: Path, what: str) -> str:
+    """Read a small UTF-8 text file that the user named. Raises ConfigError."""
+    try:
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            raise ConfigError(f"{what} {path} is larger than {MAX_TEXT_BYTES} bytes")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{what} {path} does not exist") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {what} {path}: {error}") from error
+
+
+def dump_yaml(value: Any) -> str:
+    """Return `value` as block-style YAML in the given key order."""
+    return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=110))

@@ -1,0 +1,46 @@
+"""Every method, found by walking this package and the `lessen.methods` entry points; no list is kept by hand."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import lru_cache
+from importlib.metadata import entry_points
+
+from lessen.errors import ConfigError, nearest
+from lessen.method import Method
+
+
+@lru_cache(maxsize=1)
+def builtin_methods() -> dict[str, type[Method]]:
+    """Return the methods of this package by card name."""
+    found: dict[str, type[Method]] = {}
+    for info in pkgutil.walk_packages(__path__, prefix=f"{__name__}."):
+        module = importlib.import_module(info.name)
+        for value in vars(module).values():
+            if isinstance(value, type) and issubclass(value, Method) and value.__module__ == info.name:
+                if "card" not in vars(value):
+                    continue  # an abstract base shared by siblings
+                other = found.setdefault(value.card.name, value)
+                if other is not value:
+                    raise ValueError(f"two methods are called {value.card.name!r}: {other} and {value}")
+    return dict(sorted(found.items()))
+
+
+def plugin_names() -> dict[str, str]:
+    """Return third-party methods (name to package) without importing them."""
+    return {point.name: point.value for point in entry_points(group="lessen.methods")}
+
+
+def get_method(name: str, where: str = "recipe") -> type[Method]:
+    """Return a method by its slug; a third party's is imported only when named. Raises ConfigError."""
+    known = builtin_methods()
+    if name in known:
+        return known[name]
+    for point in entry_points(group="lessen.methods"):
+        if point.name == name:
+            loaded = point.load()
+            if not (isinstance(loaded, type) and issubclass(loaded, Method)):
+                raise ConfigError(f"{where}: the plug-in {point.value} is not a lessen Method")
+            return loaded
+    raise ConfigError(f"{where}: no method is called {name!r}; {nearest(name, [*known, *plugin_names()])}")

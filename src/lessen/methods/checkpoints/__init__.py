@@ -1,0 +1,1 @@
+"""Methods that shrink series of training checkpoints."""

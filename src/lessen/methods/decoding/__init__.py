@@ -1,0 +1,1 @@
+"""Methods that shrink passes of a language model."""

@@ -1,0 +1,1 @@
+"""Methods that shrink tables of rows looked up by id."""

@@ -1,0 +1,1 @@
+"""Methods that shrink sets of input features."""

@@ -1,0 +1,1 @@
+"""Methods that shrink tokens of a Transformer."""

@@ -1,0 +1,1 @@
+"""Methods that shrink linear and convolution weights."""

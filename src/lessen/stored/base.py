@@ -1,0 +1,49 @@
+"""What every compact module provides: a registered name, a JSON configuration, exact buffers and a dense view."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor, nn
+
+STORED: dict[str, type[StoredModule]] = {}
+"""Registered classes by name; an artifact may name only these."""
+
+
+class StoredModule(nn.Module):
+    """A compact module: its state is its parameters and buffers, its shape is `config()`.
+
+    `cls.from_config(module.config())` must build an empty twin whose `state_dict` has the same keys, shapes and
+    dtypes, so that loading is: build the twin, copy the tensors.
+    """
+
+    kind: ClassVar[str]
+
+    def config(self) -> dict[str, Any]:
+        """Return JSON values from which `from_config` builds an empty twin."""
+        raise NotImplementedError(f"{type(self).__name__}.config")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> StoredModule:
+        """Build an empty twin. Raises ValueError or TypeError for values that make no sense."""
+        return cls(**config)
+
+    def dequantise(self) -> Tensor:
+        """Return the dense weight that this module stands for, float32."""
+        raise NotImplementedError(f"{type(self).__name__}.dequantise")
+
+    def opaque_macs(self, *inputs: Any) -> int:
+        """Return multiply-adds of one forward that torch's flop counter cannot see (packed operators)."""
+        return 0
+
+
+Kind = TypeVar("Kind", bound=type[StoredModule])
+
+
+def stored(cls: Kind) -> Kind:
+    """Register a stored class under its `kind`; refuses a name that is taken."""
+    if cls.kind in STORED:
+        raise ValueError(f"stored class {cls.kind!r} is already registered by {STORED[cls.kind].__qualname__}")
+    STORED[cls.kind] = cls
+    return cls

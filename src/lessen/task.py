@@ -1,0 +1,188 @@
+"""The Task contract: anything that can be judged. Data splits, a reference model, a loss and quality metrics.
+
+A task for a user's own model needs four members; everything else has a default:
+
+    class Mine(Task):
+        name = "mine"
+        metrics = {"auc": AUC}
+        def build(self): return MyNetwork()
+        def batches(self, split, seed=0): ...          # yields (inputs, target)
+        def loss(self, model, batch): ...              # scalar tensor
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from lessen.errors import NonFiniteError, TaskError
+from lessen.log import SILENT, Log
+from lessen.metrics import Metric
+from lessen.train.fit import FitResult, FitSettings, Hook, fit
+
+Split = Literal["train", "validation", "test"]
+Batch = Any
+
+
+class TaskOptions(BaseModel):
+    """Base of the typed, YAML-visible options of a built-in task."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Task(ABC):
+    """Data, reference model, loss and metrics. The first metric is the one that verdicts use."""
+
+    name: str
+    metrics: Mapping[str, Metric]
+    settings: FitSettings = FitSettings()
+    """How the reference, and every method that retrains, is trained."""
+    provides: frozenset[str] = frozenset({"labels", "gradients", "training", "calibration"})
+    Options: ClassVar[type[TaskOptions] | None] = None
+    """Set by built-in tasks: options a study may give under `task:`."""
+
+    # -- the four members a user writes ---------------------------------------------------------------------
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """Return the untrained reference model; draws from torch's global generator, which callers seed."""
+
+    @abstractmethod
+    def batches(self, split: Split, seed: int = 0) -> Iterable[Batch]:
+        """Yield batches of `split`; by default a batch is `(inputs, target)`. `seed` orders the train split."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the scalar training loss of `batch`."""
+
+    # -- defaults ---------------------------------------------------------------------------------------------
+    def inputs(self, batch: Batch) -> Any:
+        """Return what the model is called with: a tensor, a tuple of positional or a dict of keyword arguments."""
+        return batch[0]
+
+    def target(self, batch: Batch) -> Tensor:
+        """Return the labels of `batch`, first dimension examples."""
+        return torch.as_tensor(batch[1])
+
+    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Call `model` on the inputs of `batch`."""
+        return call_model(model, self.inputs(batch))
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the scores that the metrics judge, one row an example, float32."""
+        return self.forward(model, batch).float()
+
+    def example_batch(self) -> Batch:
+        """Return one batch for timing and counting multiply-adds: the first of the test split."""
+        for batch in self.batches("test"):
+            return batch
+        raise TaskError(f"task {self.name!r} has an empty test split: nothing can be measured")
+
+    def describe(self) -> dict[str, Any]:
+        """Return what identifies this task in a study file: its name and options, JSON values only."""
+        return {"name": self.name}
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of the validation and test splits, so that results on other data are never mixed."""
+        digest = hashlib.sha256()
+        for split in ("validation", "test"):
+            for batch in self.batches(split):  # type: ignore[arg-type]
+                _hash_into(digest, batch)
+        return digest.hexdigest()
+
+    def train(
+        self, model: nn.Module, *, seed: int = 0, settings: FitSettings | None = None,
+        hooks: tuple[Hook, ...] = (), log: Log = SILENT,
+    ) -> FitResult:  # fmt: skip
+        """Train `model` in place by the one training loop, with early stopping on the first metric."""
+        if "training" not in self.provides:
+            raise TaskError(f"task {self.name!r} cannot train: it does not provide training data")
+        return fit(
+            model,
+            batches=lambda epoch: self.batches("train", seed=seed * 1_000_003 + epoch),
+            loss=self.loss,
+            validate=lambda candidate: self.score(candidate, "validation"),
+            settings=settings or self.settings,
+            hooks=hooks,
+            seed=seed,
+            log=log,
+        )
+
+    def reference(self, seed: int = 0, log: Log = SILENT) -> nn.Module:
+        """Return the trained, uncompressed model. Override it to return a model you already have."""
+        torch.manual_seed(seed)
+        model = self.build()
+        self.train(model, seed=seed, log=log)
+        return model.eval()
+
+    # -- judging ----------------------------------------------------------------------------------------------
+    @property
+    def primary(self) -> str:
+        """Name of the metric that early stopping and verdicts use."""
+        return next(iter(self.metrics))
+
+    @torch.no_grad()
+    def predictions(self, model: nn.Module, split: Split = "test") -> tuple[np.ndarray, np.ndarray]:
+        """Return (scores, targets) of a split as arrays with one row an example.
+
+        Raises:
+            TaskError: the split is empty.
+            NonFiniteError: the model produced NaN or infinity.
+        """
+        was_training = model.training
+        model.eval()
+        scores, targets = [], []
+        for batch in self.batches(split):
+            scores.append(self.predict(model, batch).cpu())
+            targets.append(self.target(batch).cpu())
+        model.train(was_training)
+        if not scores:
+            raise TaskError(f"task {self.name!r} has an empty {split} split; give it rows or choose another split")
+        joined = torch.cat(scores)
+        if not bool(torch.isfinite(joined).all()):
+            bad = int((~torch.isfinite(joined)).sum())
+            raise NonFiniteError(f"the model gave NaN or infinity for {bad} of {joined.numel()} {split} scores")
+        return joined.numpy(), torch.cat(targets).numpy()
+
+    def score(self, model: nn.Module, split: Split = "validation") -> float:
+        """Return the first metric on `split`, sign-flipped if lower is better, so that higher always wins."""
+        scores, targets = self.predictions(model, split)
+        metric = self.metrics[self.primary]
+        value = metric(scores, targets)
+        return value if metric.higher_is_better else -value
+
+
+def call_model(model: nn.Module, inputs: Any) -> Tensor:
+    """Call `model` with a tensor, a tuple of positional arguments or a dict of keyword arguments."""
+    if isinstance(inputs, Mapping):
+        output = model(**inputs)
+    elif isinstance(inputs, tuple):
+        output = model(*inputs)
+    else:
+        output = model(inputs)
+    if not isinstance(output, Tensor):
+        raise TaskError(f"the model returned {type(output).__name__}, not a tensor; override Task.forward to pick one")
+    return output
+
+
+def _hash_into(digest: Any, value: Any) -> None:
+    """Feed tensors, arrays and containers into `digest` with their dtype and shape."""
+    if isinstance(value, Mapping):
+        for key in sorted(value):
+            digest.update(str(key).encode())
+            _hash_into(digest, value[key])
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            _hash_into(digest, item)
+    elif isinstance(value, (Tensor, np.ndarray)):
+        array = np.ascontiguousarray(value.detach().cpu().numpy() if isinstance(value, Tensor) else value)
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    else:
+        digest.update(repr(value).encode())

@@ -1,0 +1,50 @@
+"""Built-in tasks: reference models and data sets that methods are judged on, found by walking this package."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from pydantic import ValidationError
+
+from lessen.errors import ConfigError, explain, nearest
+from lessen.task import Task
+
+
+@lru_cache(maxsize=1)
+def builtin_tasks() -> dict[str, type[Task]]:
+    """Return the tasks of this package by name; a task is listed once it declares `Options`."""
+    found: dict[str, type[Task]] = {}
+    for info in pkgutil.walk_packages(__path__, prefix=f"{__name__}."):
+        module = importlib.import_module(info.name)
+        for value in vars(module).values():
+            if isinstance(value, type) and issubclass(value, Task) and value.__module__ == info.name and value.Options:
+                found[value.name] = value
+    return dict(sorted(found.items()))
+
+
+def get_task(description: Any, where: str = "task") -> Task:
+    """Build a task from `name` or `{name: ..., option: value}`. Raises ConfigError naming the option."""
+    if isinstance(description, str):
+        description = {"name": description}
+    if not isinstance(description, Mapping) or "name" not in description:
+        raise ConfigError(f"{where}: expected a task name or a mapping with the key 'name'")
+    name = str(description["name"])
+    cls = builtin_tasks().get(name)
+    if cls is None:
+        points = {point.name: point for point in entry_points(group="lessen.tasks")}
+        if name not in points:
+            raise ConfigError(f"{where}: no task is called {name!r}; {nearest(name, [*builtin_tasks(), *points])}")
+        cls = points[name].load()
+    options_type = cls.Options
+    if options_type is None:
+        raise ConfigError(f"{where}: {name} cannot be built from a study file: it declares no Options")
+    options = {str(key): value for key, value in description.items() if key != "name"}
+    try:
+        return cls(options_type(**options))  # type: ignore[call-arg]
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {explain(error, name, options_type.model_fields)}") from error

@@ -1,0 +1,1 @@
+"""The one training loop, its hooks, and optimisers for sparse tables."""

@@ -45,7 +45,7 @@ class FileLayer:
 
     def rename(self, source: Path, target: Path) -> None:
         """Replace `target` by `source` in one step."""
-        os.replace(source, target)
+        source.replace(target)
 
     def sync_folder(self, folder: Path) -> None:
         """Make a rename inside `folder` durable."""
@@ -149,8 +149,13 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_checked(path: Path, digest: str | None = None, limit: int | None = None) -> bytes:
-    """Read a whole regular file that is no link, no larger than `limit`, and whose SHA-256 is `digest`.
+def digest(raw: bytes) -> str:
+    """Return the SHA-256 of bytes, hexadecimal."""
+    return hashlib.sha256(raw).hexdigest()
+
+
+def read_checked(path: Path, expected: str | None = None, limit: int | None = None) -> bytes:
+    """Read a whole regular file that is no link, no larger than `limit`, and whose SHA-256 is `expected`.
 
     Raises:
         ArtifactError: absent, not a regular file, too large, unreadable, or different from what was written.
@@ -166,7 +171,7 @@ def read_checked(path: Path, digest: str | None = None, limit: int | None = None
         if limit is not None and size > limit:
             raise ArtifactError(f"{path} has {size} bytes, more than the {limit} this file may have")
         raw = handle.read()
-    if digest is not None and hashlib.sha256(raw).hexdigest() != digest:
+    if expected is not None and digest(raw) != expected:
         raise ArtifactError(f"{path} was changed or damaged: its SHA-256 differs from the one recorded when written")
     return raw
 
@@ -247,7 +252,7 @@ def parse_yaml(text: str, where: str) -> Any:
     if len(text) > MAX_TEXT_BYTES:
         raise ConfigError(f"{where}: larger than {MAX_TEXT_BYTES} bytes")
     try:
-        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a subclass of SafeLoader
+        return yaml.load(text, Loader=_StrictLoader)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     except (yaml.YAMLError, RecursionError) as error:

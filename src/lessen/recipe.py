@@ -94,9 +94,14 @@ class Recipe:
             check_finite(current, f"the result of step {number + 1} ({step.card.name})")
             ledger.append(
                 StepRecord(
-                    step.card.name, step.model_dump(mode="json"), before, state_bytes(current),
-                    seconds, context.train_seconds, context.findings,
-                )  # fmt: skip
+                    step.card.name,
+                    step.model_dump(mode="json"),
+                    before,
+                    state_bytes(current),
+                    seconds,
+                    context.train_seconds,
+                    context.findings,
+                )
             )
         return current, ledger
 

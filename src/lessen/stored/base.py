@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -47,3 +49,12 @@ def stored(cls: Kind) -> Kind:
         raise ValueError(f"stored class {cls.kind!r} is already registered by {STORED[cls.kind].__qualname__}")
     STORED[cls.kind] = cls
     return cls
+
+
+def load_builtin_kinds() -> dict[str, type[StoredModule]]:
+    """Import every module of this package, so that all built-in kinds are registered, and return the registry."""
+    import lessen.stored as package
+
+    for info in pkgutil.iter_modules(package.__path__, prefix=f"{package.__name__}."):
+        importlib.import_module(info.name)
+    return STORED

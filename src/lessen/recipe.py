@@ -25,6 +25,9 @@ class StepRecord:
     """One line of the step ledger."""
 
     method: str
+    family: str
+    frees: list[str]
+    """What the method claims to save; the report flags a claim that was not borne out."""
     knobs: dict[str, Any]
     bytes_before: int
     bytes_after: int
@@ -95,6 +98,8 @@ class Recipe:
             ledger.append(
                 StepRecord(
                     step.card.name,
+                    step.card.family,
+                    sorted(step.card.frees),
                     step.model_dump(mode="json"),
                     before,
                     state_bytes(current),

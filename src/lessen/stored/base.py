@@ -39,6 +39,10 @@ class StoredModule(nn.Module):
         """Return multiply-adds of one forward that torch's flop counter cannot see (packed operators)."""
         return 0
 
+    def packed_bytes(self) -> int:
+        """Return bytes held outside parameters and buffers, such as an operator's packed copy of the weight."""
+        return 0
+
 
 Kind = TypeVar("Kind", bound=type[StoredModule])
 

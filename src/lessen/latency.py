@@ -1,0 +1,114 @@
+"""Paired timing: reference and compact model alternate in one process, with pinned threads, and the ratio is reported.
+
+Absolute milliseconds drift with the machine; the ratio of two calls made a moment apart does not.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Call = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Result of a paired timing; milliseconds are of one call on one batch."""
+
+    p50_ms: float
+    p95_ms: float
+    reference_p50_ms: float
+    reference_p95_ms: float
+    ratio: float
+    """Median over rounds of compact time / reference time; below 1 is faster."""
+    ratio_low: float
+    ratio_high: float
+    """95 % interval of that median, from order statistics."""
+    batch_examples: int
+    rounds: int
+    threads: int
+
+    @property
+    def throughput_per_s(self) -> float:
+        """Examples a second of the compact model at its median time."""
+        return self.batch_examples / self.p50_ms * 1000.0
+
+
+@contextmanager
+def pinned_threads(threads: int) -> Iterator[None]:
+    """Run a block with torch's operator threads set to `threads`, garbage collection paused, then restore both."""
+    before, collecting = torch.get_num_threads(), gc.isenabled()
+    torch.set_num_threads(threads)
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        if collecting:
+            gc.enable()
+
+
+def compare_latency(
+    reference: Call,
+    compact: Call,
+    inputs: Sequence[Any],
+    *,
+    rounds: int = 40,
+    warmup: int = 4,
+    threads: int = 1,
+    batch_examples: int = 1,
+) -> Latency:
+    """Time two callables in alternation; who goes first changes every round, and inputs rotate so that caches stay honest.
+
+    Args:
+        inputs: batches that both callables are given, one a round.
+        rounds: pairs that count; `warmup` pairs before them do not.
+    """
+    times = np.empty((rounds, 2))
+    with pinned_threads(threads), torch.no_grad():
+        for number in range(-warmup, rounds):
+            batch = inputs[number % len(inputs)]
+            order = ((0, reference), (1, compact))
+            pair = [0.0, 0.0]
+            for which, call in order if number % 2 else reversed(order):
+                start = time.perf_counter()
+                call(batch)
+                pair[which] = time.perf_counter() - start
+            if number >= 0:
+                times[number] = pair
+    milliseconds = times * 1000.0
+    ratios = np.sort(times[:, 1] / times[:, 0])
+    low, high = _median_ranks(rounds)
+    return Latency(
+        p50_ms=float(np.median(milliseconds[:, 1])),
+        p95_ms=float(np.quantile(milliseconds[:, 1], 0.95)),
+        reference_p50_ms=float(np.median(milliseconds[:, 0])),
+        reference_p95_ms=float(np.quantile(milliseconds[:, 0], 0.95)),
+        ratio=float(np.median(ratios)),
+        ratio_low=float(ratios[low]),
+        ratio_high=float(ratios[high]),
+        batch_examples=batch_examples,
+        rounds=rounds,
+        threads=threads,
+    )
+
+
+def _median_ranks(count: int) -> tuple[int, int]:
+    """Return the ranks that bound the median of `count` samples with 95 % confidence (normal approximation)."""
+    half = 1.96 * math.sqrt(count) / 2.0
+    return max(0, math.floor(count / 2.0 - half)), min(count - 1, math.ceil(count / 2.0 + half) - 1)
+
+
+def eager(model: nn.Module, forward: Callable[[nn.Module, Any], Tensor]) -> Call:
+    """Return a callable of one batch that runs `model` the way its task does."""
+    return lambda batch: forward(model, batch)

@@ -1,0 +1,203 @@
+"""A Measurement: quality with its interval and every cost of one model, each figure measured, none assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lessen.environment import environment
+from lessen.errors import TaskError
+from lessen.latency import Latency, compare_latency, eager
+from lessen.memory import Peak, resident_bytes
+from lessen.metrics import Floats, bootstrap_weights
+from lessen.recipe import StepRecord
+from lessen.stored.base import StoredModule
+from lessen.task import Batch, Task
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Metrics of one model on the test split, with the scores they were computed from."""
+
+    values: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    """95 % percentile bootstrap over test examples."""
+    scores: np.ndarray
+    targets: np.ndarray
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs. None means not measured, and the report says so."""
+
+    stored_bytes: int
+    resident_bytes: int
+    params: int
+    macs: int | None
+    """Multiply-adds of one example."""
+    latency_ms_p50: float | None = None
+    latency_ms_p95: float | None = None
+    latency_ratio: float | None = None
+    latency_ratio_ci: tuple[float, float] | None = None
+    throughput_per_s: float | None = None
+    peak_rss_bytes: int | None = None
+    peak_rss_growth_bytes: int | None = None
+    compress_s: float = 0.0
+    train_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One line of `measurements.jsonl`: a recipe, a seed, what it gave and what the reference gives."""
+
+    study: str
+    task: dict[str, Any]
+    recipe: str
+    recipe_hash: str
+    seed: int
+    steps: list[dict[str, Any]]
+    quality: dict[str, float]
+    quality_ci: dict[str, tuple[float, float]]
+    cost: dict[str, Any]
+    reference: dict[str, Any]
+    """`{"quality": ..., "quality_ci": ..., "cost": ...}` of the uncompressed model of the same seed."""
+    data_fingerprint: str
+    env: dict[str, Any] = field(default_factory=environment)
+    status: str = "ok"
+    error: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Return the JSON object of the stable file contract."""
+        return asdict(self)
+
+
+def measure_quality(task: Task, model: nn.Module, *, resamples: int = RESAMPLES) -> Quality:
+    """Judge `model` on the test split with every metric of the task.
+
+    Raises:
+        TaskError: the test split is empty, or a metric is undefined on it (one class only).
+        NonFiniteError: the model produced NaN or infinity.
+    """
+    scores, targets = task.predictions(model, "test")
+    weights = _weights(len(targets), resamples)
+    values, intervals = {}, {}
+    for name, metric in task.metrics.items():
+        values[name] = metric(scores, targets)
+        low, high = np.nanquantile(metric.weighted(scores, targets, weights), (0.025, 0.975))
+        intervals[name] = (float(low), float(high))
+    return Quality(values, intervals, scores, targets)
+
+
+@lru_cache(maxsize=2)
+def _weights(examples: int, resamples: int) -> Floats:
+    return bootstrap_weights(examples, resamples)
+
+
+def measure_cost(
+    task: Task, model: nn.Module, *, stored_bytes: int, ledger: Sequence[StepRecord] = (), peak: Peak | None = None
+) -> Cost:
+    """Return every cost that needs no clock: bytes, parameters and multiply-adds, and the seconds of the ledger."""
+    train_seconds = sum(step.train_seconds for step in ledger)
+    return Cost(
+        stored_bytes=stored_bytes,
+        resident_bytes=resident_bytes(model),
+        params=count_parameters(model),
+        macs=count_macs(task, model),
+        peak_rss_bytes=peak.peak_rss_bytes if peak else None,
+        peak_rss_growth_bytes=peak.growth_bytes if peak else None,
+        compress_s=sum(step.seconds for step in ledger) - train_seconds,
+        train_s=train_seconds,
+    )
+
+
+def measure_latency(
+    task: Task, reference: nn.Module, model: nn.Module, *, rounds: int = 40, threads: int = 1, batches: int = 4
+) -> Latency:
+    """Time `model` against `reference` in alternation on test batches; the same model twice gives the noise floor."""
+    inputs = timing_batches(task, batches)
+    return compare_latency(
+        eager(reference.eval(), task.forward),
+        eager(model.eval(), task.forward),
+        inputs,
+        rounds=rounds,
+        threads=threads,
+        batch_examples=examples_in(task, inputs[0]),
+    )
+
+
+def with_latency(cost: Mapping[str, Any], latency: Latency) -> dict[str, Any]:
+    """Return the cost object with the timing fields filled in."""
+    return {
+        **cost,
+        "latency_ms_p50": latency.p50_ms,
+        "latency_ms_p95": latency.p95_ms,
+        "latency_ratio": latency.ratio,
+        "latency_ratio_ci": (latency.ratio_low, latency.ratio_high),
+        "throughput_per_s": latency.throughput_per_s,
+    }
+
+
+def timing_batches(task: Task, count: int) -> list[Batch]:
+    """Return up to `count` batches of the size of the task's example batch, so that lookups do not repeat ids."""
+    first = task.example_batch()
+    size = examples_in(task, first)
+    batches = [first]
+    for number, batch in enumerate(task.batches("test")):
+        if len(batches) == count:
+            break
+        if number and examples_in(task, batch) == size:
+            batches.append(batch)
+    return batches
+
+
+def examples_in(task: Task, batch: Batch) -> int:
+    """Return the number of examples in a batch."""
+    return int(task.target(batch).shape[0])
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the numbers held by the model: elements of the state, tied ones once, integer codes included."""
+    seen = {(tensor.data_ptr(), tensor.numel()): tensor.numel() for tensor in model.state_dict().values()}
+    return sum(seen.values())
+
+
+def count_macs(task: Task, model: nn.Module) -> int | None:
+    """Return multiply-adds of one example: torch's flop counter plus what packed modules declare.
+
+    Returns None when the counter cannot run the model.
+    """
+    batch = task.example_batch()
+    opaque: list[int] = []
+
+    def count(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if isinstance(module, StoredModule):
+            opaque.append(module.opaque_macs(*inputs))
+
+    handles = [m.register_forward_pre_hook(count) for m in model.modules() if isinstance(m, StoredModule)]
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.no_grad(), counter:
+            task.forward(model, batch)
+    except NotImplementedError:
+        return None
+    finally:
+        for handle in handles:
+            handle.remove()
+    examples = examples_in(task, batch)
+    if not examples:
+        raise TaskError(f"the example batch of task {task.name!r} is empty")
+    return (counter.get_total_flops() // 2 + sum(opaque)) // examples
+
+
+def ledger_records(ledger: Sequence[StepRecord]) -> list[dict[str, Any]]:
+    """Return the step ledger as JSON values."""
+    return [asdict(step) for step in ledger]

@@ -68,7 +68,7 @@ def compare_latency(
     threads: int = 1,
     batch_examples: int = 1,
 ) -> Latency:
-    """Time two callables in alternation; who goes first changes every round, and inputs rotate so that caches stay honest.
+    """Time two callables in alternation; who goes first changes every round, and inputs rotate so caches stay honest.
 
     Args:
         inputs: batches that both callables are given, one a round.

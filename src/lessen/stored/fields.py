@@ -34,3 +34,16 @@ def segments_of(table: nn.Module) -> tuple[Segment, ...]:
     if known is not None:
         return tuple(known)
     return (Segment("all", 0, int(table.num_embeddings)),)  # type: ignore[arg-type]
+
+
+def cover(segments: tuple[Segment, ...], rows: int) -> tuple[Segment, ...]:
+    """Return `segments` in order with the rows that belong to no field added as segments named ''."""
+    parts, end = [], 0
+    for segment in sorted(segments, key=lambda item: item.start):
+        if segment.start > end:
+            parts.append(Segment("", end, segment.start - end))
+        parts.append(segment)
+        end = segment.start + segment.rows
+    if end < rows:
+        parts.append(Segment("", end, rows - end))
+    return tuple(parts)

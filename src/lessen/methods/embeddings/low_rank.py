@@ -1,0 +1,123 @@
+"""Low-rank tables by feature mimicking: narrow rows and a decoder for each field, from frequency-weighted moments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lessen.method import Card, Context, Method
+from lessen.methods import retrain
+from lessen.methods.calibration import count_ids, principal_axes, rank_for, recalibrate_batch_norm
+from lessen.methods.sites import TABLES, Site, blocks, find, module_bytes, replace, require, too_small
+from lessen.stored.embedding import TableShape
+from lessen.stored.low_rank import LowRankEmbedding
+from lessen.task import Task
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Frequency-weighted statistics of one field: mean [dim], variances [dim] falling, axes [dim, dim], lookups."""
+
+    mean: Tensor
+    variances: Tensor
+    axes: Tensor
+    lookups: int
+
+
+class LowRankTables(Method):
+    """Replace rows of d values by k codes; vector = codes @ decoder of the field + mean of the field.
+
+    Source: "Unified Low-rank Compression Framework for CTR Prediction", KDD 2024 (arXiv 2405.18146), atomic feature
+    mimicking: eigenvectors of the covariance of the looked-up rows, so that frequent ids decide the subspace. The
+    moments come in closed form from id counts of the train split. As in the paper one rank serves all fields; it is
+    given, or the smallest that keeps the share `energy` of the variance that lookups see. Difference: the decoder is
+    not fused into the next layer, because an interaction layer usually reads the same vectors.
+    """
+
+    card = Card(
+        name="emb-low-rank",
+        family="embeddings",
+        summary="Store k codes a row and decode them by a small matrix for each field.",
+        acts_on=TABLES,
+        source="KDD 2024, arXiv 2405.18146 (atomic feature mimicking)",
+        needs=frozenset({"calibration"}),
+        frees=frozenset({"bytes"}),
+        tags=frozenset({"post-training", "tables"}),
+    )
+    rank: int | None = Field(None, ge=1, le=4096, description="codes a row; none: from energy")
+    energy: float = Field(
+        0.95, gt=0, le=1, description="share of the looked-up variance to keep, when no rank is given"
+    )
+    fine_tune_epochs: int = Field(0, ge=0, le=1000, description="epochs of training after the replacement")
+    min_rows: int = Field(200, ge=2, le=10**9, description="smaller tables stay as they are")
+
+    def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
+        """Count, decompose and replace. Raises NothingMatchedError; TaskError when training is asked and absent."""
+        sites = require(find(model, TABLES, context, self._reject), self, model, context)
+        replaced = []
+        for site, counts in zip(sites, count_ids(model, task, sites), strict=True):
+            made = self._decompose(site, counts, context)
+            if made is not None:
+                model = replace(model, site, made)
+                replaced.append(site)
+        require(replaced, self, model, context)
+        recalibrate_batch_norm(model, task, None)
+        if self.fine_tune_epochs:
+            retrain.train(model, task, context, epochs=self.fine_tune_epochs)
+        return model
+
+    def _reject(self, table: Any) -> str | None:
+        padding = table.padding_idx
+        if self.rank is not None and self.rank >= table.embedding_dim:
+            return f"has {table.embedding_dim} columns, rank {self.rank} is no reduction"
+        if table.embedding_dim == 1:
+            return "has one column (first-order weights)"
+        if padding is not None and bool(table.weight.detach()[padding].any()):
+            return "its padding row is not zero"
+        return too_small(table, self.min_rows)
+
+    def _decompose(self, site: Site, counts: Tensor, context: Context) -> LowRankEmbedding | None:
+        shape = TableShape.of(site.module)
+        weight = site.module.weight.detach().double()
+        parts = [
+            weighted_axes(weight[b.start : b.start + b.rows], counts[b.start : b.start + b.rows]) for b in blocks(shape)
+        ]
+        seen = torch.stack([part.variances * part.lookups for part in parts]).sum(dim=0)
+        rank = self.rank or rank_for(seen, self.energy)
+        made = LowRankEmbedding(shape, rank)
+        before, after = module_bytes(site.module), module_bytes(made)
+        if rank >= shape.dim or after >= before:
+            why = f"rank {rank} of {shape.dim} takes {after} bytes instead of {before}"
+            context.findings.setdefault("skipped", {})[site.path] = why
+            return None
+        _fill(made, weight, parts)
+        kept = float(seen[:rank].sum() / seen.sum()) if float(seen.sum()) else 1.0
+        context.findings.setdefault("tables", {})[site.path] = {"rank": rank, "energy": round(kept, 6)}
+        return made
+
+
+def weighted_axes(rows: Tensor, counts: Tensor) -> Axes:
+    """Return mean, variances and axes of rows [n, dim] float64, each counted as often as it was looked up.
+
+    Rows that were never looked up count once altogether evenly if none was.
+    """
+    total = int(counts.sum())
+    shares = counts.double() / total if total else torch.full((len(rows),), 1.0 / len(rows), dtype=torch.float64)
+    mean = shares @ rows
+    centred = rows - mean
+    variances, axes = principal_axes(centred.t() @ (shares.unsqueeze(1) * centred))
+    return Axes(mean, variances, axes, total)
+
+
+@torch.no_grad()
+def _fill(made: LowRankEmbedding, weight: Tensor, parts: list[Axes]) -> None:
+    for number, (block, part) in enumerate(zip(made.blocks, parts, strict=True)):
+        rows = slice(block.start, block.start + block.rows)
+        basis = part.axes[:, : made.rank]
+        made.table.weight[rows] = ((weight[rows] - part.mean) @ basis).float()
+        made.decoder[number] = basis.t().float()
+        made.mean[number] = part.mean.float()

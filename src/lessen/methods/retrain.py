@@ -1,0 +1,57 @@
+"""How training-time methods start and train: from a fresh build where that is possible, by the one loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from lessen.errors import TaskError
+from lessen.method import Context
+from lessen.stored.base import StoredModule
+from lessen.task import Task
+
+if TYPE_CHECKING:
+    from lessen.train.fit import Hook
+
+
+def fresh(model: nn.Module, task: Task, context: Context) -> nn.Module:
+    """Return an untrained model of the same architecture, or `model` itself when an earlier step changed it.
+
+    What was done is recorded in `context.findings["start"]`: "fresh build" or "given model".
+    """
+    if not any(isinstance(module, StoredModule) for module in model.modules()):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(context.seed)
+            built = task.build()
+        if _shapes(built) == _shapes(model):
+            context.findings["start"] = "fresh build"
+            return built
+    context.findings["start"] = "given model"
+    return model
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def train(
+    model: nn.Module, task: Task, context: Context, epochs: int | None = None, hooks: tuple[Hook, ...] = ()
+) -> None:
+    """Train `model` in place by the task's settings (at most `epochs`), leaving torch's global generator as it was.
+
+    Raises:
+        TaskError: the task cannot train.
+    """
+    if "training" not in task.provides:
+        raise TaskError(f"task {task.name!r} cannot train; set fine_tune_epochs to 0 or give it a train split")
+    settings = task.settings if epochs is None else dataclasses.replace(task.settings, epochs=epochs)
+    start = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(context.seed)
+        result = task.train(model, seed=context.seed, settings=settings, hooks=hooks, log=context.log)
+    context.train_seconds += time.perf_counter() - start
+    context.findings["trained"] = {"epochs": result.epochs, "best_epoch": result.best_epoch}

@@ -1,0 +1,138 @@
+"""Where methods act: modules found by type, the reasons to leave one alone, and their replacement."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils.parametrize import is_parametrized
+
+from lessen.method import Context, Method
+from lessen.stored.embedding import TableShape
+from lessen.stored.fields import Segment, cover
+
+TABLES = (nn.Embedding, nn.EmbeddingBag)
+FUSED_PARENTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+"""Modules whose fused path reads `child.weight` directly, so that a replaced child would not be called."""
+
+Found = TypeVar("Found", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One module to act on and every path it can be reached by (a shared module has several)."""
+
+    paths: tuple[str, ...]
+    module: Any
+
+    @property
+    def path(self) -> str:
+        """The first path, used to name the site in findings."""
+        return self.paths[0] or "the model itself"
+
+
+def find(
+    model: nn.Module, kinds: tuple[type[nn.Module], ...], context: Context,
+    reject: Callable[[Any], str | None] | None = None,
+) -> list[Site]:  # fmt: skip
+    """Return the modules of `kinds` that can be replaced; the others go to `context.findings["skipped"]`, each
+    with its reason. `reject` adds the caller's own reason for a module, or None to accept it.
+    """
+    owners = _parameter_owners(model)
+    children_of_fused = {id(c) for m in model.modules() if isinstance(m, FUSED_PARENTS) for c in m.children()}
+    sites: list[Site] = []
+    for module, paths in _paths(model).items():
+        if not isinstance(module, kinds):
+            continue
+        reason = _obstacle(module, kinds, owners)
+        if reason is None and id(module) in children_of_fused:
+            reason = "its parent's fused path reads the weight directly"
+        if reason is None and reject is not None:
+            reason = reject(module)
+        if reason is None:
+            sites.append(Site(tuple(paths), module))
+        else:
+            context.findings.setdefault("skipped", {})[paths[0] or "the model itself"] = reason
+    return sites
+
+
+def _paths(model: nn.Module) -> dict[nn.Module, list[str]]:
+    paths: dict[nn.Module, list[str]] = defaultdict(list)
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths[module].append(path)
+    return paths
+
+
+def _parameter_owners(model: nn.Module) -> dict[int, int]:
+    """Return in how many modules each parameter is registered."""
+    counts: dict[int, int] = defaultdict(int)
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            counts[id(parameter)] += 1
+    return counts
+
+
+def _obstacle(module: Any, kinds: Sequence[type[nn.Module]], owners: dict[int, int]) -> str | None:
+    """Say why a module cannot be replaced by a compact form without changing what the model does, or None."""
+    base = next(kind for kind in kinds if isinstance(module, kind))
+    if is_parametrized(module):
+        return "is parametrised; remove the parametrisation first"
+    if type(module).forward is not base.forward:
+        return f"is a {type(module).__name__} with a forward of its own"
+    if isinstance(module, NonDynamicallyQuantizableLinear):
+        return "its weight is read directly by attention"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "carries forward hooks that a replacement would lose"
+    weight = module.weight
+    if not isinstance(weight, torch.Tensor) or weight.layout != torch.strided or weight.is_meta:
+        return "its weight is sparse, lazy or has no memory"
+    if not weight.is_floating_point() or weight.numel() == 0:
+        return "its weight is empty or not floating point"
+    if any(owners[id(parameter)] > 1 for parameter in module.parameters(recurse=False)):
+        return "its weight is tied to another module"
+    if getattr(module, "max_norm", None) is not None:
+        return "renormalises its rows at lookup (max_norm)"
+    return None
+
+
+def require(sites: list[Site], method: Method, model: nn.Module, context: Context) -> list[Site]:
+    """Return `sites`, or raise NothingMatchedError that lists why each candidate was left alone."""
+    if sites:
+        return sites
+    skipped = context.findings.get("skipped", {})
+    why = "; ".join(f"{path}: {reason}" for path, reason in list(skipped.items())[:4])
+    raise method.nothing_matched(model, why)
+
+
+def replace(model: nn.Module, site: Site, new: nn.Module) -> nn.Module:
+    """Put `new` wherever the site's module is, and return the model (which is `new` if the site is the root)."""
+    new.train(site.module.training)
+    for path in site.paths:
+        if path == "":
+            return new
+        parent_path, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent_path), name, new)
+    return model
+
+
+def module_bytes(module: nn.Module) -> int:
+    """Return the bytes of a module's parameters and buffers."""
+    tensors: Iterable[torch.Tensor] = [*module.parameters(), *module.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def blocks(shape: TableShape) -> tuple[Segment, ...]:
+    """Return the fields of a table with the rows of no field between them."""
+    return cover(shape.segments or (Segment("all", 0, shape.rows),), shape.rows)
+
+
+def too_small(table: Any, min_rows: int) -> str | None:
+    """Return the reason to leave a table of few rows alone, or None."""
+    return (
+        f"has {table.num_embeddings} rows, fewer than min_rows {min_rows}" if table.num_embeddings < min_rows else None
+    )

@@ -1,0 +1,144 @@
+"""What the compact forms of `nn.Embedding` and `nn.EmbeddingBag` share: sizes, bags, fields and a dense view."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lessen.stored import checks
+from lessen.stored.base import StoredModule
+from lessen.stored.fields import Segment, segments_of
+
+
+class TableShape:
+    """Sizes and pooling of a table, read from a module or from a configuration."""
+
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, mode: str | None = None,
+        include_last_offset: bool = False, segments: Any = (),
+    ) -> None:  # fmt: skip
+        self.rows = checks.whole("num_embeddings", num_embeddings, 1)
+        self.dim = checks.whole("embedding_dim", embedding_dim, 1, 2**20)
+        checks.elements("a table", self.rows, self.dim)
+        self.padding_idx = checks.row_index("padding_idx", padding_idx, self.rows)
+        self.mode = None if mode is None else checks.one_of("mode", mode, ("sum", "mean", "max"))
+        self.include_last_offset = bool(checks.one_of("include_last_offset", include_last_offset, (False, True)))
+        self.segments = checks.segments(segments, self.rows)
+
+    @classmethod
+    def of(cls, table: nn.Module) -> TableShape:
+        """Read the shape of an `nn.Embedding`, `nn.EmbeddingBag` or stored embedding."""
+        if isinstance(table, StoredEmbedding):
+            return table.shape
+        fields = segments_of(table) if hasattr(table, "segments") else ()
+        rows, dim = int(table.num_embeddings), int(table.embedding_dim)  # type: ignore[arg-type]
+        padding: Any = table.padding_idx
+        if isinstance(table, nn.EmbeddingBag):
+            return cls(rows, dim, padding, table.mode, table.include_last_offset, fields)
+        return cls(rows, dim, padding, segments=fields)
+
+    def config(self) -> dict[str, Any]:
+        """Return the JSON values that the constructor takes."""
+        return {
+            "num_embeddings": self.rows, "embedding_dim": self.dim, "padding_idx": self.padding_idx,
+            "mode": self.mode, "include_last_offset": self.include_last_offset,
+            "segments": [list(segment) for segment in self.segments],
+        }  # fmt: skip
+
+
+SHAPE_KEYS = ("num_embeddings", "embedding_dim", "padding_idx", "mode", "include_last_offset", "segments")
+
+
+def split_config(config: Mapping[str, Any]) -> tuple[TableShape, dict[str, Any]]:
+    """Return the table's shape and the remaining keys of a configuration. Raises TypeError or ValueError."""
+    known = {key: config[key] for key in SHAPE_KEYS if key in config}
+    return TableShape(**known), {key: value for key, value in config.items() if key not in known}
+
+
+class StoredEmbedding(StoredModule):
+    """A drop-in for `nn.Embedding` (`mode` None) or `nn.EmbeddingBag`; subclasses implement `lookup`.
+
+    `forward(ids)` takes int32 or int64 ids of any shape [*] and returns float32 [*, dim]; with a mode it takes
+    `ids, offsets, per_sample_weights` exactly as `nn.EmbeddingBag` does and returns [bags, dim].
+    """
+
+    def __init__(self, shape: TableShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.num_embeddings, self.embedding_dim = shape.rows, shape.dim
+        self.padding_idx, self.mode = shape.padding_idx, shape.mode
+        self.include_last_offset = shape.include_last_offset
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Fields of the table; one over all rows if it has none."""
+        return self.shape.segments or (Segment("all", 0, self.num_embeddings),)
+
+    def config(self) -> dict[str, Any]:
+        """Return the shape of the table, and what `extra_config` of the subclass adds."""
+        return {**self.shape.config(), **self.extra_config()}
+
+    def extra_config(self) -> dict[str, Any]:
+        """Return the JSON values that the constructor takes after the shape."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> StoredEmbedding:
+        """Build an empty twin. Raises ValueError or TypeError for values that make no sense."""
+        shape, extra = split_config(config)
+        return cls(shape, **extra)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Return the row of each id: [*] to float32 [*, dim]."""
+        raise NotImplementedError(f"{type(self).__name__}.lookup")
+
+    def forward(self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
+        """Return rows, or bags of rows when the table replaced an `nn.EmbeddingBag`."""
+        if self.mode is None:
+            return self.lookup(ids)
+        return self._pool(ids, offsets, per_sample_weights)
+
+    def _pool(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:
+        flat, offsets, weights = flat_bags(ids, offsets, weights)
+        count = flat.numel()
+        # the bag operator pools looked-up rows; padding points at an appended row that it leaves out
+        rows = torch.cat([self.lookup(flat), torch.zeros(1, self.embedding_dim, device=ids.device)])
+        positions = torch.arange(count, dtype=offsets.dtype, device=ids.device)
+        if self.padding_idx is not None:
+            positions = positions.masked_fill(flat == self.padding_idx, count)
+        return functional.embedding_bag(
+            positions, rows, offsets, mode=str(self.mode), per_sample_weights=weights,
+            include_last_offset=self.include_last_offset, padding_idx=count,
+        )  # fmt: skip
+
+    def dequantise(self) -> Tensor:
+        """Return the dense table [num_embeddings, dim], float32."""
+        with torch.no_grad():
+            return self.lookup(torch.arange(self.num_embeddings, device=next(iter(self.state_dict().values())).device))
+
+    def extra_repr(self) -> str:
+        """Show the sizes when printed."""
+        return ", ".join(f"{key}={value}" for key, value in self.config().items() if key != "segments")
+
+
+def flat_bags(ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Turn [bags, length] ids into flat ids and offsets; flat ids need offsets. Raises ValueError."""
+    if ids.dim() == 2:
+        if offsets is not None:
+            raise ValueError("offsets must be None when the ids are [bags, length]")
+        bags, length = ids.shape
+        offsets = torch.arange(bags, dtype=ids.dtype, device=ids.device) * length
+        return ids.reshape(-1), offsets, None if weights is None else weights.reshape(-1)
+    if ids.dim() != 1 or offsets is None:
+        raise ValueError(f"a bag lookup needs [bags, length] ids, or flat ids with offsets; found {tuple(ids.shape)}")
+    return ids, offsets.to(ids.dtype), weights
+
+
+def inner_table(rows: int, dim: int, weight: Tensor | None = None) -> nn.Embedding:
+    """Return a plain `nn.Embedding` holding `weight` [rows, dim], or zeros (pages are not touched)."""
+    values = torch.zeros(rows, dim) if weight is None else weight.detach().float().contiguous()
+    return nn.Embedding(rows, dim, _weight=values)

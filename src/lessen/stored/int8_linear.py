@@ -1,0 +1,116 @@
+"""A linear layer with int8 weights (a scale for each output) and int8 activations quantised as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lessen.stored import checks
+from lessen.stored.base import StoredModule, stored
+
+GRANULARITIES = ("row", "tensor")
+
+
+@stored
+class Int8Linear(StoredModule):
+    """State: `codes` int8 [out, in], `scales` float32 [out], `bias` float32 [out]; weight = scales * codes.
+
+    `activations`:
+        "row"     each example has its own scale and integer products run in `torch._int_mm`: an example's output
+                  does not depend on its batch.
+        "tensor"  one scale for the batch, torch's fused `linear_dynamic`: faster, coarser, and the output of an
+                  example moves slightly with its batch.
+    The packed operand that "tensor" needs is made at first use and never saved. Where a gradient with respect to
+    the input is asked for, the dequantised weight is used.
+    """
+
+    kind = "int8-linear"
+    codes: Tensor
+    scales: Tensor
+    bias: Tensor
+
+    def __init__(self, in_features: int, out_features: int, activations: str = "row") -> None:
+        super().__init__()
+        self.in_features = checks.whole("in_features", in_features, 1, 2**24)
+        self.out_features = checks.whole("out_features", out_features, 1, 2**24)
+        checks.elements("a weight", self.in_features, self.out_features)
+        self.activations = str(checks.one_of("activations", activations, GRANULARITIES))
+        self.register_buffer("codes", torch.zeros(self.out_features, self.in_features, dtype=torch.int8))
+        self.register_buffer("scales", torch.zeros(self.out_features))
+        self.register_buffer("bias", torch.zeros(self.out_features))
+        self._packed: tuple[Any, Any] | None = None
+
+    def config(self) -> dict[str, Any]:
+        """Return the sizes and the granularity of activations."""
+        return {
+            "in_features": self.in_features, "out_features": self.out_features, "activations": self.activations,
+        }  # fmt: skip
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Int8Linear:
+        """Build an empty twin. Raises ValueError or TypeError for sizes that make no sense."""
+        return cls(**config)
+
+    @classmethod
+    def from_dense(cls, layer: nn.Linear, activations: str = "row") -> Int8Linear:
+        """Round each output's weights to the grid max|w| / 127, symmetric; an all-zero output keeps scale 1."""
+        made = cls(layer.in_features, layer.out_features, activations)
+        weight = layer.weight.detach().float()
+        largest = weight.abs().amax(dim=1)
+        made.scales.copy_(torch.where(largest > 0, largest / 127.0, torch.ones_like(largest)))
+        made.codes.copy_(torch.round(weight / made.scales.unsqueeze(1)).clamp_(-127, 127).to(torch.int8))
+        if layer.bias is not None:
+            made.bias.copy_(layer.bias.detach())
+        return made
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map float [*, in] to float32 [*, out]."""
+        if torch.is_grad_enabled() and inputs.requires_grad:
+            return functional.linear(inputs, self.dequantise(), self.bias)
+        flat = inputs.reshape(-1, self.in_features).float()
+        if flat.shape[0] == 0:
+            wide = flat.new_zeros(0, self.out_features)
+        else:
+            wide = self._by_row(flat) if self.activations == "row" else self._by_tensor(flat)
+        return wide.reshape(*inputs.shape[:-1], self.out_features)
+
+    def _by_row(self, flat: Tensor) -> Tensor:
+        scale = flat.abs().amax(dim=1, keepdim=True).clamp_(min=1e-30) / 127.0
+        quantised = torch.round(flat / scale).to(torch.int8)
+        products = torch._int_mm(quantised, self.codes.t())
+        return torch.addcmul(self.bias, products.float(), scale * self.scales)
+
+    def _by_tensor(self, flat: Tensor) -> Tensor:
+        result: Tensor = torch.ops.quantized.linear_dynamic(flat, self._operand(), False)
+        return result
+
+    def _operand(self) -> Any:
+        """Return torch's packed weight, made anew when a buffer changed."""
+        tensors = (self.codes, self.scales, self.bias)
+        version = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+        if self._packed is None or self._packed[0] != version:
+            weight = torch._make_per_channel_quantized_tensor(
+                self.codes, self.scales.double(), torch.zeros(self.out_features, dtype=torch.int64), 0
+            )
+            self._packed = (version, torch.ops.quantized.linear_prepack(weight, self.bias))
+        return self._packed[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the packed operand out of copies and pickles; it is made again where it is used."""
+        return {**self.__dict__, "_packed": None}
+
+    def packed_bytes(self) -> int:
+        """Return the bytes of the packed operand held beside the buffers."""
+        return 0 if self._packed is None else self.codes.numel()
+
+    def dequantise(self) -> Tensor:
+        """Return the dense weight [out, in], float32."""
+        return self.codes.float() * self.scales.unsqueeze(1)
+
+    def opaque_macs(self, *inputs: Any) -> int:
+        """Return multiply-adds of one forward of float [*, in], which the flop counter does not see."""
+        return int(inputs[0].numel() // self.in_features) * self.in_features * self.out_features

@@ -1,0 +1,146 @@
+"""Torch's row-wise quantised layout: pack, unpack and look up tables of 8, 4 or 2 bit rows.
+
+    8 bit row:     D codes    | scale fp32 | bias fp32      D + 8 bytes
+    4/2 bit row:   D*b/8 code | scale fp16 | bias fp16      D*b/8 + 4 bytes, element 0 in the low bits
+
+value = scale * code + bias. The packing and lookup operators are torch's own (`quantized::embedding_bag_*`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BITS = (8, 4, 2)
+_OPERATOR = {8: "byte", 4: "4bit", 2: "2bit"}
+SPLIT_ABOVE = 16_384
+"""Lookups from which the single-threaded 4 and 2 bit operators are split over threads."""
+HALF_MAX = 65_504.0
+
+
+def row_bytes(dim: int, bits: int) -> int:
+    """Return the bytes of one packed row of `dim` values; odd widths are padded to whole bytes."""
+    return dim + 8 if bits == 8 else padded(dim, bits) * bits // 8 + 4
+
+
+def padded(dim: int, bits: int) -> int:
+    """Return `dim` rounded up to the number of codes that fill whole bytes."""
+    group = 8 // bits
+    return -(-dim // group) * group
+
+
+def representable(weight: Tensor, bits: int) -> bool:
+    """Tell whether every row's range fits its parameters: fp32 for 8 bit rows, fp16 below."""
+    low, high = weight.amin(dim=1).double(), weight.amax(dim=1).double()
+    if bits == 8:
+        return bool(((high - low) <= torch.finfo(torch.float32).max).all())
+    scale = (high - low) / (2**bits - 1)
+    return bool((low.abs() <= HALF_MAX).all() and (scale <= HALF_MAX).all())
+
+
+def pack(weight: Tensor, bits: int, greedy: bool = False) -> Tensor:
+    """Quantise float32 rows [N, D] to packed bytes uint8 [N, row_bytes(D, bits)].
+
+    `greedy` narrows each row's range while its squared error falls (4 and 2 bits; arXiv 1911.02079).
+
+    Raises:
+        ValueError: a row's range does not fit the parameters of this layout (see `representable`).
+    """
+    if not representable(weight, bits):
+        raise ValueError(f"rows reach beyond the range that {bits} bit row parameters can hold; use 8 bits")
+    weight = weight.detach().float()
+    extra = padded(weight.shape[1], bits) - weight.shape[1]
+    if extra:
+        # a repeated value never widens the range of its row
+        weight = torch.cat([weight, weight[:, -1:].expand(-1, extra)], dim=1)
+    operator = getattr(torch.ops.quantized, f"embedding_bag_{_OPERATOR[bits]}_prepack")
+    packed: Tensor = operator(weight.contiguous(), greedy) if bits < 8 else operator(weight.contiguous())
+    return packed
+
+
+def codes(packed: Tensor, dim: int, bits: int) -> Tensor:
+    """Return the integer codes uint8 [N, dim] of packed rows."""
+    tail = 8 if bits == 8 else 4
+    raw: Tensor = packed[:, : packed.shape[1] - tail]
+    if bits == 8:
+        return raw
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
+    spread: Tensor = (raw.unsqueeze(-1) >> shifts) & (2**bits - 1)
+    return spread.reshape(len(packed), -1)[:, :dim]
+
+
+def scales(packed: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Return (scale, bias), float32 [N, 1] each, of packed rows."""
+    tail = 8 if bits == 8 else 4
+    kind = torch.float32 if bits == 8 else torch.float16
+    parameters = packed[:, packed.shape[1] - tail :].contiguous().view(kind).float()
+    return parameters[:, :1], parameters[:, 1:]
+
+
+def unpack(packed: Tensor, dim: int, bits: int) -> Tensor:
+    """Return the float32 rows [N, dim] of packed rows, on any device; the operators may differ by one rounding."""
+    scale, bias = scales(packed, bits)
+    rows: Tensor = codes(packed, dim, bits).float() * scale + bias
+    return rows
+
+
+def look_up(
+    packed: Tensor, bits: int, ids: Tensor, offsets: Tensor, weights: Tensor | None = None, last: bool = False
+) -> Tensor:
+    """Return sums of bags of rows, float32 [bags, padded dim].
+
+    Args:
+        ids: int32 or int64 [n]; offsets: same dtype, start of each bag; weights: float32 [n] or None.
+        last: the last offset is the end of the last bag, not a bag (`include_last_offset`).
+
+    The 4 and 2 bit operators run on one thread however many torch has: large calls are split here.
+    """
+    threads = torch.get_num_threads()
+    if bits == 8 or threads == 1 or ids.numel() < SPLIT_ABOVE:
+        return _bag(packed, bits, ids, offsets, weights, last)
+    ends = offsets if last else torch.cat([offsets, offsets.new_tensor([ids.numel()])])
+    bags = ends.numel() - 1
+    cuts = [bags * part // threads for part in range(threads + 1)]
+    parts = [
+        _Part(packed, bits, ids, ends, weights, first, stop) for first, stop in itertools.pairwise(cuts) if stop > first
+    ]
+    futures = [_pool(threads).submit(part) for part in parts[1:]]
+    return torch.cat([parts[0](), *(future.result() for future in futures)])
+
+
+class _Part:
+    """The bags `first` to `stop` of one lookup, to be run on some thread."""
+
+    def __init__(
+        self, packed: Tensor, bits: int, ids: Tensor, ends: Tensor, weights: Tensor | None, first: int, stop: int
+    ) -> None:
+        start, end = int(ends[first]), int(ends[stop])
+        self.arguments = (packed, bits, ids[start:end], ends[first : stop + 1] - start)
+        self.weights = None if weights is None else weights[start:end]
+
+    def __call__(self) -> Tensor:
+        return _bag(*self.arguments, self.weights, True)
+
+
+def _bag(packed: Tensor, bits: int, ids: Tensor, offsets: Tensor, weights: Tensor | None, last: bool) -> Tensor:
+    operator = getattr(torch.ops.quantized, f"embedding_bag_{_OPERATOR[bits]}_rowwise_offsets")
+    result: Tensor = operator(packed, ids, offsets, False, 0, False, weights, None, last)
+    return result
+
+
+_pools: dict[tuple[int, int], Any] = {}
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Return this process's worker threads; keyed by process because threads do not survive a fork."""
+    key = (os.getpid(), threads)
+    if key not in _pools:
+        _pools.clear()
+        _pools[key] = ThreadPoolExecutor(max_workers=threads - 1, thread_name_prefix="lessen-lookup")
+    pool: ThreadPoolExecutor = _pools[key]
+    return pool

@@ -1,1 +1,0 @@
-"""Methods that shrink passes of a language model."""

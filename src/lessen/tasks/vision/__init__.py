@@ -1,0 +1,1 @@
+"""Image classification: a plain vision Transformer and CIFAR-10."""

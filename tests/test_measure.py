@@ -48,7 +48,7 @@ def test_quality_has_intervals_around_the_value(toy):
     for name, value in quality.values.items():
         low, high = quality.intervals[name]
         assert low < value < high
-    assert len(quality.scores) == len(quality.targets) == 500
+    assert len(quality.scores) == len(quality.targets) == 2000
 
 
 def test_quality_interval_is_the_same_twice(toy):
@@ -95,7 +95,7 @@ def test_non_finite_scores_are_refused(toy):
     model = toy.build()
     with torch.no_grad():
         model.out.bias.fill_(float("nan"))
-    with pytest.raises(NonFiniteError, match="500 of 500 test scores"):
+    with pytest.raises(NonFiniteError, match="2000 of 2000 test scores"):
         measure_quality(toy, model)
 
 

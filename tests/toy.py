@@ -33,9 +33,9 @@ class ToyTask(Task):
 
     name = "toy"
     metrics = {"auc": AUC, "logloss": LOGLOSS}
-    settings = FitSettings(epochs=3, learning_rate=0.02)
+    settings = FitSettings(epochs=8, learning_rate=0.02)
 
-    def __init__(self, rows: int = 64, examples: int = 2000, batch: int = 250) -> None:
+    def __init__(self, rows: int = 64, examples: int = 8000, batch: int = 250) -> None:
         generator = np.random.default_rng(0)
         self.rows, self.batch = rows, batch
         ids = generator.integers(0, rows, size=(examples, 2))

@@ -1,5 +1,57 @@
-"""lessen makes trained models cost less, and proves what that cost in quality."""
+"""lessen makes trained models cost less, and proves what that cost in quality.
+
+    result = lessen.compress(model, task, {"emb-rowwise-quant": {"bits": 4}})
+    print(result)                                   # the whole trade in one table
+    result.save("out/small")
+    small = lessen.load("out/small", model=MyNet())
+"""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from lessen.artifact import load, save, verify
+    from lessen.trade import Trade, compare, compress
+    from lessen.errors import LessenError
+    from lessen.method import Card, Context, Method
+    from lessen.metrics import ACCURACY, AUC, LOGLOSS, MSE, Metric
+    from lessen.recipe import Recipe
+    from lessen.task import Task
+    from lessen.tasks import get_task
+    from lessen.train.fit import FitSettings
+
+_HOMES = {
+    "lessen.artifact": ("load", "save", "verify"),
+    "lessen.trade": ("Trade", "compare", "compress"),
+    "lessen.errors": ("LessenError",),
+    "lessen.method": ("Card", "Context", "Method"),
+    "lessen.metrics": ("ACCURACY", "AUC", "LOGLOSS", "MSE", "Metric"),
+    "lessen.recipe": ("Recipe",),
+    "lessen.task": ("Task",),
+    "lessen.tasks": ("get_task",),
+    "lessen.train.fit": ("FitSettings",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: RUF022 - grouped as a reader meets them
+    "Task", "Method", "Card", "Context", "Recipe", "FitSettings", "Metric", "AUC", "LOGLOSS", "ACCURACY", "MSE",
+    "get_task", "compress", "compare", "Trade", "save", "load", "verify", "LessenError",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home on first use, so that `import lessen` stays light."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'lessen' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted([*globals(), *__all__])

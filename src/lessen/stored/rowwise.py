@@ -100,7 +100,7 @@ def look_up(
 
     The 4 and 2 bit operators run on one thread however many torch has: large calls are split here.
     """
-    threads = torch.get_num_threads()
+    ids, threads = ids.contiguous(), torch.get_num_threads()
     if bits == 8 or threads == 1 or ids.numel() < SPLIT_ABOVE:
         return _bag(packed, bits, ids, offsets, weights, last)
     ends = offsets if last else torch.cat([offsets, offsets.new_tensor([ids.numel()])])

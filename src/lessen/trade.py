@@ -1,0 +1,211 @@
+"""The two calls most people need: compress a model, or compare two, and get the whole trade in one table.
+
+trade = lessen.compress(model, task, {"emb-rowwise-quant": {"bits": 4}}, margin=0.003)
+print(trade)
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lessen import artifact, files
+from lessen.errors import ConfigError
+from lessen.log import SILENT, Log
+from lessen.measure import (
+    Cost,
+    Measurement,
+    Quality,
+    ledger_records,
+    measure_cost,
+    measure_latency,
+    measure_quality,
+    with_latency,
+)
+from lessen.method import Method
+from lessen.recipe import Recipe, StepRecord
+from lessen.task import Task
+from lessen.verdict import Difference, Judgement, PairedBootstrap, judge, no_better_than_chance, resolution
+
+Steps = Recipe | Method | str | Mapping[str, Any] | Sequence[Method | str | Mapping[str, Any]]
+
+ROWS = (
+    ("stored bytes", "stored_bytes", "{:,.0f}"),
+    ("resident bytes", "resident_bytes", "{:,.0f}"),
+    ("numbers held", "params", "{:,.0f}"),
+    ("multiply-adds", "macs", "{:,.0f}"),
+    ("milliseconds (p50)", "latency_ms_p50", "{:.3f}"),
+)
+
+
+@dataclass(frozen=True)
+class Trade:
+    """A compact model, what it costs and how good it is beside the model it came from.
+
+    The model is a private copy; `print(trade)` shows the table, `trade.save(path)` writes an artifact.
+    """
+
+    model: nn.Module
+    base: nn.Module
+    task: Task
+    recipe: Recipe
+    measurement: Measurement
+    differences: dict[str, Difference]
+    """Compact minus reference for each metric, with a paired 95 % interval."""
+    judgement: Judgement
+    margin: float
+
+    @property
+    def verdict(self) -> str:
+        """`within margin`, `worse` or `not enough data to say`."""
+        return self.judgement.verdict
+
+    def save(self, path: Path | str) -> int:
+        """Write an artifact to the new directory `path` and return its stored bytes. Raises OutputError."""
+        return artifact.save(
+            path,
+            self.model,
+            self.base,
+            task=self.task.describe() if self.task.Options else None,
+            probe=self.task.inputs(self.task.example_batch()),
+            extra={
+                "recipe.yaml": files.dump_yaml(self.recipe.describe()),
+                "measurement.json": files.dump_json(self.measurement.record()),
+                "card.md": self.card(),
+            },
+        )
+
+    def __str__(self) -> str:
+        """Return the trade table: before, after, and the ratio or the difference with its interval."""
+        before, after = self.measurement.reference["cost"], self.measurement.cost
+        lines = [f"{'':20}{'before':>14}{'after':>14}   change"]
+        for label, key, form in ROWS:
+            lines.append(_cost_row(label, form, before[key], after[key], self._timing_interval(key)))
+        for name, difference in self.differences.items():
+            start = self.measurement.reference["quality"][name]
+            lines.append(
+                f"{name:20}{start:>14.4f}{self.measurement.quality[name]:>14.4f}   {difference.value:+.4f} "
+                f"[{_signed(difference.low)}, {_signed(difference.high)}]"
+            )
+        lines.append(f"{self.task.primary}: {self.judgement.verdict} - {self.judgement.reason}")
+        return "\n".join(lines)
+
+    def card(self) -> str:
+        """Return the model card: the trade, the steps, and how to load it."""
+        steps = "\n".join(
+            f"- `{name}` {knobs}" for step in self.recipe.describe()["steps"] for name, knobs in step.items()
+        )
+        argument = "" if self.task.Options else ", model=YourModel()"
+        return (
+            f"# {self.recipe.name} on {self.task.name}\n\n```text\n{self}\n```\n\n"
+            f"## Steps\n\n{steps or '- none: the uncompressed model'}\n\n"
+            f"## Load\n\n```python\nimport lessen\n\nmodel = lessen.load(path{argument})\n```\n\n"
+            f"Test examples: {self._examples()}. Timings: {self._machine()}.\n"
+        )
+
+    def _timing_interval(self, key: str) -> tuple[float, float] | None:
+        return self.measurement.cost.get("latency_ratio_ci") if key == "latency_ms_p50" else None
+
+    def _examples(self) -> int | None:
+        return self.differences[self.task.primary].examples
+
+    def _machine(self) -> str:
+        env = self.measurement.env
+        return f"{env['processor']}, {env['threads']} thread(s), torch {env['packages'].get('torch')}"
+
+
+def compress(
+    model: nn.Module, task: Task, steps: Steps, *, margin: float, seed: int = 0, threads: int = 1, log: Log = SILENT
+) -> Trade:
+    """Apply methods to a copy of `model`, measure both on `task`, and judge the loss of quality against `margin`.
+
+    Args:
+        steps: a recipe, a method, a method's name, `{name: {knob: value}}`, or a list of the latter three.
+        margin: largest loss of the task's first metric that you accept, in that metric's unit.
+        threads: torch threads while timing.
+
+    Raises:
+        ConfigError: an unknown method or knob, or a margin that is not positive.
+        NothingMatchedError, NonFiniteError, TaskError: see `Recipe.apply` and `measure_quality`.
+    """
+    recipe = as_recipe(steps)
+    small, ledger = recipe.apply(model, task, seed=seed, log=log)
+    return compare(model, small, task, margin=margin, recipe=recipe, ledger=ledger, seed=seed, threads=threads)
+
+
+def compare(
+    reference: nn.Module,
+    compact: nn.Module,
+    task: Task,
+    *,
+    margin: float,
+    recipe: Recipe | None = None,
+    ledger: Sequence[StepRecord] = (),
+    seed: int = 0,
+    threads: int = 1,
+) -> Trade:
+    """Measure two models on one task, timed in alternation and judged on the same examples; neither is changed."""
+    if not margin > 0:
+        raise ConfigError(f"margin = {margin!r} is not accepted: it must be above 0, in the unit of {task.primary!r}")
+    base, small = copy.deepcopy(reference).eval(), copy.deepcopy(compact).eval()
+    before, after = measure_quality(task, base), measure_quality(task, small)
+    differences, judgement = _judged(task, before, after, margin)
+    latency = measure_latency(task, base, small, threads=threads)
+    costs = {
+        "reference": asdict(_cost(task, base, base)) | {
+            "latency_ms_p50": latency.reference_p50_ms, "latency_ms_p95": latency.reference_p95_ms,
+        },
+        "compact": with_latency(asdict(_cost(task, small, base, ledger)), latency),
+    }  # fmt: skip
+    recipe = recipe or Recipe([], name="given")
+    measurement = Measurement(
+        study="", task=task.describe(), recipe=recipe.name, recipe_hash=recipe.hash, seed=seed,
+        steps=ledger_records(ledger), quality=after.values, quality_ci=after.intervals, cost=costs["compact"],
+        reference={"quality": before.values, "quality_ci": before.intervals, "cost": costs["reference"]},
+        data_fingerprint=task.fingerprint(),
+    )  # fmt: skip
+    return Trade(small, base, task, recipe, measurement, differences, judgement, margin)
+
+
+def as_recipe(steps: Steps) -> Recipe:
+    """Build a recipe from any of the forms that `compress` accepts. Raises ConfigError."""
+    if isinstance(steps, Recipe):
+        return steps
+    items = [steps] if isinstance(steps, (Method, str, Mapping)) else list(steps)
+    parsed = [item if isinstance(item, Method) else Recipe.parse({"steps": [item]}).steps[0] for item in items]
+    return Recipe(parsed)
+
+
+def _judged(task: Task, before: Quality, after: Quality, margin: float) -> tuple[dict[str, Difference], Judgement]:
+    bootstrap = PairedBootstrap(before.targets)
+    differences, doubt = {}, ""
+    for name, metric in task.metrics.items():
+        base = {0: bootstrap.values(metric, before.scores)}
+        differences[name] = bootstrap.difference(metric, base, {0: bootstrap.values(metric, after.scores)})
+        if name == task.primary and no_better_than_chance(metric, base, before.targets):
+            doubt = f"the uncompressed model is no better than chance ({name} {before.values[name]:.4f})"
+    smallest = resolution(task.metrics[task.primary], before.targets)
+    return differences, judge(differences[task.primary], margin, smallest, doubt)
+
+
+def _cost(task: Task, model: nn.Module, base: nn.Module, ledger: Sequence[StepRecord] = ()) -> Cost:
+    described = task.describe() if task.Options else None
+    return measure_cost(task, model, stored_bytes=artifact.stored_size(model, base, described), ledger=ledger)
+
+
+def _cost_row(label: str, form: str, before: float | None, after: float | None, interval: Any) -> str:
+    if before is None or after is None:
+        return f"{label:20}{'not measured':>28}"
+    ratio = f"{after / before:.3f}x" if before else "-"
+    if interval:
+        ratio += f" [{interval[0]:.3f}, {interval[1]:.3f}]"
+    return f"{label:20}{form.format(before):>14}{form.format(after):>14}   {ratio}"
+
+
+def _signed(value: float | None) -> str:
+    return "?" if value is None else f"{value:+.4f}"

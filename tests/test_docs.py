@@ -1,0 +1,55 @@
+"""Documentation runs: tutorials, README and guide code blocks, and every link between pages."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
+BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path, language: str):
+    """Return the blocks of a page that run as they stand; one marked `no-run` in its info line is only shown."""
+    return [code for name, info, code in BLOCK.findall(page.read_text()) if name == language and "no-run" not in info]
+
+
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=400)
+
+
+@pytest.mark.parametrize("script", TUTORIALS, ids=lambda path: path.stem)
+def test_tutorials_run(script, tmp_path):
+    done = run([sys.executable, str(script)], tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda path: path.stem)
+def test_python_blocks_run_in_order(page, tmp_path):
+    done = run([sys.executable, "-c", "\n".join(blocks(page, "python"))], tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")], ids=lambda path: path.stem)
+def test_shell_blocks_run(page, tmp_path):
+    for code in blocks(page, "bash"):
+        done = run(["bash", "-euo", "pipefail", "-c", code], tmp_path)
+        assert done.returncode == 0, f"{code}\n{done.stderr[-2000:]}"
+
+
+def test_links_between_files_lead_somewhere():
+    generated = {"methods.md", "errors.md", "tutorials/bring-your-own-model.md", "tutorials/write-a-method.md"}
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+            resolved = (page.parent / target).resolve()
+            known = str(resolved).removeprefix(f"{ROOT}/docs/") in generated
+            assert resolved.exists() or known, f"{page.name} links to {target}"

@@ -1,0 +1,103 @@
+"""Quality differences of one study against its own reference: paired where predictions were kept, else over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lessen.errors import TaskError
+from lessen.metrics import Floats, Metric
+from lessen.records import REFERENCE, StudyRecords, interval, number
+from lessen.verdict import Difference, PairedBootstrap, difference_over_seeds, no_better_than_chance, resolution
+
+if TYPE_CHECKING:
+    from lessen.frontier import Point
+
+
+class Comparison:
+    """Quality differences of one study; the reference's resamples are computed once."""
+
+    def __init__(self, study: StudyRecords, metrics: Mapping[str, Metric]) -> None:
+        self.study, self.metrics = study, metrics
+        self.targets = study.targets()
+        self._bootstrap = PairedBootstrap(self.targets) if self.targets is not None and len(self.targets) else None
+        self._reference: dict[tuple[str, int], Floats | None] = {}
+
+    def doubt(self, metric: str, margin: float) -> str:
+        """Return why this study cannot be judged at all, or an empty string."""
+        noise = interval((self.study.noise.get("quality") or {}).get(metric))
+        if noise and max(abs(noise[0]), abs(noise[1])) > margin:
+            return (
+                f"the A/A run of the uncompressed model moves {metric} by up to "
+                f"{max(abs(noise[0]), abs(noise[1])):.2g}, more than the margin of {margin:g}"
+            )
+        if metric not in self.metrics or self._bootstrap is None or self.targets is None:
+            return ""
+        seeds = sorted({int(record["seed"]) for record in self.study.records})
+        try:
+            values = {seed: found for seed in seeds if (found := self._reference_values(metric, seed)) is not None}
+            if values and no_better_than_chance(self.metrics[metric], values, self.targets):
+                return f"the reference's {metric} is no better than a constant answer: the baseline is broken"
+        except TaskError as error:
+            return str(error)
+        return ""
+
+    def resolution(self, metric: str) -> float:
+        """Return the smallest loss that the test split resolves; 0 where the targets were not kept."""
+        if self.targets is None or metric not in self.metrics:
+            return 0.0
+        return resolution(self.metrics[metric], self.targets)
+
+    def differences(self, point: Point, group: Sequence[Mapping[str, Any]]) -> dict[str, Difference]:
+        """Return the difference of each metric: bootstrapped where predictions were kept, else over seeds."""
+        found = {}
+        for name in point.quality:
+            paired = self._paired(point, name)
+            if paired is None:
+                each = [
+                    after - before
+                    for record in group
+                    if (after := number((record.get("quality") or {}).get(name))) is not None
+                    and (before := number(reference_of(record, "quality").get(name))) is not None
+                ]
+                if each:
+                    paired = difference_over_seeds(each, self._higher_is_better(name))
+            if paired is not None:
+                found[name] = paired
+        return found
+
+    def _higher_is_better(self, name: str) -> bool:
+        return self.metrics[name].higher_is_better if name in self.metrics else name not in _lower(self.study)
+
+    def _paired(self, point: Point, name: str) -> Difference | None:
+        if self._bootstrap is None or name not in self.metrics:
+            return None
+        metric, reference, compact = self.metrics[name], {}, {}
+        try:
+            for seed in point.seeds:
+                before, scores = self._reference_values(name, seed), self.study.scores(point.recipe, seed)
+                if before is not None and scores is not None:
+                    reference[seed], compact[seed] = before, self._bootstrap.values(metric, scores)
+        except TaskError:
+            return None
+        return self._bootstrap.difference(metric, reference, compact) if compact else None
+
+    def _reference_values(self, name: str, seed: int) -> Floats | None:
+        if (name, seed) not in self._reference:
+            scores = self.study.scores(REFERENCE, seed)
+            if self._bootstrap is None or scores is None:
+                self._reference[name, seed] = None
+            else:
+                self._reference[name, seed] = self._bootstrap.values(self.metrics[name], scores)
+        return self._reference[name, seed]
+
+
+def _lower(study: StudyRecords) -> set[str]:
+    """Names of metrics of which less is better, as the records say for metrics of the user's own."""
+    return {str(name) for record in study.records for name in record.get("lower_is_better") or ()}
+
+
+def reference_of(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return one part (quality, quality_ci or cost) of a record's uncompressed model."""
+    value = (record.get("reference") or {}).get(key)
+    return value if isinstance(value, Mapping) else {}

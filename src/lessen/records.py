@@ -1,0 +1,208 @@
+"""Reading the folder that a study wrote: measurements, predictions, noise floor, baselines, notes - all of it checked.
+
+<out>/study.yaml              resolved study; `margin` and `budget` are read here
+<out>/measurements.jsonl      one object per (recipe, seed)
+<out>/predictions/<recipe>-<seed>.safetensors   tensor "scores"; recipe "reference" is the uncompressed model
+<out>/predictions/targets.safetensors           tensor "targets"
+<out>/noise.json              A/A run: latency_ratio, latency_ratio_ci, quality {metric: [low, high]}
+<out>/baselines.json          {name: {metric: value, metric_ci: [low, high]}}
+<out>/notes.json              statements of the task, such as how many test users are new
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lessen.errors import ArtifactError, DataError
+from lessen.files import parse_json, parse_yaml, read_checked, read_text
+
+REFERENCE = "reference"
+REQUIRED = ("study", "task", "recipe", "recipe_hash", "seed", "status")
+NUMBERS = ("quality", "cost")
+MAX_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class StudyRecords:
+    """What one study measured. `folder` is None for records made in memory, which have no predictions."""
+
+    records: list[dict[str, Any]]
+    folder: Path | None = None
+    study: Mapping[str, Any] = field(default_factory=dict)
+    noise: Mapping[str, Any] = field(default_factory=dict)
+    baselines: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name of the study, as its records give it."""
+        return str(self.records[0]["study"])
+
+    @property
+    def task_name(self) -> str:
+        """Name of the task and, if there are any, its options."""
+        return task_name(self.records[0]["task"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the validation and test splits that the figures hold for."""
+        return str(self.records[0].get("data_fingerprint", ""))
+
+    def scores(self, recipe: str, seed: int) -> np.ndarray | None:
+        """Return the test scores of a recipe, one row an example, or None where they were not kept."""
+        return None if self.folder is None else _tensor(prediction_path(self.folder, recipe, seed), "scores")
+
+    def targets(self) -> np.ndarray | None:
+        """Return the test targets, one row an example, or None where they were not kept."""
+        return None if self.folder is None else _tensor(self.folder / "predictions" / "targets.safetensors", "targets")
+
+
+def prediction_path(folder: Path, recipe: str, seed: int) -> Path:
+    """Return where the predictions of one recipe and seed are kept; a name is never used as a path."""
+    safe = "".join(letter if letter.isalnum() or letter in "+-_.=" else "_" for letter in recipe).lstrip(".")
+    return folder / "predictions" / f"{safe[:150]}-{seed}.safetensors"
+
+
+def task_name(task: Any) -> str:
+    """Return `name (option=value, ...)` of a task description, which is a string or a mapping."""
+    if not isinstance(task, Mapping):
+        return str(task)
+    options = ", ".join(f"{key}={value}" for key, value in sorted(task.items()) if key != "name")
+    return f"{task.get('name', '?')} ({options})" if options else str(task.get("name", "?"))
+
+
+def load_study(folder: Path | str) -> StudyRecords:
+    """Read one study folder.
+
+    Raises:
+        DataError: no measurements, a damaged line, a missing key, or figures of different data in one folder.
+    """
+    folder = Path(folder)
+    records = _measurements(folder / "measurements.jsonl")
+    notes = _optional_json(folder / "notes.json")
+    resolved = folder / "study.yaml"
+    study = parse_yaml(read_text(resolved, "study"), str(resolved)) if resolved.exists() else {}
+    return StudyRecords(
+        check_records(records, str(folder)),
+        folder,
+        study if isinstance(study, Mapping) else {},
+        _mapping(folder / "noise.json"),
+        _mapping(folder / "baselines.json"),
+        tuple(str(note) for note in notes) if isinstance(notes, list) else (),
+    )
+
+
+def check_records(records: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
+    """Return `records` if they can be compared with each other; the last of two with one recipe and seed counts.
+
+    Raises:
+        DataError: none, a key missing, or records of different tasks or test data.
+    """
+    if not records:
+        raise DataError(f"{where} holds no measurement; run the study first: lessen run STUDY.yaml --out {where}")
+    latest: dict[tuple[str, int], dict[str, Any]] = {}
+    for number, record in enumerate(records, 1):
+        _check_record(record, f"{where}: measurement {number}")
+        latest[(str(record["recipe_hash"]) + str(record["recipe"]), int(record["seed"]))] = record
+    for key, says in (("task", task_name), ("data_fingerprint", str)):
+        values = sorted({says(record.get(key, "")) for record in latest.values()})
+        if len(values) > 1:
+            raise DataError(
+                f"{where} mixes measurements of different {key.replace('_', ' ')} ({values[0][:60]} and "
+                f"{values[1][:60]}); they cannot be compared: run each in its own folder"
+            )
+    return list(latest.values())
+
+
+def number(value: Any) -> float | None:
+    """Return `value` as a finite float, or None for anything that is not a finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def interval(value: Any) -> tuple[float, float] | None:
+    """Return `value` as (low, high), or None if it is not a pair of finite numbers."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        return None
+    low, high = number(value[0]), number(value[1])
+    return None if low is None or high is None else (low, high)
+
+
+def _check_record(record: Any, where: str) -> None:
+    if not isinstance(record, dict):
+        raise DataError(f"{where} is no JSON object; remove that line or run the study again")
+    missing = [key for key in REQUIRED if key not in record]
+    if missing:
+        raise DataError(f"{where} lacks {', '.join(missing)}; it was not written by a lessen study of this version")
+    if number(record["seed"]) is None:
+        raise DataError(f"{where}: seed = {record['seed']!r} is no number")
+    for key in NUMBERS:
+        if not isinstance(record.get(key) or {}, dict):
+            raise DataError(f"{where}: {key} must be an object of numbers")
+    if not isinstance(record.get("reference") or {}, dict) or not isinstance(record.get("steps") or [], list):
+        raise DataError(f"{where}: reference must be an object and steps a list")
+
+
+def _measurements(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        raise DataError(f"{path.parent} holds no measurements.jsonl; give a folder that `lessen run` wrote to")
+    lines = _read(path).splitlines(keepends=True)
+    found = []
+    for count, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            found.append(parse_json(line, f"{path}: line {count}"))
+        except ArtifactError as error:
+            if count == len(lines) and not line.endswith(b"\n"):
+                break  # the writer was killed in the middle of its last line
+            raise DataError(f"{error}; remove that line and resume the study") from error
+    return found
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_checked(path, limit=MAX_BYTES)
+    except ArtifactError as error:
+        raise DataError(str(error)) from error
+
+
+def _optional_json(path: Path) -> Any:
+    if not path.exists():
+        return None
+    try:
+        return parse_json(_read(path), str(path))
+    except ArtifactError as error:
+        raise DataError(str(error)) from error
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    value = _optional_json(path)
+    return value if isinstance(value, dict) else {}
+
+
+def _load_tensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError, json.JSONDecodeError, KeyError) as error:
+        raise DataError(f"{path} is damaged ({error}); remove it and resume the study") from error
+
+
+def _tensor(path: Path, name: str) -> np.ndarray | None:
+    if not path.is_file():
+        return None
+    tensors = _load_tensors(path)
+    if name not in tensors:
+        raise DataError(f"{path} holds no tensor {name!r}; remove it and resume the study")
+    return tensors[name]

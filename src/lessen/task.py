@@ -92,7 +92,7 @@ class Task(ABC):
         """Return a SHA-256 of the validation and test splits, so that results on other data are never mixed."""
         digest = hashlib.sha256()
         for split in ("validation", "test"):
-            for batch in self.batches(split):  # type: ignore[arg-type]
+            for batch in self.batches(split):
                 _hash_into(digest, batch)
         return digest.hexdigest()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,11 @@ from torch import Tensor, nn
 
 from lessen.errors import NonFiniteError, TaskError
 from lessen.log import SILENT, Log
+from lessen.train.checkpoint import load_checkpoint, save_checkpoint
+from lessen.train.optimizers import TableDecay, build_optimizer, learning_rate, set_learning_rate
+
+MINIMUM_GAIN = 1e-6
+"""A validation score must rise by more than this to count as an improvement (the rule of FuxiCTR and BARS)."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class FitSettings:
     epochs: int = 30
     learning_rate: float = 1e-3
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """`sgd` has momentum 0.9."""
     weight_decay: float = 0.0
     table_l2: float = 0.0
     """lambda/2 * ||V||^2 summed over whole embedding tables, added to the mean loss (as FuxiCTR does)."""
@@ -43,7 +49,7 @@ class Hook:
     def start(self, model: nn.Module) -> None:
         """Run once before the first step."""
 
-    def penalty(self, model: nn.Module) -> Tensor | None:
+    def penalty(self, model: nn.Module) -> Tensor | None:  # noqa: ARG002 - subclasses use it
         """Return a term added to the loss of every step."""
         return None
 
@@ -86,10 +92,138 @@ def fit(
     Args:
         batches: gives the batches of epoch 1, 2, ...
         validate: score of the model, higher is better, called once an epoch.
-        checkpoint: if given, the state is saved there after each epoch, and training continues from it.
+        seed: seeds dropout and whatever else draws from torch's global generator, whose state is given back after.
+        checkpoint: if given, the state is saved there after each epoch, and training continues from it so that the
+            result equals an undisturbed run bit for bit. State that a hook keeps outside the model is not saved.
 
     Raises:
-        TaskError: the train split is empty.
-        NonFiniteError: the loss became NaN or infinite.
+        TaskError: the train split is empty, or the model has nothing to train.
+        NonFiniteError: the loss or the validation score became NaN or infinite.
+        ArtifactError: the checkpoint is damaged or belongs to another training.
     """
-    raise NotImplementedError
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for hook in hooks:
+            hook.start(model)
+        run = _Run(model, settings, hooks, seed)
+        if checkpoint is not None and checkpoint.exists():
+            run.restore(checkpoint)
+        while not run.finished:
+            began = time.perf_counter()
+            mean_loss = run.train_epoch(batches(run.epoch + 1), loss)
+            run.judge(validate(model), mean_loss, began)
+            if checkpoint is not None:
+                run.save(checkpoint)
+            log.progress("training", settings.epochs if run.finished else run.epoch, settings.epochs)
+    return run.finish()
+
+
+class _Run:
+    """The state of one training: what a checkpoint holds."""
+
+    def __init__(self, model: nn.Module, settings: FitSettings, hooks: Sequence[Hook], seed: int) -> None:
+        self.model, self.settings, self.hooks, self.seed = model, settings, hooks, seed
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise TaskError("the model has no trainable parameter; unfreeze one or skip training")
+        self.optimizer = build_optimizer(self.parameters, settings)
+        self.decay = TableDecay(model, settings.table_l2)
+        self.best: dict[str, Tensor] = {}
+        self.best_score, self.best_epoch = -math.inf, 0
+        self.epoch = self.step = self.misses = 0
+        self.seconds = 0.0
+        self.history: list[dict[str, float]] = []
+
+    @property
+    def finished(self) -> bool:
+        """Say whether the cap or the patience is reached."""
+        return self.epoch >= self.settings.epochs or self.misses >= max(1, self.settings.patience)
+
+    def train_epoch(self, batches: Iterable[Any], loss: Callable[[nn.Module, Any], Tensor]) -> float:
+        """Take one step a batch and return the mean training loss, penalties of hooks excluded."""
+        self.model.train()
+        total, count = 0.0, 0
+        for batch in batches:
+            total += self._step(loss(self.model, batch))
+            count += 1
+        if count == 0:
+            raise TaskError("the train split is empty: no batch to learn from; give it rows or choose another split")
+        return total / count
+
+    def _step(self, loss: Tensor) -> float:
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise NonFiniteError(
+                f"the training loss became {value} in epoch {self.epoch + 1}, step {self.step + 1}; "
+                "look for NaN in the data or lower the learning rate"
+            )
+        penalties = [term for hook in self.hooks if (term := hook.penalty(self.model)) is not None]
+        self.optimizer.zero_grad(set_to_none=True)
+        sum(penalties, loss).backward()  # type: ignore[no-untyped-call]
+        self.decay.add_gradient()
+        self.step += 1
+        for hook in self.hooks:
+            hook.before_step(self.model, self.step)
+        if self.settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
+        self.optimizer.step()
+        for hook in self.hooks:
+            hook.after_step(self.model, self.step)
+        return value
+
+    def judge(self, score: float, mean_loss: float, began: float) -> None:
+        """Close the epoch: keep the best weights, or lower the learning rate and count a miss."""
+        self.epoch += 1
+        if not math.isfinite(score):
+            raise NonFiniteError(f"the validation score became {score} in epoch {self.epoch}; lower the learning rate")
+        rate = learning_rate(self.optimizer)
+        if score > self.best_score + MINIMUM_GAIN:
+            self.best_score, self.best_epoch, self.misses = score, self.epoch, 0
+            self.best = _tensors(self.model)
+        else:
+            self.misses += 1
+            lower = max(rate * self.settings.plateau_factor, self.settings.minimum_learning_rate)
+            set_learning_rate(self.optimizer, min(rate, lower))
+        for hook in self.hooks:
+            hook.epoch_end(self.model, self.epoch, score)
+        seconds = time.perf_counter() - began
+        self.seconds += seconds
+        self.history.append(
+            {"epoch": self.epoch, "loss": mean_loss, "score": score, "learning_rate": rate, "seconds": seconds}
+        )
+
+    def finish(self) -> FitResult:
+        """Put the best weights back and report."""
+        self.model.load_state_dict(self.best, strict=False)
+        self.model.eval()
+        return FitResult(self.best_score, self.best_epoch, self.epoch, self.step, self.seconds, self.history)
+
+    # -- checkpoint -------------------------------------------------------------------------------------------
+    def _identity(self) -> dict[str, Any]:
+        settings = {key: value for key, value in asdict(self.settings).items() if key != "epochs"}
+        return {"settings": settings, "seed": self.seed}
+
+    def save(self, path: Path) -> None:
+        """Write everything the next epoch depends on."""
+        groups = {"model": _tensors(self.model), "best": self.best, "generator": {"torch": torch.get_rng_state()}}
+        progress = {
+            "epoch": self.epoch, "step": self.step, "misses": self.misses, "seconds": self.seconds,
+            "best_score": self.best_score, "best_epoch": self.best_epoch, "history": self.history,
+            "learning_rate": learning_rate(self.optimizer),
+        }  # fmt: skip
+        save_checkpoint(path, groups, self.optimizer, progress, self._identity())
+
+    def restore(self, path: Path) -> None:
+        """Continue where `save` stopped."""
+        groups, progress = load_checkpoint(path, self.optimizer, _tensors(self.model), self._identity())
+        self.model.load_state_dict(groups["model"], strict=False)
+        self.best = groups["best"]
+        torch.set_rng_state(groups["generator"]["torch"])
+        set_learning_rate(self.optimizer, progress.pop("learning_rate"))
+        for key, value in progress.items():
+            setattr(self, key, value)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of the tensors of a state dict (packed operators also keep values that are no tensors)."""
+    return {key: value.detach().clone() for key, value in model.state_dict().items() if isinstance(value, Tensor)}

@@ -1,0 +1,1 @@
+"""Getting data sets, encoding columns, batches of columnar arrays."""

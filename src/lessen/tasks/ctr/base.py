@@ -1,0 +1,42 @@
+"""What every click task shares: columnar splits, shuffled gathers, the logit loss, AUC and log loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lessen.data.columns import Batch, Columns, Layout
+from lessen.metrics import AUC, LOGLOSS
+from lessen.task import Split, Task
+from lessen.tasks.ctr.models import MODELS
+
+EVALUATION_BATCH = 4096
+
+
+class ClickTask(Task):
+    """A task over three `Columns`; subclasses load them and say which model and settings they want."""
+
+    metrics = {"auc": AUC, "logloss": LOGLOSS}  # noqa: RUF012 - the contract's mapping, never changed
+    batch_size: int = 1024
+
+    def __init__(self, model: str, layout: Layout, splits: dict[Split, Columns], arguments: dict[str, Any]) -> None:
+        self.model, self.layout, self.splits, self.arguments = model, layout, splits, arguments
+
+    def build(self) -> nn.Module:
+        """Return the untrained reference model."""
+        return MODELS[self.model](self.layout, **self.arguments)
+
+    def batches(self, split: Split, seed: int = 0) -> Iterable[Batch]:
+        """Yield `({"ids": int32 [B, columns], ...}, label float32 [B])`; the train split is shuffled by `seed`."""
+        columns = self.splits[split]
+        if split != "train":
+            return columns.batches(EVALUATION_BATCH)
+        order = torch.randperm(len(columns), generator=torch.Generator().manual_seed(seed))
+        return columns.batches(self.batch_size, order)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean binary cross entropy of the logits."""
+        return nn.functional.binary_cross_entropy_with_logits(self.forward(model, batch), batch[1])

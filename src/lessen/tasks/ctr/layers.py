@@ -1,0 +1,102 @@
+"""Layers that click models share: the flat table that turns ids into field vectors, the MLP, the crosses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lessen.data.columns import Layout
+from lessen.errors import DataError
+from lessen.stored.fields import FieldEmbedding
+
+
+class FieldVectors(nn.Module):
+    """All fields of a row as vectors of one width, by a single gather from one flat table.
+
+        ids [B, columns] -> table -> [B, columns, d] -> categorical: the row; multi, sequence: mean over ids > 0
+        numeric [B, n]   -> value * vector of that field                                   -> [B, fields, d]
+
+    Order of the fields: categorical, pooled (multi-valued and sequence), numeric, each in the layout's order.
+
+    Args:
+        layout: fields and vocabularies.
+        dim: width of the vectors.
+        std: standard deviation of the normal initialisation; padding starts at zero and stays there.
+    """
+
+    def __init__(self, layout: Layout, dim: int, std: float = 0.01) -> None:
+        super().__init__()
+        self.layout = layout
+        self.table = FieldEmbedding(layout.segments, dim)
+        nn.init.normal_(self.table.weight, std=std)
+        with torch.no_grad():
+            self.table.weight[0] = 0.0
+        self.values = nn.Parameter(torch.randn(len(layout.numeric), dim) * std) if layout.numeric else None
+        self.single = [field.start for field in layout.single]
+        self.spans = [(field.start, field.start + field.width) for field in layout.pooled]
+        self.count = len(self.single) + len(self.spans) + len(layout.numeric)
+
+    def forward(self, ids: Tensor, numeric: Tensor | None = None) -> Tensor:
+        """Return [B, fields, d] float32 for `ids` [B, columns] int32 and `numeric` [B, n] float32."""
+        rows = self.table(ids)
+        parts = [rows[:, self.single]] if self.single else []
+        parts += [masked_mean(rows[:, a:b], ids[:, a:b] > 0).unsqueeze(1) for a, b in self.spans]
+        if self.values is not None:
+            if numeric is None:
+                raise DataError(f"the model needs numeric inputs: {', '.join(self.layout.numeric)}")
+            parts.append(numeric.unsqueeze(2) * self.values)
+        return torch.cat(parts, dim=1)
+
+
+def masked_mean(rows: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of `rows` [B, L, d] over the positions where `mask` [B, L] holds; zero where none does."""
+    weight = mask.to(rows.dtype).unsqueeze(2)
+    return (rows * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)
+
+
+def mlp(
+    inputs: int, hidden: Sequence[int], *, dropout: float = 0.0, batch_norm: bool = False, outputs: int | None = 1
+) -> nn.Sequential:
+    """Return Linear -> BatchNorm (if asked) -> ReLU -> Dropout for each width, then a Linear to `outputs`."""
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layers.append(_linear(inputs, width))
+        if batch_norm:
+            layers.append(nn.BatchNorm1d(width))
+        layers.append(nn.ReLU())
+        if dropout > 0:
+            layers.append(nn.Dropout(dropout))
+        inputs = width
+    if outputs is not None:
+        layers.append(_linear(inputs, outputs))
+    return nn.Sequential(*layers)
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    """Return a Linear with Xavier normal weight and zero bias, the initialisation BARS ran with."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.xavier_normal_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class CrossNetwork(nn.Module):
+    """The full-rank crosses of DCNv2: x_{l+1} = x_0 * (W_l x_l + b_l) + x_l, elementwise product."""
+
+    def __init__(self, width: int, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_linear(width, width) for _ in range(layers))
+
+    def forward(self, x0: Tensor) -> Tensor:
+        """Return x_L [B, width] for `x0` [B, width]."""
+        x = x0
+        for layer in self.layers:
+            x = torch.addcmul(x, x0, layer(x))
+        return x
+
+
+def pairwise_sum(vectors: Tensor) -> Tensor:
+    """Return sum_{i<j} <e_i, e_j> [B] of `vectors` [B, fields, d], by (square of sum - sum of squares) / 2."""
+    return 0.5 * (vectors.sum(dim=1).square() - vectors.square().sum(dim=1)).sum(dim=1)

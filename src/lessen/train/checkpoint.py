@@ -1,0 +1,97 @@
+"""One file that holds a training between two epochs: tensors as safetensors, scalars as JSON in its header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from lessen.errors import ArtifactError
+from lessen.files import atomic_write, parse_json
+
+VERSION = 1
+Groups = dict[str, dict[str, Tensor]]
+
+
+def save_checkpoint(
+    path: Path,
+    groups: Groups,
+    optimizer: torch.optim.Optimizer,
+    progress: Mapping[str, Any],
+    identity: Mapping[str, Any],
+) -> None:
+    """Write named groups of tensors, the optimiser's state and JSON scalars to `path` in one atomic step.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    state = {
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+        if value is not None
+    }
+    flat = {
+        f"{group}/{name}": tensor.detach().cpu().contiguous().clone()
+        for group, tensors in {**groups, "optimizer": state}.items()
+        for name, tensor in tensors.items()
+    }
+    header = {"version": VERSION, "identity": identity, "progress": progress}
+    atomic_write(path, save(flat, metadata={"lessen": json.dumps(header)}))
+
+
+def load_checkpoint(
+    path: Path, optimizer: torch.optim.Optimizer, model: Mapping[str, Tensor], identity: Mapping[str, Any]
+) -> tuple[Groups, dict[str, Any]]:
+    """Read what `save_checkpoint` wrote, fill `optimizer`, and return the other groups and the scalars.
+
+    Args:
+        model: the tensors of the model that will continue; names and shapes must agree with the file.
+        identity: settings and seed of the training that wants to continue.
+
+    Raises:
+        ArtifactError: the file is damaged, of another version, or of another model or training.
+    """
+    flat, header = _read(path)
+    if header.get("version") != VERSION or "progress" not in header:
+        raise ArtifactError(f"checkpoint {path} has version {header.get('version')}, this release reads {VERSION}")
+    if header.get("identity") != json.loads(json.dumps(identity)):
+        raise ArtifactError(f"checkpoint {path} belongs to a training with other settings or seed; remove it first")
+    groups: Groups = {"model": {}, "best": {}, "generator": {}, "optimizer": {}}
+    for key, tensor in flat.items():
+        group, _, name = key.partition("/")
+        if group not in groups:
+            raise ArtifactError(f"checkpoint {path} holds the unknown tensor {key[:80]!r}")
+        groups[group][name] = tensor
+    _check_shapes(path, model, groups["model"])
+    _fill(optimizer, groups.pop("optimizer"))
+    return groups, dict(header["progress"])
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(str(path), framework="pt") as handle:
+            header = parse_json((handle.metadata() or {}).get("lessen", "{}"), f"header of checkpoint {path}")
+            return {key: handle.get_tensor(key) for key in handle.keys()}, header  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"checkpoint {path} is damaged ({error}); remove it to train from the start") from error
+
+
+def _check_shapes(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    for name in sorted(set(expected) | set(found)):
+        if name not in expected or name not in found or expected[name].shape != found[name].shape:
+            raise ArtifactError(f"checkpoint {path} belongs to another model: tensor {name!r} differs; remove it first")
+
+
+def _fill(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor]) -> None:
+    state: dict[int, dict[str, Any]] = {}
+    for key, tensor in flat.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

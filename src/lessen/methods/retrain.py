@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def fresh(model: nn.Module, task: Task, context: Context) -> nn.Module:
-    """Return an untrained model of the same architecture, or `model` itself when an earlier step changed it.
+    """Return an untrained model of the same architecture, or `model` itself when a build would lose something of it.
 
     What was done is recorded in `context.findings["start"]`: "fresh build" or "given model".
     """
-    if not any(isinstance(module, StoredModule) for module in model.modules()):
+    if not _altered(model):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed)
             built = task.build()
@@ -36,6 +36,12 @@ def fresh(model: nn.Module, task: Task, context: Context) -> nn.Module:
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _altered(model: nn.Module) -> bool:
+    """Tell whether the given model carries what a fresh build would lose: earlier steps, hooks, frozen weights."""
+    hooked = any(m._forward_hooks or m._forward_pre_hooks or isinstance(m, StoredModule) for m in model.modules())
+    return hooked or any(not parameter.requires_grad for parameter in model.parameters())
 
 
 def train(

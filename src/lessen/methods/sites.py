@@ -37,21 +37,33 @@ class Site:
 
 
 def find(
-    model: nn.Module, kinds: tuple[type[nn.Module], ...], context: Context,
+    model: nn.Module,
+    kinds: tuple[type[nn.Module], ...],
+    context: Context,
     reject: Callable[[Any], str | None] | None = None,
-) -> list[Site]:  # fmt: skip
-    """Return the modules of `kinds` that can be replaced; the others go to `context.findings["skipped"]`, each
-    with its reason. `reject` adds the caller's own reason for a module, or None to accept it.
+    outside: tuple[type[nn.Module], ...] = (),
+) -> list[Site]:
+    """Return the modules of `kinds` that can be replaced.
+
+    The others go to `context.findings["skipped"]`, each with its reason.
+
+    Args:
+        reject: the caller's own reason to leave a module alone, or None to accept it.
+        outside: stored classes whose insides are not searched: what the caller makes itself, so that a second
+            application finds nothing.
     """
     owners = _parameter_owners(model)
-    children_of_fused = {id(c) for m in model.modules() if isinstance(m, FUSED_PARENTS) for c in m.children()}
+    made = _inside(model, outside)
+    fused = {child for parent in model.modules() if isinstance(parent, FUSED_PARENTS) for child in parent.children()}
     sites: list[Site] = []
     for module, paths in _paths(model).items():
         if not isinstance(module, kinds):
             continue
         reason = _obstacle(module, kinds, owners)
-        if reason is None and id(module) in children_of_fused:
+        if reason is None and module in fused:
             reason = "its parent's fused path reads the weight directly"
+        if reason is None and module in made:
+            reason = f"is inside a {made[module]} already"
         if reason is None and reject is not None:
             reason = reject(module)
         if reason is None:
@@ -59,6 +71,16 @@ def find(
         else:
             context.findings.setdefault("skipped", {})[paths[0] or "the model itself"] = reason
     return sites
+
+
+def _inside(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> dict[nn.Module, str]:
+    """Return the modules that live inside a module of `kinds`, with the name of that module's class."""
+    return {
+        inner: type(module).__name__
+        for module in model.modules()
+        if isinstance(module, kinds)
+        for inner in module.modules()
+    }
 
 
 def _paths(model: nn.Module) -> dict[nn.Module, list[str]]:

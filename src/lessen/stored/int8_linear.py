@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -93,10 +94,11 @@ class Int8Linear(StoredModule):
         tensors = (self.codes, self.scales, self.bias)
         version = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
         if self._packed is None or self._packed[0] != version:
-            weight = torch._make_per_channel_quantized_tensor(
-                self.codes, self.scales.double(), torch.zeros(self.out_features, dtype=torch.int64), 0
-            )
-            self._packed = (version, torch.ops.quantized.linear_prepack(weight, self.bias))
+            zeros = torch.zeros(self.out_features, dtype=torch.int64)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch announces the end of quantised tensors, which only packing uses
+                weight = torch._make_per_channel_quantized_tensor(self.codes, self.scales.double(), zeros, 0)
+                self._packed = (version, torch.ops.quantized.linear_prepack(weight, self.bias))
         return self._packed[1]
 
     def __getstate__(self) -> dict[str, Any]:

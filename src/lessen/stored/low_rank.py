@@ -26,8 +26,8 @@ class LowRankLinear(StoredModule):
         self.in_features = checks.whole("in_features", in_features, 1, 2**24)
         self.out_features = checks.whole("out_features", out_features, 1, 2**24)
         self.rank = checks.whole("rank", rank, 1, min(self.in_features, self.out_features))
-        self.down = nn.Linear(self.in_features, self.rank, bias=False)
-        self.up = nn.Linear(self.rank, self.out_features)
+        self.down = empty_linear(self.in_features, self.rank, bias=False)
+        self.up = empty_linear(self.rank, self.out_features)
 
     def config(self) -> dict[str, Any]:
         """Return the sizes."""
@@ -46,6 +46,13 @@ class LowRankLinear(StoredModule):
     def dequantise(self) -> Tensor:
         """Return the dense weight [out, in]."""
         return (dense_weight(self.up) @ dense_weight(self.down)).detach()
+
+
+def empty_linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
+    """Return an uninitialised `nn.Linear` on the default device, without drawing random numbers."""
+    device = torch.empty(0).device
+    made: nn.Linear = nn.Linear(in_features, out_features, bias, device="meta").to_empty(device=device)
+    return made
 
 
 def dense_weight(module: nn.Module) -> Tensor:

@@ -35,6 +35,7 @@ class HashTables(RetrainedTables):
         frees=frozenset({"bytes"}),
         tags=frozenset({"trains", "tables"}),
     )
+    makes = (HashedEmbedding,)
     ratio: float = Field(0.5, gt=0, lt=1, description="rows kept as a share of each large field's rows")
     hashes: int = Field(1, ge=1, le=4, description="rows averaged for each id: 1 hashing trick, 2 double hash")
     family: Literal["modulo", "universal"] = Field(

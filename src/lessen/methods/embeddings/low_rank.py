@@ -57,7 +57,7 @@ class LowRankTables(Method):
 
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
         """Count, decompose and replace. Raises NothingMatchedError; TaskError when training is asked and absent."""
-        sites = require(find(model, TABLES, context, self._reject), self, model, context)
+        sites = require(find(model, TABLES, context, self._reject, (LowRankEmbedding,)), self, model, context)
         replaced = []
         for site, counts in zip(sites, count_ids(model, task, sites), strict=True):
             made = self._decompose(site, counts, context)

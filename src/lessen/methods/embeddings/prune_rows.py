@@ -45,7 +45,7 @@ class PruneRows(Method):
 
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
         """Count, rank and drop. Raises NothingMatchedError."""
-        sites = require(find(model, TABLES, context, self._reject), self, model, context)
+        sites = require(find(model, TABLES, context, self._reject, (PrunedEmbedding,)), self, model, context)
         for site, counts in zip(sites, count_ids(model, task, sites), strict=True):
             pruned = self._prune(site, counts)
             context.findings.setdefault("tables", {})[site.path] = {

@@ -36,6 +36,7 @@ class QuotientRemainderTables(RetrainedTables):
         frees=frozenset({"bytes"}),
         tags=frozenset({"trains", "tables"}),
     )
+    makes = (QuotientRemainderEmbedding,)
     ratio: float = Field(0.25, gt=0, lt=1, description="rows kept as a share of the table's rows, solved for c")
     operation: Literal["multiply", "add"] = Field("multiply", description="how the two rows are composed")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import nn
@@ -22,6 +22,8 @@ class RetrainedTables(Method):
     Tables that are frozen, tied, one column wide (first-order weights) or small are left as they are.
     """
 
+    makes: ClassVar[tuple[type[StoredEmbedding], ...]]
+    """Classes that `replacement` returns; their insides are not replaced again."""
     min_rows: int = Field(200, ge=1, le=10**9, description="fields with fewer rows keep rows of their own")
 
     def replacement(self, table: nn.Module, shape: TableShape, context: Context) -> StoredEmbedding:
@@ -35,11 +37,12 @@ class RetrainedTables(Method):
             NothingMatchedError: no table is eligible or would get smaller.
             TaskError: the task cannot train.
         """
-        self.sites(model, context)  # refuse before a model is built
+        eligible = {site.path for site in self.sites(model, context)}
         started = retrain.fresh(model, task, context)
-        context.findings.pop("skipped", None)
         replaced: list[Site] = []
         for site in self.sites(started, context):
+            if site.path not in eligible:
+                continue
             made = self.replacement(site.module, TableShape.of(site.module), context)
             before, after = module_bytes(site.module), module_bytes(made)
             if after >= before:
@@ -54,7 +57,7 @@ class RetrainedTables(Method):
 
     def sites(self, model: nn.Module, context: Context) -> list[Site]:
         """Return the tables to act on. Raises NothingMatchedError."""
-        return require(find(model, TABLES, context, self.reject), self, model, context)
+        return require(find(model, TABLES, context, self.reject, self.makes), self, model, context)
 
     def reject(self, table: Any) -> str | None:
         """Return the reason to leave a table alone, or None."""

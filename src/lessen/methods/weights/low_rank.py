@@ -37,13 +37,13 @@ class LowRankLinears(Method):
         tags=frozenset({"post-training", "linears"}),
     )
     rank: int | None = Field(None, ge=1, le=65536, description="rank of every layer; none: from energy")
-    energy: float = Field(0.99, gt=0, le=1, description="share of output variance to keep, when no rank is given")
+    energy: float = Field(0.95, gt=0, le=1, description="share of output variance to keep, when no rank is given")
     calibration_batches: int = Field(200, ge=1, le=10**6, description="train batches to collect outputs from")
     fine_tune_epochs: int = Field(0, ge=0, le=1000, description="epochs of training after the replacement")
 
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
         """Collect, decompose and replace. Raises NothingMatchedError; TaskError when training is asked and absent."""
-        sites = require(find(model, (nn.Linear,), context, self._reject), self, model, context)
+        sites = require(find(model, (nn.Linear,), context, self._reject, (LowRankLinear,)), self, model, context)
         moments = output_moments(model, task, sites, self.calibration_batches)
         replaced = []
         for site, moment in zip(sites, moments, strict=True):
@@ -66,16 +66,14 @@ class LowRankLinears(Method):
     def _split(self, site: Site, moments: Moments, context: Context) -> LowRankLinear | None:
         variances, axes = principal_axes(moments.covariance)
         rank = self.rank or rank_for(variances, self.energy)
-        skipped = context.findings.setdefault("skipped", {})
-        if moments.count < 2:
-            skipped[site.path] = f"calibration ran {moments.count} rows through it"
-        elif not pays(site.module, rank):
-            skipped[site.path] = f"needs rank {rank}, at which it gets no smaller"
-        else:
-            kept = float(variances[:rank].sum() / variances.sum().clamp(min=1e-300))
-            context.findings.setdefault("layers", {})[site.path] = {"rank": rank, "energy": round(kept, 6)}
-            return factorise(site.module, axes[:, :rank], moments.mean)
-        return None
+        if moments.count < 2 or not pays(site.module, rank):
+            needs = f"needs rank {rank}, at which it gets no smaller"
+            why = needs if moments.count > 1 else f"calibration ran {moments.count} rows through it"
+            context.findings.setdefault("skipped", {})[site.path] = why
+            return None
+        kept = float(variances[:rank].sum() / variances.sum().clamp(min=1e-300))
+        context.findings.setdefault("layers", {})[site.path] = {"rank": rank, "energy": round(kept, 6)}
+        return factorise(site.module, axes[:, :rank], moments.mean)
 
 
 def pays(layer: nn.Linear, rank: int) -> bool:

@@ -1,0 +1,91 @@
+"""The executable contract of a method: run `check_method(MyMethod())` in your own tests.
+
+from lessen.testing import check_method
+def test_contract(): check_method(MyMethod(), task=MySmallTask())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lessen.errors import TaskError
+from lessen.method import Method
+from lessen.task import Task
+from lessen.testing import battery, knobs, zoo
+from lessen.testing.case import Case, ContractError, NotApplicable
+from lessen.testing.toys import TOYS
+
+__all__ = ["CHECKS", "Case", "ContractError", "NotApplicable", "check_method", "contract_case"]
+
+CHECKS: dict[str, Callable[[Case], None]] = {
+    check.__name__: check
+    for check in (
+        knobs.card_is_complete,
+        knobs.knobs_round_trip,
+        knobs.ranges_are_enforced,
+        knobs.every_number_is_bounded,
+        battery.outputs_are_sound,
+        battery.refuses_non_finite,
+        battery.nothing_matched_is_an_error,
+        battery.missing_needs_are_named,
+        battery.callers_model_is_untouched,
+        battery.batches_are_untouched,
+        battery.globals_are_untouched,
+        battery.leaves_no_hooks,
+        battery.same_seed_same_result,
+        battery.twice_finds_nothing_or_changes_nothing,
+        battery.saves_and_loads_bit_for_bit,
+        battery.stored_modules_have_twins,
+        battery.refuses_hostile_configurations,
+        battery.claims_only_what_it_frees,
+        battery.findings_are_json,
+        battery.training_is_accounted,
+        zoo.frozen_parameters,
+        zoo.strided_parameters,
+        zoo.tied_parameters,
+        zoo.shared_modules,
+        zoo.parametrised_modules,
+        zoo.hooked_modules,
+        zoo.own_forward,
+    )
+}
+"""Every check by name, in the order in which they run."""
+
+
+def contract_case(method: Method, task: Task | None = None) -> Case:
+    """Return the case that the checks take; the task defaults to the toy task of the method's family.
+
+    Raises:
+        TaskError: the family has no toy task and none was given.
+    """
+    if task is None:
+        if method.card.family not in TOYS:
+            raise TaskError(f"no contract task is known for the family {method.card.family!r}; pass a small Task")
+        task = TOYS[method.card.family]()
+    return Case(method, task)
+
+
+def check_method(method: Method, task: Task | None = None) -> list[str]:
+    """Run the whole battery and return the names of the checks that applied.
+
+    Args:
+        method: the method with the knobs to check.
+        task: a small task whose reference the method can compress.
+
+    Raises:
+        ContractError: at least one check failed; the message lists each.
+    """
+    case = contract_case(method, task)
+    passed, failed = [], []
+    for name, check in CHECKS.items():
+        try:
+            check(case)
+        except NotApplicable:
+            continue
+        except ContractError as error:
+            failed.append(f"{name}: {error}")
+        else:
+            passed.append(name)
+    if failed:
+        raise ContractError(f"{method.card.name} breaks the contract\n  " + "\n  ".join(failed))
+    return passed

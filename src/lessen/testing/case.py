@@ -1,0 +1,154 @@
+"""What one check is given, and how it says that the contract does not hold."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lessen.method import Method
+from lessen.recipe import Recipe, StepRecord
+from lessen.task import Split, Task, call_model
+
+
+class ContractError(AssertionError):
+    """A method does not keep the contract; the message lists what was promised and what was found."""
+
+
+class NotApplicable(Exception):
+    """The check does not concern this method."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method, the task it is tried on, and results that several checks share."""
+
+    method: Method
+    task: Task
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The trained reference; checks must not change it."""
+        return self.task.reference(seed=0)
+
+    @cached_property
+    def applied(self) -> tuple[nn.Module, list[StepRecord]]:
+        """The method applied once under seed 0."""
+        return self.apply(self.model)
+
+    @property
+    def result(self) -> nn.Module:
+        """The compact model; checks must not change it."""
+        return self.applied[0]
+
+    def apply(self, model: nn.Module, seed: int = 0, task: Task | None = None) -> tuple[nn.Module, list[StepRecord]]:
+        """Run the method as a recipe of one step."""
+        return Recipe([self.method]).apply(model, task or self.task, seed=seed)
+
+    @cached_property
+    def batch(self) -> Any:
+        """One test batch."""
+        return self.task.example_batch()
+
+    @torch.no_grad()
+    def outputs(self, model: nn.Module) -> Tensor:
+        """Return the outputs of a model in eval mode on the test batch."""
+        return call_model(model.eval(), self.task.inputs(self.batch))
+
+
+def expect(held: bool, promise: str) -> None:
+    """Raise ContractError with `promise` unless it was held."""
+    if not held:
+        raise ContractError(promise)
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """Return all that a method must leave alone in a caller's model: tensors, types, flags and hooks."""
+    modules = {
+        path: (type(module), module.training, len(module._forward_hooks), len(module._forward_pre_hooks))
+        for path, module in model.named_modules()
+    }
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    return {"modules": modules, "flags": flags, "tensors": copy.deepcopy(dict(model.state_dict()))}
+
+
+def same_state(left: dict[str, Any], right: dict[str, Any]) -> str | None:
+    """Return the first difference between two states, or None when they agree bit for bit."""
+    if list(left) != list(right):
+        return f"the tensors are {sorted(set(left) ^ set(right))[:3]} in one state only"
+    for name, value in left.items():
+        other = right[name]
+        if not isinstance(value, Tensor):
+            continue
+        if value.dtype != other.dtype or value.shape != other.shape:
+            return (
+                f"{name} is {value.dtype} {tuple(value.shape)} in one, {other.dtype} {tuple(other.shape)} in the other"
+            )
+        if not torch.equal(value.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)):
+            return f"{name} differs"
+    return None
+
+
+class Recorded(Task):
+    """A task whose batches are made once and checked afterwards: methods must not write into them."""
+
+    def __init__(self, inner: Task) -> None:
+        self.inner = inner
+        self.name, self.metrics = inner.name, inner.metrics
+        self.settings, self.provides = inner.settings, inner.provides
+        self.kept: dict[tuple[str, int], list[Any]] = {}
+
+    def build(self) -> nn.Module:
+        """Return the inner task's model."""
+        return self.inner.build()
+
+    def batches(self, split: Split, seed: int = 0) -> Iterator[Any]:
+        """Yield the same batch objects each time."""
+        if (split, seed) not in self.kept:
+            self.kept[split, seed] = list(self.inner.batches(split, seed))
+        yield from self.kept[split, seed]
+
+    def changed(self) -> str | None:
+        """Return the split that was written into, or None."""
+        for (split, seed), batches in self.kept.items():
+            fresh = list(self.inner.batches(split, seed))  # type: ignore[arg-type]
+            if _tensors(fresh) != _tensors(batches):
+                return split
+        return None
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "inner":
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the inner task's loss."""
+        return self.inner.loss(model, batch)
+
+    def inputs(self, batch: Any) -> Any:
+        """Return the inner task's inputs."""
+        return self.inner.inputs(batch)
+
+    def target(self, batch: Any) -> Tensor:
+        """Return the inner task's labels."""
+        return self.inner.target(batch)
+
+    def predict(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the inner task's scores."""
+        return self.inner.predict(model, batch)
+
+
+def _tensors(value: Any) -> list[Any]:
+    """Return the content of nested batches as comparable values."""
+    if isinstance(value, Tensor):
+        return [value.dtype, tuple(value.shape), value.detach().cpu().contiguous().numpy().tobytes()]
+    if isinstance(value, dict):
+        return [item for key in sorted(value) for item in (key, *_tensors(value[key]))]
+    if isinstance(value, (list, tuple)):
+        return [item for part in value for item in _tensors(part)]
+    return [repr(value)]

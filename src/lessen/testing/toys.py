@@ -1,0 +1,90 @@
+"""Small tasks that the contract runs methods on, one for each family that can share one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lessen.log import SILENT, Log
+from lessen.metrics import AUC, LOGLOSS
+from lessen.task import Split, Task
+from lessen.train.fit import FitSettings
+
+ITEMS, TAGS, TAGS_EACH, DIM = 1500, 1200, 3, 12
+SIZES: dict[Split, int] = {"train": 1024, "validation": 256, "test": 256}
+
+
+class TableNet(nn.Module):
+    """A user's model as they come: an embedding, a bag of embeddings and a perceptron.
+
+    items [B] -> Embedding ---.
+    tags [B, 3] -> mean bag --+--> Linear -> ReLU -> Linear -> ReLU -> Linear -> [B]
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items = nn.Embedding(ITEMS, DIM, padding_idx=0)
+        self.tags = nn.EmbeddingBag(TAGS, DIM, mode="mean")
+        with torch.no_grad():
+            for table in (self.items, self.tags):
+                # three strong directions, as trained tables have, so that low-rank methods find something
+                table.weight.copy_(torch.randn(len(table.weight), 3) @ torch.randn(3, DIM) * 0.3)
+                table.weight.add_(torch.randn_like(table.weight) * 0.02)
+            self.items.weight[0] = 0.0
+        self.first = nn.Linear(2 * DIM, 64)
+        self.second = nn.Linear(64, 64)
+        self.last = nn.Linear(64, 1)
+
+    def forward(self, items: Tensor, tags: Tensor) -> Tensor:
+        """Return logits [B] for items [B] and tags [B, 3], both int64."""
+        joined = torch.cat([self.items(items), self.tags(tags)], dim=1)
+        hidden = torch.relu(self.second(torch.relu(self.first(joined))))
+        logits: Tensor = self.last(hidden)[:, 0]
+        return logits
+
+
+class TableTask(Task):
+    """Clicks planted on item and tag effects; Zipf-like ids; two short epochs train it."""
+
+    name = "contract-tables"
+    metrics = {"auc": AUC, "logloss": LOGLOSS}
+    settings = FitSettings(epochs=2, learning_rate=1e-2, patience=1)
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(7)
+        total = sum(SIZES.values())
+        self.items = 1 + (torch.rand(total, generator=generator) ** 3 * (ITEMS - 1)).long()
+        self.tags = (torch.rand(total, TAGS_EACH, generator=generator) ** 2 * TAGS).long()
+        effect = torch.randn(ITEMS, generator=generator)[self.items]
+        effect += torch.randn(TAGS, generator=generator)[self.tags].mean(dim=1)
+        self.labels = (torch.rand(total, generator=generator) < torch.sigmoid(2 * effect)).float()
+
+    def build(self) -> nn.Module:
+        """Return an untrained TableNet."""
+        return TableNet()
+
+    def batches(self, split: Split, seed: int = 0) -> Iterator[Any]:
+        """Yield ((items, tags), labels), 256 examples a batch."""
+        names = list(SIZES)
+        start = sum(SIZES[name] for name in names[: names.index(split)])
+        order = torch.arange(start, start + SIZES[split])
+        if split == "train":
+            order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(seed))]
+        for rows in torch.split(order, 256):
+            yield (self.items[rows], self.tags[rows]), self.labels[rows]
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the mean cross-entropy."""
+        return nn.functional.binary_cross_entropy_with_logits(self.forward(model, batch), batch[1])
+
+    def reference(self, seed: int = 0, log: Log = SILENT) -> nn.Module:
+        """Return a model trained for one short epoch; the contract does not judge quality."""
+        with torch.random.fork_rng(devices=[]):
+            return super().reference(seed, log)
+
+
+TOYS: dict[str, Callable[[], Task]] = {"embeddings": TableTask, "weights": TableTask}
+"""Contract task by method family. A method of another family is checked on the task its author passes."""

@@ -1,0 +1,53 @@
+"""Bags, coverage of fields and sizes shared by all compact tables."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lessen.stored.embedding import TableShape
+from lessen.stored.fields import Segment, cover
+from lessen.stored.half_embedding import HalfEmbedding
+from lessen.stored.pruned_embedding import PrunedEmbedding
+
+
+def test_cover_names_every_row_once():
+    parts = cover((Segment("b", 6, 2), Segment("a", 1, 3)), 10)
+    assert parts == (
+        Segment("", 0, 1), Segment("a", 1, 3), Segment("", 4, 2), Segment("b", 6, 2), Segment("", 8, 2),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("padding", [None, 2])
+def test_generic_bags_equal_embedding_bag(mode, padding):
+    bag = nn.EmbeddingBag(20, 5, mode=mode, padding_idx=padding)
+    made = HalfEmbedding.from_dense(bag, "bf16")
+    twin = nn.EmbeddingBag(20, 5, mode=mode, padding_idx=padding, _weight=made.dequantise())
+    ids, offsets = torch.tensor([2, 2, 1, 5, 2, 9]), torch.tensor([0, 1, 1, 4])
+    assert torch.allclose(made(ids, offsets), twin(ids, offsets))
+    assert torch.allclose(made(ids.view(2, 3)), twin(ids.view(2, 3)))
+    assert made(ids[:0].view(0, 3)).shape == (0, 5)
+
+
+def test_half_tables_answer_in_float32_and_refuse_overflow():
+    table = nn.Embedding(6, 4)
+    made = HalfEmbedding.from_dense(table, "fp16")
+    assert torch.equal(made(torch.arange(6)), table.weight.detach().half().float())
+    with torch.no_grad():
+        table.weight[0, 0] = 1e6
+    with pytest.raises(ValueError, match="bf16"):
+        HalfEmbedding.from_dense(table, "fp16")
+    with pytest.raises(ValueError, match="dtype"):
+        HalfEmbedding(TableShape(3, 2), "fp8")
+
+
+def test_pruned_table_reads_kept_rows_and_fallbacks():
+    weight = torch.tensor([[1.0, 2.0], [3.0, 4.0], [9.0, 9.0]])
+    position = torch.tensor([0, 2, 1, 2], dtype=torch.int32)
+    made = PrunedEmbedding.from_dense(TableShape(4, 2), weight, position)
+    assert made.dequantise().tolist() == [[1, 2], [9, 9], [3, 4], [9, 9]]
+    assert made(torch.zeros(0, 3, dtype=torch.int32)).shape == (0, 3, 2)
+    with pytest.raises(ValueError, match="kept"):
+        PrunedEmbedding(TableShape(4, 2), 0)

@@ -1,4 +1,4 @@
-"""A small plain vision Transformer with a convolutional stem, and the slot where a token reduction is put.
+"""A small plain vision Transformer with a convolutional stem, the one that token reductions are judged on.
 
     image [B,3,S,S] --stem--> patches [B,P,C] --+ class token, positions--> [B,1+P,C] --blocks--> norm --> head(class)
 
@@ -58,9 +58,15 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return the attention output [B,N,C]."""
-        query, key, value = (self._heads(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj))
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=None if bias is None else bias.to(query.dtype))
-        return self.out_proj(out.transpose(1, 2).flatten(2))
+        return self.attend(x, bias)[0]
+
+    def attend(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the output and the projections it used: queries and keys, all [B,N,C]."""
+        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        mask = None if bias is None else bias.to(query.dtype)
+        heads = (self._heads(projected) for projected in (query, key, value))
+        out = F.scaled_dot_product_attention(*heads, attn_mask=mask)
+        return self.out_proj(out.transpose(1, 2).flatten(2)), query, key
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

@@ -1,0 +1,285 @@
+"""Where the parts of a Transformer block sit in each model family: one small table, checked when a model is patched.
+
+    block(x) = let y = x + scale1(attention(norm1(x))) in y + scale2(mlp(norm2(y)))
+
+The reduction happens between the two residuals, where no forward hook reaches; so a block is described here and run
+by `block.py`. Families are known by class name; a block that has timm's names is taken by its shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lessen.errors import InputError, NothingMatchedError
+
+
+@dataclass(frozen=True)
+class Family:
+    """Attribute names of one kind of block; an empty name means that the block has no such part."""
+
+    name: str
+    norm1: str
+    attention: str
+    norm2: str
+    mlp: str
+    scale1: str = ""
+    scale2: str = ""
+    drop1: str = ""
+    drop2: str = ""
+    query: str = "q_proj"
+    key: str = "k_proj"
+    value: str = "v_proj"
+    output: str = "out_proj"
+    fused: str = ""
+    """Name of one projection that holds query, key and value side by side."""
+    class_tokens: int = 1
+    has_class: bool = True
+    bias_argument: str = "attention_mask"
+
+
+FAMILIES = {
+    "Block": Family("plain", "norm1", "attn", "norm2", "mlp", bias_argument="bias"),
+    "ViTLayer": Family(
+        "vit", "layernorm_before", "attention", "layernorm_after", "mlp", drop1="dropout", drop2="dropout",
+        output="o_proj",
+    ),
+    "CLIPEncoderLayer": Family("clip", "layer_norm1", "self_attn", "layer_norm2", "mlp"),
+    "SiglipEncoderLayer": Family(
+        "siglip", "layer_norm1", "self_attn", "layer_norm2", "mlp", class_tokens=0, has_class=False
+    ),
+    "Dinov2Layer": Family(
+        "dinov2", "norm1", "attention", "norm2", "mlp", "layer_scale1", "layer_scale2", "drop_path", "drop_path",
+        output="o_proj",
+    ),
+    "Dinov2WithRegistersLayer": Family(
+        "dinov2-registers", "norm1", "attention", "norm2", "mlp", "layer_scale1", "layer_scale2", "drop_path",
+        "drop_path", output="o_proj",
+    ),
+}  # fmt: skip
+TIMM = Family(
+    "timm", "norm1", "attn", "norm2", "mlp", "ls1", "ls2", "drop_path1", "drop_path2", fused="qkv", output="proj",
+    bias_argument="attn_mask",
+)  # fmt: skip
+POSITIONAL = ("rope", "rel_pos", "relative_position_bias_table", "relative_position_bias", "window_size", "rotary_emb")
+"""Attributes of attention layers whose positions or windows would be lost by moving tokens."""
+
+
+@dataclass
+class Tower:
+    """A run of consecutive blocks of one family, and what surrounds it."""
+
+    family: Family
+    owner: nn.Module
+    """The module that calls the blocks."""
+    path: str
+    blocks: list[nn.Module]
+    protected: int
+    pools_patches: bool
+    """Whether something after the blocks reads all patches (mean or attention pooling)."""
+    width: int = 0
+    hidden: int = 0
+
+
+def family_of(block: nn.Module) -> Family | None:
+    """Return the family of a block, or None."""
+    family = FAMILIES.get(type(block).__name__)
+    if family is not None and all(hasattr(block, part) for part in (family.norm1, family.attention, family.mlp)):
+        attention = getattr(block, family.attention)
+        if hasattr(attention, family.key):
+            return family
+    timm_parts = (TIMM.norm1, TIMM.attention, TIMM.norm2, TIMM.mlp)
+    if all(hasattr(block, part) for part in timm_parts) and hasattr(getattr(block, TIMM.attention), TIMM.fused):
+        return TIMM
+    return None
+
+
+def find_tower(model: nn.Module) -> Tower:
+    """Return the only tower of `model`.
+
+    Raises:
+        NothingMatchedError: no list of blocks of a known family; names what the lists hold.
+        InputError: several towers (name one by passing that submodule), or attention that depends on positions.
+    """
+    found = list(_towers(model))
+    if not found:
+        kinds = sorted({type(m[0]).__name__ for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)})
+        known = ", ".join([*FAMILIES, "timm blocks"])
+        raise NothingMatchedError(
+            f"no vision tower of a known family: the model's block lists hold {', '.join(kinds) or 'nothing'}; "
+            f"known blocks: {known}"
+        )
+    if len(found) > 1:
+        paths = ", ".join(repr(tower.path) for tower in found)
+        raise InputError(f"the model holds {len(found)} towers ({paths}); pass the submodule that is meant")
+    tower = found[0]
+    _refuse_positional(tower)
+    return tower
+
+
+def _towers(model: nn.Module) -> Iterator[Tower]:
+    for path, owner in model.named_modules():
+        for name, blocks in owner.named_children():
+            if not isinstance(blocks, (nn.ModuleList, nn.Sequential)) or not len(blocks):
+                continue
+            families = {family_of(block) for block in blocks}
+            if len(families) == 1 and (family := families.pop()) is not None:
+                if _is_text(model, path):
+                    continue
+                yield _tower(model, family, owner, f"{path}.{name}".strip("."), list(blocks))
+
+
+def _is_text(model: nn.Module, path: str) -> bool:
+    """Leave text encoders alone: CLIP uses one block class for both towers."""
+    return any(part.startswith("text") for part in path.split("."))
+
+
+def _tower(model: nn.Module, family: Family, owner: nn.Module, path: str, blocks: list[nn.Module]) -> Tower:
+    registers = _registers(model)
+    attention = getattr(blocks[0], family.attention)
+    projection = getattr(attention, family.fused or family.key)
+    linears = [m for m in getattr(blocks[0], family.mlp).modules() if isinstance(m, nn.Linear)]
+    leading = int(getattr(owner, "num_prefix_tokens", family.class_tokens + registers))
+    has_class = family.has_class and leading > 0
+    pools = not has_class or _pools_patches(model)
+    if leading != family.class_tokens or has_class != family.has_class:
+        family = Family(**{**vars(family), "class_tokens": leading, "has_class": has_class})
+    return Tower(
+        family, owner, path, blocks, leading, pools, int(projection.in_features),
+        int(linears[0].out_features) if linears else 0,
+    )  # fmt: skip
+
+
+def _registers(model: nn.Module) -> int:
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if config is not None:
+            return int(getattr(config, "num_register_tokens", 0) or 0)
+    return 0
+
+
+def _pools_patches(model: nn.Module) -> bool:
+    if getattr(model, "global_pool", "token") not in ("token", ""):
+        return True
+    return type(model).__name__.endswith("ForImageClassification") and type(model).__name__.startswith("Dinov2")
+
+
+def _refuse_positional(tower: Tower) -> None:
+    for block in tower.blocks:
+        attention = getattr(block, tower.family.attention)
+        for name in POSITIONAL:
+            if getattr(attention, name, None) is not None or getattr(block, name, None):
+                raise InputError(
+                    f"{tower.path}: {type(block).__name__} uses {name}, and positions are lost when tokens move; "
+                    "windowed, rotary and relative-position attention cannot be reduced"
+                )
+
+
+class Parts:
+    """The parts of one block, and its attention with the projections it computed on the way."""
+
+    def __init__(self, block: nn.Module, family: Family) -> None:
+        self.block, self.family = block, family
+        self.attention: Any = getattr(block, family.attention)
+        heads = getattr(self.attention, "num_heads", None) or getattr(self.attention, "num_attention_heads", None)
+        if not heads:
+            raise InputError(f"{type(self.attention).__name__} does not say how many heads it has")
+        self.heads = int(heads)
+        self.query, self.key = Catch(), Catch()
+        self.handles: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        """Find `norm1`, `norm2` and `mlp` in the block by the family's names."""
+        if name in ("norm1", "norm2", "mlp"):
+            return getattr(self.block, getattr(self.family, name))
+        raise AttributeError(name)
+
+    def residual(self, number: int, x: Tensor) -> Tensor:
+        """Apply LayerScale and stochastic depth of branch 1 or 2."""
+        for part in (f"scale{number}", f"drop{number}"):
+            name = getattr(self.family, part)
+            if name:
+                x = getattr(self.block, name)(x)
+        return x
+
+    def attach(self) -> None:
+        """Watch the projections of queries and keys, unless the attention returns them; any kernel will do."""
+        if hasattr(self.attention, "attend"):
+            return
+        if self.family.fused:
+            fused = getattr(self.attention, self.family.fused)
+            self.handles = [fused.register_forward_hook(self.key)]
+        else:
+            pairs = ((self.family.query, self.query), (self.family.key, self.key))
+            self.handles = [getattr(self.attention, name).register_forward_hook(catch) for name, catch in pairs]
+
+    def detach(self) -> None:
+        """Remove the watching hooks."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+
+    def attend(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the attention output [B,N,C] with `bias` [B,1,1,N] on the keys' logits."""
+        if hasattr(self.attention, "attend"):
+            out, self.query.value, self.key.value = self.attention.attend(x, bias)
+            return out  # type: ignore[no-any-return]
+        if bias is None:
+            # the unmasked kernel is the faster one, and keeps r = 0 bit-equal
+            out = self.attention(x, **({self.family.bias_argument: None} if self._takes_mask() else {}))
+        else:
+            out = self.attention(x, **{self.family.bias_argument: bias.to(x.dtype)})
+        return out[0] if isinstance(out, tuple) else out  # type: ignore[no-any-return]
+
+    def _takes_mask(self) -> bool:
+        return self.family.name not in ("plain", "timm")
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of x [B,N,C], each [B,H,N,d]."""
+        if self.family.fused:
+            packed = getattr(self.attention, self.family.fused)(x).unflatten(-1, (3, self.heads, -1))
+            query, key, value = packed.unbind(2)
+            query, key = self._normed(query, "q_norm"), self._normed(key, "k_norm")
+        else:
+            names = (self.family.query, self.family.key, self.family.value)
+            query, key, value = (getattr(self.attention, n)(x).unflatten(-1, (self.heads, -1)) for n in names)
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+    def project_out(self, x: Tensor) -> Tensor:
+        """Apply the output projection to joined heads [B,N,C]."""
+        return getattr(self.attention, self.family.output)(x)  # type: ignore[no-any-return]
+
+    def queries(self) -> Tensor:
+        """Return the queries of the last attention, [B,N,H,d]."""
+        if self.family.fused:
+            return self._normed(self._split()[0], "q_norm")
+        return self.query.value.unflatten(-1, (self.heads, -1))
+
+    def keys(self) -> Tensor:
+        """Return the keys of the last attention, [B,N,H,d]."""
+        if self.family.fused:
+            return self._normed(self._split()[1], "k_norm")
+        return self.key.value.unflatten(-1, (self.heads, -1))
+
+    def _split(self) -> tuple[Tensor, Tensor]:
+        packed = self.key.value.unflatten(-1, (3, self.heads, -1))
+        return packed[:, :, 0], packed[:, :, 1]
+
+    def _normed(self, x: Tensor, name: str) -> Tensor:
+        """Apply timm's query/key norm, which acts on the last dimension."""
+        norm = getattr(self.attention, name, None)
+        return x if norm is None else torch.as_tensor(norm(x))
+
+
+class Catch:
+    """A forward hook that keeps the last output; an object, so that copying a model copies it too."""
+
+    def __init__(self) -> None:
+        self.value: Tensor = torch.empty(0)
+
+    def __call__(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self.value = output

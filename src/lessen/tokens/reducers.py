@@ -1,0 +1,252 @@
+"""Reducers: which plan each block makes. Frozen, JSON-configured, without parameters; the model's weights stay as is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from lessen.errors import InputError
+from lessen.tokens import plans, schedules, scores
+from lessen.tokens.families import Parts
+from lessen.tokens.rows import Plan
+from lessen.tokens.state import TokenState
+
+REDUCERS: dict[str, type[Reducer]] = {}
+
+
+@dataclass
+class Signals:
+    """What a block offers to decide by, computed on demand."""
+
+    parts: Parts
+    hidden: Tensor
+    """Tokens after the attention residual, [B,N,C]."""
+    bias: Tensor | None
+    layer: int
+
+    def score(self, scorer: scores.Scorer, seed: int) -> Tensor:
+        """Return scores [B,N]."""
+        if scorer == "random":
+            noise = scores.random_scores(len(self.hidden), self.hidden.shape[1], seed, self.layer)
+            return noise.to(self.hidden.device)
+        if scorer == "class_similarity":
+            return scores.class_similarity(self.hidden)
+        rule = scores.class_attention if scorer == "class_attention" else scores.received_attention
+        return rule(self.parts.queries(), self.parts.keys(), self.bias)
+
+
+@dataclass(frozen=True)
+class Reducer(ABC):
+    """Decides, block by block, how tokens are reduced."""
+
+    kind: ClassVar[str]
+    proportional: bool = True
+    """Add log(size) to the logits of each key (proportional attention of ToMe)."""
+
+    def __init_subclass__(cls) -> None:
+        """Register the subclass under its kind."""
+        REDUCERS[cls.kind] = cls
+
+    @property
+    @abstractmethod
+    def depth(self) -> int:
+        """Blocks that the schedule speaks of."""
+
+    @property
+    def drops(self) -> bool:
+        """Whether some tokens vanish without a trace."""
+        return False
+
+    @property
+    def needs_class(self) -> bool:
+        """Whether a class token must exist."""
+        return False
+
+    @abstractmethod
+    def counts(self, tokens: int, protected: int) -> list[int]:
+        """Return the tokens left after each block. Raises InputError for a schedule that does not fit."""
+
+    @abstractmethod
+    def plan(self, signals: Signals, state: TokenState) -> Plan | None:
+        """Return the plan of one block, or None to leave its tokens alone."""
+
+    def config(self) -> dict[str, Any]:
+        """Return JSON values that `reducer_from` turns back into this reducer."""
+        return {"reducer": self.kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}}
+
+
+def reducer_from(config: Mapping[str, Any]) -> Reducer:
+    """Build a reducer from its JSON form. Raises ValueError for an unknown kind, TypeError for unknown fields."""
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+    kind = values.pop("reducer", None)
+    if kind not in REDUCERS:
+        raise ValueError(f"unknown reducer {kind!r}; known: {', '.join(sorted(REDUCERS))}")
+    return REDUCERS[kind](**values)
+
+
+@dataclass(frozen=True)
+class Merge(Reducer):
+    """Merge the most similar pairs of even and odd tokens: ToMe (arXiv 2210.09461), or random pairs as its control."""
+
+    kind = "merge"
+    removed: tuple[int, ...] = ()
+    """Pairs merged in each block."""
+    metric: Literal["keys", "hidden", "random"] = "keys"
+    seed: int = 0
+
+    @property
+    def depth(self) -> int:
+        """Blocks that the schedule speaks of."""
+        return len(self.removed)
+
+    def counts(self, tokens: int, protected: int) -> list[int]:
+        """Return the tokens left after each block."""
+        return schedules.merged_counts(tokens, self.removed, protected)
+
+    def plan(self, signals: Signals, state: TokenState) -> Plan | None:
+        """Match and merge."""
+        batch, tokens, _ = signals.hidden.shape
+        removed = min(self.removed[signals.layer], max(0, (tokens - state.protected) // 2))
+        if removed <= 0:
+            return None
+        if self.metric == "random":
+            noise = signals.score("random", self.seed)
+            source, target = plans.match_random(batch, tokens, removed, state.protected, noise)
+        else:
+            metric = signals.parts.keys().mean(2) if self.metric == "keys" else signals.hidden
+            source, target = plans.match_alternating(metric, removed, state.protected)
+        return plans.merge_pairs(tokens, source, target)
+
+
+@dataclass(frozen=True)
+class Keep(Reducer):
+    """Keep the best share of the tokens and drop or fuse the rest: EViT (arXiv 2202.07800), and random dropping."""
+
+    kind = "keep"
+    proportional: bool = False
+    rates: tuple[float, ...] = ()
+    """Share of the unprotected tokens kept in each block; 1 leaves them alone."""
+    scorer: scores.Scorer = "class_attention"
+    fuse: bool = True
+    seed: int = 0
+
+    @property
+    def depth(self) -> int:
+        """Blocks that the schedule speaks of."""
+        return len(self.rates)
+
+    @property
+    def drops(self) -> bool:
+        """Whether some tokens vanish without a trace."""
+        return not self.fuse and any(rate < 1 for rate in self.rates)
+
+    @property
+    def needs_class(self) -> bool:
+        """Whether a class token must exist."""
+        return self.scorer in ("class_attention", "class_similarity")
+
+    def counts(self, tokens: int, protected: int) -> list[int]:
+        """Return the tokens left after each block."""
+        return schedules.kept_counts(tokens, self.rates, protected, self.fuse)
+
+    def plan(self, signals: Signals, state: TokenState) -> Plan | None:
+        """Score, keep, and fuse the rest if asked to."""
+        tokens = signals.hidden.shape[1]
+        (after,) = schedules.kept_counts(tokens, self.rates[signals.layer : signals.layer + 1], state.protected, False)
+        if after == tokens:
+            return None
+        return plans.keep_best(signals.score(self.scorer, self.seed), after, state.protected, self.fuse)
+
+
+@dataclass(frozen=True)
+class RankMerge(Reducer):
+    """Sort by class attention, prune the tail and merge the next ranks into the head: DiffRate (arXiv 2305.17997)."""
+
+    kind = "rank-merge"
+    pruned: tuple[int, ...] = ()
+    """Tokens left by pruning in each block, protected ones included."""
+    merged: tuple[int, ...] = ()
+    """Tokens left by merging in each block, at most those left by pruning."""
+
+    def __post_init__(self) -> None:
+        if len(self.pruned) != len(self.merged):
+            raise InputError(f"{len(self.pruned)} pruning counts for {len(self.merged)} merging counts")
+
+    @property
+    def depth(self) -> int:
+        """Blocks that the schedule speaks of."""
+        return len(self.pruned)
+
+    @property
+    def drops(self) -> bool:
+        """Whether some tokens vanish without a trace."""
+        smallest = list(zip(self.pruned, (self.merged[0], *self.merged), strict=False))
+        return any(pruned < before for pruned, before in smallest)
+
+    @property
+    def needs_class(self) -> bool:
+        """Whether a class token must exist."""
+        return True
+
+    def counts(self, tokens: int, protected: int) -> list[int]:
+        """Return the tokens left after each block; counts never rise."""
+        left: list[int] = []
+        for block, (pruned, merged) in enumerate(zip(self.pruned, self.merged, strict=True)):
+            if min(pruned, merged) < max(1, protected):
+                raise InputError(f"block {block} would keep {min(pruned, merged)} tokens of which {protected} must stay")
+            tokens = min(tokens, pruned, merged)
+            left.append(tokens)
+        return left
+
+    def plan(self, signals: Signals, state: TokenState) -> Plan | None:
+        """Rank, prune, merge."""
+        tokens = signals.hidden.shape[1]
+        pruned = min(tokens, self.pruned[signals.layer])
+        merged = min(pruned, self.merged[signals.layer])
+        if merged == tokens:
+            return None
+        score = signals.score("class_attention", 0)
+        return plans.rank_and_merge(score, signals.hidden, pruned, merged, state.protected)
+
+
+@dataclass(frozen=True)
+class Nothing(Reducer):
+    """Leave every token alone; what a patch is checked against."""
+
+    kind = "nothing"
+    blocks: int = 0
+
+    @property
+    def depth(self) -> int:
+        """Blocks that the schedule speaks of."""
+        return self.blocks
+
+    def counts(self, tokens: int, protected: int) -> list[int]:
+        """Return the same number after each block."""
+        return [tokens] * self.blocks
+
+    def plan(self, signals: Signals, state: TokenState) -> Plan | None:
+        """Return None."""
+        return None
+
+
+def check_fits(reducer: Reducer, depth: int, protected: int, has_class: bool, tokens: int | None, where: str) -> None:
+    """Raise InputError when a reducer cannot run on a tower."""
+    if reducer.depth != depth:
+        raise InputError(f"the schedule speaks of {reducer.depth} blocks, {where} has {depth}")
+    if reducer.needs_class and not has_class:
+        raise InputError(
+            f"{reducer.kind} scores tokens by the class token, and {where} has none; "
+            "use merging, or the scorer received_attention"
+        )
+    if tokens is not None:
+        reducer.counts(tokens, protected)
+
+
+def sizes_matter(reducer: Reducer) -> bool:
+    """Say whether token sizes are tracked: only when something is merged or attention uses them."""
+    return reducer.proportional or isinstance(reducer, (Merge, RankMerge))

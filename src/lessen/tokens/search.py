@@ -1,0 +1,240 @@
+"""DiffRate's search (arXiv 2305.17997): per-block counts learnt by gradient, the network's weights frozen.
+
+Every block owns two rates, one for pruning and one for merging. A rate is a softmax over candidate counts; its
+expectation is rounded up with a straight-through gradient, and the probability that a rank survives is the gradient
+of the mask. During the search nothing is removed: masked tokens are invisible as keys, except to themselves.
+
+    x + attention(masked) -> sort by class attention -> prune mask -> merge the tail -> x + mlp
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lessen.errors import InputError
+from lessen.tokens.families import Parts, find_tower
+from lessen.tokens.macs import TowerShape, full_macs
+from lessen.tokens.plans import inverse_norm
+from lessen.tokens.reducers import RankMerge
+from lessen.tokens.rows import take
+
+EPSILON = 1e-6
+
+
+class Rate(nn.Module):
+    """A learnable number of tokens among the candidates P, P-g, P-2g, ... > 0, class token not counted."""
+
+    candidates: Tensor
+
+    def __init__(self, patches: int, granularity: int, start: float) -> None:
+        super().__init__()
+        self.register_buffer("candidates", torch.arange(patches, 0, -granularity).float())
+        # zero logits would keep half of the patches in every block; start near a share of `start` instead
+        steps = torch.arange(len(self.candidates)).float()
+        mean_step = max(1e-3, (1.0 - start) * len(self.candidates))
+        self.logits = nn.Parameter(-steps / mean_step)
+
+    def probabilities(self) -> Tensor:
+        """Return the probability of each candidate."""
+        return self.logits.softmax(0)
+
+    def kept(self) -> Tensor:
+        """Return the count with the class token: ceil(expectation) + 1, gradient straight through."""
+        expected = (self.probabilities() * self.candidates).sum()
+        return expected + (torch.ceil(expected - 1e-6) - expected).detach() + 1.0
+
+    def survival(self, tokens: int) -> Tensor:
+        """Return for each rank 0..tokens-1 the probability that it is kept; 1 for the class token, never rising."""
+        rank = torch.arange(tokens, device=self.candidates.device)
+        inside = (self.candidates[:, None] + 1.0 > rank).float()
+        return self.probabilities() @ inside
+
+    def mask(self, kept: Tensor, live: int, tokens: int) -> Tensor:
+        """Return the 0/1 mask of ranks [tokens] with the gradient of `survival`; ranks from `live` on are left 1."""
+        rank = torch.arange(tokens, device=self.candidates.device)
+        hard = ((rank < kept.detach()) | (rank >= live)).float()
+        survival = self.survival(tokens)
+        return hard - survival.detach() + survival
+
+
+@dataclass
+class MaskedState:
+    """Tokens of one forward of the search."""
+
+    mask: Tensor
+    """[B,N], 1 for live tokens, with gradient."""
+    size: Tensor
+    """[B,N], at least 1."""
+
+
+class MaskedForward:
+    """What a block runs during the search."""
+
+    def __init__(self, search: RateSearch, parts: Parts, layer: int) -> None:
+        self.search, self.parts, self.layer = search, parts, layer
+
+    def __call__(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Run the block with masks instead of removal."""
+        state = self.search.state
+        if state is None or self.layer == 0:
+            state = MaskedState(*(torch.ones(x.shape[:2], dtype=x.dtype, device=x.device) for _ in range(2)))
+        parts = self.parts
+        out, row = masked_attention(parts, parts.norm1(x), state)
+        x = x + parts.residual(1, out)
+        if self.layer in self.search.compressed:
+            x, state = self.search.compress(self.layer, x, row, state)
+        self.search.state = state
+        return x + parts.residual(2, parts.mlp(parts.norm2(x)))
+
+
+def masked_attention(parts: Parts, x: Tensor, state: MaskedState) -> tuple[Tensor, Tensor]:
+    """Return attention output [B,N,C] in which masked tokens are no keys but to themselves, and the class row [B,N]."""
+    query, key, value = parts.project(x)
+    logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 + state.size.log()[:, None, None, :]
+    weight = (logits - logits.amax(-1, keepdim=True)).exp()
+    own = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    mask = state.mask[:, None, None, :]
+    weight = weight * (mask + (1.0 - mask) * own)
+    attention = (weight + EPSILON / x.shape[1]) / (weight.sum(-1, keepdim=True) + EPSILON)
+    return parts.project_out((attention @ value).transpose(1, 2).flatten(2)), attention[:, :, 0].mean(1)
+
+
+class RateSearch(nn.Module):
+    """The rates of all blocks of one tower, its masked forward and its differentiable multiply-add count."""
+
+    def __init__(
+        self, model: nn.Module, shape: TowerShape, *, granularity: int, skip_first: int = 1, start: float = 0.9
+    ) -> None:
+        super().__init__()
+        tower = find_tower(model)
+        if not tower.family.has_class or tower.protected != 1:
+            raise InputError(f"DiffRate ranks by the class token; {tower.path!r} has {tower.protected} leading tokens")
+        self.shape, self.blocks = shape, tower.blocks
+        self.family = tower.family
+        self.compressed = tuple(range(skip_first, shape.depth))
+        rates = {str(layer): Rate(shape.tokens - 1, granularity, start) for layer in self.compressed}
+        self.prune = nn.ModuleDict(rates)
+        self.merge = nn.ModuleDict({k: Rate(shape.tokens - 1, granularity, start) for k in rates})
+        self.state: MaskedState | None = None
+
+    # -- masked forward -----------------------------------------------------------------------------------------
+    def __enter__(self) -> RateSearch:
+        """Give the blocks the masked forward."""
+        for layer, block in enumerate(self.blocks):
+            block.__dict__["forward"] = MaskedForward(self, Parts(block, self.family), layer)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give the blocks their own forward back."""
+        for block in self.blocks:
+            block.__dict__.pop("forward", None)
+        self.state = None
+
+    def compress(self, layer: int, x: Tensor, row: Tensor, state: MaskedState) -> tuple[Tensor, MaskedState]:
+        """Sort by class attention, mask what is pruned, merge the tail into the head and mask it too."""
+        order = row.detach().clone()
+        order[:, 0] = torch.inf
+        order = order.argsort(dim=1, descending=True)
+        x, mask, size = take(x, order), state.mask.gather(1, order), state.size.gather(1, order)
+        tokens = x.shape[1]
+        live = int(mask[0].detach().round().sum())
+        prune, merge = self._rate(self.prune, layer), self._rate(self.merge, layer)
+        kept = prune.kept()
+        if int(kept) < live:
+            mask = mask * prune.mask(kept, live, tokens)
+            live = int(kept)
+        kept = merge.kept()
+        if int(kept) < live:
+            x, size = merge_tail(x, size, int(kept), live)
+            mask = mask * merge.mask(kept, live, tokens)
+        return x, MaskedState(mask, size)
+
+    @staticmethod
+    def _rate(rates: nn.ModuleDict, layer: int) -> Rate:
+        rate = rates[str(layer)]
+        assert isinstance(rate, Rate)
+        return rate
+
+    # -- counting -----------------------------------------------------------------------------------------------
+    def macs(self) -> Tensor:
+        """Return the multiply-adds of one image, with gradient to every rate."""
+        shape = self.shape
+        tokens: Tensor = torch.tensor(float(shape.tokens))
+        total: Tensor = torch.tensor(float(shape.patch_macs + shape.head_macs))
+        for layer in range(shape.depth):
+            total = total + 4 * tokens * shape.width**2 + 2 * tokens**2 * shape.width
+            if layer in self.compressed:
+                tokens = _least(tokens, self._rate(self.prune, layer).kept(), self._rate(self.merge, layer).kept())
+            total = total + 2 * tokens * shape.width * shape.hidden
+        return total
+
+    def reducer(self, proportional: bool = True) -> RankMerge:
+        """Return the counts found, as a reducer."""
+        pruned, merged, left = [], [], self.shape.tokens
+        for layer in range(self.shape.depth):
+            if layer in self.compressed:
+                first = min(left, int(self._rate(self.prune, layer).kept()))
+                left = min(first, int(self._rate(self.merge, layer).kept()))
+            else:
+                first = left
+            pruned.append(first)
+            merged.append(left)
+        return RankMerge(proportional=proportional, pruned=tuple(pruned), merged=tuple(merged))
+
+
+def _least(tokens: Tensor, pruned: Tensor, merged: Tensor) -> Tensor:
+    """Return the minimum; its gradient goes in full to both counts and not to `tokens`."""
+    least = torch.minimum(torch.minimum(tokens, pruned), merged).detach()
+    return least + (pruned - pruned.detach()) + (merged - merged.detach())
+
+
+def merge_tail(x: Tensor, size: Tensor, kept: int, live: int) -> tuple[Tensor, Tensor]:
+    """Average ranks kept..live-1 into their most similar head token and add their sizes; the tail stays in place."""
+    head, tail = x[:, :kept], x[:, kept:live]
+    similarity = (tail * inverse_norm(tail)) @ (head * inverse_norm(head)).transpose(1, 2)
+    similarity = similarity.detach()
+    similarity[:, :, 0] = -torch.inf
+    cosine, target = similarity.max(-1)
+    count = torch.ones_like(size[:, :kept]).scatter_add(1, target, torch.ones_like(cosine))
+    joined = head.scatter_add(1, target[..., None].expand_as(tail), tail) / count[..., None]
+    added = size[:, kept:live] * cosine.clamp(0.0, 1.0)
+    sizes = size[:, :kept].scatter_add(1, target, added)
+    return torch.cat([joined, x[:, kept:]], 1), torch.cat([sizes, size[:, kept:]], 1)
+
+
+def find_rates(
+    search: RateSearch,
+    loss: Callable[[Any], Tensor],
+    batches: Iterable[Any],
+    *,
+    target: float,
+    steps: int,
+    learning_rate: float,
+    weight: float,
+) -> list[tuple[float, float]]:
+    """Optimise the rates and return (task loss, multiply-add share) of every step.
+
+    Args:
+        loss: task loss of a batch; the model's weights must not require gradients.
+        target: wanted share of the full multiply-adds.
+        weight: factor on (share - target)^2; the paper's 5 * (GFLOPs - target)^2 is about 100 for DeiT-S.
+    """
+    full = float(full_macs(search.shape))
+    optimizer = torch.optim.AdamW(search.parameters(), lr=learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=0.1 * learning_rate)
+    history: list[tuple[float, float]] = []
+    with search:
+        for _, batch in zip(range(steps), batches, strict=False):
+            task_loss = loss(batch)
+            share = search.macs() / full
+            optimizer.zero_grad()
+            (task_loss + weight * (share - target) ** 2).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            history.append((float(task_loss.detach()), float(share.detach())))
+    return history

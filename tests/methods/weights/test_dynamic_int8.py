@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lessen.errors import NothingMatchedError
+from lessen.method import Context
+from lessen.methods.weights.dynamic_int8 import DynamicInt8Linears
+from lessen.recipe import Recipe
+from lessen.testing.toys import TableTask
+
+
+@pytest.mark.parametrize("activations", ["row", "tensor"])
+def test_scores_hardly_move(activations):
+    task = TableTask()
+    model = task.reference(0)
+    result, ledger = Recipe([DynamicInt8Linears(activations=activations)]).apply(model, task)
+    scores, _ = task.predictions(model)
+    compact, _ = task.predictions(result)
+    assert abs(scores - compact).max() < 0.05 * scores.std() + 0.02
+    assert type(result.second).__name__ == "Int8Linear"
+    assert "min_weights" in ledger[0].findings["skipped"]["last"]
+
+
+def test_layers_that_attention_reads_directly_are_left_alone():
+    encoder = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True).eval()
+    context = Context()
+    model = nn.Sequential(encoder, nn.Linear(64, 64))
+    made = DynamicInt8Linears().apply(model, None, context)
+    with torch.no_grad():
+        assert made(torch.randn(2, 5, 64)).shape == (2, 5, 64)
+    assert set(context.findings["skipped"]) == {"0.self_attn.out_proj", "0.linear1", "0.linear2"}
+    with pytest.raises(NothingMatchedError, match="attention"):
+        DynamicInt8Linears().apply(nn.Sequential(nn.MultiheadAttention(64, 4)), None, Context())

@@ -119,7 +119,9 @@ def memory_bytes() -> tuple[int, int] | None:
     listing = Path("/proc/meminfo")
     if not listing.exists():
         return None
-    amounts = {key: int(kib) * 1024 for key, kib in re.findall(r"^(\w+):\s+(\d+) kB", listing.read_text(), re.MULTILINE)}
+    amounts = {
+        key: int(kib) * 1024 for key, kib in re.findall(r"^(\w+):\s+(\d+) kB", listing.read_text(), re.MULTILINE)
+    }
     total, free = amounts["MemTotal"], amounts.get("MemAvailable", amounts["MemFree"])
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.exists() and used.exists() and (text := limit.read_text().strip()).isdigit():

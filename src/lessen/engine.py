@@ -6,6 +6,7 @@ thread count and draws randomness only from the seed in its item; engines decide
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -47,6 +48,10 @@ class Engine(ABC):
         died (killed for memory, crashed in native code).
         """
 
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the engine holds; it starts again when it is used again."""
+
 
 def make_engine(name: str, jobs: int) -> Engine:
     """Return the engine called `name` with `jobs` workers. Raises ConfigError for an unknown name or count."""
@@ -69,49 +74,75 @@ class InlineEngine(Engine):
         for index, item in enumerate(items):
             yield Outcome(index, function(item))
 
+    def close(self) -> None:
+        """Hold nothing."""
+
 
 class ProcessEngine(Engine):
-    """Runs items in `jobs` spawned processes; a worker that dies costs its own item only."""
+    """Runs items in `jobs` spawned processes, which stay until `close`; a worker that dies costs its own item only."""
 
     name = "local"
 
     def __init__(self, jobs: int) -> None:
         self.jobs = jobs
+        self._workers: _Workers | None = None
 
     def outcomes(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Outcome[Result]]:
         """Yield outcomes as they finish. After a worker died, what is left runs one item a process."""
         left = dict(enumerate(items))
         try:
-            for outcome in self._pool(function, left, self.jobs):
-                del left[outcome.index]
+            if self._workers is None:
+                self._workers = _Workers(self.jobs)
+            for outcome in self._workers.outcomes(function, left):
+                left.pop(outcome.index)
                 yield outcome
             return
         except BrokenProcessPool:
-            pass  # some worker died; which item did it is found out below
-        for index, item in list(left.items()):
+            self._drop()  # some worker died; which item did it is found out below
+        except BaseException:
+            self._drop()
+            raise
+        for index, item in left.items():
+            alone = _Workers(1)
             try:
-                yield from self._pool(function, {index: item}, 1)
+                yield from alone.outcomes(function, {index: item})
             except BrokenProcessPool:
                 yield Outcome(index, error="the worker process died, probably for lack of memory; use fewer --jobs")
+            finally:
+                alone.abandon()
 
-    def _pool(
-        self, function: Callable[[Item], Result], items: dict[int, Item], jobs: int
-    ) -> Iterator[Outcome[Result]]:
+    def close(self) -> None:
+        """End the workers."""
+        if self._workers is not None:
+            self._workers.finish()
+            self._workers = None
+
+    def _drop(self) -> None:
+        if self._workers is not None:
+            self._workers.abandon()
+            self._workers = None
+
+
+class _Workers:
+    """A pool of spawned processes that can be abandoned at once."""
+
+    def __init__(self, count: int) -> None:
         context = get_context("spawn")
-        stop = context.Event()
-        pool = ProcessPoolExecutor(
-            max_workers=min(jobs, max(1, len(items))), mp_context=context, initializer=start_worker,
-            initargs=(os.getpid(), stop),
-        )  # fmt: skip
-        try:
-            futures: dict[Future[Result], int] = {pool.submit(function, item): at for at, item in items.items()}
-            for future in as_completed(futures):
-                yield Outcome(futures[future], future.result())
-        except BaseException:
-            stop.set()  # workers leave at once instead of finishing long jobs that nobody waits for
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-        pool.shutdown()
+        self._stop = context.Event()
+        self._pool = ProcessPoolExecutor(count, context, start_worker, (os.getpid(), self._stop))
+
+    def outcomes(self, function: Callable[[Item], Result], items: dict[int, Item]) -> Iterator[Outcome[Result]]:
+        futures: dict[Future[Result], int] = {self._pool.submit(function, item): at for at, item in items.items()}
+        for future in as_completed(futures):
+            yield Outcome(futures[future], future.result())
+
+    def finish(self) -> None:
+        self._pool.shutdown()
+
+    def abandon(self) -> None:
+        """Let workers leave at once instead of finishing long jobs that nobody waits for."""
+        self._stop.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 def start_worker(parent: int, stop: Any) -> None:
@@ -138,6 +169,7 @@ class RayEngine(Engine):
 
     def __init__(self, jobs: int) -> None:
         self.jobs = jobs
+        self._mine = False
         try:
             import ray
         except ImportError as error:
@@ -145,26 +177,27 @@ class RayEngine(Engine):
         self._ray = ray
 
     def outcomes(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Outcome[Result]]:
-        """Yield outcomes as they finish; a started cluster is shut down at the end."""
-        ray = self._ray
-        mine = not ray.is_initialized()
-        if mine:
+        """Yield outcomes as they finish; a cluster that was not running is started."""
+        if not self._ray.is_initialized():
             self._start()
-        try:
-            remote = ray.remote(function).options(num_cpus=1, max_retries=1)
-            pending = {remote.remote(item): index for index, item in enumerate(items)}
-            while pending:
-                ready, _ = ray.wait(list(pending), num_returns=1)
-                for reference in ready:
-                    yield self._outcome(pending.pop(reference), reference)
-        finally:
-            if mine:
-                ray.shutdown()
+        remote = self._ray.remote(function).options(num_cpus=1, max_retries=1)
+        pending = {remote.remote(item): index for index, item in enumerate(items)}
+        while pending:
+            ready, _ = self._ray.wait(list(pending), num_returns=1)
+            for reference in ready:
+                yield self._outcome(pending.pop(reference), reference)
+
+    def close(self) -> None:
+        """Leave the cluster if this engine joined or started it."""
+        if self._mine:
+            self._ray.shutdown()
+            self._mine = False
 
     def _start(self) -> None:
         local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": self.jobs}
         try:
-            self._ray.init(include_dashboard=False, log_to_driver=False, logging_level="error", **local)
+            self._mine = True
+            self._ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **local)
         except Exception as error:
             raise EnvironmentFault(f"Ray did not start: {error}; check RAY_ADDRESS, or use --engine local") from error
 

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
@@ -20,36 +21,50 @@ if TYPE_CHECKING:
 
 STYLES = ("auto", "rich", "plain", "0")
 LINE_SHARE = 0.1
-"""A plain line is written for each further tenth of a stage ..."""
-LINE_SECONDS = 60.0
-"""... or when this many seconds passed since the last one."""
+"""A plain line is written for each further tenth of a stage, but not within LINE_SECONDS of the last one ..."""
+LINE_SECONDS = 5.0
+QUIET_SECONDS = 60.0
+"""... and after this many seconds in any case."""
+
+
+@dataclass
+class _Stage:
+    began: float
+    announced: bool
+    share: float
+    time: float
 
 
 class PlainLog(Log):
-    """Writes one line at each tenth of a stage or each minute; fit for log files and continuous integration."""
+    """Writes sparse lines, fit for log files and continuous integration.
+
+    A stage that is announced with 0 done gets a first and a last line; others, such as the epochs of one training
+    among many, are mentioned only when they take long.
+    """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self.stream = stream
         self.clock = clock
-        self._began: dict[str, float] = {}
-        self._last: dict[str, tuple[float, float]] = {}
+        self._stages: dict[str, _Stage] = {}
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Write `what 3/10 (30 %), about 40 s left` when there is news; nothing for repeats."""
-        now = self.clock()
-        share = done / total if total else 1.0
-        began = self._began.setdefault(what, now)
-        last_share, last_time = self._last.get(what, (-1.0, now))
-        news = share >= last_share + LINE_SHARE or (share >= 1.0 and share > last_share)
-        if not news and now - last_time < LINE_SECONDS:
-            return
-        self._last[what] = (share, now)
-        left = f", about {duration((now - began) * (1 - share) / share)} left" if 0 < share < 1 else ""
-        ended = f" in {duration(now - began)}" if share >= 1 and now > began else ""
-        self._line(f"{what} {done}/{total} ({100 * share:.0f} %){left}{ended}")
+        """Write `what 3/10 (30 %), about 40 s left` when there is news."""
+        now, share = self.clock(), done / total if total else 1.0
+        stage = self._stages.get(what)
+        if stage is None:
+            stage = self._stages[what] = _Stage(now, done == 0, 0.0, now)
+            news = stage.announced
+        else:
+            due = LINE_SECONDS if share >= stage.share + LINE_SHARE else QUIET_SECONDS
+            news = now - stage.time >= due or (share >= 1 and stage.announced)
+        spent = now - stage.began
+        if news:
+            stage.share, stage.time = share, now
+            left = f", about {duration(spent * (1 - share) / share)} left" if 0 < share < 1 else ""
+            ended = f" in {duration(spent)}" if share >= 1 else ""
+            self._line(f"{what} {done}/{total} ({100 * share:.0f} %){left}{ended}")
         if share >= 1:  # a later stage of the same name starts afresh
-            self._began.pop(what, None)
-            self._last.pop(what, None)
+            del self._stages[what]
 
     def note(self, text: str) -> None:
         """Write one line."""

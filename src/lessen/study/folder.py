@@ -1,0 +1,186 @@
+"""The output directory of a study: what lies where, who may write there, and what is finished."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save as save_arrays
+
+from lessen import files
+from lessen.errors import ArtifactError, ConfigError, OutputError
+from lessen.records import prediction_path
+from lessen.study.schema import slug
+
+LOCK = ".lessen-lock"
+STUDY, MEASUREMENTS = "study.yaml", "measurements.jsonl"
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """Paths and files of one study. Only names made by `slug` reach the disk."""
+
+    root: Path
+
+    # -- places ----------------------------------------------------------------------------------------------------
+    def reference(self, seed: int) -> Path:
+        """Return the artifact of the uncompressed model of a seed."""
+        return self.root / "reference" / str(seed)
+
+    def artifact(self, recipe: str, seed: int) -> Path:
+        """Return the artifact of a compact model."""
+        return self.root / "artifacts" / f"{slug(recipe)}-{seed}"
+
+    def run_file(self, recipe: str, seed: int) -> Path:
+        """Return the finished measurement of a (recipe, seed)."""
+        return self.root / "runs" / f"{slug(recipe)}-{seed}.json"
+
+    def compressed_file(self, recipe: str, seed: int) -> Path:
+        """Return what is known of a (recipe, seed) that is compressed and judged but not yet timed."""
+        return self.root / "compressed" / f"{slug(recipe)}-{seed}.json"
+
+    def trace_file(self, recipe: str, seed: int) -> Path:
+        """Return where the full trace of an unexpected failure is kept."""
+        return self.root / "errors" / f"{slug(recipe)}-{seed}.txt"
+
+    # -- reading and writing -----------------------------------------------------------------------------------------
+    def write_json(self, path: Path, value: Any) -> None:
+        """Write one JSON file, all or nothing."""
+        files.atomic_write(path, files.dump_json(value))
+
+    def read_json(self, path: Path) -> dict[str, Any] | None:
+        """Return a JSON object, or None where the file is absent or damaged (it is then made again)."""
+        if not path.is_file():
+            return None
+        try:
+            value = files.parse_json(files.read_checked(path), str(path))
+        except ArtifactError:
+            return None
+        return value if isinstance(value, dict) else None
+
+    def write_scores(self, recipe: str, seed: int, scores: np.ndarray) -> None:
+        """Keep the test scores of a model, one row an example."""
+        files.atomic_write(prediction_path(self.root, recipe, seed), save_arrays({"scores": _contiguous(scores)}))
+
+    def write_targets(self, targets: np.ndarray) -> None:
+        """Keep the test targets, one row an example."""
+        path = self.root / "predictions" / "targets.safetensors"
+        files.atomic_write(path, save_arrays({"targets": _contiguous(targets)}))
+
+    def keep_trace(self, recipe: str, seed: int, text: str) -> None:
+        """Keep the trace of an unexpected failure; a disk that cannot take it does not hide the failure itself."""
+        with suppress(OutputError):
+            files.atomic_write(self.trace_file(recipe, seed), text)
+
+    def finished(self, recipe: str, recipe_hash: str, seed: int) -> dict[str, Any] | None:
+        """Return the record of a (recipe, seed) that needs no more work; failed ones are tried again."""
+        record = self.read_json(self.run_file(recipe, seed))
+        if record is None or record.get("recipe_hash") != recipe_hash or record.get("status") != "ok":
+            return None
+        return record
+
+    def compile(self, runs: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+        """Write `measurements.jsonl` from the finished runs, in the given order, and return the records."""
+        found = [self.read_json(self.run_file(recipe, seed)) for recipe, seed in runs]
+        records = [record for record in found if record is not None]
+        text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+        path = self.root / MEASUREMENTS
+        if not path.is_file() or path.read_text() != text:
+            files.atomic_write(path, text)
+        return records
+
+    def discard(self, path: Path) -> None:
+        """Remove a half-finished artifact that an earlier, killed run left."""
+        with files.writing(path):
+            if path.exists():
+                shutil.rmtree(path)
+
+    # -- opening -----------------------------------------------------------------------------------------------------
+    @contextmanager
+    def opened(self, resolved: Mapping[str, Any], *, resume: bool) -> Iterator[None]:
+        """Hold the directory for this study: check what it holds, lock it, clear what killed runs left.
+
+        Raises:
+            OutputError: it cannot be written, holds something else, a different study, or this study without
+                `resume`; or another run is working in it.
+        """
+        with files.writing(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            self._check(resolved, resume)
+            for folder in (self.root, *(path for path in self.root.iterdir() if path.is_dir())):
+                files.remove_stale(folder)
+            files.atomic_write(self.root / STUDY, files.dump_yaml(dict(resolved)))
+            yield
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with files.writing(self.root):
+            handle = (self.root / LOCK).open("a+")
+        with handle:  # the kernel releases the lock with the process, however it ends
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise OutputError(
+                    f"another lessen run is working in {self.root}; wait for it or choose another --out"
+                ) from error
+            yield
+
+    def _check(self, resolved: Mapping[str, Any], resume: bool) -> None:
+        present = {path.name for path in self.root.iterdir()} - {LOCK}
+        present = {name for name in present if not name.startswith(files.TEMPORARY)}
+        if not present:
+            return
+        if STUDY not in present:
+            raise OutputError(f"{self.root} holds other files and no study; choose another --out")
+        old = self._stored_study()
+        reason = difference(old, resolved)
+        if reason:
+            raise OutputError(f"{self.root} holds a different study ({reason}); choose another --out or remove it")
+        if not resume:
+            done = len(list((self.root / "runs").glob("*.json")))
+            total = len(resolved["recipes"]) * len(resolved["seeds"])
+            raise OutputError(
+                f"{self.root} already holds this study ({done} of {total} runs finished); "
+                "add --resume to continue it or choose another --out"
+            )
+
+    def _stored_study(self) -> Mapping[str, Any]:
+        path = self.root / STUDY
+        try:
+            value = files.parse_yaml(files.read_text(path, "study"), str(path))
+        except ConfigError as error:
+            raise OutputError(f"{error}; choose another --out or remove {self.root}") from error
+        if not isinstance(value, Mapping):
+            raise OutputError(f"{path} is no study; choose another --out or remove {self.root}")
+        return value
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Return why results of `old` may not stand beside those of `new`, or an empty string.
+
+    Margin and budget may change, and recipes and seeds may be added: what was measured stays true.
+    """
+    for key in ("study", "task", "threads", "measure"):
+        if old.get(key) != new.get(key):
+            return f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
+    before = {item.get("name"): item for item in old.get("recipes") or ()}
+    after = {item["name"]: item for item in new["recipes"]}
+    for name, item in before.items():
+        if name not in after:
+            return f"it has the recipe {name!r}, which is gone"
+        if item != after[name]:
+            return f"the recipe {name!r} changed"
+    gone = sorted(set(old.get("seeds") or ()) - set(new["seeds"]))
+    return f"it has the seed {gone[0]}, which is gone" if gone else ""
+
+
+def _contiguous(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values)

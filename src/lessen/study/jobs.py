@@ -1,0 +1,157 @@
+"""The work of one reference and of one (recipe, seed): top-level functions of picklable items, equal on every engine.
+
+A job pins torch's threads, seeds torch, writes its large results under the output directory and returns small JSON
+values. What went wrong comes back as a `Failure`: exceptions do not always survive the way between processes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lessen import artifact, files
+from lessen.errors import LessenError, OutputError
+from lessen.latency import pinned_threads
+from lessen.log import SILENT, Log
+from lessen.measure import ledger_records, measure_cost, measure_quality
+from lessen.method import check_finite
+from lessen.recipe import Recipe
+from lessen.records import REFERENCE
+from lessen.study.folder import StudyFolder
+from lessen.task import Task
+from lessen.tasks import get_task
+
+LOG: ContextVar[Log] = ContextVar("LOG", default=SILENT)
+"""Progress inside a job; set only where the job runs in the process that talks to the user."""
+
+TaskSource = Task | str
+"""A user's own task itself, or the JSON description of a built-in one, which every process builds once."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a job gave nothing: one line, the exit status it stands for, and whether the study cannot go on."""
+
+    message: str
+    exit_status: int = 2
+    fatal: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """One seed's reference (the empty recipe), or one recipe applied to it."""
+
+    source: TaskSource
+    root: Path
+    recipe: Recipe
+    seed: int
+    threads: int
+    resamples: int
+
+
+def source_of(task: Task) -> TaskSource:
+    """Return what a job needs to get `task` in another process."""
+    return json.dumps(task.describe(), sort_keys=True) if task.Options is not None else task
+
+
+def task_of(source: TaskSource) -> Task:
+    """Return the task of a job; built-in ones are read once a process."""
+    return _described(source) if isinstance(source, str) else source
+
+
+@lru_cache(maxsize=2)
+def _described(description: str) -> Task:
+    return get_task(json.loads(description))
+
+
+def train_reference(job: Job) -> dict[str, Any] | Failure:
+    """Train, judge and keep the uncompressed model of a seed, unless that is done, and return its measurement."""
+    return _guarded(_train_reference, job)
+
+
+def compress_one(job: Job) -> dict[str, Any] | Failure:
+    """Apply a recipe to its seed's reference, keep the artifact, judge what was kept, and return what is known."""
+    return _guarded(_compress_one, job)
+
+
+def _guarded(work: Any, job: Job) -> dict[str, Any] | Failure:
+    try:
+        with pinned_threads(job.threads):
+            torch.manual_seed(job.seed)
+            return dict(work(job))
+    except LessenError as error:
+        return Failure(str(error), error.exit_status, fatal=isinstance(error, OutputError))
+    except Exception as error:  # a bug in a method or a task costs its own run, not the study
+        folder = StudyFolder(job.root)
+        folder.keep_trace(job.recipe.name, job.seed, traceback.format_exc())
+        return Failure(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}", exit_status=3)
+
+
+def _train_reference(job: Job) -> dict[str, Any]:
+    folder, task = StudyFolder(job.root), task_of(job.source)
+    place = folder.reference(job.seed)
+    known = folder.read_json(place / "measurement.json")
+    if known is not None:
+        artifact.check_files(place)
+        return known
+    folder.discard(place)
+    start = time.perf_counter()
+    model = task.reference(job.seed, LOG.get())
+    seconds = time.perf_counter() - start
+    check_finite(model, f"the reference of seed {job.seed}")
+    quality = measure_quality(task, model, resamples=job.resamples)
+    folder.write_scores(REFERENCE, job.seed, quality.scores)
+    folder.write_targets(quality.targets)
+    stored = artifact.stored_size(model, model, description_of(task))
+    cost = asdict(measure_cost(task, model, stored_bytes=stored)) | {"train_s": seconds}
+    found = {"seed": job.seed, "quality": quality.values, "quality_ci": quality.intervals, "cost": cost}
+    _save(place, model, model, task, {"measurement.json": files.dump_json(found)})
+    return _plain(found)
+
+
+def _compress_one(job: Job) -> dict[str, Any]:
+    folder, task, name = StudyFolder(job.root), task_of(job.source), job.recipe.name
+    place = folder.artifact(name, job.seed)
+    known = folder.read_json(folder.compressed_file(name, job.seed))
+    if known is not None and known.get("recipe_hash") == job.recipe.hash and place.is_dir():
+        artifact.check_files(place)
+        return known
+    folder.discard(place)
+    reference = artifact.load(folder.reference(job.seed), model=task.build())
+    compact, ledger = job.recipe.apply(reference, task, seed=job.seed, log=LOG.get())
+    stored = _save(place, compact, reference, task, {"recipe.yaml": files.dump_yaml(job.recipe.describe())})
+    kept = artifact.load(place, model=reference)  # what is judged is what lies on disk
+    quality = measure_quality(task, kept, resamples=job.resamples)
+    folder.write_scores(name, job.seed, quality.scores)
+    cost = measure_cost(task, kept, stored_bytes=stored, ledger=ledger)
+    found = {
+        "recipe": name, "recipe_hash": job.recipe.hash, "seed": job.seed, "steps": ledger_records(ledger),
+        "quality": quality.values, "quality_ci": quality.intervals, "cost": asdict(cost),
+    }  # fmt: skip
+    folder.write_json(folder.compressed_file(name, job.seed), found)
+    return _plain(found)
+
+
+def _save(place: Path, model: nn.Module, base: nn.Module, task: Task, extra: Mapping[str, str]) -> int:
+    probe = task.inputs(task.example_batch())
+    return artifact.save(place, model, base, task=description_of(task), probe=probe, extra=extra)
+
+
+def description_of(task: Task) -> dict[str, Any] | None:
+    """Return the description by which an artifact finds its task, or None for a user's own."""
+    return task.describe() if task.Options is not None else None
+
+
+def _plain(found: dict[str, Any]) -> dict[str, Any]:
+    """Return values as a reader of the file would see them, so that a resumed run continues from the same ones."""
+    return dict(json.loads(files.dump_json(found)))

@@ -1,0 +1,275 @@
+"""Running a study: references, then compression and quality in parallel, then timing alone in one process.
+
+Timing comes last and alone so that parallel jobs never disturb it, and it times what lies on disk. Every finished
+(recipe, seed) is one file; `measurements.jsonl` is compiled from those files in the order of the study.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lessen import artifact, files
+from lessen.engine import Engine, InlineEngine, Outcome
+from lessen.environment import environment
+from lessen.errors import EnvironmentFault, InputError, LessenError, MissingExtraError
+from lessen.latency import Latency
+from lessen.log import SILENT, Log
+from lessen.measure import Measurement, measure_latency, with_latency
+from lessen.memory import Peak, PeakMeter
+from lessen.recipe import Recipe
+from lessen.study.folder import StudyFolder
+from lessen.study.jobs import LOG, Failure, Job, compress_one, description_of, source_of, train_reference
+from lessen.study.schema import Study
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """Where a study lies and what it measured, in the order of the study."""
+
+    out: Path
+    records: list[Values]
+
+    @property
+    def failed(self) -> list[Values]:
+        """Records of the runs that failed, each with its one-line `error`."""
+        return [record for record in self.records if record["status"] != "ok"]
+
+
+def run(
+    study: Study, out: Path | str, *, engine: Engine | None = None, resume: bool = False, log: Log = SILENT
+) -> StudyResult:
+    """Run what is not finished of `study` and write its files under `out`.
+
+    A recipe that fails is recorded with its reason and the study goes on.
+
+    Raises:
+        OutputError: `out` cannot be written, holds something else or a different study, or this study without `resume`.
+        InputError, EnvironmentFault: a reference could not be trained, so that nothing can be compared.
+        KeyboardInterrupt: stopped by the user; what was finished is in the files.
+    """
+    folder = StudyFolder(Path(out))
+    place = engine or InlineEngine()
+    with folder.opened(study.describe(), resume=resume):
+        token = LOG.set(log)
+        try:
+            return _Running(study, folder, place, log).run()
+        finally:
+            place.close()
+            LOG.reset(token)
+
+
+class _Running:
+    """One run of a study in its opened folder."""
+
+    def __init__(self, study: Study, folder: StudyFolder, engine: Engine, log: Log) -> None:
+        self.study, self.folder, self.engine, self.log = study, folder, engine, log
+        self.task = study.task
+        self.order = [(recipe.name, seed) for recipe, seed in study.runs()]
+
+    def run(self) -> StudyResult:
+        """Do what is left, stage by stage."""
+        left = [item for item in self.study.runs() if not self._finished(*item)]
+        if left or not self._beside_complete():
+            references = self._references()
+            compressed = self._compress(left, references)
+            self.engine.close()  # idle workers would still share the machine with the timing
+            self._time(compressed, references)
+        return StudyResult(self.folder.root, self.folder.compile(self.order))
+
+    def _finished(self, recipe: Recipe, seed: int) -> bool:
+        return self.folder.finished(recipe.name, recipe.hash, seed) is not None
+
+    def _beside_complete(self) -> bool:
+        return all((self.folder.root / name).is_file() for name in ("noise.json", "notes.json"))
+
+    # -- stages ------------------------------------------------------------------------------------------------------
+    def _references(self) -> dict[int, Values]:
+        """Train the reference of every seed, or read it back. A study without them has nothing to compare."""
+        jobs = [self._job(Recipe([]), seed) for seed in self.study.seeds]
+        found: dict[int, Values] = {}
+        for seed, value in self._outcomes("reference models", train_reference, jobs):
+            if isinstance(value, Failure):
+                raise _as_error(value, f"the reference of seed {seed[1]}")
+            found[seed[1]] = value
+        return found
+
+    def _compress(
+        self, left: list[tuple[Recipe, int]], references: Mapping[int, Values]
+    ) -> list[tuple[Recipe, Values]]:
+        """Compress and judge in parallel; return what is ready to be timed, in the order of the study."""
+        jobs = [self._job(recipe, seed) for recipe, seed in left]
+        ready: dict[tuple[str, int], Values] = {}
+        for key, value in self._outcomes("compress and judge", compress_one, jobs):
+            if isinstance(value, Failure):
+                if value.fatal:
+                    raise _as_error(value, f"recipe {key[0]!r}, seed {key[1]}")
+                self.log.note(f"recipe {key[0]!r}, seed {key[1]} failed: {value.message}")
+                self._write_failure(key, value, references[key[1]])
+            else:
+                ready[key] = value
+        by_name = {recipe.name: recipe for recipe in self.study.recipes}
+        return [(by_name[name], ready[name, seed]) for name, seed in self.order if (name, seed) in ready]
+
+    def _time(self, compressed: list[tuple[Recipe, Values]], references: dict[int, Values]) -> None:
+        """Time each compact model against its reference, alone; then the reference against itself."""
+        with self._peak_meter() as meter:
+            for done, (recipe, value) in enumerate(compressed):
+                self.log.progress("time in pairs", done, len(compressed))
+                self._measure(recipe, value, references[value["seed"]], meter)
+            if compressed:
+                self.log.progress("time in pairs", len(compressed), len(compressed))
+        self._write_beside()
+
+    # -- one run -----------------------------------------------------------------------------------------------------
+    def _measure(self, recipe: Recipe, value: Values, reference: Values, meter: PeakMeter | None) -> None:
+        seed, place = value["seed"], self.folder.artifact(recipe.name, value["seed"])
+        # peak memory first: it waits until the child process is up and idle, so that timing has the machine to itself
+        before = _with_peak(reference["cost"], meter, self.folder.reference(seed))
+        after = _with_peak(value["cost"], meter, place)
+        base = self._load_reference(seed)
+        latency = self._latency(base, artifact.load(place, model=base))
+        cost, reference_cost = with_latency(after, latency), _reference_cost(before, latency)
+        record = self._record(recipe, seed, value, {**reference, "cost": reference_cost}, cost=cost)
+        text = files.dump_json(record)
+        artifact.attach(place, {"measurement.json": text})
+        files.atomic_write(self.folder.run_file(recipe.name, seed), text)
+        self.folder.compressed_file(recipe.name, seed).unlink(missing_ok=True)
+        self.folder.compile(self.order)
+
+    def _write_failure(self, key: tuple[str, int], failure: Failure, reference: Values) -> None:
+        recipe = next(recipe for recipe in self.study.recipes if recipe.name == key[0])
+        nothing: Values = {"steps": _planned_steps(recipe), "quality": {}, "quality_ci": {}}
+        record = self._record(recipe, key[1], nothing, reference, cost={}, error=failure.message)
+        self.folder.write_json(self.folder.run_file(*key), record)
+        self.folder.compile(self.order)
+
+    def _record(
+        self, recipe: Recipe, seed: int, value: Values, reference: Values, *, cost: Values, error: str | None = None
+    ) -> Values:
+        lower = [name for name, metric in self.task.metrics.items() if not metric.higher_is_better]
+        measurement = Measurement(
+            study=self.study.name, task=self.task.describe(), recipe=recipe.name, recipe_hash=recipe.hash, seed=seed,
+            steps=value["steps"], quality=value["quality"], quality_ci=value["quality_ci"], cost=cost,
+            reference={key: reference[key] for key in ("quality", "quality_ci", "cost")},
+            data_fingerprint=self._fingerprint(), env=environment(self.study.measure.threads),
+            status="failed" if error else "ok", error=error,
+        )  # fmt: skip
+        return {**measurement.record(), "lower_is_better": lower}
+
+    def _fingerprint(self) -> str:
+        if not hasattr(self, "_known_fingerprint"):
+            self._known_fingerprint = self.task.fingerprint()
+        return self._known_fingerprint
+
+    def _latency(self, reference: nn.Module, compact: nn.Module) -> Latency:
+        options = self.study.measure
+        return measure_latency(
+            self.task, reference, compact, rounds=options.rounds, threads=options.threads, batches=options.batches
+        )
+
+    def _load_reference(self, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return artifact.load(self.folder.reference(seed), model=self.task.build())
+
+    # -- beside the measurements -------------------------------------------------------------------------------------
+    def _write_beside(self) -> None:
+        """Write the noise floor, the task's simple baselines and its remarks, where they are not there yet."""
+        root = self.folder.root
+        if not (root / "noise.json").is_file():
+            self.log.note("timing the uncompressed model against itself (noise floor)")
+            self.folder.write_json(root / "noise.json", self._noise())
+        baselines = getattr(self.task, "baselines", None)
+        if baselines is not None and not (root / "baselines.json").is_file():
+            self.log.note("fitting simple baselines on the same features")
+            try:
+                self.folder.write_json(root / "baselines.json", baselines())
+            except MissingExtraError as error:
+                self.log.note(f"baselines left out: {error}")
+        notes = getattr(self.task, "notes", None)
+        self.folder.write_json(root / "notes.json", [str(note) for note in notes()] if notes is not None else [])
+
+    def _noise(self) -> Values:
+        """Run each reference against a copy of itself: what differs is noise."""
+        timings, moved = [], {name: [0.0] for name in self.task.metrics}
+        for seed in self.study.seeds:
+            model = self._load_reference(seed)
+            timings.append(self._latency(model, copy.deepcopy(model)))
+            first, second = (self.task.predictions(model) for _ in range(2))
+            for name, metric in self.task.metrics.items():
+                moved[name].append(metric(*second) - metric(*first))
+        middle = sorted(timing.ratio for timing in timings)[len(timings) // 2]
+        return {
+            "latency_ratio": middle,
+            "latency_ratio_ci": [min(t.ratio_low for t in timings), max(t.ratio_high for t in timings)],
+            "quality": {name: [min(values), max(values)] for name, values in moved.items()},
+            "rounds": self.study.measure.rounds,
+            "threads": self.study.measure.threads,
+        }
+
+    # -- engine --------------------------------------------------------------------------------------------------------
+    def _job(self, recipe: Recipe, seed: int) -> Job:
+        return Job(
+            source_of(self.task), self.folder.root.resolve(), recipe, seed, self.study.threads,
+            self.study.measure.resamples,
+        )  # fmt: skip
+
+    def _outcomes(self, what: str, work: Any, jobs: list[Job]) -> Iterator[tuple[tuple[str, int], Values | Failure]]:
+        """Yield the key and the result of each job as it finishes, with progress."""
+        if not jobs:
+            return
+        self.log.progress(what, 0, len(jobs))
+        outcomes: Iterable[Outcome[Any]] = self.engine.outcomes(work, jobs)
+        for done, outcome in enumerate(outcomes, 1):
+            job = jobs[outcome.index]
+            result = outcome.value if outcome.value is not None else Failure(outcome.error, exit_status=3)
+            yield (job.recipe.name, job.seed), result
+            self.log.progress(what, done, len(jobs))
+
+    @contextmanager
+    def _peak_meter(self) -> Iterator[PeakMeter | None]:
+        description = description_of(self.task)
+        wanted = self.study.measure.peak_memory and description is not None
+        with PeakMeter(description) if wanted and description else nullcontext() as meter:
+            yield meter
+
+
+def _with_peak(cost: Values, meter: PeakMeter | None, place: Path) -> Values:
+    peak: Peak | None = meter.measure(place) if meter is not None else None
+    if peak is None:
+        return cost
+    return {**cost, "peak_rss_bytes": peak.peak_rss_bytes, "peak_rss_growth_bytes": peak.growth_bytes}
+
+
+def _reference_cost(cost: Values, latency: Latency) -> Values:
+    return {
+        **cost,
+        "latency_ms_p50": latency.reference_p50_ms,
+        "latency_ms_p95": latency.reference_p95_ms,
+        "throughput_per_s": latency.batch_examples / latency.reference_p50_ms * 1000.0,
+    }
+
+
+def _planned_steps(recipe: Recipe) -> list[Values]:
+    """Return the steps of a recipe that gave no ledger, so that the report can still group it by family."""
+    return [
+        {
+            "method": step.card.name, "family": step.card.family, "frees": sorted(step.card.frees),
+            "knobs": step.model_dump(mode="json"),
+        }
+        for step in recipe.steps
+    ]  # fmt: skip
+
+
+def _as_error(failure: Failure, where: str) -> LessenError:
+    kind = EnvironmentFault if failure.exit_status == EnvironmentFault.exit_status else InputError
+    return kind(f"{where}: {failure.message}")

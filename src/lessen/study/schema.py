@@ -1,0 +1,149 @@
+"""What a study file may say: typed, closed, and checked as a whole before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lessen import files
+from lessen.errors import ConfigError, explain, nearest
+from lessen.gates import parse_gates
+from lessen.recipe import Recipe
+from lessen.records import REFERENCE, prediction_path
+from lessen.task import Task
+from lessen.tasks import get_task
+
+
+class MeasureOptions(BaseModel):
+    """How costs are measured."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    rounds: int = Field(40, ge=8, le=100_000, description="timed pairs of reference and compact model")
+    threads: int = Field(1, ge=1, le=1024, description="torch threads while timing")
+    batches: int = Field(4, ge=1, le=1000, description="test batches that take turns while timing")
+    peak_memory: bool = Field(True, description="measure peak memory in a child process (built-in tasks only)")
+    resamples: int = Field(1000, ge=100, le=100_000, description="bootstrap resamples of the quality intervals")
+
+
+class StudyFile(BaseModel):
+    """The keys of a study file; tasks and recipes are parsed by their own contracts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    study: str = Field(pattern=r"^[\w.+ -]{1,100}$", description="name of the study")
+    task: str | dict[str, Any] = Field(description="name of the task, or a mapping of name and options")
+    seeds: list[Annotated[int, Field(ge=0, le=2**31)]] = Field([0, 1, 2], min_length=1, max_length=1000)
+    margin: float | dict[str, float] | None = Field(None, description="largest acceptable loss of the first metric")
+    budget: str | list[str] = Field("", description="gates such as 'stored_bytes<=0.5x, auc>=-0.003'")
+    recipes: list[Any] = Field(min_length=1, max_length=10_000)
+    threads: int = Field(1, ge=1, le=1024, description="torch threads of one training or compression job")
+    measure: MeasureOptions = MeasureOptions()
+
+
+@dataclass(frozen=True)
+class Study:
+    """A checked study. Build it from YAML with `load`, or from objects when the task is your own class."""
+
+    name: str
+    task: Task
+    recipes: Sequence[Recipe]
+    seeds: Sequence[int] = (0, 1, 2)
+    margin: float | None = None
+    budget: Sequence[str] = ()
+    threads: int = 1
+    measure: MeasureOptions = field(default_factory=MeasureOptions)
+
+    def __post_init__(self) -> None:
+        _check_unique(self.name, self.recipes, self.seeds)
+        parse_gates(list(self.budget))
+
+    @classmethod
+    def load(cls, path: Path) -> Study:
+        """Read a study file. Raises ConfigError naming file, key and what is allowed."""
+        return cls.parse(files.parse_yaml(files.read_text(path, "study"), str(path)), str(path))
+
+    @classmethod
+    def parse(cls, value: Any, where: str = "study") -> Study:
+        """Build a study from its YAML form. Raises ConfigError."""
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where}: expected a mapping with the keys study, task and recipes")
+        raw = _validated(value, where)
+        task = get_task(raw.task, f"{where}: task")
+        recipes = [Recipe.parse(item, f"{where}: recipe {number}") for number, item in enumerate(raw.recipes, 1)]
+        lines = [raw.budget] if isinstance(raw.budget, str) else raw.budget
+        budget = [gate.text for line in lines for gate in parse_gates(line)]
+        margin = _margin(raw.margin, task, where)
+        try:
+            return cls(raw.study, task, recipes, raw.seeds, margin, budget, raw.threads, raw.measure)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+
+    def describe(self) -> dict[str, Any]:
+        """Return the resolved study: every knob and option, defaults included, JSON values only."""
+        return {
+            "study": self.name,
+            "task": self.task.describe(),
+            "seeds": list(self.seeds),
+            "margin": self.margin,
+            "budget": list(self.budget),
+            "threads": self.threads,
+            "measure": self.measure.model_dump(),
+            "recipes": [recipe.describe() for recipe in self.recipes],
+        }
+
+    def runs(self) -> list[tuple[Recipe, int]]:
+        """Return every (recipe, seed) in the order of the measurements file."""
+        return [(recipe, seed) for recipe in self.recipes for seed in self.seeds]
+
+
+def _validated(value: Mapping[Any, Any], where: str) -> StudyFile:
+    known = [*StudyFile.model_fields, *(f"measure.{name}" for name in MeasureOptions.model_fields)]
+    try:
+        return StudyFile(**{str(key): item for key, item in value.items()})
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {explain(error, 'a study', known)}") from error
+
+
+def _margin(given: float | dict[str, float] | None, task: Task, where: str) -> float | None:
+    """Return the margin of the task's first metric, which verdicts use."""
+    if given is None:
+        return None
+    if isinstance(given, dict):
+        for name in given:
+            if name not in task.metrics:
+                raise ConfigError(f"{where}: margin names {name!r}; {nearest(name, task.metrics)}")
+        if set(given) != {task.primary}:
+            raise ConfigError(f"{where}: verdicts use {task.primary!r}; write margin: {{{task.primary}: NUMBER}}")
+        given = given[task.primary]
+    if not given > 0:
+        raise ConfigError(
+            f"{where}: margin = {given!r} is not accepted: give a number above 0, the largest loss you accept"
+        )
+    return float(given)
+
+
+def _check_unique(name: str, recipes: Sequence[Recipe], seeds: Sequence[int]) -> None:
+    if not recipes or not seeds:
+        raise ConfigError(f"study {name!r} needs at least one recipe and one seed")
+    if len(set(seeds)) != len(seeds):
+        raise ConfigError(f"seeds {list(seeds)} repeat; list each seed once")
+    taken: dict[str, str] = {}
+    for recipe in recipes:
+        file_name = slug(recipe.name).casefold()
+        if file_name == REFERENCE:
+            raise ConfigError(f"no recipe may be called {recipe.name!r}: that name is the uncompressed model's")
+        if file_name in taken:
+            other = taken[file_name]
+            same = (
+                "two recipes are called" if other == recipe.name else f"the recipe {other!r} shares its file name with"
+            )
+            raise ConfigError(f"{same} {recipe.name!r}; give each recipe a name of its own")
+        taken[file_name] = recipe.name
+
+
+def slug(recipe: str) -> str:
+    """Return the file name of a recipe, the same that the report reads predictions by."""
+    return prediction_path(Path(), recipe, 0).stem.removesuffix("-0")

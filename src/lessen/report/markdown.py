@@ -1,0 +1,62 @@
+"""The report as Markdown, for pull requests and terminals: the page's words without its picture."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from lessen.frontier import Frontier
+from lessen.report import content, words
+
+
+def markdown(frontier: Frontier) -> str:
+    """Return the whole report as Markdown; names cannot break out of their cell or carry HTML."""
+    environment = Environment(
+        loader=PackageLoader("lessen.report", "."), autoescape=False, finalize=_safe, undefined=StrictUndefined,
+        trim_blocks=False, keep_trailing_newline=True,
+    )  # fmt: skip
+    recipes = content.recipes_yaml(frontier)
+    text = environment.get_template("frontier.md.jinja").render(
+        **context(frontier), fence=_fence(recipes), recipes=_Verbatim(recipes)
+    )
+    return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def context(frontier: Frontier) -> dict[str, Any]:
+    """Return what both layouts show."""
+    rows = content.trade_rows(frontier)
+    baseline_metrics, baselines = content.baseline_rows(frontier)
+    return {
+        "title": f"{' + '.join(study.name for study in frontier.studies)}: quality against cost",
+        "headline": words.headline(frontier),
+        "summary": content.summary(frontier),
+        "doubts": frontier.doubts[1:],
+        "metric": words.metric_name(frontier.primary),
+        "rows": rows,
+        "flagged": [(row["label"], flag) for row in rows for flag in row["flags"]],
+        "gates": [gate.text for gate in frontier.gates],
+        "ledger": content.ledger_rows(frontier),
+        "gaps": content.gaps(frontier),
+        "noise": content.noise_rows(frontier),
+        "baseline_metrics": baseline_metrics,
+        "baselines": baselines,
+        "environment": content.environment_rows(frontier),
+    }
+
+
+class _Verbatim(str):
+    """Text that goes into a code block as it is."""
+
+
+def _safe(value: Any) -> Any:
+    if isinstance(value, _Verbatim):
+        return value
+    text = " ".join(str(value).split(" ")).replace("\r", " ").replace("\n", " ")
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("`", "\\`").replace("](", "]\\(")
+
+
+def _fence(text: str) -> str:
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    return _Verbatim("`" * max(3, longest + 1))

@@ -1,0 +1,151 @@
+"""How figures are written: units, signs, intervals and the sentence that opens a report."""
+
+from __future__ import annotations
+
+import math
+
+from lessen.frontier import Estimate, Frontier, Point
+from lessen.verdict import UNKNOWN, WITHIN, WORSE, Difference
+
+COST_NAMES = {
+    "stored_bytes": "stored bytes", "resident_bytes": "memory held", "params": "parameters", "macs": "multiply-adds",
+    "latency_ms_p50": "latency, median", "latency_ms_p95": "latency, 95th percentile", "latency_ratio": "latency ratio",
+    "throughput_per_s": "throughput", "peak_rss_bytes": "peak memory", "peak_rss_growth_bytes": "peak memory growth",
+    "compress_s": "time to compress", "train_s": "time to train",
+}  # fmt: skip
+METRIC_NAMES = {"auc": "AUC", "logloss": "log loss", "accuracy": "accuracy", "mse": "mean squared error"}
+MINUS = "\N{MINUS SIGN}"
+NONE = "\N{EN DASH}"
+
+
+def cost_name(name: str) -> str:
+    """Return a cost in words."""
+    return COST_NAMES.get(name, name.replace("_", " "))
+
+
+def metric_name(name: str) -> str:
+    """Return a metric in words."""
+    return METRIC_NAMES.get(name, name)
+
+
+def amount(name: str, value: float | None) -> str:
+    """Return a cost with its unit: 353 kB, 1.42 ms, 61.0 k."""
+    if value is None:
+        return NONE
+    if name.endswith("_bytes"):
+        return _scaled(value, ("B", "kB", "MB", "GB", "TB"))
+    if "_ms" in name:
+        return f"{_digits(value)} ms"
+    if name.endswith("_per_s"):
+        return _scaled(value, ("", "k", "M", "G")).strip() + " /s"
+    if name.endswith("_s"):
+        return f"{_digits(value)} s"
+    if name == "latency_ratio":
+        return f"{value:.2f}×"
+    return _scaled(value, ("", "k", "M", "G", "T")).strip()
+
+
+def share(value: float | None) -> str:
+    """Return a share of the reference in per cent, three digits at most."""
+    if value is None:
+        return NONE
+    digits = _digits(100 * value)
+    return f"{digits.rstrip('0').rstrip('.') if '.' in digits else digits} %"
+
+
+def signed(value: float | None, decimals: int) -> str:
+    """Return a difference with its sign and a true minus."""
+    if value is None:
+        return NONE
+    text = f"{abs(value):.{decimals}f}"
+    if float(text) == 0:
+        return text
+    return ("+" if value > 0 else MINUS) + text
+
+
+def decimals_for(margin: float) -> int:
+    """Return the decimals that show a tenth of the margin."""
+    return min(12, max(0, 1 - math.floor(math.log10(margin))))
+
+
+def between(low: float | None, high: float | None, decimals: int) -> str:
+    """Return an interval of differences, or say that there is none."""
+    return "no interval" if low is None or high is None else f"[{signed(low, decimals)}, {signed(high, decimals)}]"
+
+
+def difference(value: Difference | None, decimals: int) -> str:
+    """Return a difference with its 95 % interval."""
+    if value is None:
+        return NONE
+    return f"{signed(value.value, decimals)} {between(value.low, value.high, decimals)}"
+
+
+def with_spread(estimate: Estimate | None, decimals: int) -> str:
+    """Return a mean with its standard deviation over seeds."""
+    if estimate is None:
+        return NONE
+    return f"{estimate.mean:.{decimals}f}" + ("" if estimate.spread is None else f" ± {estimate.spread:.{decimals}f}")
+
+
+def latency(point: Point) -> str:
+    """Return the latency ratio and its interval."""
+    ratio = point.cost.get("latency_ratio")
+    if ratio is None:
+        return NONE
+    ends = point.latency_interval
+    return f"{ratio.mean:.2f}×" + (f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else "")
+
+
+def headline(frontier: Frontier) -> str:
+    """Return the verdict on the whole study in one sentence."""
+    if frontier.doubts:
+        return f"No verdict can be given: {frontier.doubts[0]}."
+    if not frontier.measured:
+        return "Nothing was measured: every recipe failed."
+    metric, best = metric_name(frontier.primary), frontier.best()
+    decimals = decimals_for(frontier.margin)
+    limit = f"{frontier.margin:g}"
+    if best is None:
+        return _no_winner(frontier, metric, limit)
+    change = best.difference[frontier.primary]
+    price = f"keeps {share(best.axis('stored_bytes'))} of the stored bytes"
+    if "stored_bytes" in best.reference_cost:
+        before, after = best.reference_cost["stored_bytes"].mean, best.cost["stored_bytes"].mean
+        price += f" ({amount('stored_bytes', before)} to {amount('stored_bytes', after)})"
+    speed = f" at {latency(best).split(' ')[0]} the latency" if "latency_ratio" in best.cost else ""
+    return (
+        f"{best.label} {price}{speed}; {metric} moves by {difference(change, decimals)}, within the margin of {limit}."
+    )
+
+
+def tally(frontier: Frontier) -> list[tuple[str, int]]:
+    """Return how many recipes met each end, in a fixed order."""
+    failed = sum(point.failed for point in frontier)
+    return [*((verdict, frontier.count(verdict)) for verdict in (WITHIN, UNKNOWN, WORSE)), ("failed", failed)]
+
+
+def _no_winner(frontier: Frontier, metric: str, limit: str) -> str:
+    held = [point for point in frontier.measured if point.verdict == WITHIN]
+    if held and frontier.gates:
+        return f"No recipe holds every budget line ({', '.join(gate.text for gate in frontier.gates)})."
+    if held:
+        return f"Not worth it: no recipe within the {metric} margin of {limit} stores fewer bytes than the reference."
+    if frontier.count(UNKNOWN):
+        return f"Not enough data to say: no recipe is proven to stay within the {metric} margin of {limit}."
+    return f"Not worth it: every recipe loses more {metric} than the margin of {limit}."
+
+
+def _digits(value: float) -> str:
+    """Return three significant digits without an exponent."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    places = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{min(places, 6)}f}"
+
+
+def _scaled(value: float, units: tuple[str, ...]) -> str:
+    step = 0
+    while abs(value) >= 999.5 and step < len(units) - 1:
+        value, step = value / 1000, step + 1
+    whole = step == 0 and float(value).is_integer()
+    return f"{int(value) if whole else _digits(value)} {units[step]}"

@@ -30,6 +30,7 @@ _REFUSED_WHEN_SET = {
     "token_healing": (False, "token healing rewrites the prompt; leave token_healing out"),
     "use_cache": (True, "decoding needs the cache; leave use_cache out"),
 }
+_DEFAULT_NEW_TOKENS = 20
 _CACHES = (None, "dynamic", "dynamic_full")
 
 
@@ -39,6 +40,7 @@ class Settings:
 
     config: Any
     max_new_tokens: int | None
+    max_length: int | None
     eos: frozenset[int]
     pad: int
     seed: int | None
@@ -82,7 +84,13 @@ def read_settings(
     eos = frozenset() if config._eos_token_tensor is None else frozenset(config._eos_token_tensor.tolist())
     pad = config._pad_token_tensor
     pad_id = int(pad) if pad is not None else min(eos, default=0)
-    return Settings(config, _asked_length(config), eos, pad_id, seed, extras)
+    chosen = (options, generation_config, model.generation_config)
+    total = next((found for each in chosen if (found := _field(each, "max_length")) is not None), None)
+    return Settings(config, _asked_length(config), total, eos, pad_id, seed, extras)
+
+
+def _field(source: Any, name: str) -> Any:
+    return source.get(name) if isinstance(source, dict) else getattr(source, name, None)
 
 
 def _asked_length(config: Any) -> int | None:
@@ -135,8 +143,11 @@ def _stop_strings(config: Any, tokenizer: Any) -> Any:
 def _room(model: Any, settings: Settings, prompt: Sequence[int]) -> int:
     asked = settings.max_new_tokens
     if asked is None:
-        total = settings.config.max_length
-        asked = total - len(prompt) if total is not None and total > len(prompt) else 20
+        asked = _DEFAULT_NEW_TOKENS if settings.max_length is None else settings.max_length - len(prompt)
+        if asked < 1:
+            raise ConfigError(
+                f"generate: max_length={settings.max_length} leaves no room after {len(prompt)} prompt tokens"
+            )
     context = context_length(model)
     return asked if context is None else min(asked, context - len(prompt))
 

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+
+from lessen.decoding.cost import CostCurve, measure_costs
+from lessen.errors import ConfigError
+
+
+def test_straight_between_and_beyond_the_measured_sizes():
+    curve = CostCurve((1, 3, 5), (1.0, 2.0, 6.0))
+    assert [curve.seconds(rows) for rows in (1, 2, 3, 4, 5, 6)] == [1.0, 1.5, 2.0, 4.0, 6.0, 8.0]
+    assert CostCurve((1,), (2.0,)).seconds(9) == 2.0
+    assert curve.relative() == {1: 1.0, 3: 2.0, 5: 6.0}
+
+
+def test_more_rows_than_measured_never_come_free():
+    flat = CostCurve((1, 64), (1.0, 1.0))
+    assert flat.seconds(640) > 4.0
+
+
+def test_measuring_keeps_the_quickest_call():
+    now = [0.0]
+    delays = {1: iter([9.0, 5.0, 1.0, 5.0]), 4: iter([3.0, 2.0, 8.0])}
+
+    def run(rows):
+        now[0] += next(delays[rows])
+
+    curve = measure_costs(run, sizes=(1, 4), repeats=3, limit_seconds=1e9, clock=lambda: now[0])
+    assert curve.times == (1.0, 2.0)
+
+
+def test_measuring_stops_at_its_time_limit_but_measures_every_size_once():
+    now, calls = [0.0], []
+
+    def run(rows):
+        calls.append(rows)
+        now[0] += 10.0
+
+    measure_costs(run, sizes=(1, 2), repeats=5, limit_seconds=15.0, clock=lambda: now[0])
+    assert calls == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "times"), [((), ()), ((2, 1), (1.0, 1.0)), ((1, 2), (1.0,)), ((1,), (0.0,)), ((0,), (1.0,))]
+)
+def test_bad_curves_are_refused(sizes, times):
+    with pytest.raises(ConfigError, match="cost curve"):
+        CostCurve(sizes, times)

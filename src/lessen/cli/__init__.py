@@ -1,0 +1,75 @@
+"""The `lessen` command: verbs in one file a group, and the one place where errors become lines and exit statuses.
+
+Nothing here imports torch; a verb imports what it needs when it runs, so that help appears at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+import typer
+
+from lessen.cli import author, catalogue, models, studies, system
+from lessen.cli.talk import say
+from lessen.errors import LessenError
+
+DONE, BAD_INPUT, ENVIRONMENT, INTERRUPTED = 0, 2, 3, 4
+
+app = typer.Typer(
+    name="lessen",
+    help="Make trained models cost less, and prove what that cost in quality. First try: lessen demo",
+    epilog="Exit status: 0 done, 1 a gate failed, 2 bad input, 3 environment, 4 interrupted and resumable.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for group in (studies, models, catalogue, author, system):
+    group.register(app)
+
+
+def main() -> None:
+    """Run the command line of this process and exit with its status."""
+    raise SystemExit(execute(sys.argv[1:]))
+
+
+def execute(arguments: list[str]) -> int:
+    """Run one command and return its exit status; whatever goes wrong is one line on standard error."""
+    try:
+        status = app(args=arguments, prog_name="lessen", standalone_mode=False)
+    except LessenError as error:
+        say(f"lessen: {error}")
+        return error.exit_status
+    except KeyboardInterrupt:
+        say("lessen: stopped before anything was written")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except MemoryError:
+        say("lessen: out of memory; use fewer --jobs, smaller batches or a larger machine")
+        return ENVIRONMENT
+    except Exception as error:
+        return _unexpected(error)
+    return status if isinstance(status, int) else DONE
+
+
+def _unexpected(error: Exception) -> int:
+    message = getattr(error, "format_message", None)
+    if message is not None:  # a mistake in the command line itself, found by the parser
+        text = str(message()).strip()
+        if text:
+            context = getattr(error, "ctx", None)
+            hint = f"; see: {context.command_path} --help" if context is not None else ""
+            say(f"lessen: {text.rstrip('.')}{hint}")
+        return BAD_INPUT
+    with tempfile.NamedTemporaryFile("w", prefix="lessen-trace-", suffix=".txt", delete=False) as handle:
+        handle.write(traceback.format_exc())
+    words = " ".join(str(error).split())[:300]
+    say(f"lessen: this is a fault in lessen: {type(error).__name__}: {words}; the full trace is in {Path(handle.name)}")
+    return ENVIRONMENT

@@ -1,0 +1,163 @@
+"""`lessen demo`, `lessen run` and `lessen report`: studies and what they showed."""
+
+from __future__ import annotations
+
+import shlex
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lessen.cli.interrupt import interruptible
+from lessen.cli.talk import AsJson, emit, line, say, table
+from lessen.errors import GateFailed, Interrupted
+
+if TYPE_CHECKING:
+    from lessen.frontier import Frontier
+    from lessen.study import StudyResult
+
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for everything the study writes.")]
+EngineName = Annotated[str, typer.Option("--engine", help="Where jobs run: local or ray.")]
+Jobs = Annotated[int | None, typer.Option("--jobs", "-j", help="Parallel jobs (default: one for each usable core).")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the study that the folder holds.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this file."""
+    app.command()(demo)
+    app.command()(run)
+    app.command()(report)
+
+
+def demo(out: Out = None, jobs: Jobs = None, as_json: AsJson = False) -> None:
+    """Run ten recipes on real data and show the frontier: the study that ships with lessen.
+
+    Continues by itself when it was stopped.
+
+    Example: lessen demo --out out/demo
+    """
+    with as_file(files("lessen") / "studies" / "demo.yaml") as study:
+        _run(study, out or Path("out/demo"), "local", jobs, resume=True, as_json=as_json, again="lessen demo")
+
+
+def run(
+    study: Annotated[Path, typer.Argument(help="Study file (YAML).", metavar="STUDY.yaml")],
+    out: Out = None,
+    engine: EngineName = "local",
+    jobs: Jobs = None,
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compress, measure and judge every recipe of a study, and write the report.
+
+    The default folder is out/NAME after the study file.
+
+    Example: lessen run studies/tables.yaml --out out/tables --jobs 2
+    """
+    again = f"lessen run {shlex.quote(str(study))}" + (f" --engine {engine}" if engine != "local" else "")
+    _run(
+        study, out or Path("out") / study.stem, engine, jobs, resume=resume, as_json=as_json, again=f"{again} --resume"
+    )
+
+
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Folders that `lessen run` wrote.", metavar="DIR...")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write (default: the first folder).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the report of one or several studies again, from their files alone.
+
+    Example: lessen report out/tables out/tables-low-rank --out out/both
+    """
+    from lessen.frontier import Frontier
+
+    frontier = Frontier.load(*folders)
+    _finish(frontier, _write_report(frontier, out or folders[0]), as_json)
+
+
+def _run(path: Path, out: Path, engine: str, jobs: int | None, *, resume: bool, as_json: bool, again: str) -> None:
+    from lessen.doctor import available_cores
+    from lessen.engine import make_engine
+    from lessen.progress import Reporting
+    from lessen.study import Study
+    from lessen.study import run as run_study
+
+    with interruptible():
+        try:
+            with Reporting() as log:
+                study = Study.load(path)
+                workers = jobs if jobs is not None else max(1, available_cores() // study.threads)
+                place = make_engine(engine, min(workers, max(1, len(study.runs()))) if workers >= 1 else workers)
+                result = run_study(study, out, engine=place, resume=resume, log=log)
+                log.note("writing the report")
+                frontier = _frontier(result, study.task.metrics)
+                page = _write_report(frontier, out) if frontier else None
+        except KeyboardInterrupt:
+            kept = len(list((out / "runs").glob("*.json")))
+            raise Interrupted(
+                f"stopped; {kept} finished runs are kept; continue with: {again} --out {shlex.quote(str(out))}"
+            ) from None
+    for record in result.failed:
+        say(f"failed: recipe {record['recipe']!r}, seed {record['seed']}: {record['error']}")
+    if frontier is None or page is None:
+        raise GateFailed(f"no recipe could be measured; the reasons are in {out / 'measurements.jsonl'}")
+    _finish(frontier, page, as_json)
+
+
+def _frontier(result: StudyResult, metrics: Any) -> Frontier | None:
+    from lessen.frontier import Frontier
+
+    if len(result.failed) == len(result.records):
+        return None
+    return Frontier.load(result.out, metrics=metrics)
+
+
+def _write_report(frontier: Frontier, out: Path) -> Path:
+    from lessen.report import write_frontier
+
+    write_frontier(frontier, out)
+    return out / "frontier.html"
+
+
+def _finish(frontier: Frontier, page: Path, as_json: bool) -> None:
+    """Show what came out; raise GateFailed when no recipe holds every gate."""
+    from lessen.report import table as report_table
+
+    if as_json:
+        emit(
+            {
+                "report": str(page),
+                "gates_hold": frontier.gates_hold,
+                "recipes": report_table.rows(frontier),
+            }
+        )
+    else:
+        show(frontier)
+        line(f"\nreport: {page}")
+    if not frontier.gates_hold:
+        raise GateFailed(f"no recipe holds {', '.join(gate.text for gate in frontier.gates)}; see {page}")
+
+
+def show(frontier: Frontier) -> None:
+    """Print the verdict sentence and the trade table."""
+    from lessen.report import words
+    from lessen.report.content import trade_rows
+
+    line(words.headline(frontier))
+    line("")
+    rows = [
+        (
+            "*" if row["front"] else "",
+            row["label"],
+            row["costs"]["stored_bytes"]["after"],
+            row["costs"]["stored_bytes"]["share"],
+            row["latency"],
+            row["difference"],
+            row["verdict"],
+        )
+        for row in trade_rows(frontier)
+    ]
+    metric = words.metric_name(frontier.primary)
+    table(("", "recipe", ">stored", ">of reference", ">latency ratio", f">{metric} difference [95 %]", "verdict"), rows)
+    line(f"* on the frontier of stored bytes and {metric}")

@@ -1,0 +1,55 @@
+"""Small languages of the command line: METHOD:knob=value and TASK:option=value, read into the YAML forms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lessen import files
+from lessen.errors import ConfigError, OutputError
+
+
+def parse_call(text: str, where: str) -> tuple[str, dict[str, Any]]:
+    """Read `NAME` or `NAME:key=value,key=value`; values are YAML scalars.
+
+    Raises:
+        ConfigError: a part that is not key=value, or a key given twice.
+    """
+    name, _, rest = text.partition(":")
+    if not name.strip():
+        raise ConfigError(f"{where} {text!r}: expected NAME or NAME:key=value,key=value")
+    values: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"{where} {text!r}: {part!r} is not key=value")
+        if key.strip() in values:
+            raise ConfigError(f"{where} {text!r}: {key.strip()!r} is given twice")
+        values[key.strip()] = files.parse_yaml(value, f"{where} {text!r}")
+    return name.strip(), values
+
+
+def parse_step(text: str) -> dict[str, Any]:
+    """Return the YAML form of a recipe step. Raises ConfigError."""
+    name, knobs = parse_call(text, "--step")
+    return {name: knobs}
+
+
+def parse_task(text: str) -> dict[str, Any]:
+    """Return the YAML form of a task. Raises ConfigError."""
+    name, options = parse_call(text, "--task")
+    return {"name": name, **options}
+
+
+def new_folder(path: Path) -> Path:
+    """Return `path` if a new folder can be made there; found out before long work, not after it.
+
+    Raises:
+        OutputError: it exists and is not an empty folder, or its parent cannot be written.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise OutputError(f"{path} already exists and is not empty; remove it or choose another --out")
+    with files.atomic_folder(path):
+        pass
+    path.rmdir()
+    return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from importlib.resources import files
 from typing import Any
 
@@ -33,6 +34,7 @@ def page(frontier: Frontier) -> str:
         loader=PackageLoader("lessen.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["unbroken"] = unbroken
     raw, raw_note = _raw(frontier)
     return environment.get_template("page.html.jinja").render(
         **context(frontier),
@@ -73,6 +75,12 @@ def script_json(value: Any) -> Markup:
     """Return JSON that is safe inside a script element: no character in it can end the element."""
     text = json.dumps(finite(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def unbroken(text: str) -> str:
+    """Return `text` with spaces that hold a number to its unit, and an interval together, made non-breaking."""
+    text = re.sub(r"(?<=\d) (?=(?:%|[kMGT]?B|ms|s)\b|%)", "\u00a0", text)
+    return re.sub(r"\[[^\]]*\]", lambda match: match.group().replace(" ", "\u00a0"), text)
 
 
 def _plot_point(point: Point) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from lessen.frontier import Frontier, Point
@@ -20,7 +21,7 @@ STYLES: dict[str, dict[str, Any]] = {
     UNKNOWN: {"marker": "D", "color": "#B97A00", "filled": False, "size": 6.5},
     WORSE: {"marker": "X", "color": "#C4500A", "filled": True, "size": 8.0},
 }
-LEGEND = {WITHIN: "within margin", UNKNOWN: "not enough data to say", WORSE: "worse"}
+LEGEND: dict[str, str] = {WITHIN: "within margin", UNKNOWN: "not enough data to say", WORSE: "worse"}
 _MANY = 24
 """Above this many recipes only those on the front are labelled."""
 
@@ -64,7 +65,7 @@ def draw(figure: Any, frontier: Frontier, cost: str = "stored_bytes") -> None:
     _label_points(figure, axes, frontier, placed, on_front, cost)
 
 
-def _settings(frontier: Frontier) -> dict[str, Any]:
+def _settings(frontier: Frontier) -> Any:
     return {
         "font.family": "DejaVu Sans", "font.size": 9.0, "svg.hashsalt": f"lessen-{frontier.studies[0].name}",
         "svg.fonttype": "path", "axes.unicode_minus": True, "text.color": INK, "axes.edgecolor": HAIR,
@@ -181,8 +182,8 @@ def _legend(axes: Any, placed: Sequence[Point]) -> None:
     handles.append(Line2D([], [], ls="none", marker="s", ms=6, mfc=PAPER, mec=INK, mew=1.3, label="uncompressed"))
     handles.append(Line2D([], [], color="#0072B2", lw=1.2, alpha=0.5, label="Pareto front"))
     axes.legend(
-        handles=handles, loc="lower left", bbox_to_anchor=(-0.012, 1.0), ncols=len(handles), frameon=False, fontsize=8.4,
-        handletextpad=0.35, columnspacing=1.7, borderaxespad=0.25, labelcolor=INK, handlelength=1.2,
+        handles=handles, loc="lower left", bbox_to_anchor=(-0.012, 1.0), ncols=len(handles), frameon=False,
+        fontsize=8.4, handletextpad=0.35, columnspacing=1.7, borderaxespad=0.25, labelcolor=INK, handlelength=1.2,
     )  # fmt: skip
 
 
@@ -194,7 +195,8 @@ def _label_points(
 
     figure.canvas.draw()
     pixels = figure.dpi / 72.0
-    taken, anchors = [], []
+    taken: list[tuple[float, ...]] = []
+    anchors = []
     for point in placed:
         change = point.difference[frontier.primary]
         x, y = axes.transData.transform((point.axis(cost), change.value))
@@ -223,10 +225,10 @@ def _label_points(
 
 def _lines(axes: Any, half: float) -> list[tuple[float, ...]]:
     """Return the boxes around every straight piece drawn: the front, zero, margin and budget, and their names."""
-    boxes = []
+    boxes: list[tuple[float, ...]] = []
     for line in axes.get_lines():
         path = line.get_transform().transform_path(line.get_path()).vertices
-        pairs = zip(path[:-1], path[1:], strict=True) if line.get_drawstyle() == "default" else _stairs(path)
+        pairs = pairwise(path) if line.get_drawstyle() == "default" else _stairs(path)
         for (x0, y0), (x1, y1) in pairs:
             boxes.append((min(x0, x1) - half, min(y0, y1) - half, max(x0, x1) + half, max(y0, y1) + half))
     for text in axes.texts:
@@ -237,7 +239,7 @@ def _lines(axes: Any, half: float) -> list[tuple[float, ...]]:
 
 def _stairs(path: Any) -> list[Any]:
     pieces = []
-    for (x0, y0), (x1, y1) in zip(path[:-1], path[1:], strict=True):
+    for (x0, y0), (x1, y1) in pairwise(path):
         pieces += [((x0, y0), (x1, y0)), ((x1, y0), (x1, y1))]
     return pieces
 

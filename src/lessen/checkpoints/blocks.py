@@ -1,0 +1,200 @@
+"""One piece of a group (some rows of a weight and its moments) to bytes and back, in either mode.
+
+Tables of which few rows moved are coded by the rows that moved: a bit mask over rows, then the piece made of those
+rows alone. Rows that did not move keep what the step before holds, bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lessen.checkpoints import coder, exact, near
+from lessen.checkpoints.exact import Words
+from lessen.checkpoints.images import SIZES
+from lessen.errors import ArtifactError
+
+Piece = dict[str, Words]
+"""By role, the bits of an array [rows * columns] as unsigned integers."""
+
+NEAR, ROWS, CARRY = 1, 2, 4
+"""Flags of a coded piece: rebuilt nearly; only some rows inside; needs every array of the step before."""
+
+_ORDER = ("second", "first", "weight", "other")
+
+
+@dataclass(frozen=True)
+class Form:
+    """What both sides know of a piece: kinds by role and its rows and columns."""
+
+    kinds: dict[str, str]
+    rows: int
+    columns: int
+
+    @property
+    def roles(self) -> list[str]:
+        """Roles present, in coding order: the second moment is the context of the first."""
+        return [role for role in _ORDER if role in self.kinds]
+
+    def of_rows(self, rows: int) -> Form:
+        """Return the form of a piece with other rows."""
+        return Form(self.kinds, rows, self.columns)
+
+
+def word(kind: str) -> np.dtype[Any]:
+    """Return the unsigned dtype that holds the bits of `kind`."""
+    return np.dtype(f"<u{SIZES[kind]}")
+
+
+def encode_piece(
+    now: Piece, before: Piece | None, form: Form, settings: near.NearSettings | None, moved: NDArray[np.bool_] | None
+) -> tuple[int, bytes, Piece]:
+    """Code a piece and return (flags, bytes, the piece as it will be rebuilt).
+
+    Args:
+        before: what the decoder has of the step before; None in a key frame. In near mode it may lack moments.
+        settings: how much may be lost; None codes exactly.
+        moved: [rows], which rows differ from the step before; None codes all rows. Needs every role in `before`.
+    """
+    if moved is None or before is None:
+        return _encode(now, before, form, settings)
+    inner_form = form.of_rows(int(np.count_nonzero(moved)))
+    flags, blob = 0, b""
+    rebuilt: Piece = {}
+    if inner_form.rows:
+        flags, blob, rebuilt = _encode(_rows(now, form, moved), _rows(before, form, moved), inner_form, settings)
+    return flags | ROWS | CARRY, coder.join([coder.encode_mask(moved), blob]), _merge(before, rebuilt, form, moved)
+
+
+def decode_piece(flags: int, blob: bytes, before: Piece | None, form: Form, moments: bool) -> Piece:
+    """Undo `encode_piece`; without `moments`, a near piece gives its weight only. Raises ArtifactError."""
+    if not flags & ROWS:
+        return _decode(flags, blob, before, form, moments)
+    parts = coder.split(blob)
+    if len(parts) != 2 or before is None or set(form.kinds) - set(before):
+        raise ArtifactError("a piece coded by rows lacks what it builds on")
+    moved = coder.decode_mask(parts[0], form.rows)
+    rows = int(np.count_nonzero(moved))
+    rebuilt = _decode(flags, parts[1], _rows(before, form, moved), form.of_rows(rows), True) if rows else {}
+    return _merge(before, rebuilt, form, moved)
+
+
+def _rows(piece: Piece, form: Form, moved: NDArray[np.bool_]) -> Piece:
+    return {role: words.reshape(form.rows, form.columns)[moved].reshape(-1) for role, words in piece.items()}
+
+
+def _merge(before: Piece, rebuilt: Piece, form: Form, moved: NDArray[np.bool_]) -> Piece:
+    merged = {role: before[role].copy() for role in form.kinds}
+    for role, words in rebuilt.items():
+        merged[role].reshape(form.rows, form.columns)[moved] = words.reshape(-1, form.columns)
+    return merged
+
+
+# -- all rows ----------------------------------------------------------------------------------------------------
+def _encode(
+    now: Piece, before: Piece | None, form: Form, settings: near.NearSettings | None
+) -> tuple[int, bytes, Piece]:
+    if settings is not None:
+        triple = _triple(now, form)
+        if all(
+            bool(np.isfinite(values).all())
+            for values in (triple.weight, triple.first, triple.second)
+            if values is not None
+        ):
+            reference = None if before is None else _values(before["weight"], "weight", form)
+            blob, rebuilt = near.encode(triple, reference, settings)
+            return NEAR, blob, _words(rebuilt, form)
+    known = {} if before is None else before
+    carry = CARRY if before is not None and not set(form.kinds) - set(before) else 0
+    known = known if carry else {}
+    return carry, coder.join([_encode_exact(role, now, known, form) for role in form.roles]), now
+
+
+def _decode(flags: int, blob: bytes, before: Piece | None, form: Form, moments: bool) -> Piece:
+    if flags & NEAR:
+        reference = None if before is None else _values(before["weight"], "weight", form)
+        return _words(near.decode(blob, reference, (form.rows, form.columns), moments), form)
+    parts = coder.split(blob)
+    if len(parts) != len(form.roles) or (flags & CARRY and (before is None or set(form.kinds) - set(before))):
+        raise ArtifactError("an exact piece is malformed or lacks what it builds on")
+    known = before if flags & CARRY and before is not None else {}
+    now: Piece = {}
+    for role, part in zip(form.roles, parts, strict=True):
+        kind = form.kinds[role]
+        given = _context(role, now, form)
+        width = SIZES[kind]
+        now[role] = exact.decode(part, form.rows * form.columns, kind, known.get(role), given, width)
+    return now
+
+
+def _encode_exact(role: str, now: Piece, known: Piece, form: Form) -> bytes:
+    reference = known.get(role)
+    scale = 1.0
+    if role == "second" and form.kinds[role] == "F32" and reference is not None:
+        scale = _decay(now[role], reference)
+    return exact.encode(now[role], form.kinds[role], reference, _context(role, now, form), scale)
+
+
+def _context(role: str, now: Piece, form: Form) -> Words | None:
+    return now.get("second") if role == "first" and form.kinds.get("second") == "F32" else None
+
+
+def _decay(now: Words, before: Words) -> float:
+    """Return the typical factor between two second moments, from a sample."""
+    stride = max(1, now.size // 8192)
+    new, old = now[::stride].view(np.float32), before[::stride].view(np.float32)
+    usable = (old > 1e-37) & np.isfinite(new) & np.isfinite(old) & (new > 0)
+    if not usable.any():
+        return 1.0
+    return float(np.clip(np.median(new[usable] / old[usable]), 1e-3, 1e3))
+
+
+# -- bits and numbers ----------------------------------------------------------------------------------------------
+def _values(words: Words, role: str, form: Form) -> near.Values:
+    kind = form.kinds[role]
+    if kind == "F32":
+        values = words.view(np.float32)
+    elif kind == "F16":
+        values = words.view(np.float16).astype(np.float32)
+    else:
+        values = (words.astype(np.uint32) << 16).view(np.float32)
+    return values.reshape(form.rows, form.columns)
+
+
+def _bits(values: near.Values, kind: str) -> Words:
+    """Round float32 to `kind` (to nearest, ties to even) and return its bits."""
+    flat = np.ascontiguousarray(values, np.float32).reshape(-1)
+    if kind == "F32":
+        return flat.view(np.uint32)
+    if kind == "F16":
+        return flat.astype(np.float16).view(np.uint16)
+    wide = flat.view(np.uint32)
+    return ((wide + np.uint32(0x7FFF) + ((wide >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def _triple(piece: Piece, form: Form) -> near.Triple:
+    values = {role: _values(words, role, form) for role, words in piece.items()}
+    return near.Triple(values["weight"], values.get("first"), values.get("second"))
+
+
+def _words(triple: near.Triple, form: Form) -> Piece:
+    named = {"weight": triple.weight, "first": triple.first, "second": triple.second}
+    return {role: _bits(values, form.kinds[role]) for role, values in named.items() if values is not None}
+
+
+# -- which rows moved ----------------------------------------------------------------------------------------------
+def is_table(shape: tuple[int, ...]) -> bool:
+    """Say whether an array has the shape of an embedding table: many short rows."""
+    return len(shape) == 2 and shape[0] >= 1024 and shape[0] >= 4 * shape[1]
+
+
+def row_digests(piece: Piece, form: Form) -> NDArray[np.uint64]:
+    """Return a 64-bit digest of every row over all roles, [rows]; equal digests mean an unmoved row."""
+    total = np.zeros(form.rows, np.uint64)
+    for number, role in enumerate(form.roles):
+        factors = np.random.default_rng(number).integers(1, 2**63, form.columns, dtype=np.uint64) | np.uint64(1)
+        total += (piece[role].reshape(form.rows, form.columns).astype(np.uint64) * factors).sum(1, dtype=np.uint64)
+    return total

@@ -1,0 +1,137 @@
+"""Writes the frame of one checkpoint: its pieces, the bytes around them, and the footer."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lessen.checkpoints import blocks, coder
+from lessen.checkpoints.frames import FrameWriter
+from lessen.checkpoints.groups import Group
+from lessen.checkpoints.images import refresh_sums
+from lessen.checkpoints.layout import Layout, skeleton
+from lessen.checkpoints.near import NearSettings
+from lessen.checkpoints.reference import Reference
+from lessen.errors import DataError
+
+_UNMOVED_SHARE = 0.1
+"""A table is coded by rows when at least this share of them did not move."""
+
+
+class FrameBuilder:
+    """Codes one checkpoint into a frame, against `reference`, which it leaves at the state unpacking will give."""
+
+    def __init__(
+        self, layout: Layout, handles: Sequence[BinaryIO], reference: Reference, key: bool, near: NearSettings | None
+    ) -> None:
+        """Take a checkpoint's open files; `near` None codes everything exactly."""
+        self.layout, self.handles, self.reference, self.key, self.near = layout, handles, reference, key, near
+        self.sums = [[0] * len(image.arrays) for image in layout.images]
+
+    def write(
+        self, writer: FrameWriter, dictionaries: Mapping[str, bytes], tick: Callable[[int, int], None]
+    ) -> dict[str, Any]:
+        """Write every block and return the footer.
+
+        Args:
+            dictionaries: by slot, the structure of the file in the key frame.
+            tick: told (groups done, groups).
+        """
+        places = []
+        for g in range(len(self.layout.groups)):
+            places.append(self._write_group(writer, g))
+            tick(g + 1, len(self.layout.groups))
+        return {
+            "mode": "exact" if self.near is None else "near",
+            **self.layout.as_json(),
+            "pieces": places,
+            "sums": self.sums,
+            "sha256": [_sha256(handle) for handle in self.handles],
+            "skeletons": [self._write_skeleton(writer, i, dictionaries) for i in range(len(self.layout.images))],
+        }
+
+    def _write_group(self, writer: FrameWriter, g: int) -> list[list[int]]:
+        group = self.layout.groups[g]
+        settings = self.near if group.near else None
+        table = blocks.is_table(self.layout.shape(group))
+        fresh, places = [], []
+        for start, form in self.layout.pieces(group):
+            now = read_piece(self.layout, group, self.handles, start, form)
+            before = None if self.key else self.reference.read(g, start, form)
+            moved = None
+            if table:
+                fresh.append(blocks.row_digests(now, form))
+                moved = self._moved(g, start, form, fresh[-1], before)
+            flags, blob, rebuilt = blocks.encode_piece(now, before, form, settings, moved)
+            places.append([flags, *writer.add(blob)])
+            self.reference.write(g, start, rebuilt)
+            for role, (i, j) in group.members.items():
+                self.sums[i][j] = zlib.crc32(np.ascontiguousarray(rebuilt[role]).data, self.sums[i][j])
+        if table:
+            self.reference.digests[g] = np.concatenate(fresh)
+        return places
+
+    def _moved(
+        self, g: int, start: int, form: blocks.Form, fresh: NDArray[np.uint64], before: blocks.Piece | None
+    ) -> NDArray[np.bool_] | None:
+        """Return which rows differ from the step before, or None when coding by rows would not pay."""
+        if before is None or g not in self.reference.digests:
+            return None
+        first = start // form.columns
+        moved: NDArray[np.bool_] = fresh != self.reference.digests[g][first : first + form.rows]
+        return moved if np.count_nonzero(moved) <= (1 - _UNMOVED_SHARE) * form.rows else None
+
+    def _write_skeleton(self, writer: FrameWriter, i: int, dictionaries: Mapping[str, bytes]) -> list[list[int]]:
+        image = self.layout.images[i]
+        places = []
+        for part, ranges in enumerate(skeleton(image)):
+            gaps = {offset: bytearray(os.pread(self.handles[i].fileno(), length, offset)) for offset, length in ranges}
+            if image.container == "torch" and self.near is not None:
+                new = {array.offset: self.sums[i][j] for j, array in enumerate(image.arrays)}
+                refresh_sums(Path(self.handles[i].name), gaps, new)
+            dictionary = dictionaries.get(self.layout.slot(image), b"") if part == 0 else b""
+            places.append(writer.add(coder.compress(b"".join(gaps.values()), dictionary)))
+        return places
+
+
+def read_piece(
+    layout: Layout, group: Group, handles: Sequence[BinaryIO], start: int, form: blocks.Form
+) -> blocks.Piece:
+    """Read some rows of every array of a group. Raises DataError when a file became shorter."""
+    piece = {}
+    for role, place in group.members.items():
+        array = layout.array(place)
+        dtype = blocks.word(array.kind)
+        data = bytearray(form.rows * form.columns * dtype.itemsize)
+        if os.preadv(handles[place[0]].fileno(), [data], array.offset + start * dtype.itemsize) != len(data):
+            raise DataError(f"{layout.images[place[0]].path} became shorter while it was being packed")
+        piece[role] = np.frombuffer(data, dtype)
+    return piece
+
+
+def row_digests(layout: Layout, handles: Sequence[BinaryIO]) -> dict[int, NDArray[np.uint64]]:
+    """Return the row digests of every table of a checkpoint, by group."""
+    found = {}
+    for g, group in enumerate(layout.groups):
+        if blocks.is_table(layout.shape(group)):
+            parts = [
+                blocks.row_digests(read_piece(layout, group, handles, start, form), form)
+                for start, form in layout.pieces(group)
+            ]
+            found[g] = np.concatenate(parts)
+    return found
+
+
+def _sha256(handle: BinaryIO) -> str:
+    digest, at = hashlib.sha256(), 0
+    while data := os.pread(handle.fileno(), 1 << 20, at):
+        digest.update(data)
+        at += len(data)
+    return digest.hexdigest()

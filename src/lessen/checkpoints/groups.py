@@ -1,0 +1,114 @@
+"""Which arrays of a checkpoint belong together: a weight with the moments an optimiser keeps for it.
+
+Optimisers number parameters and do not name them, so a moment finds its weight by shape and order. A pairing that is
+not the true one costs bytes, or prunes by the wrong moments under ExCP's rules; it never costs correctness.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lessen.checkpoints.images import Array, Image
+
+FIRST = frozenset({"exp_avg", "momentum_buffer"})
+SECOND = frozenset({"exp_avg_sq"})
+FLOATS = frozenset({"F32", "BF16", "F16"})
+_PIECE = 1 << 19
+"""Elements coded at a time: bounds memory, and the arrays of one step stay in the processor's cache."""
+_COPIES = re.compile(r"(^|[/._-])(best|ema|teacher|average|averaged|swa|shadow)([/._-]|$)", re.IGNORECASE)
+
+Place = tuple[int, int]
+"""Index of an image and of an array in it."""
+
+
+@dataclass
+class Group:
+    """Arrays of one shape that are coded together, by role: `weight`, `first`, `second`, or `other` alone."""
+
+    members: dict[str, Place] = field(default_factory=dict)
+    near: bool = False
+    """The weight may be rebuilt nearly; false for anything the optimiser does not move."""
+
+
+def find_groups(images: Sequence[Image], weights_alone: bool = False) -> list[Group]:
+    """Return the groups of a checkpoint, every array in exactly one of them.
+
+    With `weights_alone`, floating-point arrays outside optimiser state count as weights even without moments.
+    """
+    moments = _moments(images)
+    taken: set[Place] = {place for roles in moments for place in roles.values()}
+    candidates = [place for place in _in_model_order(images) if place not in taken]
+    groups = []
+    for roles in moments:
+        shape = _at(images, next(iter(roles.values()))).shape
+        weight = next((place for place in candidates if _at(images, place).shape == shape), None)
+        if weight is not None:
+            candidates.remove(weight)
+            taken.add(weight)
+            roles = {"weight": weight, **roles}
+        groups.append(Group(roles, near=weight is not None and _narrow(images, roles)))
+    if weights_alone:
+        groups += [Group({"weight": place}, near=True) for place in candidates]
+        taken.update(candidates)
+    for i, image in enumerate(images):
+        groups += [Group({"other": (i, j)}) for j in range(len(image.arrays)) if (i, j) not in taken]
+    return groups
+
+
+def _at(images: Sequence[Image], place: Place) -> Array:
+    return images[place[0]].arrays[place[1]]
+
+
+def _narrow(images: Sequence[Image], roles: dict[str, Place]) -> bool:
+    return all(_at(images, place).kind in FLOATS for place in roles.values())
+
+
+def _moments(images: Sequence[Image]) -> list[dict[str, Place]]:
+    """Return for each parameter of each optimiser where its moments are, parameters in order."""
+    found: dict[tuple[int, str], dict[str, Place]] = {}
+    for i, image in enumerate(images):
+        for j, array in enumerate(image.arrays):
+            owner, _, leaf = array.name.rpartition("/")
+            role = "first" if leaf in FIRST else "second" if leaf in SECOND else None
+            if role is not None:
+                found.setdefault((i, owner), {})[role] = (i, j)
+    ordered = [found[key] for key in sorted(found, key=lambda key: (key[0], natural(key[1])))]
+    return [roles for roles in ordered if len({_at(images, place).shape for place in roles.values()}) == 1]
+
+
+def _in_model_order(images: Sequence[Image]) -> list[Place]:
+    """Return the places of what may be weights; copies of the model (best, EMA) come last."""
+    places = [
+        (i, j)
+        for i, image in enumerate(images)
+        for j, array in enumerate(image.arrays)
+        if array.kind in FLOATS and "/state/" not in f"/{array.name}"
+    ]
+
+    def rank(place: Place) -> tuple[bool, int, list[tuple[int, int | str]]]:
+        image, array = images[place[0]], _at(images, place)
+        # safetensors sorts names; torch keeps the order of the model, which offsets reproduce
+        sorts = image.container == "safetensors"
+        order: list[tuple[int, int | str]] = natural(array.name) if sorts else [(0, place[1])]
+        return bool(_COPIES.search(f"{image.path}/{array.name}")), place[0], order
+
+    return sorted(places, key=rank)
+
+
+def natural(name: str) -> list[tuple[int, int | str]]:
+    """Return a sort key under which layer 2 comes before layer 10."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def pieces(shape: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Cut an array into (first element, rows, columns) of about half a million elements each."""
+    count = 1
+    for size in shape:
+        count *= size
+    columns = count // shape[0] if len(shape) > 1 and shape[0] else count
+    if len(shape) > 1 and 0 < columns <= _PIECE:
+        rows = max(1, _PIECE // columns)
+        return [(start * columns, min(rows, shape[0] - start), columns) for start in range(0, shape[0], rows)]
+    return [(start, 1, min(_PIECE, count - start)) for start in range(0, count, _PIECE)]

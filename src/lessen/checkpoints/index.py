@@ -1,0 +1,123 @@
+"""The index of an archive: which steps it holds, in which files, and one writer at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lessen import files
+from lessen.errors import ArtifactError, OutputError
+
+NAME = "index.json"
+FORMAT = 1
+_LIMIT = 64 << 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One step of an archive."""
+
+    step: int
+    file: str
+    digest: str
+    """SHA-256 of the footer of the frame."""
+    key: bool
+    """Built on nothing; other steps build on the one before them."""
+    raw_bytes: int
+    """Size of the checkpoint that was packed."""
+    bytes: int
+    """Size of the frame."""
+    source: str
+    """Where the checkpoint was when it was packed."""
+    listed: bool = True
+    """False for a pruned step that later ones still build on."""
+
+
+@dataclass
+class Index:
+    """All steps in order, and the settings the archive was made with."""
+
+    settings: dict[str, Any]
+    entries: list[Entry] = field(default_factory=list)
+
+    def find(self, step: int) -> int:
+        """Return the position of a listed step. Raises ArtifactError naming the steps there are."""
+        for position, entry in enumerate(self.entries):
+            if entry.step == step and entry.listed:
+                return position
+        steps = [entry.step for entry in self.entries if entry.listed]
+        shown = [str(number) for number in steps]
+        if len(shown) > 12:
+            shown[6:-6] = ["..."]
+        raise ArtifactError(f"the archive holds no step {step}; it holds {', '.join(shown) or 'none'}")
+
+    def chain(self, position: int) -> list[Entry]:
+        """Return the entries to decode for a position: from its key frame up to itself."""
+        first = max(k for k in range(position + 1) if self.entries[k].key)
+        return self.entries[first : position + 1]
+
+
+def read_index(folder: Path) -> Index:
+    """Read and check the index of an archive. Raises ArtifactError."""
+    path = folder / NAME
+    if not path.exists():
+        raise ArtifactError(f"{folder} is no checkpoint archive: it has no {NAME}")
+    document = files.parse_json(files.read_checked(path, limit=_LIMIT), str(path))
+    try:
+        if document["format"] != FORMAT:
+            raise ArtifactError(f"{path} has format {document['format']!r}; this release reads format {FORMAT}")
+        body = document["archive"]
+        if _digest(body) != document["sha256"]:
+            raise ArtifactError(f"{path} was changed or damaged: its SHA-256 differs; restore it from a copy")
+        index = Index(body["settings"], [Entry(**entry) for entry in body["entries"]])
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{path} is malformed: {error!r}") from error
+    if index.entries and not index.entries[0].key:
+        raise ArtifactError(f"{path} is malformed: its first step is no key frame")
+    if any(Path(entry.file).name != entry.file for entry in index.entries):
+        raise ArtifactError(f"{path} names a file outside the archive")
+    return index
+
+
+def write_index(folder: Path, index: Index) -> None:
+    """Replace the index in one step. Raises OutputError."""
+    body = {"settings": index.settings, "entries": [asdict(entry) for entry in index.entries]}
+    document = {"format": FORMAT, "sha256": _digest(body), "archive": body}
+    files.atomic_write(folder / NAME, files.dump_json(document))
+
+
+def _digest(body: Any) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@contextmanager
+def one_writer(folder: Path) -> Iterator[None]:
+    """Hold the archive for writing. The lock vanishes with the process, however that ends.
+
+    Raises:
+        OutputError: another process writes to it, or the folder cannot be written.
+    """
+    import fcntl
+
+    with files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise OutputError(
+                f"{folder} is being written by process {owner}; wait for it or use another archive"
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,152 @@
+"""The part of a frame's footer that says which files a checkpoint has, which arrays they hold and how those group."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from lessen.checkpoints.blocks import Form
+from lessen.checkpoints.groups import FLOATS, Group, Place, pieces
+from lessen.checkpoints.images import SIZES, Array, Image
+from lessen.errors import ArtifactError, DataError
+
+_SKELETON_PIECE = 8 << 20
+_STEP = re.compile(r"(step[-_=]?)\d+")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Files, arrays and groups of one step."""
+
+    images: tuple[Image, ...]
+    groups: tuple[Group, ...]
+
+    def array(self, place: Place) -> Array:
+        """Return the array at a place."""
+        return self.images[place[0]].arrays[place[1]]
+
+    def shape(self, group: Group) -> tuple[int, ...]:
+        """Return the shape shared by the arrays of a group."""
+        return self.array(next(iter(group.members.values()))).shape
+
+    def pieces(self, group: Group) -> list[tuple[int, Form]]:
+        """Return (first element, form) of the pieces a group is coded in."""
+        kinds = {role: self.array(place).kind for role, place in group.members.items()}
+        return [(start, Form(kinds, rows, columns)) for start, rows, columns in pieces(self.shape(group))]
+
+    def title(self, group: Group) -> str:
+        """Return the name errors use for a group: its weight, or what it has."""
+        place = group.members.get("weight", next(iter(group.members.values())))
+        return self.array(place).name
+
+    def signature(self) -> list[tuple[str, str, str, tuple[int, ...]]]:
+        """Return what must agree for one step to build on another."""
+        return [
+            (self.slot(image), array.name, array.kind, array.shape) for image in self.images for array in image.arrays
+        ]
+
+    def slot(self, image: Image) -> str:
+        """Return the name of a file that is the same at every step."""
+        if len(self.images) == 1:
+            return f"*{PurePosixPath(image.path).suffix}"
+        return _STEP.sub(r"\1*", image.path)
+
+    def model(self) -> dict[tuple[str, str], tuple[str, tuple[int, ...]]]:
+        """Return kind and shape of the floating-point arrays that are no optimiser state, by file and name."""
+        return {
+            (path, name): (kind, shape)
+            for path, name, kind, shape in self.signature()
+            if kind in FLOATS and "/state/" not in f"/{name}"
+        }
+
+    def has_moments(self) -> bool:
+        """Say whether any optimiser moment was found beside its weight."""
+        return any("weight" in group.members and len(group.members) > 1 for group in self.groups)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the layout as JSON values."""
+        return {
+            "images": [
+                [image.path, image.size, image.container, [_array_json(array) for array in image.arrays]]
+                for image in self.images
+            ],
+            "groups": [
+                [group.near, {role: list(place) for role, place in group.members.items()}] for group in self.groups
+            ],
+        }
+
+
+def _array_json(array: Array) -> list[Any]:
+    return [array.name, array.kind, list(array.shape), array.offset]
+
+
+def read_layout(footer: dict[str, Any], where: str) -> Layout:
+    """Rebuild the layout from a footer, checking that nothing in it leads outside. Raises ArtifactError."""
+    try:
+        images = tuple(_image(*entry) for entry in footer["images"])
+        groups = tuple(
+            Group({role: (i, j) for role, (i, j) in members.items()}, near) for near, members in footer["groups"]
+        )
+        for group in groups:
+            shapes = {images[i].arrays[j].shape for i, j in group.members.values()}
+            if len(shapes) != 1:
+                raise ValueError("a group of different shapes")
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ArtifactError(f"{where} has a malformed footer: {error!r}") from error
+    return Layout(images, groups)
+
+
+def _image(path: str, size: int, container: str, arrays: list[list[Any]]) -> Image:
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in path or "\0" in path:
+        raise ValueError(f"the file name {path!r} leads outside the checkpoint")
+    rebuilt = []
+    at = 0
+    for name, kind, shape, offset in arrays:
+        nbytes = SIZES[kind]
+        for length in shape:
+            nbytes *= length
+        if offset < at or nbytes <= 0 or offset + nbytes > size:
+            raise ValueError(f"array {name!r} overlaps another or leaves its file")
+        rebuilt.append(Array(name, kind, tuple(shape), offset, nbytes))
+        at = offset + nbytes
+    return Image(path, size, tuple(rebuilt), container=container)
+
+
+def skeleton(image: Image) -> Iterator[list[tuple[int, int]]]:
+    """Yield the bytes outside arrays as lists of (offset, length), each list at most 8 MB."""
+    batch: list[tuple[int, int]] = []
+    room = _SKELETON_PIECE
+    for offset, length in image.gaps():
+        while length:
+            part = min(length, room)
+            batch.append((offset, part))
+            offset, length, room = offset + part, length - part, room - part
+            if room == 0:
+                yield batch
+                batch, room = [], _SKELETON_PIECE
+    if batch:
+        yield batch
+
+
+def require_same_series(last: Layout, last_step: int, now: Layout, step: int) -> None:
+    """Refuse a checkpoint that cannot belong to the series. Raises DataError naming the first difference."""
+    if last.has_moments() and not now.has_moments():
+        raise DataError(
+            f"step {step} has no optimiser moments but step {last_step} has: pack full checkpoints, "
+            "or put weights alone into an archive of their own"
+        )
+    before, after = last.model(), now.model()
+    for key in [*before, *after]:
+        if before.get(key) != after.get(key):
+            raise DataError(
+                f"step {step} is from another model than step {last_step}: tensor {key[1]!r} of {key[0]} is "
+                f"{_say(after.get(key))} instead of {_say(before.get(key))}; give each model its own archive"
+            )
+
+
+def _say(found: tuple[str, tuple[int, ...]] | None) -> str:
+    return "absent" if found is None else f"{found[0]} {list(found[1])}"

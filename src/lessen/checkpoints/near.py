@@ -1,0 +1,349 @@
+"""Near-exact coding of a weight and its Adam moments (ExCP, ICML 2024, arXiv 2406.11257, and what measuring changed).
+
+    W_t  - What_{t-1} ----> D --prune--> quantise --> codes --> mask + levels --> rANS
+    exp_avg    (v in ExCP) ---- joint mask --> quantise --> codes ...
+    exp_avg_sq (m in ExCP) ---- codes ...
+
+`rule` chooses how much is pruned:
+
+    tensor    ExCP's code:  r_w = min(2.5, alpha / sqrt(mean exp_avg_sq)) * median |D|
+    element   ExCP's paper: r_w = alpha / sqrt(exp_avg_sq) * median |D|, per element (capped at 2.5 medians as well)
+    adaptive  ours: a dead zone around zero whose width follows the size of the residual itself
+
+With `tensor` and `element`, moments live only where the weight residual lives and |exp_avg| > beta * mean |exp_avg|,
+values are k-means centroids, and (unlike the official script) second moments keep float32 centroids and a floor at
+their median, because half precision rounds them to zero and Adam then divides by nearly nothing.
+
+With `adaptive`, cells are uniform and values are their centroids (better than k-means once codes are entropy-coded),
+the second moment is row x column factors times a coarse power, and the first moment is quantised in units of the
+root of the second: what Adam's next step depends on. No moment is ever zero where the original was not.
+
+The residual is taken against the reconstruction, so errors never add up along the series.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from lessen.checkpoints import coder
+from lessen.errors import ArtifactError
+
+Values = NDArray[np.float32]
+Codes = NDArray[np.uint16]
+
+Rule = Literal["adaptive", "tensor", "element"]
+_CAP = 2.5
+_SMALL = 4096
+"""Arrays below this size are quantised four times finer: they weigh nothing and norms and biases matter."""
+_KEY_LEVELS = 60_001
+_TINY = np.float32(1e-36)
+
+
+class NearSettings(BaseModel):
+    """How much `near` may lose. The defaults keep the resume gap inside seed noise (docs/checkpoints.md)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    rule: Rule = "adaptive"
+    step: float = Field(1.5, gt=0, le=16, description="adaptive: cell width of the weight residual, in its own rms")
+    dead_zone: float = Field(0.65, ge=0.5, lt=1, description="adaptive: residuals below this share of a cell become 0")
+    first_step: float = Field(
+        3.0, gt=0, le=16, description="adaptive: cell width of exp_avg / sqrt(exp_avg_sq), in its rms"
+    )
+    second_octaves: float = Field(3.0, gt=0, le=8, description="adaptive: cell width of exp_avg_sq, in octaves")
+    key_cells: float = Field(64.0, ge=4, le=4096, description="key frames: cells per rms of a weight")
+    alpha: float | None = Field(None, gt=0, description="ExCP's alpha; None scales it so that r_w is 2.5 medians")
+    beta: float = Field(2.0, ge=0, description="ExCP's beta")
+    bits: int = Field(4, ge=1, le=8, description="2^bits - 1 levels besides zero")
+
+
+@dataclass
+class Triple:
+    """A weight [rows, columns] and its moments of the same shape; either moment may be absent."""
+
+    weight: Values
+    first: Values | None = None
+    second: Values | None = None
+
+
+# -- quantisers ------------------------------------------------------------------------------------------------
+def cells(x: Values, width: float, dead_zone: float, levels: int) -> tuple[Codes, Values]:
+    """Quantise to uniform cells around a dead zone; return codes (0 pruned, odd positive, even negative), codebook.
+
+    Codebook entries are the means of what fell into the cell, float32.
+    """
+    scaled = x * np.float32(1 / width)
+    level = np.minimum(np.abs(scaled) + np.float32(1 - dead_zone), np.float32(levels // 2)).astype(np.uint16)
+    codes = 2 * level - ((x > 0) & (level > 0))
+    flat = codes.reshape(-1)
+    counts = np.bincount(flat)
+    sums = np.bincount(flat, weights=x.reshape(-1))
+    book = (sums / np.maximum(counts, 1)).astype(np.float32)
+    book[0] = 0
+    return codes, book
+
+
+def kmeans(x: Values, kept: NDArray[np.bool_], levels: int, iterations: int = 25) -> tuple[Codes, Values]:
+    """Quantise `x[kept]` to at most `levels` centroids by one-dimensional Lloyd iterations on a histogram.
+
+    Returns codes (0 where not kept, else centroid + 1) and the codebook with 0 in front, float32. With `levels` or
+    fewer distinct values the result is exact.
+    """
+    codes = np.zeros(x.shape, np.uint16)
+    values = x[kept]
+    if values.size == 0:
+        return codes, np.zeros(1, np.float32)
+    centres, weights = _histogram(values, levels)
+    book = _lloyd(centres, weights, levels, iterations) if centres.size > levels else centres
+    codes[kept] = np.searchsorted((book[1:] + book[:-1]) / 2, values) + 1
+    return codes, np.concatenate([[0], book]).astype(np.float32)
+
+
+def _histogram(values: Values, levels: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    distinct = np.unique(values[:: max(1, values.size // 4096)])
+    if distinct.size <= levels:
+        distinct = np.unique(values)
+    if distinct.size <= levels:
+        return distinct.astype(np.float64), np.ones(distinct.size)
+    low, high = float(values.min()), float(values.max())
+    bins = 4096
+    where = ((values - np.float32(low)) * np.float32((bins - 1) / (high - low))).astype(np.uint16)
+    counts = np.bincount(where, minlength=bins)
+    sums = np.bincount(where, weights=values, minlength=bins)
+    used = counts > 0
+    return sums[used] / counts[used], counts[used].astype(np.float64)
+
+
+def _lloyd(
+    centres: NDArray[np.float64], weights: NDArray[np.float64], levels: int, iterations: int
+) -> NDArray[np.float64]:
+    mass = np.concatenate([[0], np.cumsum(weights)])
+    moment = np.concatenate([[0], np.cumsum(weights * centres)])
+    book: NDArray[np.float64] = np.interp((np.arange(levels) + 0.5) / levels * mass[-1], mass[1:], centres)
+    for _ in range(iterations):
+        edges = np.concatenate([[0], np.searchsorted(centres, (book[1:] + book[:-1]) / 2), [centres.size]])
+        count = np.diff(mass[edges])
+        book = np.sort(np.where(count > 0, np.diff(moment[edges]) / np.maximum(count, 1e-300), book))
+    return book
+
+
+# -- codes to bytes --------------------------------------------------------------------------------------------
+def encode_codes(codes: Codes, book: Values) -> bytes:
+    """Code quantiser output: mostly zeros go as a bit mask and the levels that are left, others directly."""
+    narrow = codes.astype(np.uint8) if book.size <= 256 else codes
+    mask = codes != 0
+    if 2 * int(np.count_nonzero(mask)) > codes.size:
+        return coder.join([b"\0", book.astype("<f4").tobytes(), coder.encode(narrow)])
+    return coder.join([b"\1", book.astype("<f4").tobytes(), coder.encode_mask(mask), coder.encode(narrow[mask])])
+
+
+def decode_values(blob: bytes, count: int) -> Values:
+    """Return the codebook values of `encode_codes`, [count], without ever building the codes. Raises ArtifactError."""
+    parts = coder.split(blob)
+    if len(parts) not in (3, 4) or len(parts[1]) % 4 or not parts[1]:
+        raise ArtifactError("a quantised block is malformed")
+    book = np.frombuffer(parts[1], "<f4").astype(np.float32)
+    dtype = np.uint8 if book.size <= 256 else np.uint16
+    if parts[0] == b"\0":
+        return _look_up(book, coder.decode(parts[2], count, dtype))
+    mask = coder.decode_mask(parts[2], count)
+    values = np.zeros(count, np.float32)
+    values[mask] = _look_up(book, coder.decode(parts[3], int(np.count_nonzero(mask)), dtype))
+    if book[0] != 0:
+        values[~mask] = book[0]
+    return values
+
+
+def _look_up(book: Values, codes: NDArray[Any]) -> Values:
+    if codes.size and int(codes.max()) >= book.size:
+        raise ArtifactError("a quantised block uses a level that its codebook lacks")
+    values: Values = book[codes]
+    return values
+
+
+# -- one weight with its moments ---------------------------------------------------------------------------------
+def encode(now: Triple, reference: Values | None, settings: NearSettings) -> tuple[bytes, Triple]:
+    """Code a weight [rows, columns] and its moments; return the bytes and what `decode` will give.
+
+    `reference` is the weight as rebuilt one step earlier, None in a key frame. Layout: weight codes; first-moment
+    codes; second-moment codes with the row and column powers they multiply.
+    """
+    weight, residual, kept = _encode_weight(now, reference, settings)
+    rebuilt = Triple(residual if reference is None else reference + residual)
+    if settings.rule == "adaptive":
+        second, rebuilt.second = _encode_second(now.second, settings)
+        first, rebuilt.first = _encode_first(now.first, rebuilt.second, settings)
+    else:
+        first, second = _encode_joint(now, kept, settings, rebuilt)
+    return coder.join([weight, first, second]), rebuilt
+
+
+def decode(blob: bytes, reference: Values | None, shape: tuple[int, int], moments: bool = True) -> Triple:
+    """Undo `encode`: the rebuilt weight and, if `moments`, the rebuilt moments. Raises ArtifactError."""
+    parts = coder.split(blob)
+    if len(parts) != 3:
+        raise ArtifactError("a near block is malformed")
+    count = shape[0] * shape[1]
+    weight = decode_values(parts[0], count).reshape(shape)
+    now = Triple(weight if reference is None else reference + weight)
+    if moments and parts[2]:
+        now.second = _decode_second(parts[2], shape)
+    if moments and parts[1]:
+        now.first = _decode_first(parts[1], now.second, shape)
+    return now
+
+
+def _fine(x: Values) -> float:
+    return 0.25 if x.size < _SMALL else 1.0
+
+
+def _levels(x: Values, settings: NearSettings) -> int:
+    return 255 if x.size < _SMALL else 2**settings.bits - 1
+
+
+def _rms(x: Values) -> float:
+    return float(np.sqrt(np.dot(x.reshape(-1), x.reshape(-1)) / max(1, x.size))) or 1.0
+
+
+def _encode_weight(
+    now: Triple, reference: Values | None, settings: NearSettings
+) -> tuple[bytes, Values, NDArray[np.bool_] | None]:
+    if reference is None:
+        codes, book = cells(now.weight, _rms(now.weight) / settings.key_cells, 0.5, _KEY_LEVELS)
+        return encode_codes(codes, book), book[codes], None
+    residual = now.weight - reference
+    if settings.rule == "adaptive":
+        width = settings.step * _rms(residual) * _fine(residual)
+        codes, book = cells(residual, width, settings.dead_zone, _levels(residual, settings))
+    else:
+        kept = np.abs(residual) > weight_threshold(residual, now.second, settings)
+        codes, book = kmeans(residual, kept, 2**settings.bits - 1)
+    return encode_codes(codes, book), book[codes], codes != 0
+
+
+def weight_threshold(residual: Values, second: Values | None, settings: NearSettings) -> Any:
+    """Return ExCP's r_w: a scalar for rule `tensor`, an array like `residual` for `element`.
+
+    The median is over non-zero residuals: in a table of which few rows moved it would otherwise be zero.
+    """
+    size = np.abs(residual)
+    moved = size[size > 0]
+    median = float(np.median(moved)) if moved.size else 0.0
+    if second is None:
+        return _CAP * median
+    mean_root = float(np.sqrt(second.mean())) or 1e-30
+    alpha = settings.alpha if settings.alpha is not None else _CAP * mean_root
+    if settings.rule == "tensor":
+        return min(_CAP, alpha / mean_root) * median
+    return np.minimum(np.float32(_CAP), np.float32(alpha) / np.sqrt(np.maximum(second, _TINY))) * np.float32(median)
+
+
+def _encode_joint(
+    now: Triple, kept: NDArray[np.bool_] | None, settings: NearSettings, rebuilt: Triple
+) -> tuple[bytes, bytes]:
+    """Code both moments ExCP's way: only where the weight was kept and the first moment is large."""
+    if now.first is None:
+        return b"", b""
+    joint = np.abs(now.first) > settings.beta * np.abs(now.first).mean()
+    if kept is not None:
+        joint &= kept
+    levels = 2**settings.bits - 1
+    codes, book = kmeans(now.first, joint, levels)
+    first, rebuilt.first = b"\0" + encode_codes(codes, book), book[codes]
+    if now.second is None:
+        return first, b""
+    codes, book = kmeans(now.second, joint, levels)
+    book[0] = np.median(now.second)
+    rebuilt.second = book[codes]
+    return first, coder.join([encode_codes(codes, book)])
+
+
+def _encode_first(first: Values | None, second: Values | None, settings: NearSettings) -> tuple[bytes, Values | None]:
+    if first is None:
+        return b"", None
+    root = np.float32(1) if second is None else np.sqrt(np.maximum(second, _TINY))
+    unit = first / root
+    width = settings.first_step * _rms(unit) * _fine(unit)
+    codes, book = cells(unit, width, 0.6, _levels(unit, settings))
+    return bytes([second is not None]) + encode_codes(codes, book), book[codes] * root
+
+
+def _decode_first(blob: bytes, second: Values | None, shape: tuple[int, int]) -> Values:
+    unit = decode_values(blob[1:], shape[0] * shape[1]).reshape(shape)
+    if blob[0] == 0:
+        return unit
+    if second is None:
+        raise ArtifactError("a first moment needs the second, which is not there")
+    return unit * np.sqrt(np.maximum(second, _TINY))
+
+
+# -- second moment: row and column powers of two, and coarse codes -------------------------------------------------
+_QUARTERS = np.array([1.0, 1.189207115, 1.414213562, 1.681792831], np.float32)
+
+
+def _power(quarters: NDArray[np.int16]) -> Values:
+    """Return 2^(quarters / 4) as float32, from constants only: the same on every machine."""
+    power: Values = np.ldexp(_QUARTERS[quarters & 3], (quarters >> 2).astype(np.int32))
+    return power
+
+
+def _factors(logarithm: Values, positive: NDArray[np.bool_]) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+    """Fit rows[i] + columns[j] to quarter octaves of the second moment, zeros left out."""
+    weights = positive.astype(np.float32)
+    total = float(weights.sum()) or 1.0
+    mean = float((logarithm * weights).sum()) / total
+    rows, columns = weights.sum(1), weights.sum(0)
+    row = (
+        ((logarithm * weights).sum(1) / np.maximum(rows, 1))
+        if rows.size > 1 and columns.size > 1
+        else np.full(rows.size, mean)
+    )
+    column = (
+        ((logarithm * weights).sum(0) / np.maximum(columns, 1) - mean)
+        if columns.size > 1 and rows.size > 1
+        else np.zeros(columns.size)
+    )
+    row = np.where(rows > 0, row, mean)
+    column = np.where(columns > 0, column, 0.0)
+    return np.rint(4 * row).astype(np.int16), np.rint(4 * column).astype(np.int16)
+
+
+def _encode_second(second: Values | None, settings: NearSettings) -> tuple[bytes, Values | None]:
+    if second is None:
+        return b"", None
+    positive = second > _TINY
+    logarithm = np.log2(np.maximum(second, _TINY))
+    row, column = _factors(logarithm, positive)
+    rest = logarithm - (row[:, None].astype(np.float32) + column.astype(np.float32)) * np.float32(0.25)
+    width = settings.second_octaves * (0.125 if second.size < _SMALL else 1.0)
+    codes, book = cells(rest, width, 0.6, _levels(second, settings))
+    book = np.exp2(book)
+    if not positive.all():
+        codes[~positive] = book.size
+        book = np.append(book, np.float32(0))
+    book = book.astype(np.float32)
+    powers = [coder.compress(part.astype("<i2").tobytes()) for part in (_steps(row), _steps(column))]
+    return coder.join([encode_codes(codes, book), *powers]), (book[codes] * _power(row)[:, None]) * _power(column)
+
+
+def _steps(values: NDArray[np.int16]) -> NDArray[np.int16]:
+    return np.diff(values, prepend=np.int16(0))
+
+
+def _decode_second(blob: bytes, shape: tuple[int, int]) -> Values:
+    parts = coder.split(blob)
+    values = decode_values(parts[0], shape[0] * shape[1]).reshape(shape)
+    if len(parts) == 1:
+        return values
+    if len(parts) != 3:
+        raise ArtifactError("a second moment is malformed")
+    sides = [
+        np.cumsum(np.frombuffer(coder.decompress(part, 2 * size), "<i2"), dtype=np.int16)
+        for part, size in zip(parts[1:], shape, strict=True)
+    ]
+    return (values * _power(sides[0])[:, None]) * _power(sides[1])

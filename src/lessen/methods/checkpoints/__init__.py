@@ -1,1 +1,0 @@
-"""Methods that shrink series of training checkpoints."""

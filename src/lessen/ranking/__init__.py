@@ -1,0 +1,10 @@
+"""Rank the columns of a table larger than memory, before any model is trained.
+
+    files -> chunks -> one pass: tallies (every row), row sample -> scores -> report, and the data rewritten
+"""
+
+from __future__ import annotations
+
+from lessen.ranking.ranking import Ranking, RankSettings, rank
+
+__all__ = ["RankSettings", "Ranking", "rank"]

@@ -1,0 +1,160 @@
+"""What one pass says of each column: quality, scores, and a verdict in words."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from lessen.ranking.information import Chance, Scores
+from lessen.ranking.noise import CEILING
+from lessen.ranking.scan import ColumnState, ScanState
+from lessen.ranking.tally import MAX_CLASSES
+
+Verdict = Literal["label", "missing", "constant", "duplicate", "leak", "key", "noise", "useful", "unscored"]
+LEAK = 0.95
+KEY = 0.95
+SIGNIFICANT = 0.01
+REPETITIONS = (0, 1, 10, 100, 1_000, 10_000, 100_000)
+
+
+@dataclass(frozen=True)
+class ColumnReport:
+    """One row of the ranking. Scores are in nats; shares are of all rows."""
+
+    name: str
+    verdict: Verdict
+    reason: str
+    score: float
+    """Mutual information with the label minus what a random label would show at this column's value counts."""
+    mutual: float
+    adjusted: float
+    p_value: float
+    determined: float
+    coverage: float
+    """Percent of rows that are not missing."""
+    cardinality: float
+    cardinality_error: float
+    """Relative standard error of `cardinality`; 0 when every value was counted."""
+    score_exact: bool
+    """False when the score rests on a hash-chosen part of the values."""
+    bytes_per_value: float
+    rare_values: float
+    """Estimated number of values seen at most `rare` times, and the percent of rows that hold one."""
+    rare_rows: float
+    numeric_share: float
+    low: float
+    high: float
+    mean: float
+    repetitions: dict[str, float]
+    """How many values occur more than 0, 1, 10, ... times."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class NoiseFloor:
+    """What columns made of nothing scored, and what a copy of the label scored."""
+
+    scores: dict[str, float]
+    floor: float
+    ceiling: float
+    statement: str
+
+
+def chance_of(state: ScanState, seed: int) -> Chance:
+    """Return the chance model of the label's class counts."""
+    return Chance(state.classes[:MAX_CLASSES], seed)
+
+
+def noise_floor(state: ScanState, chance: Chance) -> NoiseFloor:
+    """Score the controls."""
+    scores = {name: _scores(column, state, chance).corrected for name, column in state.controls.items()}
+    ceiling = scores.pop(CEILING, 0.0)
+    floor = max(scores.values(), default=0.0)
+    count = len(scores)
+    statement = (
+        f"{count} columns made of noise, of 1 to {state.rows:,} values, scored at most {floor:.2g} nats; a column of "
+        f"noise exceeds all {count} with probability about 1/{count + 1}"
+    )
+    return NoiseFloor(scores, max(floor, 0.0), ceiling, statement)
+
+
+def report_columns(state: ScanState, chance: Chance, floor: NoiseFloor, rare: int) -> list[ColumnReport]:
+    """Return the columns, best score first."""
+    copies = _duplicates(state)
+    label = state.label.name
+    reports = [
+        _report(name, column, state, chance, floor, copies.get(name, ""), rare)
+        for name, column in state.columns.items()
+    ]
+    return sorted(reports, key=lambda row: (row.name == label, row.score), reverse=True)
+
+
+def _scores(column: ColumnState, state: ScanState, chance: Chance) -> Scores:
+    return chance.scores(column.tally.contingency(state.classes[:MAX_CLASSES]))
+
+
+def _duplicates(state: ScanState) -> dict[str, str]:
+    """Return for each column that equals an earlier one, row by row, the name of that one; the label comes first."""
+    groups: dict[int, list[str]] = defaultdict(list)
+    order = sorted(state.columns, key=lambda name: name != state.label.name)
+    for name in order:
+        groups[state.columns[name].signature].append(name)
+    return {name: group[0] for group in groups.values() for name in group[1:]}
+
+
+def _report(
+    name: str, column: ColumnState, state: ScanState, chance: Chance, floor: NoiseFloor, copy_of: str, rare: int
+) -> ColumnReport:
+    tally, rows = column.tally, state.rows
+    scored = state.label.name is not None
+    table = tally.contingency(state.classes[:MAX_CLASSES])
+    scores = chance.scores(table) if scored else Scores(0.0, 0.0, 0.0, 0.0)
+    p_value = chance.p_value(table, scores.corrected) if scored else 1.0
+    counts, share = tally.value_counts(), tally.share
+    verdict, reason = _verdict(name, column, state, scores, p_value, floor, copy_of)
+    return ColumnReport(
+        name=name, verdict=verdict, reason=reason, score=scores.corrected, mutual=scores.mutual,
+        adjusted=scores.adjusted, p_value=p_value, determined=scores.determined,
+        coverage=100.0 * (1.0 - column.missing / rows), cardinality=tally.cardinality,
+        cardinality_error=tally.cardinality_error, score_exact=tally.exact, bytes_per_value=column.text_bytes / rows,
+        rare_values=float((counts <= rare).sum() / share),
+        rare_rows=float(100.0 * counts[counts <= rare].sum() / max(counts.sum(), 1)),
+        numeric_share=column.numbers / rows, low=column.low, high=column.high,
+        mean=column.total / column.numbers if column.numbers else float("nan"),
+        repetitions={f">{bound}": float((counts > bound).sum() / share) for bound in REPETITIONS},
+    )  # fmt: skip
+
+
+def _verdict(
+    name: str, column: ColumnState, state: ScanState, scores: Scores, p_value: float, floor: NoiseFloor, copy_of: str
+) -> tuple[Verdict, str]:
+    label, cardinality = state.label.name, column.tally.cardinality
+    if name == label:
+        return "label", ""
+    if column.missing == state.rows:
+        return "missing", "no row has a value"
+    if cardinality <= 1:
+        return "constant", "one value in every row"
+    if copy_of:
+        if copy_of == label:
+            return "leak", f"equal to the label {label!r} in every row"
+        return "duplicate", f"equal to {copy_of!r} in every row"
+    if scores.determined >= LEAK:
+        return "leak", f"removes {100 * scores.determined:.1f}% of the label's entropy: check that it is known in time"
+    if cardinality >= KEY * state.rows and state.rows > 1:
+        return "key", f"about {cardinality:,.0f} values in {state.rows:,} rows: each value is seen once"
+    if label is None:
+        return "unscored", "no label was given"
+    if p_value > SIGNIFICANT or scores.corrected <= 0:
+        return "noise", f"{p_value:.0%} of random labels score as high"
+    if scores.corrected <= floor.floor:
+        return "noise", f"below the noise floor of {floor.floor:.2g} nats"
+    if not np.isfinite(scores.corrected):
+        return "unscored", "the score is not finite"
+    return "useful", f"above the noise floor, at most {p_value:.0%} of random labels score as high"

@@ -1,0 +1,161 @@
+"""Pairs of columns on the row sample: redundancy, crosses against the label, and 3MR selection.
+
+Sampled rows come in key order, which is random, so OutRank's shift is a fair draw of chance whatever the file's order.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from lessen.log import SILENT, Log
+from lessen.ranking.information import Chance, Contingency, ShiftedColumn
+from lessen.ranking.rows import Keys, mix
+from lessen.ranking.tally import NO_CLASS, Tally
+
+Key = TypeVar("Key")
+
+
+@dataclass(frozen=True)
+class Redundancy:
+    """Two columns that say the same. `share` is 1 when one of them determines the other as well as itself."""
+
+    first: str
+    second: str
+    information: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Cross:
+    """A pair of columns taken as one, scored against the label on the sample."""
+
+    first: str
+    second: str
+    score: float
+    synergy: float
+    """Score of the pair minus the scores of both columns: what a model without interactions cannot see."""
+    z: float
+    """Score in standard deviations of chance."""
+    synergy_z: float
+    """Synergy in the same deviations: the evidence that the two belong together."""
+    cardinality: int
+    gain: float = float("nan")
+    """Drop in held-out log loss when the pair joins a surrogate that has both columns; NaN if not tried."""
+
+
+class Pairs:
+    """The sampled rows, hashed and coded once."""
+
+    def __init__(self, frame: pl.DataFrame, classes: NDArray[np.uint8], seed: int = 0) -> None:
+        self.names = list(frame.columns)
+        self.hashes = {name: frame[name].hash(seed=0).to_numpy() for name in self.names}
+        self.classes = classes
+        self.labelled = classes != NO_CLASS
+        self.class_counts = np.bincount(classes[self.labelled], minlength=1).astype(np.int64)
+        self.chance = Chance(self.class_counts, seed)
+        self._coded: dict[str, ShiftedColumn] = {}
+        self._own: dict[str, float] = {}
+
+    def coded(self, name: str) -> ShiftedColumn:
+        """Return the column as dense codes."""
+        if name not in self._coded:
+            self._coded[name] = ShiftedColumn(self.hashes[name])
+        return self._coded[name]
+
+    def _about_itself(self, name: str) -> float:
+        if name not in self._own:
+            self._own[name] = self.coded(name).score(self.coded(name))
+        return self._own[name]
+
+    def table(self, hashes: Keys) -> Contingency:
+        """Return counts of hashed values against the label."""
+        tally = Tally(limit=len(hashes) + 1)
+        tally.add(hashes[self.labelled], self.classes[self.labelled])
+        return tally.contingency(self.class_counts)
+
+    def score(self, hashes: Keys) -> float:
+        """Return the corrected score of hashed values."""
+        return self.chance.scores(self.table(hashes)).corrected
+
+    def redundancy(self, names: Sequence[str], log: Log = SILENT) -> list[Redundancy]:
+        """Return every pair of `names`, most redundant first."""
+        pairs = list(itertools.combinations(names, 2))
+        result = []
+        for done, (first, second) in enumerate(pairs, 1):
+            one, two = self.coded(first), self.coded(second)
+            # the shift's chance is exact for many values of the column that is shifted by its own counts
+            wide, other = (one, two) if len(one.counts) >= len(two.counts) else (two, one)
+            information = wide.score(other)
+            most = min(self._about_itself(first), self._about_itself(second))
+            result.append(Redundancy(first, second, information, information / most if most > 1e-9 else 0.0))
+            log.progress("redundancy", done, len(pairs))
+        return sorted(result, key=lambda pair: pair.share, reverse=True)
+
+    def crosses(self, names: Sequence[str], budget: int, seed: int, log: Log = SILENT) -> list[Cross]:
+        """Return up to `budget` crosses, most synergy first; beyond the budget pairs are drawn at random.
+
+        Pairs cannot be chosen by the scores of their columns: of a pair that matters only together (XOR) each column
+        alone looks like noise.
+        """
+        pairs = list(itertools.combinations(names, 2))
+        if len(pairs) > budget:
+            chosen = np.random.default_rng(seed).choice(len(pairs), budget, replace=False)
+            pairs = [pairs[index] for index in sorted(chosen.tolist())]
+        alone = {name: self.score(self.hashes[name]) for name in {name for pair in pairs for name in pair}}
+        result = []
+        for done, (first, second) in enumerate(pairs, 1):
+            result.append(self._cross(first, second, alone))
+            log.progress("crosses", done, len(pairs))
+        return sorted(result, key=lambda cross: cross.synergy_z, reverse=True)
+
+    def _cross(self, first: str, second: str, alone: Mapping[str, float]) -> Cross:
+        table = self.table(cross_hashes(self.hashes[first], self.hashes[second]))
+        score = self.chance.scores(table).corrected
+        synergy = score - alone[first] - alone[second]
+        z = self.chance.z_score(table, score)
+        return Cross(first, second, score, synergy, z, z * synergy / score if score else 0.0, len(table.values))
+
+
+def cross_hashes(first: Keys, second: Keys) -> Keys:
+    """Return the hash of the pair (first, second): 'a'+'bc' and 'ab'+'c' differ, and so do (a, b) and (b, a)."""
+    return mix(mix(first) ^ np.roll(second.view(np.uint8).reshape(-1, 8), 3, axis=1).reshape(-1).view(np.uint64))
+
+
+def select_3mr(
+    relevance: Mapping[str, float], redundancy: Sequence[Redundancy], crosses: Sequence[Cross],
+    count: int, alpha: float = 1.0, beta: float = 1.0,
+) -> list[tuple[str, float]]:  # fmt: skip
+    """Return up to `count` names with their gains: maximal relevance, minimal redundancy, maximal relation.
+
+    Start at the most relevant; then add argmax of rel(f) - alpha * median red(f, g) + beta * median syn(f, g) over the
+    chosen g. All three are min-max normalised; a pair that was not scored counts 0. Source: OutRank's 3MR.
+    """
+    rel = _normalised(relevance)
+    red = _normalised({frozenset((r.first, r.second)): r.information for r in redundancy})
+    syn = _normalised({frozenset((c.first, c.second)): c.score for c in crosses})
+    left, chosen = sorted(rel), list[tuple[str, float]]()
+    while left and len(chosen) < count:
+        gains = {name: rel[name] for name in left}
+        if chosen:
+            for name in left:
+                pairs = [frozenset((name, other)) for other, _ in chosen]
+                gains[name] += beta * float(np.median([syn.get(pair, 0.0) for pair in pairs]))
+                gains[name] -= alpha * float(np.median([red.get(pair, 0.0) for pair in pairs]))
+        best = max(left, key=lambda name: gains[name])
+        chosen.append((best, gains[best]))
+        left.remove(best)
+    return chosen
+
+
+def _normalised(values: Mapping[Key, float]) -> dict[Key, float]:
+    if not values:
+        return {}
+    low, high = min(values.values()), max(values.values())
+    return {key: (value - low) / (high - low) if high > low else 0.0 for key, value in values.items()}

@@ -1,0 +1,59 @@
+"""The data itself, changed: dead columns dropped, useful crosses added, written as parts in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+
+from lessen.errors import DataError
+from lessen.ranking.source import ReadSettings, chunks
+
+SEPARATOR = "\x1f"
+_ESCAPE = "\x1e"
+
+
+def cross_column(first: str, second: str) -> pl.Expr:
+    """Return the cross as text: both values with a separator between that neither can contain.
+
+    'a' with 'bc' and 'ab' with 'c' differ; a missing value is its own value, unlike the empty string.
+    """
+    return pl.concat_str([_escaped(first), _escaped(second)], separator=SEPARATOR).alias(f"{first}*{second}")
+
+
+def _escaped(name: str) -> pl.Expr:
+    text = pl.col(name).cast(pl.String)
+    for mark in (_ESCAPE, SEPARATOR):
+        text = text.str.replace_all(mark, _ESCAPE + chr(ord(mark) + 0x20), literal=True)
+    return text.fill_null(_ESCAPE + "0")
+
+
+def rewrite(
+    files: Sequence[Path], drop: Sequence[str], crosses: Sequence[tuple[str, str]], folder: Path, read: ReadSettings,
+    to: Literal["parquet", "csv"] = "parquet",
+) -> int:  # fmt: skip
+    """Write the files again, in row order, as `part-00000` and so on inside the existing `folder`; return rows.
+
+    Raises:
+        DataError: a file lacks a crossed column, or a cross would take the name of a column.
+    """
+    rows = part = 0
+    for path in files:
+        for frame in chunks(path, read):
+            for first, second in crosses:
+                for name in (first, second):
+                    if name not in frame.columns:
+                        raise DataError(f"{path} lacks the column {name!r} that a cross needs")
+                if f"{first}*{second}" in frame.columns:
+                    raise DataError(f"{path} already has a column {first}*{second}; rename it")
+            changed = frame.with_columns([cross_column(*pair) for pair in crosses])
+            changed = changed.drop([name for name in drop if name in changed.columns])
+            target = folder / f"part-{part:05d}.{to}"
+            if to == "parquet":
+                changed.write_parquet(target)
+            else:
+                changed.write_csv(target)
+            rows, part = rows + len(frame), part + 1
+    return rows

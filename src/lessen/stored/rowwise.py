@@ -71,7 +71,7 @@ def codes(packed: Tensor, dim: int, bits: int) -> Tensor:
         return raw
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
     spread: Tensor = (raw.unsqueeze(-1) >> shifts) & (2**bits - 1)
-    return spread.reshape(len(packed), -1)[:, :dim]
+    return spread.flatten(1)[:, :dim]
 
 
 def scales(packed: Tensor, bits: int) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,14 @@ from pydantic import Field
 from torch import nn
 
 from lessen.method import Card, Context
+from lessen.methods.embeddings.budget import size_of, solve
 from lessen.methods.embeddings.retrained import RetrainedTables, spread
 from lessen.methods.sites import TABLES, blocks
 from lessen.stored.embedding import TableShape
 from lessen.stored.hashed_embedding import HashedEmbedding
+
+RESOLUTION = 2**24
+"""Steps in which a ratio is solved for."""
 
 
 class HashTables(RetrainedTables):
@@ -43,12 +47,21 @@ class HashTables(RetrainedTables):
     )
     signed: bool = Field(False, description="multiply each row read by a hashed sign")
 
-    def replacement(self, table: nn.Module, shape: TableShape, context: Context) -> HashedEmbedding:
+    def replacement(self, table: nn.Module, shape: TableShape, target: int | None, context: Context) -> HashedEmbedding:
         """Return a hashed table with fresh rows of the same deviation."""
-        buckets = [
-            block.rows if block.name == "" or block.rows < self.min_rows else math.ceil(self.ratio * block.rows)
-            for block in blocks(shape)
-        ]
-        made = HashedEmbedding(shape, buckets, self.hashes, self.signed)
+
+        def build(parts: int) -> HashedEmbedding:
+            return HashedEmbedding(shape, self._buckets(shape, parts / RESOLUTION), self.hashes, self.signed)
+
+        ratio = self.ratio
+        if target is not None:
+            ratio = solve(lambda parts: size_of(lambda: build(parts)), 1, RESOLUTION, target) / RESOLUTION
+        made = HashedEmbedding(shape, self._buckets(shape, ratio), self.hashes, self.signed)
         made.reset(spread(table), context.generator, modulo=self.family == "modulo")
         return made
+
+    def _buckets(self, shape: TableShape, ratio: float) -> list[int]:
+        return [
+            block.rows if block.name == "" or block.rows < self.min_rows else math.ceil(ratio * block.rows)
+            for block in blocks(shape)
+        ]

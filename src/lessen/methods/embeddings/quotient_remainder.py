@@ -40,13 +40,16 @@ class QuotientRemainderTables(RetrainedTables):
     ratio: float = Field(0.25, gt=0, lt=1, description="rows kept as a share of the table's rows, solved for c")
     operation: Literal["multiply", "add"] = Field("multiply", description="how the two rows are composed")
 
-    def replacement(self, table: nn.Module, shape: TableShape, context: Context) -> QuotientRemainderEmbedding:
+    def replacement(
+        self, table: nn.Module, shape: TableShape, target: int | None, context: Context
+    ) -> QuotientRemainderEmbedding:
         """Return a composed table whose vectors start distributed like those of `table`."""
         large = [block.name != "" and block.rows >= self.min_rows for block in blocks(shape)]
         rows = [block.rows for block in blocks(shape)]
         fixed = sum(size for size, is_large in zip(rows, large, strict=True) if not is_large)
         free = [size for size, is_large in zip(rows, large, strict=True) if is_large]
-        shared = collisions_for(free, self.ratio * sum(rows) - fixed, sum(rows), fixed)
+        allowed = self.ratio * sum(rows) if target is None else target / (4 * shape.dim)
+        shared = collisions_for(free, allowed - fixed, sum(rows), fixed)
         collisions = [min(shared, size) if is_large else 1 for size, is_large in zip(rows, large, strict=True)]
         made = QuotientRemainderEmbedding(shape, collisions, self.operation)
         made.reset(spread(table), context.generator)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 from torch import nn
 
 from lessen.method import Context, Method
 from lessen.methods import retrain
+from lessen.methods.embeddings.budget import check_share, share_field, table_bytes, targets
 from lessen.methods.sites import TABLES, Site, blocks, find, module_bytes, replace, require
 from lessen.stored.embedding import StoredEmbedding, TableShape
 from lessen.task import Task
+
+if TYPE_CHECKING:
+    from lessen.train.fit import Hook
 
 
 class RetrainedTables(Method):
@@ -24,11 +28,23 @@ class RetrainedTables(Method):
 
     makes: ClassVar[tuple[type[StoredEmbedding], ...]]
     """Classes that `replacement` returns; their insides are not replaced again."""
+    share: float | None = share_field("the method's own size knobs")
     min_rows: int = Field(200, ge=1, le=10**9, description="fields with fewer rows keep rows of their own")
 
-    def replacement(self, table: nn.Module, shape: TableShape, context: Context) -> StoredEmbedding:
-        """Return the untrained compact form of `table`."""
+    def replacement(self, table: nn.Module, shape: TableShape, target: int | None, context: Context) -> StoredEmbedding:
+        """Return the untrained compact form of `table`, of about `target` bytes when a share was asked for."""
         raise NotImplementedError(f"{type(self).__name__}.replacement")
+
+    def hooks(self) -> tuple[Hook, ...]:
+        """Return what the training loop should call for this method."""
+        return ()
+
+    def finish(self, model: nn.Module, context: Context) -> nn.Module:  # noqa: ARG002
+        """Turn the trained model into its stored form; by default it is that already."""
+        return model
+
+    def prepare(self, model: nn.Module, task: Task, sites: list[Site]) -> None:
+        """Learn what `replacement` needs to know, such as id frequencies, from the model given."""
 
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
         """Replace the tables, train, and return the model.
@@ -36,24 +52,29 @@ class RetrainedTables(Method):
         Raises:
             NothingMatchedError: no table is eligible or would get smaller.
             TaskError: the task cannot train.
+            BudgetError: the share cannot be reached.
         """
-        eligible = {site.path for site in self.sites(model, context)}
+        given = self.sites(model, context)
+        self.prepare(model, task, given)
+        allowed = targets(model, given, self.share, self.card.name) if self.share is not None else [None] * len(given)
+        budget = dict(zip([site.path for site in given], allowed, strict=True))
+        before = table_bytes(model)
         started = retrain.fresh(model, task, context)
         replaced: list[Site] = []
+        saved = 0
         for site in self.sites(started, context):
-            if site.path not in eligible:
+            if site.path not in budget:
                 continue
-            made = self.replacement(site.module, TableShape.of(site.module), context)
-            before, after = module_bytes(site.module), module_bytes(made)
-            if after >= before:
-                context.findings.setdefault("skipped", {})[site.path] = f"would take {after} bytes instead of {before}"
-                continue
-            context.findings.setdefault("tables", {})[site.path] = {"bytes": after, **self.finding(made)}
-            started = replace(started, site, made)
-            replaced.append(site)
+            made = self.replacement(site.module, TableShape.of(site.module), budget[site.path], context)
+            if self._pays(site, made, context):
+                started = replace(started, site, made)
+                replaced.append(site)
+                saved += module_bytes(site.module) - self.final_bytes(made)
         require(replaced, self, model, context)
-        retrain.train(started, task, context)
-        return started
+        if self.share is not None:
+            context.findings["share"] = round(check_share(before - saved, before, self.share, self.card.name), 5)
+        retrain.train(started, task, context, hooks=self.hooks())
+        return self.finish(started, context)
 
     def sites(self, model: nn.Module, context: Context) -> list[Site]:
         """Return the tables to act on. Raises NothingMatchedError."""
@@ -69,10 +90,22 @@ class RetrainedTables(Method):
             return f"every field has fewer than min_rows {self.min_rows} rows"
         return None
 
+    def _pays(self, site: Site, made: StoredEmbedding, context: Context) -> bool:
+        before, after = module_bytes(site.module), self.final_bytes(made)
+        if after >= before:
+            context.findings.setdefault("skipped", {})[site.path] = f"would take {after} bytes instead of {before}"
+            return False
+        context.findings.setdefault("tables", {})[site.path] = {"bytes": after, **self.finding(made)}
+        return True
+
+    def final_bytes(self, made: StoredEmbedding) -> int:
+        """Return the bytes that a replacement takes once training is done."""
+        return module_bytes(made)
+
     def finding(self, made: StoredEmbedding) -> dict[str, Any]:
         """Return what to record about a replacement, JSON values."""
-        config = made.config()
-        return {key: config[key] for key in config if key not in TableShape.of(made).config()}
+        known = made.shape.config()
+        return {key: value for key, value in made.config().items() if key not in known}
 
 
 def spread(table: nn.Module) -> float:

@@ -1,0 +1,58 @@
+"""Unified embedding: all large fields share one hashed memory, and one number sizes it."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import nn
+
+from lessen.method import Card, Context
+from lessen.methods.embeddings.budget import size_of, solve
+from lessen.methods.embeddings.retrained import RetrainedTables, spread
+from lessen.methods.sites import TABLES, blocks
+from lessen.stored.embedding import TableShape
+from lessen.stored.unified_embedding import UnifiedEmbedding
+
+
+class UnifiedTables(RetrainedTables):
+    """Every id of a field of at least `min_rows` ids reads `chunks` narrow rows of one memory; trained anew.
+
+    Source: Unified Embedding, NeurIPS 2023 (arXiv 2305.12102). Fields of one table share its memory; every field and
+    chunk has its own salt, without which small ids of all fields would meet in the same rows. Differences: fields
+    below `min_rows` keep exact rows (set it to 1 for the paper's pure form); chunks divide the width that the model
+    expects, where the paper lets the width of a field grow with its chunks; separate tables of a model keep separate
+    memories, because one memory under several modules would be held twice once loaded.
+    """
+
+    card = Card(
+        name="emb-unified",
+        family="embeddings",
+        summary="Let all large fields share one hashed memory under salts of their own, and retrain.",
+        acts_on=TABLES,
+        source="NeurIPS 2023, arXiv 2305.12102",
+        needs=frozenset({"labels", "gradients", "training"}),
+        frees=frozenset({"bytes"}),
+        tags=frozenset({"trains", "tables"}),
+    )
+    makes = (UnifiedEmbedding,)
+    ratio: float = Field(0.25, gt=0, lt=1, description="values in the shared memory, as a share of the fields' values")
+    chunks: int = Field(1, ge=1, le=16, description="narrow rows that each id reads; a divisor of the width is used")
+
+    def replacement(
+        self, table: nn.Module, shape: TableShape, target: int | None, context: Context
+    ) -> UnifiedEmbedding:
+        """Return a table whose large fields share one memory."""
+        parts = blocks(shape)
+        exact = [n for n, block in enumerate(parts) if block.name == "" or block.rows < self.min_rows]
+        chunks = next(c for c in range(self.chunks, 0, -1) if shape.dim % c == 0)
+        values = sum(block.rows for n, block in enumerate(parts) if n not in exact) * chunks
+
+        def build(rows: int) -> UnifiedEmbedding:
+            return UnifiedEmbedding(shape, rows, chunks, exact)
+
+        if target is None:
+            rows = max(1, round(self.ratio * values))
+        else:
+            rows = solve(lambda size: size_of(lambda: build(size)), 1, values, target)
+        made = build(rows)
+        made.reset(spread(table), context.generator)
+        return made

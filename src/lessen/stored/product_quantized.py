@@ -1,0 +1,84 @@
+"""Product-quantised tables: a few short codes a row, one codebook for each group of columns.
+
+id -> codes[id] = (c_1 .. c_M), 8 or 4 bits each -> codebook_m[c_m] (d / M values) -> side by side [d]
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lessen.stored import checks
+from lessen.stored.base import stored
+from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table
+
+
+@stored
+class ProductQuantizedEmbedding(StoredEmbedding):
+    """State: `codes` uint8 [rows, groups] (two codes a byte at 4 bits, the first in the low half) and `codebook`.
+
+    `codebook` is an `nn.Embedding` [groups * centroids, width]; the last group may be padded beyond dim. It takes
+    gradients, so that codebooks can be tuned with the codes fixed. Padding gives zeros.
+    """
+
+    kind = "product-quantized-embedding"
+    codes: Tensor
+
+    def __init__(self, shape: TableShape, groups: int, centroids: int) -> None:
+        super().__init__(shape)
+        self.groups = checks.whole("groups", groups, 1, shape.dim)
+        self.centroids = checks.whole("centroids", centroids, 1, 256)
+        self.width = -(-shape.dim // self.groups)
+        self.bits = 4 if self.centroids <= 16 else 8
+        self.codebook = inner_table(self.groups * self.centroids, self.width)
+        row = -(-self.groups * self.bits // 8)
+        self.register_buffer("codes", torch.zeros(shape.rows, row, dtype=torch.uint8))
+
+    def extra_config(self) -> dict[str, Any]:
+        """Return the groups of columns and the centroids of each."""
+        return {"groups": self.groups, "centroids": self.centroids}
+
+    @classmethod
+    def from_codes(cls, shape: TableShape, codes: Tensor, codebook: Tensor) -> ProductQuantizedEmbedding:
+        """Build from codes int64 [rows, groups] and codebooks float32 [groups, centroids, width]."""
+        made = cls(shape, codes.shape[1], codebook.shape[1])
+        with torch.no_grad():
+            made.codebook.weight.copy_(codebook.reshape(-1, made.width))
+        made.codes.copy_(pack_codes(codes, made.bits))
+        return made
+
+    def centroid_rows(self, ids: Tensor) -> Tensor:
+        """Return which centroid each group of each id reads, int64 [n, groups], for flat ids [n]."""
+        packed = functional.embedding(ids, self.codes)
+        base = torch.arange(self.groups, device=ids.device) * self.centroids
+        return unpack_codes(packed, self.bits, self.groups) + base
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Return the decoded row of each id: [*] to float32 [*, dim]."""
+        flat = ids.reshape(-1)
+        decoded = self.codebook(self.centroid_rows(flat)).reshape(-1, self.groups * self.width)
+        rows: Tensor = decoded[:, : self.embedding_dim].reshape(*ids.shape, self.embedding_dim)
+        if self.padding_idx is None:
+            return rows
+        return rows.masked_fill((ids == self.padding_idx).unsqueeze(-1), 0.0)
+
+
+def pack_codes(codes: Tensor, bits: int) -> Tensor:
+    """Pack codes [n, groups] into bytes: one a byte, or two at 4 bits with the first in the low half."""
+    raw = codes.to(torch.uint8)
+    if bits == 8:
+        return raw
+    if raw.shape[1] % 2:
+        raw = torch.cat([raw, raw.new_zeros(len(raw), 1)], dim=1)
+    return raw[:, 0::2] | (raw[:, 1::2] << 4)
+
+
+def unpack_codes(packed: Tensor, bits: int, groups: int) -> Tensor:
+    """Return codes int64 [n, groups] of packed bytes."""
+    if bits == 8:
+        return packed.long()
+    pairs = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(1)
+    return pairs[:, :groups].long()

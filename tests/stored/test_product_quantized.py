@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lessen.stored.embedding import TableShape
+from lessen.stored.product_quantized import ProductQuantizedEmbedding, pack_codes, unpack_codes
+
+
+@given(rows=st.integers(0, 20), groups=st.integers(1, 9), bits=st.sampled_from([4, 8]), seed=st.integers(0, 99))
+@settings(max_examples=50, deadline=None)
+def test_packed_codes_round_trip(rows, groups, bits, seed):
+    codes = torch.randint(0, 2**bits, (rows, groups), generator=torch.Generator().manual_seed(seed))
+    packed = pack_codes(codes, bits)
+    assert packed.shape == (rows, -(-groups * bits // 8))
+    assert torch.equal(unpack_codes(packed, bits, groups), codes)
+
+
+def test_the_first_code_is_in_the_low_half():
+    assert pack_codes(torch.tensor([[1, 2, 3]]), 4).tolist() == [[0x21, 0x03]]
+
+
+@pytest.mark.parametrize("centroids", [16, 40, 256])
+@pytest.mark.parametrize("groups", [1, 3, 4])
+def test_lookup_gathers_the_centroids(centroids, groups):
+    codes = torch.randint(0, centroids, (50, groups))
+    width = -(-10 // groups)
+    book = torch.randn(groups, centroids, width)
+    made = ProductQuantizedEmbedding.from_codes(TableShape(50, 10, padding_idx=3), codes, book)
+    expected = torch.stack([torch.cat([book[g, codes[i, g]] for g in range(groups)])[:10] for i in range(50)])
+    expected[3] = 0.0
+    ids = torch.randint(0, 50, (4, 3), dtype=torch.int32)
+    assert torch.equal(made(ids), expected[ids.long()])
+    assert made.codes.numel() == 50 * (groups if centroids > 16 else -(-groups // 2))
+
+
+def test_codebooks_take_gradients():
+    made = ProductQuantizedEmbedding.from_codes(
+        TableShape(4, 2), torch.tensor([[0], [1], [1], [0]]), torch.randn(1, 2, 2)
+    )
+    made(torch.tensor([1, 2])).sum().backward()
+    assert made.codebook.weight.grad.tolist() == [[0, 0], [2, 2]]
+
+
+def test_senseless_configurations_are_refused():
+    for change in ({"groups": 0}, {"groups": 11}, {"centroids": 257}, {"centroids": 1.0}):
+        with pytest.raises((ValueError, TypeError)):
+            ProductQuantizedEmbedding.from_config(
+                {"num_embeddings": 5, "embedding_dim": 10, "groups": 2, "centroids": 4, **change}
+            )

@@ -9,7 +9,7 @@ from lessen.files import dump_yaml
 from lessen.frontier import Frontier, Point
 from lessen.records import interval, number
 from lessen.report import words
-from lessen.verdict import WITHIN
+from lessen.verdict import UNKNOWN, WITHIN
 
 LEDGER_COSTS = ("stored_bytes", "resident_bytes", "macs", "latency_ms_p50", "peak_rss_bytes")
 EXPECTED = ("stored_bytes", "resident_bytes", "macs", "latency_ratio", "peak_rss_bytes")
@@ -45,6 +45,15 @@ def _trade_row(frontier: Frontier, point: Point, on_front: bool) -> dict[str, An
         "flags": list(point.flags),
         "gates": dict(point.gates),
     }
+
+
+def undecided(frontier: Frontier) -> list[tuple[str, str]]:
+    """Return why there is no verdict: the recipes, and the reason that they share."""
+    reasons: dict[str, list[str]] = {}
+    for point in frontier.measured:
+        if point.verdict == UNKNOWN:
+            reasons.setdefault(point.judgement.reason, []).append(point.label)
+    return [(_some(labels), reason) for reason, labels in reasons.items()]
 
 
 def ledger_rows(frontier: Frontier) -> list[dict[str, str]]:

@@ -35,6 +35,7 @@ def context(frontier: Frontier) -> dict[str, Any]:
         "doubts": frontier.doubts[1:],
         "metric": words.metric_name(frontier.primary),
         "rows": rows,
+        "undecided": content.undecided(frontier),
         "flagged": [(row["label"], flag) for row in rows for flag in row["flags"]],
         "gates": [gate.text for gate in frontier.gates],
         "ledger": content.ledger_rows(frontier),

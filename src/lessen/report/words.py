@@ -139,7 +139,7 @@ def _digits(value: float) -> str:
     """Return three significant digits without an exponent."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    places = max(0, 2 - math.floor(math.log10(abs(value))))
+    places = max(0, 2 - int(f"{value:.2e}".split("e")[1]))
     return f"{value:.{min(places, 6)}f}"
 
 

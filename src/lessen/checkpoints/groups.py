@@ -42,8 +42,7 @@ def find_groups(images: Sequence[Image], weights_alone: bool = False) -> list[Gr
     candidates = [place for place in _in_model_order(images) if place not in taken]
     groups = []
     for roles in moments:
-        shape = _at(images, next(iter(roles.values()))).shape
-        weight = next((place for place in candidates if _at(images, place).shape == shape), None)
+        weight = _weight_of(images, roles, candidates)
         if weight is not None:
             candidates.remove(weight)
             taken.add(weight)
@@ -55,6 +54,26 @@ def find_groups(images: Sequence[Image], weights_alone: bool = False) -> list[Gr
     for i, image in enumerate(images):
         groups += [Group({"other": (i, j)}) for j in range(len(image.arrays)) if (i, j) not in taken]
     return groups
+
+
+def _weight_of(images: Sequence[Image], roles: dict[str, Place], candidates: Sequence[Place]) -> Place | None:
+    """Return the weight that moments belong to: of the same name where the optimiser knows names, else the next."""
+    moment = _at(images, next(iter(roles.values())))
+    fitting = [place for place in candidates if _at(images, place).shape == moment.shape]
+    owner = split_name(moment.name)[0].rpartition("/")[2]
+    named = [place for place in fitting if _at(images, place).name.rpartition("/")[2] == owner]
+    return next(iter(named or fitting), None)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Split `optimizer/state/3/exp_avg` or `optimizer/3.exp_avg` before the last part."""
+    cut = max(name.rfind("/"), name.rfind("."))
+    return name[: max(cut, 0)], name[cut + 1 :]
+
+
+def in_optimizer(name: str) -> bool:
+    """Say whether an array is optimiser state by where it is in the checkpoint."""
+    return name.startswith("optim") or "/state/" in f"/{name}" or split_name(name)[1] in FIRST | SECOND
 
 
 def _at(images: Sequence[Image], place: Place) -> Array:
@@ -70,7 +89,7 @@ def _moments(images: Sequence[Image]) -> list[dict[str, Place]]:
     found: dict[tuple[int, str], dict[str, Place]] = {}
     for i, image in enumerate(images):
         for j, array in enumerate(image.arrays):
-            owner, _, leaf = array.name.rpartition("/")
+            owner, leaf = split_name(array.name)
             role = "first" if leaf in FIRST else "second" if leaf in SECOND else None
             if role is not None:
                 found.setdefault((i, owner), {})[role] = (i, j)
@@ -84,7 +103,7 @@ def _in_model_order(images: Sequence[Image]) -> list[Place]:
         (i, j)
         for i, image in enumerate(images)
         for j, array in enumerate(image.arrays)
-        if array.kind in FLOATS and "/state/" not in f"/{array.name}"
+        if array.kind in FLOATS and not in_optimizer(array.name)
     ]
 
     def rank(place: Place) -> tuple[bool, int, list[tuple[int, int | str]]]:

@@ -150,10 +150,14 @@ def _torch(file: Path) -> list[Array]:
     return arrays
 
 
-def load_tree(file: Path) -> Any:
-    """Load a torch file with weights only, memory-mapped. Raises ArtifactError naming what it would have run."""
+def load_tree(file: Path, mapped: bool = True) -> Any:
+    """Load a torch file with weights only, memory-mapped or into memory.
+
+    Raises:
+        ArtifactError: damaged, or opening it would run code, which the message names.
+    """
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         reason = str(error).split("Please file")[0].split("Check the documentation")[0]
         reason = reason[reason.find("WeightsUnpickler error:") :] if "WeightsUnpickler error:" in reason else reason

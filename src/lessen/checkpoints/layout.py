@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from lessen.checkpoints.blocks import Form
-from lessen.checkpoints.groups import FLOATS, Group, Place, pieces
+from lessen.checkpoints.groups import FLOATS, Group, Place, in_optimizer, pieces
 from lessen.checkpoints.images import SIZES, Array, Image
 from lessen.errors import ArtifactError, DataError
 
@@ -59,7 +59,7 @@ class Layout:
         return {
             (path, name): (kind, shape)
             for path, name, kind, shape in self.signature()
-            if kind in FLOATS and "/state/" not in f"/{name}"
+            if kind in FLOATS and not in_optimizer(name)
         }
 
     def has_moments(self) -> bool:

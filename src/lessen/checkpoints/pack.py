@@ -22,7 +22,7 @@ from lessen import files
 from lessen.checkpoints import blocks
 from lessen.checkpoints.archive import Chain
 from lessen.checkpoints.building import FrameBuilder, row_digests
-from lessen.checkpoints.frames import writing_frame
+from lessen.checkpoints.frames import Frame, writing_frame
 from lessen.checkpoints.groups import find_groups
 from lessen.checkpoints.images import read_image
 from lessen.checkpoints.index import NAME, Entry, Index, one_writer, read_index, write_index
@@ -114,6 +114,15 @@ class Packer:
         """The last step that is packed."""
         return self.index.entries[-1].step if self.index.entries else None
 
+    def holds(self, snapshot: Snapshot) -> bool:
+        """Say whether this very checkpoint is packed already: the same step and the same bytes."""
+        for entry in self.index.entries:
+            if entry.step == snapshot.step:
+                with Frame(self.folder / entry.file, entry.digest) as frame:
+                    expected: list[str] = frame.footer["sha256"]
+                return [files.sha256(file) for file, _ in snapshot.files] == expected
+        return False
+
     def add(self, snapshot: Snapshot) -> Packed:
         """Pack one checkpoint; when this returns it is on disk and listed.
 
@@ -124,7 +133,8 @@ class Packer:
         """
         if self.last_step is not None and snapshot.step <= self.last_step:
             raise DataError(
-                f"step {snapshot.step} does not come after step {self.last_step}, the last in {self.folder}"
+                f"step {snapshot.step} does not come after step {self.last_step}, the last in {self.folder}; "
+                "if the run went back to an earlier step, prune the later ones first"
             )
         layout = self._read_layout(snapshot)
         name = f"step-{snapshot.step:09d}.frame"

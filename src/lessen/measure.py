@@ -20,6 +20,7 @@ from lessen.metrics import Floats, bootstrap_weights
 from lessen.recipe import StepRecord
 from lessen.stored.base import StoredModule
 from lessen.task import Batch, Task
+from lessen.tokens.macs import CPU_ATTENTION_FLOPS
 
 RESAMPLES = 1000
 
@@ -183,7 +184,7 @@ def count_macs(task: Task, model: nn.Module) -> int | None:
             opaque.append(module.opaque_macs(*inputs))
 
     handles = [m.register_forward_pre_hook(count) for m in model.modules() if isinstance(m, StoredModule)]
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION_FLOPS)
     try:
         with torch.no_grad(), counter:
             task.forward(model, batch)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lessen.errors import ArtifactError
 from lessen.stored.base import STORED, StoredModule, load_builtin_kinds
+from lessen.tokens import stored as _token_kinds  # noqa: F401 - registers its stored classes
 
 Config = dict[str, Any]
 MAX_NAME = 512
@@ -114,6 +115,10 @@ def rebuild(base: nn.Module, records: list[ModuleRecord], shapes: Mapping[str, A
 def place(model: nn.Module, path: str, module: nn.Module) -> None:
     """Put `module` at the dotted `path` of `model`. Raises ArtifactError when the parent does not exist."""
     parent_path, _, name = path.rpartition(".")
+    attach = getattr(module, "attach", None)
+    if callable(attach) and not parent_path:
+        attach(model)  # a module that adds itself, such as a token reduction
+        return
     try:
         parent = model.get_submodule(parent_path)
     except AttributeError as error:

@@ -1,14 +1,14 @@
 """Put a reduction into a model's tower and take it out again: blocks get a forward of their own, nothing is copied.
 
-    patch = reduce_tokens(model, Merge(removed=(8,) * 12))
-    model(images)
-    patch.state                 # sizes, groups and counts of the last forward
-    patch.remove()              # the model is exactly what it was
+patch = reduce_tokens(model, Merge(removed=(8,) * 12))
+model(images)
+patch.state                 # sizes, groups and counts of the last forward
+patch.remove()              # the model is exactly what it was
 
-    tokens -> block 0 -> ... -> block L-1 -> (restore the full grid, if something after it reads every patch)
-              x + attention(norm1(x)), with log(size) on the keys
-              reduce: signals -> plan -> one apply to features, sizes, groups
-              x + mlp(norm2(x))
+tokens -> block 0 -> ... -> block L-1 -> (restore the full grid, if something after it reads every patch)
+          x + attention(norm1(x)), with log(size) on the keys
+          reduce: signals -> plan -> one apply to features, sizes, groups
+          x + mlp(norm2(x))
 """
 
 from __future__ import annotations

@@ -197,7 +197,9 @@ class RankMerge(Reducer):
         left: list[int] = []
         for block, (pruned, merged) in enumerate(zip(self.pruned, self.merged, strict=True)):
             if min(pruned, merged) < max(1, protected):
-                raise InputError(f"block {block} would keep {min(pruned, merged)} tokens of which {protected} must stay")
+                raise InputError(
+                    f"block {block} would keep {min(pruned, merged)} tokens of which {protected} must stay"
+                )
             tokens = min(tokens, pruned, merged)
             left.append(tokens)
         return left
@@ -211,6 +213,42 @@ class RankMerge(Reducer):
             return None
         score = signals.score("class_attention", 0)
         return plans.rank_and_merge(score, signals.hidden, pruned, merged, state.protected)
+
+
+@dataclass(frozen=True)
+class Pool(Reducer):
+    """Average the patches of disjoint windows in one block: DeCo (arXiv 2405.20985), inside or after the tower."""
+
+    kind = "pool"
+    blocks: int = 0
+    at: int = 0
+    """Block after whose attention the grid is pooled; the last one pools what the tower gives out."""
+    grid: tuple[int, int] = (1, 1)
+    target: tuple[int, int] = (1, 1)
+
+    @property
+    def depth(self) -> int:
+        """Blocks that the schedule speaks of."""
+        return self.blocks
+
+    def counts(self, tokens: int, protected: int) -> list[int]:
+        """Return the tokens left after each block."""
+        height, width = self.grid
+        if tokens != protected + height * width:
+            raise InputError(f"the tower has {tokens - protected} patches, the grid says {height}x{width}")
+        after = plans.pool_grid(self.grid, self.target, protected, 1).kept
+        return [after if block >= self.at else tokens for block in range(self.blocks)]
+
+    def plan(self, signals: Signals, state: TokenState) -> Plan | None:
+        """Pool in the chosen block."""
+        if signals.layer != self.at:
+            return None
+        if signals.hidden.shape[1] != state.protected + self.grid[0] * self.grid[1]:
+            raise InputError(
+                f"{signals.hidden.shape[1] - state.protected} patches are no {self.grid[0]}x{self.grid[1]} grid; "
+                "give pictures of the size the reduction was made for"
+            )
+        return plans.pool_grid(self.grid, self.target, state.protected, len(signals.hidden))
 
 
 @dataclass(frozen=True)
@@ -229,7 +267,7 @@ class Nothing(Reducer):
         """Return the same number after each block."""
         return [tokens] * self.blocks
 
-    def plan(self, signals: Signals, state: TokenState) -> Plan | None:
+    def plan(self, signals: Signals, state: TokenState) -> Plan | None:  # noqa: ARG002 - the base class's signature
         """Return None."""
         return None
 
@@ -249,4 +287,4 @@ def check_fits(reducer: Reducer, depth: int, protected: int, has_class: bool, to
 
 def sizes_matter(reducer: Reducer) -> bool:
     """Say whether token sizes are tracked: only when something is merged or attention uses them."""
-    return reducer.proportional or isinstance(reducer, (Merge, RankMerge))
+    return reducer.proportional or isinstance(reducer, (Merge, RankMerge, Pool))

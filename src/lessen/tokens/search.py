@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from lessen.errors import InputError
 from lessen.tokens.families import Parts, find_tower
-from lessen.tokens.macs import TowerShape, full_macs
+from lessen.tokens.macs import TowerShape, full_macs, tower_macs
 from lessen.tokens.plans import inverse_norm
 from lessen.tokens.reducers import RankMerge
 from lessen.tokens.rows import take
 
 EPSILON = 1e-6
+SPREAD = 0.1
+"""Width of the starting distribution of a rate, as a share of the patches."""
 
 
 class Rate(nn.Module):
@@ -34,10 +36,9 @@ class Rate(nn.Module):
     def __init__(self, patches: int, granularity: int, start: float) -> None:
         super().__init__()
         self.register_buffer("candidates", torch.arange(patches, 0, -granularity).float())
-        # zero logits would keep half of the patches in every block; start near a share of `start` instead
-        steps = torch.arange(len(self.candidates)).float()
-        mean_step = max(1e-3, (1.0 - start) * len(self.candidates))
-        self.logits = nn.Parameter(-steps / mean_step)
+        # zero logits would keep half of the patches in every block; start around `start` patches instead
+        distance = (self.candidates - start) / (SPREAD * patches)
+        self.logits = nn.Parameter(-0.5 * distance**2)
 
     def probabilities(self) -> Tensor:
         """Return the probability of each candidate."""
@@ -108,7 +109,7 @@ class RateSearch(nn.Module):
     """The rates of all blocks of one tower, its masked forward and its differentiable multiply-add count."""
 
     def __init__(
-        self, model: nn.Module, shape: TowerShape, *, granularity: int, skip_first: int = 1, start: float = 0.9
+        self, model: nn.Module, shape: TowerShape, *, granularity: int, target: float, skip_first: int = 1
     ) -> None:
         super().__init__()
         tower = find_tower(model)
@@ -117,9 +118,13 @@ class RateSearch(nn.Module):
         self.shape, self.blocks = shape, tower.blocks
         self.family = tower.family
         self.compressed = tuple(range(skip_first, shape.depth))
-        rates = {str(layer): Rate(shape.tokens - 1, granularity, start) for layer in self.compressed}
-        self.prune = nn.ModuleDict(rates)
-        self.merge = nn.ModuleDict({k: Rate(shape.tokens - 1, granularity, start) for k in rates})
+        slope = _slope(shape, self.compressed, target)
+        patches = shape.tokens - 1
+        self.prune, self.merge = nn.ModuleDict(), nn.ModuleDict()
+        for number, layer in enumerate(self.compressed):
+            # half of each block's removal starts as pruning, the whole of it as merging
+            self.prune[str(layer)] = Rate(patches, granularity, max(1.0, patches - slope * (number + 0.5)))
+            self.merge[str(layer)] = Rate(patches, granularity, max(1.0, patches - slope * (number + 1)))
         self.state: MaskedState | None = None
 
     # -- masked forward -----------------------------------------------------------------------------------------
@@ -185,6 +190,19 @@ class RateSearch(nn.Module):
             pruned.append(first)
             merged.append(left)
         return RankMerge(proportional=proportional, pruned=tuple(pruned), merged=tuple(merged))
+
+
+def _slope(shape: TowerShape, compressed: tuple[int, ...], target: float) -> float:
+    """Return how many tokens each block must remove so that an even schedule needs `target` of the multiply-adds."""
+    low, high = 0.0, (shape.tokens - 2) / max(1, len(compressed))
+    for _ in range(40):
+        middle = (low + high) / 2
+        counts, tokens = [], float(shape.tokens)
+        for layer in range(shape.depth):
+            tokens -= middle if layer in compressed else 0.0
+            counts.append(round(tokens))
+        low, high = (middle, high) if tower_macs(shape, counts) > target * full_macs(shape) else (low, middle)
+    return high
 
 
 def _least(tokens: Tensor, pruned: Tensor, merged: Tensor) -> Tensor:

@@ -1,0 +1,123 @@
+"""ToCom: a plug-in that lets a model trained at one merging rate run at another."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import time
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import nn
+
+from lessen.method import Card, Context
+from lessen.methods.tokens.common import BLOCKS, FREES, Scene, TokenMethod, look, record
+from lessen.methods.tokens.diffrate import endless
+from lessen.task import Task
+from lessen.tokens.compensate import Compensator
+from lessen.tokens.reducers import Merge, Reducer
+from lessen.tokens.schedules import constant, largest_constant
+from lessen.tokens.stored import TokenReduction, detach
+
+
+class ToCom(TokenMethod):
+    """Distil low-rank corrections of queries and values without labels, fold them in, and merge r tokens a block.
+
+    Token Compensator, ECCV 2024 (arXiv 2408.06798). Each step draws a pair of rates; the student (frozen backbone,
+    corrected, merging `target`) learns the logits of the teacher (the same backbone merging `source`). Differences:
+    the plug-in is distilled on the given model and task rather than on a pre-trained backbone, the pairs of rates come
+    from a seeded generator, and the scale at evaluation is the one of training unless `scale` says otherwise. Only
+    pairs whose source is the given model's own rate matter here, so they are drawn half of the time.
+    """
+
+    card = Card(
+        name="tocom",
+        family="tokens",
+        summary="Merge r tokens a block and compensate by low-rank updates distilled without labels.",
+        acts_on=BLOCKS,
+        source="arXiv 2408.06798",
+        needs=frozenset({"gradients", "training"}),
+        frees=FREES,
+        tags=frozenset({"distillation", "vision"}),
+    )
+    r: int = Field(8, ge=0, le=100_000, description="pairs merged in each block")
+    source: int = Field(0, ge=0, le=100_000, description="rate at which the given model was trained")
+    largest: int | None = Field(None, ge=1, le=1024, description="largest rate distilled; none: the largest possible")
+    rank: int = Field(2, ge=1, le=256, description="rank of the update of one gap")
+    steps: int = Field(300, ge=0, le=1_000_000, description="distillation steps")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="of AdamW, cosine to a hundredth")
+    scale: float = Field(0.1, ge=0, le=10, description="factor on the correction")
+
+    def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
+        """Distil, fold and patch. Raises as every token method; InputError for rates that do not fit."""
+        scene = look(model, task, context)
+        began = time.perf_counter()
+        plug_in = self._distil(scene)
+        context.train_seconds += time.perf_counter() - began
+        plug_in.fold(self.source, self.r, self.scale)
+        context.findings["plug_in_parameters"] = sum(p.numel() for p in plug_in.parameters())
+        reducer = self.reducer(scene)
+        TokenReduction(reducer).attach(model, tokens=scene.shape.tokens)
+        record(scene, reducer)
+        return model
+
+    def reducer(self, scene: Scene) -> Reducer:
+        """Return the constant merging schedule."""
+        return Merge(removed=constant(self.r, scene.shape.depth))
+
+    def _distil(self, scene: Scene) -> Compensator:
+        """Train the plug-in; the model's weights are left as they were."""
+        depth = scene.shape.depth
+        most = largest_constant(scene.shape.tokens, depth, scene.tower.protected)
+        largest = self.largest or max(1, most)
+        teacher, student = copy.deepcopy(scene.model), scene.model
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(scene.context.seed)
+            plug_in = Compensator(student, largest=largest, rank=self.rank)
+            wanted = [(p, p.requires_grad) for p in student.parameters()]
+            student.requires_grad_(False)
+            optimizer = torch.optim.AdamW(plug_in.parameters(), lr=self.learning_rate, weight_decay=0.05)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+                optimizer, max(1, self.steps), eta_min=0.01 * self.learning_rate
+            )
+            generator = torch.Generator().manual_seed(scene.context.seed)
+            batches = endless(scene.task, scene.context.seed)
+            for batch in itertools.islice(batches, self.steps):
+                source, target = self._pair(largest, generator)
+                loss = self._loss(teacher, student, plug_in, scene, batch, source, target)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                schedule.step()
+            for parameter, before in wanted:
+                parameter.requires_grad_(before)
+        return plug_in.eval()
+
+    def _pair(self, largest: int, generator: torch.Generator) -> tuple[int, int]:
+        drawn = torch.randint(0, largest + 1, (2,), generator=generator).tolist()
+        source = self.source if torch.rand((), generator=generator) < 0.5 else int(drawn[0])
+        target = int(drawn[1])
+        return source, target if target != source else (target + 1) % (largest + 1)
+
+    def _loss(
+        self, teacher: nn.Module, student: nn.Module, plug_in: Compensator, scene: Scene, batch: object,
+        source: int, target: int,
+    ) -> torch.Tensor:  # fmt: skip
+        depth = scene.shape.depth
+        with torch.no_grad():
+            wanted = _merged(teacher, source, depth, scene.task, batch)
+        with torch.enable_grad(), plug_in.active(source, target, self.scale):
+            given = _merged(student, target, depth, scene.task, batch)
+        return F.kl_div(given.log_softmax(-1), wanted.log_softmax(-1), reduction="batchmean", log_target=True)
+
+
+def _merged(model: nn.Module, rate: int, depth: int, task: Task, batch: object) -> torch.Tensor:
+    """Return the logits of `model` when every block merges `rate` pairs."""
+    if rate == 0:
+        return task.forward(model, batch)
+    TokenReduction(Merge(removed=constant(rate, depth))).attach(model)
+    try:
+        return task.forward(model, batch)
+    finally:
+        detach(model)

@@ -1,0 +1,87 @@
+"""ToCom (arXiv 2408.06798): low-rank corrections of queries and values, one for each gap between merging rates.
+
+    q <- W_q x + scale * U_q (mu * (D_q x)),  v likewise,  mu = M(target) - M(source) in {-1, 0, 1}
+
+M(r) is 1 on the last k*r of the G*k coordinates, so going from source to target adds the updates of the gaps between
+them and going back subtracts them. At run time the branch is folded into the weights and costs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lessen.errors import InputError
+from lessen.tokens.families import find_tower
+
+
+class Branch(nn.Module):
+    """The updates of all gaps of one projection: `down` [G*k, C], `up` [C, G*k], zero at first."""
+
+    def __init__(self, width_in: int, width_out: int, columns: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(width_in, columns, bias=False)
+        self.up = nn.Linear(columns, width_out, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+
+class Compensator(nn.Module):
+    """The plug-in of one tower: a branch for the queries and one for the values of every block."""
+
+    def __init__(self, model: nn.Module, *, largest: int, rank: int = 2, dropout: float = 0.1) -> None:
+        super().__init__()
+        tower = find_tower(model)
+        if tower.family.fused:
+            raise InputError("ToCom corrects separate query and value projections; this tower fuses them in one layer")
+        self.largest, self.rank, self.dropout = largest, rank, dropout
+        names = (tower.family.query, tower.family.value)
+        attentions = [getattr(block, tower.family.attention) for block in tower.blocks]
+        self._projections = [getattr(attention, name) for attention in attentions for name in names]
+        self.branches = nn.ModuleList(
+            Branch(layer.in_features, layer.out_features, largest * rank) for layer in self._projections
+        )
+
+    def mask(self, rate: int) -> Tensor:
+        """Return M(rate), [G*k]. Raises InputError for a rate outside 0..G."""
+        if not 0 <= rate <= self.largest:
+            raise InputError(f"rate {rate} is outside 0..{self.largest}, which this plug-in was distilled for")
+        columns = self.largest * self.rank
+        return (torch.arange(columns) >= columns - rate * self.rank).float()
+
+    def coefficients(self, source: int, target: int) -> Tensor:
+        """Return mu = M(target) - M(source), [G*k] in {-1, 0, 1}."""
+        return self.mask(target) - self.mask(source)
+
+    @contextlib.contextmanager
+    def active(self, source: int, target: int, scale: float) -> Iterator[None]:
+        """Add the correction to the projections inside the block (how it is trained)."""
+        coefficients = self.coefficients(source, target)
+        handles = [
+            layer.register_forward_hook(_adder(branch, coefficients, scale, self.dropout))
+            for layer, branch in zip(self._projections, self.branches, strict=True)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @torch.no_grad()
+    def fold(self, source: int, target: int, scale: float) -> None:
+        """Add the correction to the weights of the model, for good; the branch is linear, so this is exact."""
+        coefficients = self.coefficients(source, target)
+        for layer, branch in zip(self._projections, self.branches, strict=True):
+            down, up = branch.down.weight, branch.up.weight
+            layer.weight += (scale * (up * coefficients) @ down).to(layer.weight.dtype)
+
+
+def _adder(branch: nn.Module, coefficients: Tensor, scale: float, dropout: float) -> Any:
+    def add(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        low = nn.functional.dropout(branch.down(inputs[0]), dropout, branch.training)
+        return output + scale * branch.up(low * coefficients.to(low))
+
+    return add

@@ -140,6 +140,13 @@ def test_noise_wider_than_the_margin_gives_no_verdict(demo):
     assert "A/A run" in frontier.doubts[0]
 
 
+@pytest.mark.parametrize(("margin", "expected"), [({"auc": 0.03}, 0.03), ({"logloss": 0.1}, 0.002), (0.5, 0.5)])
+def test_margin_of_the_study_may_be_given_by_metric(margin, expected):
+    from lessen.records import StudyRecords
+
+    assert Frontier([StudyRecords([record("a")], study={"margin": margin})]).margin == expected
+
+
 @pytest.mark.parametrize("share", [1.0, 1.3])
 def test_bytes_that_did_not_shrink_are_flagged(share):
     flags = Frontier.from_records([record("a", share=share)])["a"].flags

@@ -109,7 +109,7 @@ class Frontier:
         _check_comparable(self.studies)
         self.metrics = {**METRICS, **(metrics or {})}
         self.primary = _primary(self.studies)
-        self.margin = _margin(self.studies, margin)
+        self.margin = _margin(self.studies, margin, self.primary)
         self.doubts: tuple[str, ...] = ()
         points = [point for study in self.studies for point in self._study_points(study)]
         self.gates = parse_gates(gates if gates is not None else self._setting("budget", ""))
@@ -284,8 +284,13 @@ def _primary(studies: Sequence[StudyRecords]) -> str:
     return "quality"
 
 
-def _margin(studies: Sequence[StudyRecords], given: float | None) -> float:
-    margin = given if given is not None else next((s.study["margin"] for s in studies if s.study.get("margin")), None)
+def _margin(studies: Sequence[StudyRecords], given: float | None, primary: str) -> float:
+    """Return the margin of the first metric: the caller's, a study's (one number or one a metric), or the default."""
+    margin: Any = given
+    for study in studies:
+        if margin is None:
+            own = study.study.get("margin")
+            margin = own.get(primary) if isinstance(own, Mapping) else own
     if margin is None:
         return DEFAULT_MARGIN
     value = number(margin)

@@ -38,8 +38,12 @@ def out(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def html(out):
-    report.write(out)
+def frontier(out):
+    return report.write(out)
+
+
+@pytest.fixture(scope="module")
+def html(out, frontier):
     return (out / "frontier.html").read_text()
 
 
@@ -49,10 +53,12 @@ def test_write_makes_every_file_from_the_folder_alone(out, html):
     assert (out / "frontier.html").stat().st_size < 5 << 20
 
 
-def test_writing_twice_gives_the_same_bytes(out, html):
-    before = {name: (out / name).read_bytes() for name in report.FILES}
-    report.write(out)
-    assert {name: (out / name).read_bytes() for name in report.FILES} == before
+def test_writing_twice_gives_the_same_bytes(tmp_path):
+    folder = write_study(tmp_path / "s", examples=200, recipes={"int8 rows": RECIPES["int8 rows"]})
+    report.write(folder)
+    before = {name: (folder / name).read_bytes() for name in report.FILES}
+    report.write(folder)
+    assert {name: (folder / name).read_bytes() for name in report.FILES} == before
 
 
 def test_page_asks_for_nothing_outside_itself(html):
@@ -125,18 +131,27 @@ def test_numbers_stay_with_their_units():
     )
 
 
-def test_plot_data_hold_every_measured_point(out):
-    frontier = Frontier.load(out)
+def test_plot_data_hold_every_measured_point(frontier):
     data = plot_data(frontier)
     assert [point["label"] for point in data["points"]] == [point.label for point in frontier.measured]
     assert data["points"][0]["axes"]["stored_bytes"]["relative"]
 
 
-def test_unwritable_place_is_one_line(out, tmp_path):
+def test_unwritable_place_is_one_line(frontier, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
-    with pytest.raises(OutputError):
-        report.write(blocked / "sub", [out])
+    with pytest.raises(OutputError, match="cannot write"):
+        report.write_frontier(frontier, blocked / "sub")
+
+
+def test_report_of_two_studies_goes_where_it_is_told(tmp_path):
+    one = {"int8 rows": RECIPES["int8 rows"]}
+    first = write_study(tmp_path / "one", examples=200, recipes=one)
+    second = write_study(tmp_path / "two", examples=200, recipes=one, study="second")
+    joined = report.write(tmp_path / "joined", [first, second])
+    assert [point.label for point in joined] == ["int8 rows (demo)", "int8 rows (second)"]
+    assert "int8 rows (second)" in (tmp_path / "joined" / "frontier.html").read_text()
+    assert not (first / "frontier.html").exists()
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on this machine")
@@ -151,8 +166,7 @@ class TestInBrowser:
         assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
         return done.stdout
 
-    def test_draws_every_point_and_the_same_front_as_python(self, out, html, tmp_path):
-        frontier = Frontier.load(out)
+    def test_draws_every_point_and_the_same_front_as_python(self, out, frontier, tmp_path):
         found = [a for tag, a in Elements(self.dom(out / "frontier.html", tmp_path)).found if "data-label" in a]
         points = {a["data-label"]: a["class"] for a in found if a.get("class", "").startswith("point")}
         assert set(points) == {point.label for point in frontier.measured}

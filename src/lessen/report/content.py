@@ -87,6 +87,13 @@ def gaps(frontier: Frontier) -> list[str]:
             found.append(f"{words.cost_name(cost).capitalize()} was not measured.")
         elif missing:
             found.append(f"{words.cost_name(cost).capitalize()} was not measured for {_some(missing)}.")
+    sizes = {
+        point.study: round(found_mean)
+        for point in frontier.measured
+        if (found_mean := _mean(point.reference_cost, "stored_bytes"))
+    }
+    if len(set(sizes.values())) > 1:
+        found.append("The studies have different uncompressed models; each recipe is compared with its own.")
     single = [point.label for point in frontier.measured if len(point.seeds) == 1]
     if single:
         found.append(f"One seed only, so the spread from seed to seed is unknown: {_some(single)}.")

@@ -113,7 +113,7 @@
   }
 
   function scales(rows, relative, margin) {
-    const xs = rows.map((row) => row.x).concat(relative ? [1] : []);
+    const xs = rows.flatMap((row) => [row.x, ...(row.axis.ends || [])]).filter((x) => x > 0).concat(relative ? [1] : []);
     const log = state.xscale === "log", low = Math.min(...xs), high = Math.max(...xs);
     const stretch = Math.max(1.06, (high / low) ** 0.06), room = 0.06 * (high - low || high);
     const range = log ? [low / stretch, high * stretch] : [Math.max(0, low - room), high + room];
@@ -268,7 +268,8 @@
     tip.replaceChildren(element("b", {}, point.label), element("p", {}, `${point.verdict}: ${point.reason}`), list);
     for (const flag of point.flags) tip.append(element("p", { class: "bad" }, flag));
     tip.hidden = false;
-    const scale = plot.clientWidth / WIDTH, room = plot.clientWidth - tip.offsetWidth;
+    const drawn = plot.querySelector("svg").getBoundingClientRect(), scale = drawn.width / WIDTH;
+    const room = drawn.width - tip.offsetWidth;
     const beside = x * scale + 22 <= room ? x * scale + 22 : x * scale - 22 - tip.offsetWidth;
     tip.style.left = `${Math.max(0, Math.min(room, beside))}px`;
     tip.style.top = `${Math.max(0, Math.min(plot.clientHeight - tip.offsetHeight, y * scale - 40))}px`;
@@ -325,6 +326,9 @@
         row.addEventListener(kind, () => light(row.dataset.label, on));
       }
     }
+    window.addEventListener("beforeprint", () => {
+      for (const part of document.querySelectorAll("details")) part.open = true;
+    });
     const save = document.getElementById("save");
     if (save) {
       save.hidden = false;

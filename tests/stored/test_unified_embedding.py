@@ -11,17 +11,18 @@ FIELDS = (Segment("user", 1, 500), Segment("item", 501, 500), Segment("day", 100
 
 
 def made(rows=64, chunks=2, exact=(0, 3), seed=0, fields=FIELDS):
-    table = UnifiedEmbedding(TableShape(1008, 6, segments=fields), rows, chunks, list(exact))
+    table = UnifiedEmbedding(TableShape(1008, 6, segments=fields), list(exact), rows, chunks)
     table.reset(0.1, torch.Generator().manual_seed(seed))
     return table
 
 
 def test_rows_are_salted_by_field_and_chunk():
-    rows, _, exact = made(1000).rows_of(torch.arange(1008))
-    user, item = rows[1:501], rows[501:1001]
+    table = made(1000)
+    user, item = (table.rows_of(torch.full((500,), field), torch.arange(500)) for field in (1, 2))
     assert float((user == item).all(1).float().mean()) < 0.01
     assert float((user[:, 0] == user[:, 1]).float().mean()) < 0.02
-    assert exact.tolist() == [True] + [False] * 1000 + [True] * 7
+    day = table(torch.arange(1001, 1008))
+    assert torch.equal(day, table.exact.weight[1:])
 
 
 @pytest.mark.parametrize("chunks", [1, 2, 3])
@@ -34,13 +35,13 @@ def test_bytes_do_not_depend_on_the_vocabulary_and_width_is_kept(chunks):
 
 def test_each_field_spreads_evenly_over_the_memory():
     table = made(rows=50, chunks=1, exact=(0, 3))
-    rows, _, _ = table.rows_of(torch.arange(501, 1001))
+    rows = table.rows_of(torch.full((500,), 2), torch.arange(500))
     counts = torch.bincount(rows[:, 0], minlength=50).float()
     assert float(((counts - 10) ** 2 / 10).sum()) < 50 + 6 * 10
 
 
 def test_an_injective_hash_is_a_plain_table():
-    table = UnifiedEmbedding(TableShape(40, 4), 40, 1, [])
+    table = UnifiedEmbedding(TableShape(40, 4), [], 40, 1)
     table.reset(0.1, torch.Generator().manual_seed(0))
     table.salts.copy_(torch.tensor([1, 0]))
     ids = torch.randint(0, 40, (9,))
@@ -61,6 +62,13 @@ def test_state_carries_the_hash_and_senseless_configurations_are_refused():
     twin = UnifiedEmbedding.from_config(table.config())
     twin.load_state_dict(table.state_dict())
     assert torch.equal(twin.dequantise(), table.dequantise())
-    for change in ({"chunks": 4}, {"chunks": 0}, {"memory_rows": -1}, {"exact_blocks": [9]}, {"exact_blocks": "all"}):
+    for change in (
+        {"chunks": 4},
+        {"chunks": 0},
+        {"memory_rows": -1},
+        {"exact_blocks": [9]},
+        {"exact_blocks": "all"},
+        {"exact_blocks": [1, 1]},
+    ):
         with pytest.raises((ValueError, TypeError)):
             UnifiedEmbedding.from_config({**table.config(), **change})

@@ -142,6 +142,12 @@ def replace(model: nn.Module, site: Site, new: nn.Module) -> nn.Module:
     return model
 
 
+def replace_everywhere(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """Put `new` at every path of the module `old`, and return the model."""
+    paths = tuple(path for path, module in model.named_modules(remove_duplicate=False) if module is old)
+    return replace(model, Site(paths, old), new)
+
+
 def module_bytes(module: nn.Module) -> int:
     """Return the bytes of a module's parameters and buffers."""
     tensors: Iterable[torch.Tensor] = [*module.parameters(), *module.buffers()]

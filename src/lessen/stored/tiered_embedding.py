@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lessen.stored import checks
 from lessen.stored.base import STORED, stored
@@ -19,40 +19,52 @@ from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table, sp
 
 @stored
 class TieredEmbedding(StoredEmbedding):
-    """State: `hot_ids` int32 [hot] in rising order, `hot` (`nn.Embedding` of their rows) and `cold`.
+    """State: `hot_ids` int32 [hot] in rising order, `hot` (a table of their rows) and `cold`.
 
-    The list costs 4 bytes a hot row and nothing for the others, whatever the vocabulary.
+    `hot` is an `nn.Embedding`, or any stored table of as many rows. The list costs 4 bytes a hot row and nothing for
+    the others, whatever the vocabulary.
     """
 
     kind = "tiered-embedding"
     hot_ids: Tensor
+    hot: nn.Module
 
-    def __init__(self, shape: TableShape, hot: int, cold: StoredEmbedding) -> None:
+    def __init__(
+        self, shape: TableShape, hot: int, cold: StoredEmbedding, hot_table: StoredEmbedding | None = None
+    ) -> None:
         super().__init__(shape)
         checks.whole("hot", hot, 1, min(shape.rows, 2**31 - 1))
         if cold.num_embeddings != shape.rows or cold.embedding_dim != shape.dim or cold.mode is not None:
             raise ValueError("the cold table must hold all rows, of the same width, and look up single ids")
-        self.hot = inner_table(hot, shape.dim)
+        if hot_table is not None and (hot_table.num_embeddings, hot_table.embedding_dim) != (hot, shape.dim):
+            raise ValueError("the hot table must hold as many rows as there are hot ids, of the same width")
+        self.hot_kind = None if hot_table is None else hot_table.kind
+        self.hot = inner_table(hot, shape.dim) if hot_table is None else hot_table
         self.cold = cold
         self.register_buffer("hot_ids", torch.zeros(hot, dtype=torch.int32))
 
     def extra_config(self) -> dict[str, Any]:
-        """Return the number of hot rows, and the kind and configuration of the cold table."""
-        return {"hot": len(self.hot_ids), "cold": {"kind": self.cold.kind, "config": self.cold.config()}}
+        """Return the number of hot rows, and kind and configuration of the cold and of a stored hot table."""
+        described: dict[str, Any] = {"hot": len(self.hot_ids), "cold": _described(self.cold)}
+        if self.hot_kind is not None and isinstance(self.hot, StoredEmbedding):
+            described["hot_table"] = _described(self.hot)
+        return described
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> TieredEmbedding:
         """Build an empty twin. Raises ValueError or TypeError for values that make no sense."""
         shape, extra = split_config(config)
-        cold = extra.pop("cold", None)
-        if not isinstance(cold, dict) or set(cold) != {"kind", "config"} or cold["kind"] == cls.kind:
-            raise ValueError(f"cold must name another stored table by kind and config, found {cold!r}")
-        kind = STORED.get(cold["kind"])
-        if kind is None or not issubclass(kind, StoredEmbedding) or not isinstance(cold["config"], dict):
-            raise ValueError(f"cold is of kind {cold['kind']!r}, which is no stored table")
-        inner = kind.from_config(cold["config"])
-        assert isinstance(inner, StoredEmbedding)
-        return cls(shape, cold=inner, **extra)
+        cold = _build(extra.pop("cold", None), "cold")
+        hot_table = _build(extra.pop("hot_table"), "hot_table") if "hot_table" in extra else None
+        return cls(shape, cold=cold, hot_table=hot_table, **extra)
+
+    @torch.no_grad()
+    def fill_hot(self, ids: Tensor, rows: Tensor) -> None:
+        """Set the hot ids (int64 [hot], rising) and their rows (float32 [hot, dim])."""
+        if not isinstance(self.hot, nn.Embedding):
+            raise TypeError("the hot table is stored in a form of its own")
+        self.hot_ids.copy_(ids)
+        self.hot.weight.copy_(rows)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Return the hot row or the cold table's row of each id: [*] to float32 [*, dim]."""
@@ -66,3 +78,17 @@ class TieredEmbedding(StoredEmbedding):
 def bare(shape: TableShape) -> TableShape:
     """Return the shape of a table inside another: single lookups, padding and fields kept."""
     return TableShape(shape.rows, shape.dim, shape.padding_idx, segments=[list(item) for item in shape.segments])
+
+
+def _described(table: StoredEmbedding) -> dict[str, Any]:
+    return {"kind": table.kind, "config": table.config()}
+
+
+def _build(value: Any, name: str) -> StoredEmbedding:
+    """Build the inner table that a configuration describes; tiers do not nest. Raises ValueError or TypeError."""
+    if not isinstance(value, dict) or set(value) != {"kind", "config"} or value["kind"] == TieredEmbedding.kind:
+        raise ValueError(f"{name} must give another stored table by kind and config, found {value!r}")
+    kind = STORED.get(value["kind"]) if isinstance(value["kind"], str) else None
+    if kind is None or not issubclass(kind, StoredEmbedding) or not isinstance(value["config"], dict):
+        raise ValueError(f"{name} is of kind {value['kind']!r}, which is no stored table")
+    return kind.from_config(value["config"])

@@ -6,11 +6,10 @@ import math
 from typing import Literal
 
 from pydantic import Field
-from torch import nn
 
 from lessen.method import Card, Context
 from lessen.methods.embeddings.budget import size_of, solve
-from lessen.methods.embeddings.retrained import RetrainedTables, spread
+from lessen.methods.embeddings.retrained import RetrainedTables, Wanted, spread
 from lessen.methods.sites import TABLES, blocks
 from lessen.stored.embedding import TableShape
 from lessen.stored.hashed_embedding import HashedEmbedding
@@ -47,8 +46,9 @@ class HashTables(RetrainedTables):
     )
     signed: bool = Field(False, description="multiply each row read by a hashed sign")
 
-    def replacement(self, table: nn.Module, shape: TableShape, target: int | None, context: Context) -> HashedEmbedding:
+    def replacement(self, wanted: Wanted, context: Context) -> HashedEmbedding:
         """Return a hashed table with fresh rows of the same deviation."""
+        shape, target = wanted.shape, wanted.target
 
         def build(parts: int) -> HashedEmbedding:
             return HashedEmbedding(shape, self._buckets(shape, parts / RESOLUTION), self.hashes, self.signed)
@@ -57,7 +57,7 @@ class HashTables(RetrainedTables):
         if target is not None:
             ratio = solve(lambda parts: size_of(lambda: build(parts)), 1, RESOLUTION, target) / RESOLUTION
         made = HashedEmbedding(shape, self._buckets(shape, ratio), self.hashes, self.signed)
-        made.reset(spread(table), context.generator, modulo=self.family == "modulo")
+        made.reset(spread(wanted.table), context.generator, modulo=self.family == "modulo")
         return made
 
     def _buckets(self, shape: TableShape, ratio: float) -> list[int]:

@@ -93,9 +93,7 @@ class ProductQuantTables(Method):
             return ProductQuantizedEmbedding.from_codes(shape, codes, codebook)
         made = TieredEmbedding(shape, hot, ProductQuantizedEmbedding.from_codes(bare(shape), codes, codebook))
         kept = order[:hot].sort().values
-        made.hot_ids.copy_(kept)
-        with torch.no_grad():
-            made.hot.weight.copy_(weight[kept])
+        made.fill_hot(kept, weight[kept])
         return made
 
     def _codes(self, shape: TableShape) -> tuple[int, int]:

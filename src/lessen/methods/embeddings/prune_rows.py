@@ -120,9 +120,7 @@ class PruneRows(Method):
         fallbacks = torch.stack([self._fallback_of(weight, block, dropped) for block in blocks(shape)])
         if index == "sorted":
             made = TieredEmbedding(shape, len(kept), FallbackEmbedding.from_rows(bare(shape), fallbacks))
-            made.hot_ids.copy_(kept)
-            with torch.no_grad():
-                made.hot.weight.copy_(weight[kept])
+            made.fill_hot(kept, weight[kept])
             return made
         position = torch.empty(shape.rows, dtype=torch.int32)
         for number, block in enumerate(blocks(shape)):

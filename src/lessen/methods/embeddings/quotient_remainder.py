@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
-from torch import nn
 
 from lessen.errors import BudgetError
 from lessen.method import Card, Context
-from lessen.methods.embeddings.retrained import RetrainedTables, spread
+from lessen.methods.embeddings.retrained import RetrainedTables, Wanted, spread
 from lessen.methods.sites import TABLES, blocks
-from lessen.stored.embedding import TableShape
 from lessen.stored.quotient_remainder import QuotientRemainderEmbedding, quotient_rows
 
 
@@ -40,10 +38,9 @@ class QuotientRemainderTables(RetrainedTables):
     ratio: float = Field(0.25, gt=0, lt=1, description="rows kept as a share of the table's rows, solved for c")
     operation: Literal["multiply", "add"] = Field("multiply", description="how the two rows are composed")
 
-    def replacement(
-        self, table: nn.Module, shape: TableShape, target: int | None, context: Context
-    ) -> QuotientRemainderEmbedding:
+    def replacement(self, wanted: Wanted, context: Context) -> QuotientRemainderEmbedding:
         """Return a composed table whose vectors start distributed like those of `table`."""
+        shape, target = wanted.shape, wanted.target
         large = [block.name != "" and block.rows >= self.min_rows for block in blocks(shape)]
         rows = [block.rows for block in blocks(shape)]
         fixed = sum(size for size, is_large in zip(rows, large, strict=True) if not is_large)
@@ -52,7 +49,7 @@ class QuotientRemainderTables(RetrainedTables):
         shared = collisions_for(free, allowed - fixed, sum(rows), fixed)
         collisions = [min(shared, size) if is_large else 1 for size, is_large in zip(rows, large, strict=True)]
         made = QuotientRemainderEmbedding(shape, collisions, self.operation)
-        made.reset(spread(table), context.generator)
+        made.reset(spread(wanted.table), context.generator)
         return made
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from lessen.method import Context, Method
 from lessen.methods import retrain
+from lessen.methods.calibration import count_ids
 from lessen.methods.embeddings.budget import check_share, share_field, table_bytes, targets
 from lessen.methods.sites import TABLES, Site, blocks, find, module_bytes, replace, require
 from lessen.stored.embedding import StoredEmbedding, TableShape
@@ -17,6 +19,18 @@ from lessen.task import Task
 
 if TYPE_CHECKING:
     from lessen.train.fit import Hook
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One table to replace: the module, its shape, the bytes it may take, and how often each id occurs."""
+
+    table: Any
+    shape: TableShape
+    target: int | None
+    """None when no share was asked for."""
+    counts: Tensor | None
+    """int64 [rows] over the train split, when the method asked for it."""
 
 
 class RetrainedTables(Method):
@@ -28,11 +42,13 @@ class RetrainedTables(Method):
 
     makes: ClassVar[tuple[type[StoredEmbedding], ...]]
     """Classes that `replacement` returns; their insides are not replaced again."""
+    counts_ids: ClassVar[bool] = False
+    """Whether `replacement` needs id counts of the train split."""
     share: float | None = share_field("the method's own size knobs")
     min_rows: int = Field(200, ge=1, le=10**9, description="fields with fewer rows keep rows of their own")
 
-    def replacement(self, table: nn.Module, shape: TableShape, target: int | None, context: Context) -> StoredEmbedding:
-        """Return the untrained compact form of `table`, of about `target` bytes when a share was asked for."""
+    def replacement(self, wanted: Wanted, context: Context) -> StoredEmbedding:
+        """Return the untrained compact form of a table."""
         raise NotImplementedError(f"{type(self).__name__}.replacement")
 
     def hooks(self) -> tuple[Hook, ...]:
@@ -43,8 +59,9 @@ class RetrainedTables(Method):
         """Turn the trained model into its stored form; by default it is that already."""
         return model
 
-    def prepare(self, model: nn.Module, task: Task, sites: list[Site]) -> None:
-        """Learn what `replacement` needs to know, such as id frequencies, from the model given."""
+    def started(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
+        """Return the model to train: a fresh build where nothing is lost by it."""
+        return retrain.fresh(model, task, context)
 
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
         """Replace the tables, train, and return the model.
@@ -55,17 +72,18 @@ class RetrainedTables(Method):
             BudgetError: the share cannot be reached.
         """
         given = self.sites(model, context)
-        self.prepare(model, task, given)
         allowed = targets(model, given, self.share, self.card.name) if self.share is not None else [None] * len(given)
-        budget = dict(zip([site.path for site in given], allowed, strict=True))
+        counted = count_ids(model, task, given) if self.counts_ids else [None] * len(given)
+        known = {site.path: pair for site, pair in zip(given, zip(allowed, counted, strict=True), strict=True)}
         before = table_bytes(model)
-        started = retrain.fresh(model, task, context)
+        started = self.started(model, task, context)
         replaced: list[Site] = []
         saved = 0
         for site in self.sites(started, context):
-            if site.path not in budget:
+            if site.path not in known:
                 continue
-            made = self.replacement(site.module, TableShape.of(site.module), budget[site.path], context)
+            target, counts = known[site.path]
+            made = self.replacement(Wanted(site.module, TableShape.of(site.module), target, counts), context)
             if self._pays(site, made, context):
                 started = replace(started, site, made)
                 replaced.append(site)
@@ -113,3 +131,15 @@ def spread(table: nn.Module) -> float:
     weight: Any = table.weight
     value = float(weight.detach().float().std(unbiased=False))
     return value if math.isfinite(value) and value > 0 else 0.01
+
+
+def small_and_large(shape: TableShape, min_rows: int) -> tuple[list[int], int]:
+    """Return the numbers of the blocks that keep rows of their own, and the rows of all others together."""
+    parts = blocks(shape)
+    small = [number for number, block in enumerate(parts) if block.name == "" or block.rows < min_rows]
+    return small, sum(block.rows for number, block in enumerate(parts) if number not in small)
+
+
+def largest_divisor(number: int, most: int) -> int:
+    """Return the largest divisor of `number` that is at most `most`."""
+    return next(divisor for divisor in range(min(number, most), 0, -1) if number % divisor == 0)

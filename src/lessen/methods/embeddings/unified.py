@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pydantic import Field
-from torch import nn
 
 from lessen.method import Card, Context
 from lessen.methods.embeddings.budget import size_of, solve
-from lessen.methods.embeddings.retrained import RetrainedTables, spread
-from lessen.methods.sites import TABLES, blocks
-from lessen.stored.embedding import TableShape
+from lessen.methods.embeddings.retrained import RetrainedTables, Wanted, largest_divisor, small_and_large, spread
+from lessen.methods.sites import TABLES
 from lessen.stored.unified_embedding import UnifiedEmbedding
 
 
@@ -37,22 +35,20 @@ class UnifiedTables(RetrainedTables):
     ratio: float = Field(0.25, gt=0, lt=1, description="values in the shared memory, as a share of the fields' values")
     chunks: int = Field(1, ge=1, le=16, description="narrow rows that each id reads; a divisor of the width is used")
 
-    def replacement(
-        self, table: nn.Module, shape: TableShape, target: int | None, context: Context
-    ) -> UnifiedEmbedding:
+    def replacement(self, wanted: Wanted, context: Context) -> UnifiedEmbedding:
         """Return a table whose large fields share one memory."""
-        parts = blocks(shape)
-        exact = [n for n, block in enumerate(parts) if block.name == "" or block.rows < self.min_rows]
-        chunks = next(c for c in range(self.chunks, 0, -1) if shape.dim % c == 0)
-        values = sum(block.rows for n, block in enumerate(parts) if n not in exact) * chunks
+        shape, target = wanted.shape, wanted.target
+        exact, large = small_and_large(shape, self.min_rows)
+        chunks = largest_divisor(shape.dim, self.chunks)
+        values = large * chunks
 
         def build(rows: int) -> UnifiedEmbedding:
-            return UnifiedEmbedding(shape, rows, chunks, exact)
+            return UnifiedEmbedding(shape, exact, rows, chunks)
 
         if target is None:
             rows = max(1, round(self.ratio * values))
         else:
             rows = solve(lambda size: size_of(lambda: build(size)), 1, values, target)
         made = build(rows)
-        made.reset(spread(table), context.generator)
+        made.reset(spread(wanted.table), context.generator)
         return made

@@ -1,0 +1,73 @@
+"""Tables of 8, 4 or 2 bit codes on one grid a field: no scale in the rows at all.
+
+value = step of the field * (code - 2^(bits - 1)); rows take exactly dim * bits / 8 bytes, element 0 in the low bits
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lessen.stored import checks, rowwise
+from lessen.stored.base import stored
+from lessen.stored.embedding import StoredEmbedding, TableShape
+from lessen.stored.fields import cover
+
+
+@stored
+class StepQuantizedEmbedding(StoredEmbedding):
+    """State: `codes` uint8 [rows, ceil(dim * bits / 8)] and `steps` float32 [blocks]."""
+
+    kind = "step-quantized-embedding"
+    codes: Tensor
+    steps: Tensor
+
+    def __init__(self, shape: TableShape, bits: int) -> None:
+        super().__init__(shape)
+        self.bits = int(checks.one_of("bits", bits, rowwise.BITS))
+        self.blocks = cover(shape.segments, shape.rows)
+        width = rowwise.padded(shape.dim, self.bits) * self.bits // 8
+        self.register_buffer("codes", torch.zeros(shape.rows, width, dtype=torch.uint8))
+        self.register_buffer("steps", torch.zeros(len(self.blocks)))
+
+    def extra_config(self) -> dict[str, Any]:
+        """Return the number of bits."""
+        return {"bits": self.bits}
+
+    @classmethod
+    def from_dense(cls, shape: TableShape, weight: Tensor, steps: Tensor, bits: int) -> StepQuantizedEmbedding:
+        """Round float32 rows [rows, dim] to each block's grid; steps float32 [blocks], positive."""
+        made = cls(shape, bits)
+        made.steps.copy_(steps)
+        low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        each = torch.repeat_interleave(made.steps, torch.tensor([block.rows for block in made.blocks]))
+        levels = torch.round(weight.detach() / each.unsqueeze(1)).clamp_(low, high) - low
+        made.codes.copy_(_pack(levels.to(torch.uint8), bits))
+        return made
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Return the row of each id: [*] to float32 [*, dim]."""
+        flat = ids.reshape(-1)
+        packed = functional.embedding(flat, self.codes)
+        shifts = torch.arange(0, 8, self.bits, dtype=torch.uint8, device=packed.device)
+        levels = ((packed.unsqueeze(-1) >> shifts) & (2**self.bits - 1)).flatten(1)[:, : self.embedding_dim]
+        starts = torch.tensor([block.start for block in self.blocks], dtype=flat.dtype, device=flat.device)
+        step = self.steps[torch.bucketize(flat, starts[1:], right=True)].unsqueeze(1)
+        rows: Tensor = (levels.float() - 2 ** (self.bits - 1)) * step
+        return rows.reshape(*ids.shape, self.embedding_dim)
+
+
+def _pack(levels: Tensor, bits: int) -> Tensor:
+    """Pack levels uint8 [n, dim] into bytes [n, ceil(dim * bits / 8)], element 0 in the low bits."""
+    group = 8 // bits
+    extra = -levels.shape[1] % group
+    if extra:
+        levels = torch.cat([levels, levels.new_zeros(len(levels), extra)], dim=1)
+    parts = levels.reshape(len(levels), levels.shape[1] // group, group)
+    packed = torch.zeros_like(parts[..., 0])
+    for position in range(group):
+        packed |= parts[..., position] << (position * bits)
+    return packed

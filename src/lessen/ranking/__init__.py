@@ -1,6 +1,6 @@
 """Rank the columns of a table larger than memory, before any model is trained.
 
-    files -> chunks -> one pass: tallies (every row), row sample -> scores -> report, and the data rewritten
+files -> chunks -> one pass: tallies (every row), row sample -> scores -> report, and the data rewritten
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """OutRank's own protocol: consecutive buffers in file order, the shifted score in each, the median over buffers.
 
 For comparison with OutRank only. It inherits the traps that `rank` avoids: rows sorted by label hide every signal
-inside a buffer, and a value can be judged only by the rows of one buffer.
+inside a buffer, and a value can be judged only by the rows of one buffer. outrank 0.97.5 passes the label where its
+estimator expects the feature, so rows are shifted by the counts of the label; so does this.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def buffered_scores(
         target = ShiftedColumn(frame[label].hash(seed=0).to_numpy())
         for name in frame.columns:
             column = ShiftedColumn(frame[name].hash(seed=0).to_numpy())
-            scores.setdefault(name, []).append(target.entropy if name == label else column.score(target))
+            scores.setdefault(name, []).append(target.entropy if name == label else target.score(column))
     return {name: float(np.median(values)) for name, values in scores.items()}
 
 

@@ -6,8 +6,6 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from lessen.ranking.information import Chance, Scores
 from lessen.ranking.noise import CEILING
 from lessen.ranking.scan import ColumnState, ScanState
@@ -61,9 +59,13 @@ class NoiseFloor:
     """What columns made of nothing scored, and what a copy of the label scored."""
 
     scores: dict[str, float]
-    floor: float
+    cardinalities: dict[str, float]
     ceiling: float
     statement: str
+
+    def below(self, cardinality: float) -> float:
+        """Return the best score of noise with at most twice as many values: finer noise scatters more."""
+        return max((s for n, s in self.scores.items() if self.cardinalities[n] <= 2 * cardinality), default=0.0)
 
 
 def chance_of(state: ScanState, seed: int) -> Chance:
@@ -75,13 +77,13 @@ def noise_floor(state: ScanState, chance: Chance) -> NoiseFloor:
     """Score the controls."""
     scores = {name: _scores(column, state, chance).corrected for name, column in state.controls.items()}
     ceiling = scores.pop(CEILING, 0.0)
-    floor = max(scores.values(), default=0.0)
-    count = len(scores)
+    cardinalities = {name: state.controls[name].tally.cardinality for name in scores}
+    floor, count = max(scores.values(), default=0.0), len(scores)
     statement = (
         f"{count} columns made of noise, of 1 to {state.rows:,} values, scored at most {floor:.2g} nats; a column of "
         f"noise exceeds all {count} with probability about 1/{count + 1}"
     )
-    return NoiseFloor(scores, max(floor, 0.0), ceiling, statement)
+    return NoiseFloor(scores, cardinalities, ceiling, statement)
 
 
 def report_columns(state: ScanState, chance: Chance, floor: NoiseFloor, rare: int) -> list[ColumnReport]:
@@ -148,13 +150,13 @@ def _verdict(
     if scores.determined >= LEAK:
         return "leak", f"removes {100 * scores.determined:.1f}% of the label's entropy: check that it is known in time"
     if cardinality >= KEY * state.rows and state.rows > 1:
-        return "key", f"about {cardinality:,.0f} values in {state.rows:,} rows: each value is seen once"
+        hint = "; see its transformations" if column.numbers > 0.5 * state.rows else ""
+        return "key", f"about {cardinality:,.0f} values in {state.rows:,} rows: each is seen about once{hint}"
     if label is None:
         return "unscored", "no label was given"
     if p_value > SIGNIFICANT or scores.corrected <= 0:
         return "noise", f"{p_value:.0%} of random labels score as high"
-    if scores.corrected <= floor.floor:
-        return "noise", f"below the noise floor of {floor.floor:.2g} nats"
-    if not np.isfinite(scores.corrected):
-        return "unscored", "the score is not finite"
-    return "useful", f"above the noise floor, at most {p_value:.0%} of random labels score as high"
+    below = floor.below(cardinality)
+    if scores.corrected <= below:
+        return "noise", f"a noise column of no more values scores {below:.2g} nats"
+    return "useful", f"above the noise floor of {max(below, 0.0):.2g} nats; p at most {p_value:.2f}"

@@ -195,7 +195,7 @@ def adjacent_counts(ordered: NDArray[Any]) -> Ints:
     if not len(ordered):
         return np.empty(0, dtype=np.int64)
     edges = np.flatnonzero(ordered[1:] != ordered[:-1])
-    return np.diff(np.r_[-1, edges, len(ordered) - 1]).astype(np.int64)
+    return np.asarray(np.diff(np.r_[-1, edges, len(ordered) - 1]), dtype=np.int64)
 
 
 def shifted_information(column: NDArray[Any], target: NDArray[Any]) -> float:

@@ -49,7 +49,7 @@ class Label:
         if not known:
             return np.full(len(text), NO_CLASS, dtype=np.uint8)
         codes = text.replace_strict(list(known), list(known.values()), default=NO_CLASS, return_dtype=pl.UInt8)
-        return codes.fill_null(NO_CLASS).to_numpy()
+        return np.asarray(codes.fill_null(NO_CLASS).to_numpy())
 
     def _numbers(self, column: pl.Series) -> NDArray[np.uint8]:
         edges = np.asarray(self.edges)
@@ -57,4 +57,4 @@ class Label:
         self.names = [f"bin {number}" for number in range(len(edges) + 1)]
         codes = np.searchsorted(edges, np.nan_to_num(values), side="right").astype(np.uint8)
         codes[np.isnan(values)] = NO_CLASS
-        return codes
+        return np.asarray(codes, dtype=np.uint8)

@@ -48,7 +48,7 @@ def profile_rows(
 
 
 def _share(text: pl.DataFrame, test: pl.Expr) -> NDArray[np.float64]:
-    return text.select(test.fill_null(False)).to_numpy().mean(axis=1)
+    return np.asarray(text.select(test.fill_null(False)).to_numpy().mean(axis=1))
 
 
 def _character_entropy(text: pl.DataFrame) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -81,7 +82,9 @@ class Ranking:
     def dead(self, verdicts: Sequence[str] = ("missing", "constant", "duplicate", "noise")) -> list[str]:
         """Return columns to drop: those verdicts, but not a noise column that a recommended cross needs."""
         needed = {name for cross in self.useful_crosses() for name in (cross.first, cross.second)}
-        return [c.name for c in self.columns if c.verdict in verdicts and not (c.verdict == "noise" and c.name in needed)]
+        return [
+            c.name for c in self.columns if c.verdict in verdicts and not (c.verdict == "noise" and c.name in needed)
+        ]
 
     def useful_crosses(self, count: int | None = None) -> list[Cross]:
         """Return crosses whose synergy is beyond chance and which help a surrogate that has both columns."""
@@ -114,7 +117,7 @@ def rank(paths: Sequence[Path | str], settings: RankSettings | None = None, log:
     return Ranking(
         files=tuple(path.name for path in files), rows=state.rows, label=options.label, columns=columns, floor=floor,
         classes={name: int(counts[code]) for code, name in enumerate(state.label.names)},
-        seconds={mark: clock[mark] - clock[before] for before, mark in zip(marks, marks[1:], strict=False)},
+        seconds={mark: clock[mark] - clock[before] for before, mark in itertools.pairwise(marks)},
         settings=settings, **found,
     )  # fmt: skip
 
@@ -130,15 +133,20 @@ def _on_sample(state: ScanState, columns: list[ColumnReport], settings: RankSett
     result: dict[str, Any] = {"sampled": len(frame), "redundancy": redundancy, "transforms": [], "crosses": [],
                               "forward": [], "selected": [], "cross_threshold": 0.0}  # fmt: skip
     if state.label.name is not None and len(pairs.class_counts) > 1:
-        crosses = pairs.crosses([c.name for c in alive], settings.crosses, settings.scan.seed, log)
+        living = {c.name for c in alive}
+        crosses = pairs.crosses(
+            [name for name in frame.columns if name in living], settings.crosses, settings.scan.seed, log
+        )
         tail = torch.tensor(0.01 / max(len(crosses), 1), dtype=torch.float64)
         result["cross_threshold"] = -float(torch.special.ndtri(tail))
         result["crosses"] = _tried(pairs, crosses, result["cross_threshold"])
         result["selected"] = select_3mr({c.name: c.score for c in best}, redundancy, crosses, settings.select)
         result["forward"] = _forward(pairs, [c.name for c in alive], settings, log)
-        numeric = [c.name for c in alive if c.numeric_share > 0.5]
+        numeric = [c.name for c in columns if c.numeric_share > 0.5 and c.verdict in ("useful", "noise", "key")]
         result["transforms"] = rank_transforms(frame, numeric, pairs, settings.transforms)
-    result["profile"] = profile_rows(frame, classes, state.label.names, settings.scan.missing) if settings.profile else {}
+    result["profile"] = (
+        profile_rows(frame, classes, state.label.names, settings.scan.missing) if settings.profile else {}
+    )
     return result
 
 

@@ -43,9 +43,7 @@ class RowSample:
         if not keep.any():
             return
         piece = frame if keep.all() else frame.filter(pl.Series(keep))
-        self.pieces.append(
-            piece.with_columns(pl.Series(_KEY, keys[keep]), pl.Series(_CLASS, classes[keep]))
-        )
+        self.pieces.append(piece.with_columns(pl.Series(_KEY, keys[keep]), pl.Series(_CLASS, classes[keep])))
         self.held += len(piece)
         if self.held > 2 * self.limit:
             self._shrink()

@@ -147,7 +147,11 @@ class ScanState:
 
     def _add_controls(self, label: pl.Series, keys: Keys, classes: NDArray[np.uint8]) -> None:
         # codes depend on the order of appearance, the text does not: files must agree on the copy of the label
-        target = label.cast(pl.String).hash(seed=0).to_numpy() if self.label.edges is None else mix(classes.astype(np.uint64))
+        target = (
+            label.cast(pl.String).hash(seed=0).to_numpy()
+            if self.label.edges is None
+            else mix(classes.astype(np.uint64))
+        )
         for name, hashes in controls(keys, target).items():
             state = self.controls.setdefault(name, ColumnState(Tally(self.settings.values)))
             state.add_hashes(hashes, keys, classes)

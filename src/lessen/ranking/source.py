@@ -125,7 +125,7 @@ def csv_header(path: Path, settings: ReadSettings) -> tuple[str, list[str]]:
 
 
 # -- Parquet ---------------------------------------------------------------------------------------------------
-def _parquet(path: Path, settings: ReadSettings) -> Iterator[pl.DataFrame]:
+def _parquet(path: Path, settings: ReadSettings) -> Iterator[pl.DataFrame]:  # noqa: ARG001 - one signature for all formats
     try:
         lazy = pl.scan_parquet(path)
         for name, kind in lazy.collect_schema().items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import gzip
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -17,7 +17,7 @@ _LONGEST_RECORD = 64 << 20
 def open_text(path: Path) -> BinaryIO:
     """Open a plain or gzip file and refuse UTF-16. Raises DataError."""
     try:
-        handle = cast(BinaryIO, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
+        handle = cast(BinaryIO, _opener(path)(path, "rb"))
         start = handle.read(4)
         handle.seek(3 if start.startswith(codecs.BOM_UTF8) else 0)
     except FileNotFoundError as error:
@@ -27,6 +27,10 @@ def open_text(path: Path) -> BinaryIO:
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(f"{path} is UTF-16; convert it to UTF-8 first")
     return handle
+
+
+def _opener(path: Path) -> Callable[..., object]:
+    return gzip.open if path.suffix == ".gz" else open
 
 
 def records(path: Path, quote: str | None, encoding: str) -> Iterator[tuple[bytes, int]]:

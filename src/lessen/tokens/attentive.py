@@ -108,6 +108,6 @@ class AttentionMap:
 
 def attentive_plan(attention: Tensor, grid: tuple[int, int], share: float, protected: int, cell: int) -> Plan:
     """Return the plan that keeps the attended cells of every picture; `attention` is [B,N] over all tokens."""
-    kept = keep_cells(attention[:, protected:].unflatten(1, grid), share, cell).flatten(1).float()
+    kept = keep_cells(attention[:, protected:].reshape(-1, *grid), share, cell).flatten(1).float()
     scores = torch.cat([torch.zeros(len(kept), protected), kept], 1)
     return keep_best(scores, protected + int(kept[0].sum()), protected)

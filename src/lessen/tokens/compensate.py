@@ -28,6 +28,15 @@ class Branch(nn.Module):
         self.up = nn.Linear(columns, width_out, bias=False)
         nn.init.zeros_(self.up.weight)
 
+    def forward(self, x: Tensor, coefficients: Tensor, dropout: float) -> Tensor:
+        """Return U (mu * drop(D x))."""
+        low: Tensor = nn.functional.dropout(self.down(x), dropout, self.training)
+        return torch.as_tensor(self.up(low * coefficients.to(low)))
+
+    def matrix(self, coefficients: Tensor) -> Tensor:
+        """Return U diag(mu) D, [C_out, C_in]."""
+        return (self.up.weight * coefficients) @ self.down.weight
+
 
 class Compensator(nn.Module):
     """The plug-in of one tower: a branch for the queries and one for the values of every block."""
@@ -41,9 +50,8 @@ class Compensator(nn.Module):
         names = (tower.family.query, tower.family.value)
         attentions = [getattr(block, tower.family.attention) for block in tower.blocks]
         self._projections = [getattr(attention, name) for attention in attentions for name in names]
-        self.branches = nn.ModuleList(
-            Branch(layer.in_features, layer.out_features, largest * rank) for layer in self._projections
-        )
+        self._pieces = [Branch(p.in_features, p.out_features, largest * rank) for p in self._projections]
+        self.branches = nn.ModuleList(self._pieces)
 
     def mask(self, rate: int) -> Tensor:
         """Return M(rate), [G*k]. Raises InputError for a rate outside 0..G."""
@@ -62,7 +70,7 @@ class Compensator(nn.Module):
         coefficients = self.coefficients(source, target)
         handles = [
             layer.register_forward_hook(_adder(branch, coefficients, scale, self.dropout))
-            for layer, branch in zip(self._projections, self.branches, strict=True)
+            for layer, branch in zip(self._projections, self._pieces, strict=True)
         ]
         try:
             yield
@@ -74,14 +82,12 @@ class Compensator(nn.Module):
     def fold(self, source: int, target: int, scale: float) -> None:
         """Add the correction to the weights of the model, for good; the branch is linear, so this is exact."""
         coefficients = self.coefficients(source, target)
-        for layer, branch in zip(self._projections, self.branches, strict=True):
-            down, up = branch.down.weight, branch.up.weight
-            layer.weight += (scale * (up * coefficients) @ down).to(layer.weight.dtype)
+        for layer, branch in zip(self._projections, self._pieces, strict=True):
+            layer.weight += (scale * branch.matrix(coefficients)).to(layer.weight.dtype)
 
 
-def _adder(branch: nn.Module, coefficients: Tensor, scale: float, dropout: float) -> Any:
+def _adder(branch: Branch, coefficients: Tensor, scale: float, dropout: float) -> Any:
     def add(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        low = nn.functional.dropout(branch.down(inputs[0]), dropout, branch.training)
-        return output + scale * branch.up(low * coefficients.to(low))
+        return torch.as_tensor(output + scale * branch(inputs[0], coefficients, dropout))
 
     return add

@@ -128,12 +128,12 @@ def _towers(model: nn.Module) -> Iterator[Tower]:
                 continue
             families = {family_of(block) for block in blocks}
             if len(families) == 1 and (family := families.pop()) is not None:
-                if _is_text(model, path):
+                if _is_text(path):
                     continue
                 yield _tower(model, family, owner, f"{path}.{name}".strip("."), list(blocks))
 
 
-def _is_text(model: nn.Module, path: str) -> bool:
+def _is_text(path: str) -> bool:
     """Leave text encoders alone: CLIP uses one block class for both towers."""
     return any(part.startswith("text") for part in path.split("."))
 
@@ -241,12 +241,13 @@ class Parts:
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values of x [B,N,C], each [B,H,N,d]."""
         if self.family.fused:
-            packed = getattr(self.attention, self.family.fused)(x).unflatten(-1, (3, self.heads, -1))
+            packed: Tensor = getattr(self.attention, self.family.fused)(x)
+            packed = packed.view(*packed.shape[:2], 3, self.heads, -1)
             query, key, value = packed.unbind(2)
             query, key = self._normed(query, "q_norm"), self._normed(key, "k_norm")
         else:
             names = (self.family.query, self.family.key, self.family.value)
-            query, key, value = (getattr(self.attention, n)(x).unflatten(-1, (self.heads, -1)) for n in names)
+            query, key, value = (self._by_head(getattr(self.attention, n)(x)) for n in names)
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
     def project_out(self, x: Tensor) -> Tensor:
@@ -257,16 +258,19 @@ class Parts:
         """Return the queries of the last attention, [B,N,H,d]."""
         if self.family.fused:
             return self._normed(self._split()[0], "q_norm")
-        return self.query.value.unflatten(-1, (self.heads, -1))
+        return self._by_head(self.query.value)
 
     def keys(self) -> Tensor:
         """Return the keys of the last attention, [B,N,H,d]."""
         if self.family.fused:
             return self._normed(self._split()[1], "k_norm")
-        return self.key.value.unflatten(-1, (self.heads, -1))
+        return self._by_head(self.key.value)
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], self.heads, -1)
 
     def _split(self) -> tuple[Tensor, Tensor]:
-        packed = self.key.value.unflatten(-1, (3, self.heads, -1))
+        packed = self.key.value.view(*self.key.value.shape[:2], 3, self.heads, -1)
         return packed[:, :, 0], packed[:, :, 1]
 
     def _normed(self, x: Tensor, name: str) -> Tensor:
@@ -282,4 +286,5 @@ class Catch:
         self.value: Tensor = torch.empty(0)
 
     def __call__(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        """Keep `output`."""
         self.value = output

@@ -27,7 +27,7 @@ def pool_features(features: Tensor, grid: tuple[int, int], target: tuple[int, in
         )
     if not (1 <= target[0] <= height and 1 <= target[1] <= width):
         raise InputError(f"cannot pool a {height}x{width} grid to {target[0]}x{target[1]}: choose a smaller grid")
-    patches = features[:, protected:].transpose(1, 2).unflatten(2, grid)
+    patches = features[:, protected:].transpose(1, 2).reshape(len(features), -1, *grid)
     pooled = F.adaptive_avg_pool2d(patches, target).flatten(2).transpose(1, 2)
     return torch.cat([features[:, :protected], pooled], 1) if protected else pooled
 

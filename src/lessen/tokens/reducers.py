@@ -1,4 +1,4 @@
-"""Reducers: which plan each block makes. Frozen, JSON-configured, without parameters; the model's weights stay as is."""
+"""Reducers: which plan each block makes. Frozen, JSON-configured, without parameters; weights stay as they are."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Reducer(ABC):
 
 def reducer_from(config: Mapping[str, Any]) -> Reducer:
     """Build a reducer from its JSON form. Raises ValueError for an unknown kind, TypeError for unknown fields."""
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
     kind = values.pop("reducer", None)
     if kind not in REDUCERS:
         raise ValueError(f"unknown reducer {kind!r}; known: {', '.join(sorted(REDUCERS))}")
@@ -263,7 +263,7 @@ class Nothing(Reducer):
         """Blocks that the schedule speaks of."""
         return self.blocks
 
-    def counts(self, tokens: int, protected: int) -> list[int]:
+    def counts(self, tokens: int, protected: int) -> list[int]:  # noqa: ARG002 - the base class\'s signature
         """Return the same number after each block."""
         return [tokens] * self.blocks
 

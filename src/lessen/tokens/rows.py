@@ -122,4 +122,4 @@ def combine(x: Tensor, row: Tensor, weight: Tensor, kept: int, drops: bool) -> T
 
 
 def _traced() -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+    return torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()

@@ -18,18 +18,18 @@ def class_attention(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
     One query row is recomputed from the projections [B,N,H,d]: N*C multiply-adds instead of a score matrix, so that
     the fused attention kernel stays in use. `bias` [B,1,1,N] is what attention added to the keys' logits.
     """
-    row = torch.einsum("bhd,bnhd->bhn", query[:, 0].float(), key.float()) * query.shape[-1] ** -0.5
+    row: Tensor = torch.einsum("bhd,bnhd->bhn", query[:, 0].float(), key.float()) * query.shape[-1] ** -0.5
     if bias is not None:
         row = row + bias[:, 0]
-    return row.softmax(-1).mean(1)
+    return torch.softmax(row, -1).mean(1)
 
 
 def received_attention(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
     """Return the attention each token receives, mean over heads and queries, float32 [B,N]; N*N*C multiply-adds."""
-    logits = torch.einsum("bqhd,bkhd->bhqk", query.float(), key.float()) * query.shape[-1] ** -0.5
+    logits: Tensor = torch.einsum("bqhd,bkhd->bhqk", query.float(), key.float()) * query.shape[-1] ** -0.5
     if bias is not None:
         logits = logits + bias
-    return logits.softmax(-1).mean((1, 2))
+    return torch.softmax(logits, -1).mean((1, 2))
 
 
 def class_similarity(hidden: Tensor, anchor: Tensor | None = None) -> Tensor:

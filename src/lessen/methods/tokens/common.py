@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -21,7 +21,7 @@ from lessen.tokens.macs import CPU_ATTENTION_FLOPS, TowerShape, full_macs, tower
 from lessen.tokens.reducers import Reducer
 from lessen.tokens.stored import TokenReduction
 
-FREES = frozenset({"macs", "latency"})
+FREES: frozenset[Literal["bytes", "macs", "latency"]] = frozenset({"macs", "latency"})
 BLOCKS = (nn.ModuleList,)
 
 

@@ -22,9 +22,9 @@ class DiffRate(TokenMethod):
     """Search per-block pruning and merging counts by gradient through the compression rate; weights stay frozen.
 
     DiffRate, ICCV 2023 (arXiv 2305.17997). Differences: the budget is a share of the model's own multiply-adds, with
-    a penalty of 100 (share - target)^2 (the paper's 5 (GFLOPs - target)^2 is about that for DeiT-S); rates start
-    at an even schedule of that budget instead of at half of the patches in every block; stochastic depth is off; the cosine that scales a merged
-    size is clamped to [0, 1]; counts above the budget after the search are lowered one token at a time.
+    a penalty of 100 (share - target)^2 (the paper's 5 (GFLOPs - target)^2 is about that for DeiT-S); rates start at an
+    even schedule of that budget instead of at half of the patches in every block; stochastic depth is off; the cosine
+    that scales a merged size is clamped to [0, 1]; counts above the budget after the search are lowered one by one.
     """
 
     card = Card(

@@ -63,11 +63,13 @@ class Cifar10Task(Task):
         """Yield (pictures, labels); the train split is shuffled, shifted and mirrored by `seed`."""
         images = self._split(split)
         if split != "train":
-            pieces = zip(images.pixels.split(EVALUATION_BATCH), images.labels.split(EVALUATION_BATCH), strict=True)
+            pieces = zip(
+                torch.split(images.pixels, EVALUATION_BATCH), torch.split(images.labels, EVALUATION_BATCH), strict=True
+            )
             yield from ((normalise(pixels), labels) for pixels, labels in pieces)
             return
         generator = torch.Generator().manual_seed(seed)
-        for rows in torch.randperm(len(images.labels), generator=generator).split(self.options.batch):
+        for rows in torch.split(torch.randperm(len(images.labels), generator=generator), self.options.batch):
             yield augment(normalise(images.pixels[rows]), generator), images.labels[rows]
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:

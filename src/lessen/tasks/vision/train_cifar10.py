@@ -134,7 +134,7 @@ def _optimizers(model: nn.Module, settings: Settings) -> list[torch.optim.Optimi
 def accuracy(model: nn.Module, images: Images, batch: int = 500) -> float:
     """Return the share of pictures classified right, in float32."""
     model.eval()
-    pieces = zip(images.pixels.split(batch), images.labels.split(batch), strict=True)
+    pieces = zip(torch.split(images.pixels, batch), torch.split(images.labels, batch), strict=True)
     right = sum(int((model(normalise(pixels)).argmax(1) == labels).sum()) for pixels, labels in pieces)
     return right / len(images.labels)
 

@@ -64,12 +64,11 @@ class Attention(nn.Module):
         """Return the output and the projections it used: queries and keys, all [B,N,C]."""
         query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         mask = None if bias is None else bias.to(query.dtype)
-        heads = (self._heads(projected) for projected in (query, key, value))
-        out = F.scaled_dot_product_attention(*heads, attn_mask=mask)
+        out = F.scaled_dot_product_attention(self._heads(query), self._heads(key), self._heads(value), attn_mask=mask)
         return self.out_proj(out.transpose(1, 2).flatten(2)), query, key
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
 
 
 class Mlp(nn.Sequential):
@@ -92,7 +91,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return x after attention and MLP, both residual."""
         x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        return torch.as_tensor(x + self.mlp(self.norm2(x)))
 
 
 class PlainViT(nn.Module):
@@ -127,11 +126,11 @@ class PlainViT(nn.Module):
         """Run the blocks and the last norm on tokens [B,N,C]."""
         for block in self.blocks:
             tokens = block(tokens)
-        return self.norm(tokens)
+        return torch.as_tensor(self.norm(tokens))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B,classes]."""
-        return self.head(self.encode(self.embed(images))[:, 0])
+        return torch.as_tensor(self.head(self.encode(self.embed(images))[:, 0]))
 
 
 def _stem(options: ViTOptions) -> nn.Sequential:

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lessen.errors import InputError, NothingMatchedError
+from lessen.tokens import Merge, reduce_tokens
+from lessen.tokens.families import Parts, find_tower
+
+from towers import IMAGES, NAMES, TimmStyleViT, build, output
+
+PROTECTED = {"siglip": 0, "timm-mean": 0, "registers": 5}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_family_is_exact_with_nothing_reduced_and_is_undone(name):
+    model = build(name)
+    before, keys = output(model), list(model.state_dict())
+    patch = reduce_tokens(model, Merge(removed=(0,) * 4), example=IMAGES)
+    assert torch.equal(output(model), before)
+    assert patch.tower.protected == PROTECTED.get(name, 1)
+    patch.remove()
+    patch = reduce_tokens(model, Merge(removed=(6,) * 4), example=IMAGES)
+    changed = output(model)
+    tokens = 64 + patch.tower.protected
+    assert patch.state.size.shape[1] == tokens - 24
+    assert patch.state.size.sum(1).tolist() == [float(tokens)] * 3
+    assert list(model.state_dict()) == keys
+    patch.remove()
+    assert torch.equal(output(model), before)
+    assert not any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in model.modules())
+    assert changed.shape != before.shape or not torch.equal(changed, before)
+
+
+@pytest.mark.parametrize("name", ["vit", "clip", "siglip", "dinov2", "plain", "timm"])
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_log_sizes_equal_attention_over_repeated_keys(name, kernel):
+    model = build(name)
+    if hasattr(model, "set_attn_implementation"):
+        model.set_attn_implementation(kernel)
+    elif kernel == "eager":
+        pytest.skip("one kernel only")
+    tower = find_tower(model)
+    parts = Parts(tower.blocks[0], tower.family)
+    x, size = torch.randn(2, 9, 48), torch.randint(1, 4, (9,))
+    repeated = torch.repeat_interleave(torch.arange(9), size)
+    first = size.cumsum(0) - size
+    with torch.no_grad():
+        biased = parts.attend(x, size.float().log()[None, None, None].expand(2, 1, 1, 9))
+        plain = parts.attend(x[:, repeated], None)[:, first]
+    assert torch.allclose(biased, plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["siglip", "timm-mean", "dinov2-classifier"])
+def test_pooling_reads_every_input_token(name):
+    """Restoring the grid gives mean pooling its size weights and attention pooling its log sizes."""
+    model = build(name)
+    patch = reduce_tokens(model, Merge(removed=(5,) * 4))
+    assert patch.restore
+    seen = []
+    patch.tower.blocks[-1].register_forward_hook(lambda module, inputs, out: seen.append(out))
+    output(model)
+    assert seen[0].shape[1] == 64 + patch.tower.protected
+
+
+def test_query_and_key_norms_are_part_of_the_keys():
+    model = build("timm")
+    tower = find_tower(model)
+    parts = Parts(tower.blocks[0], tower.family)
+    parts.attach()
+    with torch.no_grad():
+        parts.attend(torch.randn(1, 5, 48), None)
+    assert torch.allclose(parts.keys().mean(-1), torch.zeros(1, 5, 3), atol=1e-5)  # layer-normed heads
+
+
+def test_unknown_towers_are_refused_by_name():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.TransformerEncoderLayer(16, 2)])
+
+    with pytest.raises(NothingMatchedError, match=r"hold TransformerEncoderLayer.*ViTLayer"):
+        reduce_tokens(Odd(), Merge(removed=(1,)))
+
+
+def test_attention_with_positions_is_refused():
+    model = build("timm")
+    model.blocks[1].attn.relative_position_bias_table = nn.Parameter(torch.zeros(3))
+    with pytest.raises(InputError, match="positions are lost"):
+        find_tower(model)
+
+
+def test_a_block_that_does_more_than_its_family_says_is_found_out():
+    model = build("timm")
+
+    class Surprising(type(model.blocks[2])):
+        def forward(self, x, attn_mask=None):
+            return super().forward(x, attn_mask) * 1.5
+
+    block = Surprising().eval()
+    model.blocks[2] = block
+    with pytest.raises(InputError, match="with nothing reduced the output differs"):
+        reduce_tokens(model, Merge(removed=(2,) * 4), example=IMAGES)
+    assert "forward" not in model.blocks[0].__dict__
+
+
+def test_two_towers_must_be_told_apart():
+    both = nn.ModuleDict({"left": TimmStyleViT(), "right": TimmStyleViT()})
+    with pytest.raises(InputError, match="2 towers"):
+        find_tower(both)

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from lessen.errors import InputError
+from lessen.tokens import Keep, Merge, RankMerge, reduce_tokens
+from lessen.tokens.reducers import Pool
+
+from towers import IMAGES, build, output
+
+REDUCERS = [
+    Merge(removed=(6,) * 4),
+    Merge(removed=(6,) * 4, metric="hidden"),
+    Merge(removed=(6,) * 4, metric="random", seed=3),
+    Merge(removed=(6,) * 4, proportional=False),
+    Keep(rates=(1.0, 0.6, 1.0, 0.6)),
+    Keep(rates=(1.0, 0.6, 1.0, 0.6), fuse=False),
+    Keep(rates=(1.0, 0.6, 1.0, 0.6), fuse=False, scorer="class_similarity"),
+    Keep(rates=(1.0, 0.6, 1.0, 0.6), fuse=False, scorer="received_attention"),
+    Keep(rates=(1.0, 0.6, 1.0, 0.6), fuse=False, scorer="random", seed=1),
+    RankMerge(pruned=(65, 50, 40, 30), merged=(65, 45, 35, 20)),
+    Pool(blocks=4, at=1, grid=(8, 8), target=(4, 4)),
+]
+NAMES = [f"{reducer.kind}-{number}" for number, reducer in enumerate(REDUCERS)]
+
+
+@pytest.mark.parametrize("reducer", REDUCERS, ids=NAMES)
+def test_each_image_is_reduced_on_its_own(reducer):
+    model = build("plain")
+    patch = reduce_tokens(model, reducer)
+    together = output(model)
+    assert patch.state.group.amax() == reducer.counts(65, 1)[-1] - 1
+    order = torch.tensor([2, 0, 1])
+    assert torch.allclose(output(model, IMAGES[order]), together[order], atol=1e-6)
+    assert torch.allclose(output(model, IMAGES[:1]), together[:1], atol=1e-5)
+    assert torch.isfinite(together).all()
+
+
+@pytest.mark.parametrize("reducer", REDUCERS, ids=NAMES)
+def test_the_class_token_stays_first_and_alone(reducer):
+    model = build("plain")
+    patch = reduce_tokens(model, reducer)
+    output(model)
+    group = patch.state.group
+    assert (group[:, 0] == 0).all()
+    assert ((group == 0).sum(1) == 1).all()
+
+
+@pytest.mark.parametrize("reducer", REDUCERS, ids=NAMES)
+def test_gradients_reach_every_weight(reducer):
+    model = build("plain").train()
+    reduce_tokens(model, reducer)
+    model(IMAGES).square().mean().backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+    assert without == []
+
+
+def test_a_copy_stays_patched_and_apart():
+    model = build("clip")
+    patch = reduce_tokens(model, Merge(removed=(6,) * 4))
+    twin = copy.deepcopy(model)
+    patch.remove()
+    assert output(model).shape[1] == 65
+    assert output(twin).shape[1] == 41
+
+
+def test_repeated_calls_start_afresh():
+    model = build("vit-classifier")
+    reduce_tokens(model, Merge(removed=(6,) * 4))
+    assert torch.equal(output(model), output(model))
+
+
+def test_bad_input():
+    model = build("plain")
+    with pytest.raises(InputError, match="cannot merge 40 of 65"):
+        reduce_tokens(model, Merge(removed=(40,) * 4), tokens=65)
+    with pytest.raises(InputError, match="speaks of 3 blocks, .* has 4"):
+        reduce_tokens(model, Merge(removed=(4,) * 3))
+    with pytest.raises(InputError, match="drops tokens"):
+        reduce_tokens(model, Keep(rates=(0.5,) * 4, fuse=False), restore=True)
+    with pytest.raises(InputError, match="has none"):
+        reduce_tokens(build("siglip"), Keep(rates=(0.5,) * 4))
+    with pytest.raises(InputError, match="3 pruning counts for 4"):
+        RankMerge(pruned=(5,) * 3, merged=(5,) * 4)
+    patch = reduce_tokens(model, Merge(removed=(4,) * 4))
+    with pytest.raises(InputError, match="already patched"):
+        reduce_tokens(model, Merge(removed=(4,) * 4))
+    with pytest.raises(InputError, match=r"takes images \[batch, 3, 64, 64\]"):
+        model(torch.randn(1, 3, 32, 32))
+    patch.remove()
+    reduce_tokens(model, Pool(blocks=4, at=1, grid=(4, 4), target=(2, 2)))
+    with pytest.raises(InputError, match="no 4x4 grid"):
+        model(IMAGES)
+
+
+def test_padded_batches_are_refused():
+    model = build("clip")
+    patch = reduce_tokens(model, Merge(removed=(4,) * 4))
+    with pytest.raises(InputError, match="padded"):
+        patch.tower.blocks[0](torch.randn(1, 9, 48), torch.zeros(1, 1, 1, 9))
+
+
+def test_merging_what_is_equal_changes_nothing():
+    """Two halves of one picture with equal patches: merging a patch with its copy, sizes kept, gives the same output."""
+    model = build("plain")
+    with torch.no_grad():
+        model.position.zero_()
+    images = torch.randn(1, 3, 64, 64)
+    images[..., 8::16] = images[..., 0::16]
+    for column in range(0, 64, 16):  # each pair of neighbouring patches is equal
+        images[..., column + 8 : column + 16] = images[..., column : column + 8]
+    before = output(model, images)
+    # tokens 1+2k and 2+2k are the copies; sources are even positions, targets odd ones
+    reduce_tokens(model, Merge(removed=(32, 0, 0, 0)))
+    assert torch.allclose(output(model, images), before, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["plain", "vit"])
+@pytest.mark.parametrize("reducer", [REDUCERS[0], REDUCERS[4], REDUCERS[9]], ids=["merge", "keep", "rank"])
+def test_compiled_models_agree(name, reducer):
+    model = build(name)
+    reduce_tokens(model, reducer)
+    wanted = output(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(model)
+    assert torch.allclose(output(compiled), wanted, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "reducer", [REDUCERS[0], REDUCERS[4], REDUCERS[5], REDUCERS[9]], ids=["merge", "fuse", "drop", "rank"]
+)
+def test_exported_models_agree(reducer, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = build("plain")
+    reduce_tokens(model, reducer)
+    wanted = output(model)
+    path = tmp_path / "model.onnx"
+    torch.onnx.export(model, (IMAGES,), str(path), dynamo=True, input_names=["images"], verbose=False)
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {"images": IMAGES.numpy()})
+    assert torch.allclose(torch.from_numpy(got), wanted, atol=1e-4)

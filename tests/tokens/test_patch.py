@@ -4,12 +4,11 @@ import copy
 
 import pytest
 import torch
+from towers import IMAGES, build, output
 
 from lessen.errors import InputError
 from lessen.tokens import Keep, Merge, RankMerge, reduce_tokens
 from lessen.tokens.reducers import Pool
-
-from towers import IMAGES, build, output
 
 REDUCERS = [
     Merge(removed=(6,) * 4),
@@ -104,7 +103,7 @@ def test_padded_batches_are_refused():
 
 
 def test_merging_what_is_equal_changes_nothing():
-    """Two halves of one picture with equal patches: merging a patch with its copy, sizes kept, gives the same output."""
+    """Merging a patch with its equal neighbour, sizes kept, gives the same output."""
     model = build("plain")
     with torch.no_grad():
         model.position.zero_()

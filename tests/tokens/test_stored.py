@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from towers import IMAGES, build, output
+
+from lessen import artifact
+from lessen.errors import InputError
+from lessen.tokens import Keep, Merge, RankMerge
+from lessen.tokens.reducers import Pool, reducer_from
+from lessen.tokens.stored import TokenReduction, detach, patch_of
+
+REDUCERS = [
+    Merge(removed=(6,) * 4),
+    Keep(rates=(1.0, 0.5, 1.0, 0.5)),
+    RankMerge(pruned=(65, 50, 40, 30), merged=(65, 45, 35, 20)),
+    Pool(blocks=4, at=1, grid=(8, 8), target=(4, 4)),
+]
+
+
+@pytest.mark.parametrize("reducer", REDUCERS, ids=lambda reducer: reducer.kind)
+@pytest.mark.parametrize("name", ["plain", "vit-classifier"])
+def test_an_artifact_brings_the_reduction_back(name, reducer, tmp_path):
+    assert reducer_from(reducer.config()) == reducer
+    base, model = build(name), build(name)
+
+    TokenReduction(reducer).attach(model, tokens=65, example=IMAGES)
+    artifact.save(tmp_path / "a", model, base)
+    loaded = artifact.load(tmp_path / "a", base)
+    assert torch.equal(output(loaded), output(model))
+    assert patch_of(loaded).reducer == reducer
+    assert patch_of(base) is None
+
+
+def test_detaching_undoes_it():
+    model = build("plain")
+    before, keys = output(model), list(model.state_dict())
+    TokenReduction(REDUCERS[0]).attach(model)
+    with pytest.raises(InputError, match="already patched"):
+        TokenReduction(REDUCERS[0]).attach(model)
+    detach(model)
+    assert torch.equal(output(model), before)
+    assert list(model.state_dict()) == keys
+    detach(model)  # nothing left to undo
+
+
+def test_unknown_reducers_are_refused():
+    with pytest.raises(ValueError, match="unknown reducer 'shred'"):
+        TokenReduction.from_config({"reducer": "shred"})
+    with pytest.raises(TypeError):
+        TokenReduction.from_config({"reducer": "merge", "rate": 3})

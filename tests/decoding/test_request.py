@@ -24,8 +24,8 @@ def decoder(model, tokenizer):
 SAMPLED = [
     {"temperature": 0.7, "top_k": 5},
     {"temperature": 1.3, "top_p": 0.8, "top_k": 0},
-    {"repetition_penalty": 1.4, "top_k": 0},
-    {"no_repeat_ngram_size": 6, "min_p": 0.02},
+    {"temperature": 0.5, "repetition_penalty": 1.1, "top_k": 0},
+    {"temperature": 0.5, "min_p": 0.05, "top_k": 0, "repetition_penalty": 1.05},
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,7 +46,13 @@ def _until_end(tokens: list[int], ends: set[int]) -> list[int]:
     return tokens
 
 
-def compare(decoder: Decoder, prompts: Sequence[Sequence[int]], **options: Any) -> list[Completion]:
+def compare(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    *,
+    on_token: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> list[Completion]:
     """Decode greedily with drafts and plainly; `decoder.report` then carries the comparison.
 
     Raises:
@@ -54,7 +60,7 @@ def compare(decoder: Decoder, prompts: Sequence[Sequence[int]], **options: Any) 
     """
     if options.get("do_sample"):
         raise ConfigError("a comparison with plain decoding needs greedy decoding; set temperature to 0")
-    done = decoder.complete(prompts, **options)
+    done = decoder.complete(prompts, on_token=on_token, **options)
     report = decoder.report
     if report is None:
         raise RuntimeError("the decoder made no report")

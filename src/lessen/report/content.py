@@ -97,8 +97,7 @@ def gaps(frontier: Frontier) -> list[str]:
     single = [point.label for point in frontier.measured if len(point.seeds) == 1]
     if single:
         found.append(f"One seed only, so the spread from seed to seed is unknown: {_some(single)}.")
-    for point in frontier:
-        found += [f"{point.label}, seed {seed} failed: {error}" for seed, error in sorted(point.errors.items())]
+    found += [line for point in frontier for line in _failures(point)]
     if not any(study.noise for study in frontier.studies):
         found.append("No A/A run of the uncompressed model was made: the noise of the timings is unknown.")
     if not any(study.baselines for study in frontier.studies):
@@ -197,14 +196,25 @@ def _machine(frontier: Frontier) -> str:
     return ", ".join([*parts, f"{threads} thread{'s' * (threads != 1)}"] if threads else parts)
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+def _failures(point: Point) -> list[str]:
+    """Return one line for each reason, with the seeds that share it."""
+    reasons: dict[str, list[str]] = {}
+    for seed, error in sorted(point.errors.items()):
+        reasons.setdefault(error, []).append(str(seed))
+    return [
+        f"{point.label} failed (seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}): {error}"
+        for error, seeds in reasons.items()
+    ]
+
+
+def _flat(value: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     for key, item in value.items():
         if isinstance(item, Mapping):
-            yield from _flat(item, f"{prefix}{key} ")
+            yield str(key), _pairs(item)
         elif str(key).endswith("_bytes") and number(item) is not None:
-            yield f"{prefix}{str(key)[:-6]}", words.amount("stored_bytes", number(item))
+            yield str(key)[:-6], words.amount("stored_bytes", number(item))
         else:
-            yield f"{prefix}{key}", str(item)
+            yield str(key), str(item)
 
 
 def _pairs(value: Any) -> str:
@@ -215,6 +225,10 @@ def _pairs(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "(" + ", ".join(f"{key} {_short(item)}" for key, item in value.items()) + ")"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -142,7 +142,8 @@
       shape(svg, "text", { x: BOX.left - 10, y: frame.y(gain) + 4, "text-anchor": "end" }, signed(sign * gain, DATA.decimals));
     }
     taken.push([BOX.left, frame.y(0) - 1, right, frame.y(0) + 1]);
-    const marks = state.xscale === "log" ? nice(frame.range[0], frame.range[1]) : even(frame.range[0], frame.range[1]);
+    const round = nice(frame.range[0], frame.range[1]);
+    const marks = state.xscale === "log" && round.length > 2 ? round : even(frame.range[0], frame.range[1]);
     for (const value of spaced(marks, frame.x, 58)) {
       shape(svg, "line", { class: "grid", x1: frame.x(value), x2: frame.x(value), y1: BOX.top, y2: floor });
       const text = state.cost === "latency_ratio" ? `${+value.toPrecision(3)}\u00d7` : relative ? percent(value) : String(+value.toPrecision(3));
@@ -239,6 +240,10 @@
           * Math.max(0, Math.min(box[3], other[3]) - Math.max(box[1], other[1])), dislike + 140 * outside);
       };
       const [left, middle] = spots.reduce((best, spot) => cost(spot) < cost(best) ? spot : best);
+      const [nearX, nearY] = [Math.min(Math.max(x, left), left + wide), Math.min(Math.max(y, middle - tall / 2), middle + tall / 2)];
+      if (nearX !== x && Math.hypot(nearX - x, nearY - y) > 14) {
+        group.prepend(shape(group, "line", { class: "leader", x1: x, y1: y, x2: nearX, y2: nearY }));
+      }
       text.setAttribute("x", left);
       text.setAttribute("y", middle + 4);
       taken.push([left, middle - tall / 2, left + wide, middle + tall / 2]);

@@ -61,7 +61,7 @@ def draw(figure: Any, frontier: Frontier, cost: str = "stored_bytes") -> None:
     for point in placed:
         _draw_point(axes, frontier, point, cost, point in on_front)
     axes.plot([1.0], [0.0], marker="s", ms=7, mfc=PAPER, mec=INK, mew=1.4, ls="none", zorder=4)
-    _legend(axes, placed)
+    _legend(axes, placed, len(on_front) > 1)
     _label_points(figure, axes, frontier, placed, on_front, cost)
 
 
@@ -77,7 +77,7 @@ def _titles(figure: Any, frontier: Frontier, cost: str, placed: Sequence[Point])
     metric = words.metric_name(frontier.primary)
     figure.text(0.022, 0.945, f"{metric} against {words.cost_name(cost)}", size=13.5, weight="bold", va="center")
     seeds = max((len(point.seeds) for point in placed), default=0)
-    parts = [frontier.studies[0].task_name, f"{seeds} seed{'s' * (seeds != 1)}, 95 % intervals"]
+    parts = [_clip(frontier.studies[0].task_name, 46), f"{seeds} seed{'s' * (seeds != 1)}, 95 % intervals"]
     if placed and cost in placed[0].reference_cost:
         parts.append(f"uncompressed {words.amount(cost, placed[0].reference_cost[cost].mean)}")
     if placed and frontier.primary in placed[0].reference_quality:
@@ -93,7 +93,14 @@ def _scales(axes: Any, frontier: Frontier, placed: Sequence[Point], cost: str) -
     pad = (high / low) ** 0.07 if high / low > 3 else 1.0
     room = 0.08 * (high - low)
     axes.set_xlim(low / pad if pad > 1 else low - room, high * max(pad, 1.12) if pad > 1 else high + room)
-    ticks = [t for t in _nice(low / 2, high * 2) if axes.get_xlim()[0] <= t <= axes.get_xlim()[1]]
+    left, right = axes.get_xlim()
+    ticks = [t for t in _nice(low / 2, high * 2) if left <= t <= right]
+    if len(ticks) < 3:
+        from matplotlib.ticker import MaxNLocator
+
+        ticks = [
+            tick for tick in MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(left, right) if left <= tick <= right
+        ]
     axes.set_xticks(ticks, [words.share(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
     ends = [end for p in placed for end in _ends(p.difference[frontier.primary])] + [-frontier.margin, frontier.margin]
@@ -170,7 +177,7 @@ def _draw_point(axes: Any, frontier: Frontier, point: Point, cost: str, on_front
     )  # fmt: skip
 
 
-def _legend(axes: Any, placed: Sequence[Point]) -> None:
+def _legend(axes: Any, placed: Sequence[Point], with_front: bool) -> None:
     from matplotlib.lines import Line2D
 
     present = [verdict for verdict in STYLES if any(point.verdict == verdict for point in placed)]
@@ -180,7 +187,8 @@ def _legend(axes: Any, placed: Sequence[Point]) -> None:
         for v in present
     ]  # fmt: skip
     handles.append(Line2D([], [], ls="none", marker="s", ms=6, mfc=PAPER, mec=INK, mew=1.3, label="uncompressed"))
-    handles.append(Line2D([], [], color="#0072B2", lw=1.2, alpha=0.5, label="Pareto front"))
+    if with_front:
+        handles.append(Line2D([], [], color="#0072B2", lw=1.2, alpha=0.5, label="Pareto front"))
     axes.legend(
         handles=handles, loc="lower left", bbox_to_anchor=(-0.012, 1.0), ncols=len(handles), frameon=False,
         fontsize=8.4, handletextpad=0.35, columnspacing=1.7, borderaxespad=0.25, labelcolor=INK, handlelength=1.2,
@@ -219,8 +227,21 @@ def _label_points(
         spots = _spots(x, y, low, high, box.width, box.height, pixels)
         frame_box = (frame.x0, frame.y0, frame.x1, frame.y1)
         best = min(spots, key=lambda spot: spot[2] + _crowding(spot[:2], box.width, box.height, taken, frame_box))
-        text.set_position(best[:2])
-        taken.append((best[0], best[1], best[0] + box.width, best[1] + box.height))
+        # kept as a share of the axes, so that the place holds at every resolution
+        text.set_transform(axes.transAxes)
+        text.set_position(axes.transAxes.inverted().transform(best[:2]))
+        place = (best[0], best[1], best[0] + box.width, best[1] + box.height)
+        taken.append(place)
+        _leader(axes, (x, y), place, 9 * pixels)
+
+
+def _leader(axes: Any, mark: tuple[float, float], place: tuple[float, ...], near: float) -> None:
+    """Draw a hair line from a mark to its name when the name had to move away."""
+    end = [min(max(mark[axis], place[axis]), place[axis + 2]) for axis in (0, 1)]
+    away = ((end[0] - mark[0]) ** 2 + (end[1] - mark[1]) ** 2) ** 0.5
+    if away > near and end[0] != mark[0]:
+        ends = axes.transAxes.inverted().transform([mark, end])
+        axes.plot(ends[:, 0], ends[:, 1], transform=axes.transAxes, color=SOFT, lw=0.6, zorder=2.5)
 
 
 def _lines(axes: Any, half: float) -> list[tuple[float, ...]]:
@@ -301,5 +322,5 @@ def _higher_is_better(frontier: Frontier) -> bool:
     return known[0].higher_is_better if known else True
 
 
-def _clip(label: str) -> str:
-    return label if len(label) <= 34 else label[:32] + "\N{HORIZONTAL ELLIPSIS}"
+def _clip(label: str, most: int = 34) -> str:
+    return label if len(label) <= most else label[: most - 2] + "\N{HORIZONTAL ELLIPSIS}"

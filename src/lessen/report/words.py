@@ -39,7 +39,7 @@ def amount(name: str, value: float | None) -> str:
     if name.endswith("_per_s"):
         return _scaled(value, ("", "k", "M", "G")).strip() + " /s"
     if name.endswith("_s"):
-        return f"{_digits(value)} s"
+        return f"{_digits(1000 * value)} ms" if 0 < value < 0.1 else f"{_digits(value)} s"
     if name == "latency_ratio":
         return f"{value:.2f}×"
     return _scaled(value, ("", "k", "M", "G", "T")).strip()

@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from lessen.errors import NothingMatchedError
+from lessen.errors import BudgetError, NothingMatchedError, TaskError
 from lessen.method import Context
 from lessen.methods.embeddings.half import HalfTables
 from lessen.methods.embeddings.prune_rows import PruneRows
-from lessen.methods.embeddings.rowwise_quant import RowwiseQuantTables
+from lessen.methods.embeddings.rowwise_quant import Option, RowwiseQuantTables, cheapest
 from lessen.recipe import Recipe
+from lessen.stored import rowwise
 from lessen.stored.half_embedding import HalfEmbedding
 from lessen.stored.quantized_embedding import QuantizedEmbedding
 from lessen.testing.toys import TableTask
@@ -69,3 +70,28 @@ def test_it_composes_with_pruning():
     assert isinstance(result.items.table, QuantizedEmbedding)
     assert ledger[0].bytes_before > ledger[1].bytes_before > ledger[1].bytes_after
     assert set(ledger[1].findings["tables"]) == {"items.table", "tags.table"}
+
+
+def test_a_share_gives_each_table_its_own_bits_by_looked_up_error():
+    task = TableTask()
+    model = task.reference(0)
+    total = (1500 + 1200) * 48
+    for bits in ((8, 8), (4, 8), (8, 4), (4, 4), (2, 2)):
+        sizes = [rows * rowwise.row_bytes(12, b) for rows, b in zip((1500, 1200), bits, strict=True)]
+        wanted = sum(sizes) / total
+        result, ledger = Recipe([RowwiseQuantTables(share=wanted)]).apply(model, task)
+        assert ledger[0].findings["share"] == pytest.approx(wanted, rel=0.02)
+        assert sorted([result.items.bits, result.tags.bits]) == sorted(bits)
+    with pytest.raises(BudgetError, match="nearest it can reach"):
+        Recipe([RowwiseQuantTables(share=0.9)]).apply(model, task)
+    task.provides = frozenset()
+    with pytest.raises(TaskError, match="calibration"):
+        Recipe([RowwiseQuantTables(share=0.4)]).apply(model, task)
+
+
+def test_many_tables_are_narrowed_where_error_is_cheapest():
+    cheap = [Option(8, 100, 0.0), Option(4, 50, 1.0)]
+    dear = [Option(8, 100, 0.0), Option(4, 50, 100.0)]
+    chosen = cheapest([cheap] * 5 + [dear] * 7, 12 * 100 - 5 * 50)
+    assert [option.bits for option in chosen] == [4] * 5 + [8] * 7
+    assert [option.bits for option in cheapest([cheap, dear], 150)] == [4, 8]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -86,3 +86,8 @@ class LearnedStepTables(TrainedQuantizer):
             sizes = [(b, size_of(lambda b=b: StepQuantizedEmbedding(wanted.shape, b))) for b in rowwise.BITS]  # type: ignore[misc]
             bits = nearest_choice(sizes, wanted.target)
         return LearnedStepTable(wanted.shape, wanted.table.weight.detach().float(), bits)
+
+    def finding(self, made: StoredEmbedding) -> dict[str, Any]:
+        """Return the bits."""
+        assert isinstance(made, LearnedStepTable)
+        return {"bits": made.bits}

@@ -28,7 +28,9 @@ def test_survival_falls_with_rank_and_spares_the_class_token():
     assert survival[0] == pytest.approx(1.0)
     assert (survival[1:] <= survival[:-1] + 1e-6).all()
     # its sum over the patches is the expected count
-    assert float(survival[1:].sum()) == pytest.approx(float((rate.probabilities() * rate.candidates).sum().detach()), rel=1e-5)
+    assert float(survival[1:].sum()) == pytest.approx(
+        float((rate.probabilities() * rate.candidates).sum().detach()), rel=1e-5
+    )
 
 
 def test_masks_are_hard_and_differentiable():

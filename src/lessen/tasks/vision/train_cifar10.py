@@ -2,7 +2,7 @@
 
 The recipe is made for a few CPU cores: bf16 autocast, Muon for the matrices of the blocks (match_rms_adamw scaling)
 and AdamW for the rest, shifts and mirrors, label smoothing, and a constant learning rate that falls linearly to 0 in
-the last `cooldown` epochs. Before the cooldown only `keep_tokens` random patches of each picture are seen
+the last `cooldown` epochs. Before the last `full` epochs only `keep_tokens` random patches of each picture are seen
 (FLIP, arXiv 2212.00794; PatchDropout, arXiv 2208.07220), which nearly halves the cost of a step.
 The state is saved after each epoch; the same command continues exactly where a killed one stopped, and because the
 rate is constant before the cooldown, `--epochs` may be raised to continue a finished run from its last constant epoch.
@@ -28,10 +28,12 @@ from lessen.tasks.vision.vit import PlainViT, ViTOptions
 
 @dataclass(frozen=True)
 class Settings:
-    """The training recipe; only `epochs` and `cooldown` may change between a run and its continuation."""
+    """The training recipe; only its PLAN may change between a run and its continuation."""
 
     epochs: int = 30
     cooldown: int = 10
+    full: int = 5
+    """Last epochs that see all patches; at most `cooldown`."""
     batch: int = 128
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
@@ -39,6 +41,9 @@ class Settings:
     label_smoothing: float = 0.1
     keep_tokens: int = 32
     seed: int = 0
+
+
+PLAN = ("epochs", "cooldown", "full")
 
 
 class Training:
@@ -82,7 +87,7 @@ class Training:
             optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             tokens = self.model.embed(images.contiguous(memory_format=torch.channels_last))
-            if not self.cooling():
+            if self.epoch < self.settings.epochs - self.settings.full:
                 tokens = drop_patches(tokens, self.settings.keep_tokens, self.generator)
             logits = self.model.head(self.model.encode(tokens)[:, 0])
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.settings.label_smoothing)
@@ -143,7 +148,7 @@ def latest_state(folder: Path, settings: Settings) -> dict[str, Any] | None:
     """Return the newest state that `settings` can continue: constant-rate states serve any number of epochs."""
     states = [folder / "constant.pt", folder / "cooldown.pt"]
     found = [torch.load(path, weights_only=True) for path in states if path.exists()]
-    constant = {key: value for key, value in asdict(settings).items() if key not in ("epochs", "cooldown")}
+    constant = {key: value for key, value in asdict(settings).items() if key not in PLAN}
     for state in found:
         if {k: v for k, v in state["settings"].items() if k in constant} != constant:
             raise InputError(f"{folder} holds a run with other settings {state['settings']}; choose another --folder")
@@ -182,10 +187,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where states are kept")
     parser.add_argument("--epochs", type=int, default=Settings.epochs)
     parser.add_argument("--cooldown", type=int, default=Settings.cooldown)
+    parser.add_argument("--full", type=int, default=Settings.full)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    settings = Settings(epochs=arguments.epochs, cooldown=arguments.cooldown)
+    settings = Settings(epochs=arguments.epochs, cooldown=arguments.cooldown, full=arguments.full)
     train(arguments.package, arguments.folder, settings, ViTOptions())
 
 

@@ -1,0 +1,44 @@
+"""A small picture task that a small ViT learns in seconds: which colour does the square on the noise have."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lessen.metrics import ACCURACY
+from lessen.task import Task
+from lessen.tasks.vision.vit import PlainViT
+from lessen.train.fit import FitSettings
+
+SIZES = {"train": 512, "validation": 128, "test": 256}
+
+
+class ColourTask(Task):
+    name = "tiny-colours"
+    metrics = {"accuracy": ACCURACY}
+    settings = FitSettings(epochs=6, learning_rate=2e-3, optimizer="adamw", patience=6, plateau_factor=1.0)
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(0)
+        total = sum(SIZES.values())
+        self.labels = torch.randint(0, 4, (total,), generator=generator)
+        self.images = 0.5 * torch.randn(total, 3, 16, 16, generator=generator)
+        place = torch.randint(0, 7, (total, 2), generator=generator) * 2
+        for image, label, (row, column) in zip(self.images, self.labels, place.tolist(), strict=True):
+            colour = torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0], [1.0, 1.0, 0]])[label]
+            image[:, row : row + 2, column : column + 2] += 2.0 * colour[:, None, None]
+
+    def build(self):
+        return PlainViT(image_size=16, patch_size=2, width=32, depth=4, heads=2, classes=4, stem=())
+
+    def batches(self, split, seed=0):
+        names = list(SIZES)
+        start = sum(SIZES[name] for name in names[: names.index(split)])
+        order = torch.arange(start, start + SIZES[split])
+        if split == "train":
+            order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(seed))]
+        for rows in order.split(64):
+            yield self.images[rows], self.labels[rows]
+
+    def loss(self, model, batch):
+        return nn.functional.cross_entropy(self.forward(model, batch), batch[1])

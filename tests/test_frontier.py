@@ -76,6 +76,16 @@ def test_reference_beats_a_recipe_that_is_dearer_and_worse():
     assert Frontier.from_records([record("fat", loss=0.01, share=1.2)]).front() == ()
 
 
+def test_more_throughput_is_better_on_the_front():
+    def rated(name, loss, rate):
+        row = record(name, loss=loss)
+        row["cost"]["throughput_per_s"], row["reference"]["cost"] = rate, {"throughput_per_s": 100.0}
+        return row
+
+    frontier = Frontier.from_records([rated("fast", 0.01, 200), rated("slow", 0.01, 90), rated("same", 0.0, 100)])
+    assert [point.label for point in frontier.front("throughput_per_s")] == ["fast", "same"]
+
+
 def test_front_is_brute_force_on_random_points():
     import random
 
@@ -134,8 +144,8 @@ def test_one_class_gives_no_verdict(tmp_path):
     assert "both classes" in frontier.doubts[0]
 
 
-def test_noise_wider_than_the_margin_gives_no_verdict(demo):
-    frontier = Frontier.load(demo, margin=0.001)
+def test_noise_wider_than_the_margin_gives_no_verdict(tmp_path):
+    frontier = Frontier.load(write_study(tmp_path / "s", examples=400), margin=0.001)
     assert {point.verdict for point in frontier} == {UNKNOWN}
     assert "A/A run" in frontier.doubts[0]
 
@@ -207,8 +217,9 @@ def test_mixed_records_in_one_folder_are_refused():
         Frontier.from_records([record("a"), record("b", data_fingerprint="other")])
 
 
-def test_two_studies_join_and_equal_names_are_told_apart(demo, tmp_path):
-    other = write_study(tmp_path / "other", study="second", examples=400)
+def test_two_studies_join_and_equal_names_are_told_apart(tmp_path):
+    demo = write_study(tmp_path / "demo", examples=300)
+    other = write_study(tmp_path / "other", study="second", examples=300)
     labels = [point.label for point in Frontier.load(demo, other)]
     assert len(labels) == len(set(labels)) == 20
     assert "int8 rows (second)" in labels

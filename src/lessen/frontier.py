@@ -21,6 +21,7 @@ COSTS = (
     "stored_bytes", "resident_bytes", "params", "macs", "latency_ms_p50", "latency_ms_p95", "latency_ratio",
     "throughput_per_s", "peak_rss_bytes", "peak_rss_growth_bytes", "compress_s", "train_s",
 )  # fmt: skip
+MORE_IS_BETTER = frozenset({"throughput_per_s"})
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,8 @@ class Frontier:
         name = metric or self.primary
         placed = [(point, *place) for point in self.measured if (place := _place(point, cost, name))]
         rivals = [(price, loss) for _, price, loss in placed]
-        if placed:
-            rivals.append((1.0, 0.0))  # the reference, in units of itself
+        if cost == "latency_ratio" or any(cost in point.share for point, _, _ in placed):
+            rivals.append((-1.0 if cost in MORE_IS_BETTER else 1.0, 0.0))  # the reference, in units of itself
         best = [row for row in placed if not any(_beats(rival, row[1:]) for rival in rivals)]
         return tuple(row[0] for row in sorted(best, key=lambda row: (row[1], row[2], row[0].label)))
 
@@ -255,7 +256,7 @@ def _place(point: Point, cost: str, metric: str) -> tuple[float, float] | None:
     price, difference = point.axis(cost), point.difference.get(metric)
     if price is None or difference is None:
         return None
-    return (-price if cost == "throughput_per_s" else price), difference.loss[0]
+    return (-price if cost in MORE_IS_BETTER else price), difference.loss[0]
 
 
 def _beats(one: tuple[float, float], other: tuple[float, ...]) -> bool:

@@ -173,6 +173,26 @@ class TestInBrowser:
         drawn = {label for label, classes in points.items() if "on-front" in classes}
         assert drawn == {point.label for point in frontier.front()}
 
+    def test_every_pair_of_axes_has_the_front_of_python(self, frontier, html, tmp_path):
+        """The page finds the front by itself for each choice of axes: it must be the one that the API gives."""
+        probe = """<pre id="probe"></pre><script>
+        const fronts = {}, choose = (id, value) => {
+          document.getElementById(id).value = value; document.getElementById(id).dispatchEvent(new Event("change")); };
+        const metrics = document.getElementById("metric").options, costs = document.getElementById("cost").options;
+        for (const m of metrics) for (const c of costs) {
+          choose("metric", m.value); choose("cost", c.value);
+          const marks = [...document.querySelectorAll(".on-front")];
+          fronts[`${m.value} ${c.value}`] = marks.map((mark) => mark.dataset.label).sort(); }
+        document.getElementById("probe").textContent = JSON.stringify(fronts);</script></body>"""
+        free = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html).replace("</body>", probe)
+        (tmp_path / "probe.html").write_text(free)
+        text = re.search(r'<pre id="probe">(.*?)</pre>', self.dom(tmp_path / "probe.html", tmp_path), re.S).group(1)
+        fronts = json.loads(text)
+        assert len(fronts) == 2 * 11
+        for axes, labels in fronts.items():
+            metric, cost = axes.split(" ")
+            assert labels == sorted(point.label for point in frontier.front(cost, metric)), axes
+
     def test_hostile_names_do_not_run(self, tmp_path):
         report.write(hostile(tmp_path / "s"))
         text = self.dom(tmp_path / "s" / "frontier.html", tmp_path)

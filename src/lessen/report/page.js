@@ -69,7 +69,7 @@
     const rows = [];
     for (const point of DATA.points) {
       const axis = point.axes[state.cost], change = point.differences[state.metric];
-      if (!axis || !change || axis.x <= 0 || !point.families.some((name) => !state.hidden.has(name))) continue;
+      if (!axis || !change || !point.families.some((name) => !state.hidden.has(name))) continue;
       const sign = change.up ? 1 : -1, ends = [change.low ?? change.value, change.high ?? change.value];
       rows.push({ point, axis, change, x: axis.x, gain: sign * change.value, sign,
         low: Math.min(sign * ends[0], sign * ends[1]), high: Math.max(sign * ends[0], sign * ends[1]) });
@@ -113,8 +113,8 @@
   }
 
   function scales(rows, relative, margin) {
-    const xs = rows.flatMap((row) => [row.x, ...(row.axis.ends || [])]).filter((x) => x > 0).concat(relative ? [1] : []);
-    const log = state.xscale === "log", low = Math.min(...xs), high = Math.max(...xs);
+    const xs = rows.flatMap((row) => [row.x, ...(row.axis.ends || [])]).concat(relative ? [1] : []);
+    const low = Math.min(...xs), high = Math.max(...xs), log = state.xscale === "log" && low > 0;
     const stretch = Math.max(1.06, (high / low) ** 0.06), room = 0.06 * (high - low || high);
     const range = log ? [low / stretch, high * stretch] : [Math.max(0, low - room), high + room];
     const ys = rows.flatMap((row) => [row.low, row.high]).concat([0]).concat(margin ? [-margin, margin] : []);
@@ -122,8 +122,8 @@
     const bottom = squash(Math.min(...ys)), top = squash(Math.max(...ys)), pad = (top - bottom || 1) * 0.08;
     const gains = [spread(bottom - pad), spread(top + pad)];
     return {
-      range, gains,
-      x: mapper(state.xscale, range[0], range[1], BOX.left, WIDTH - BOX.right),
+      range, gains, log,
+      x: mapper(log ? "log" : "linear", range[0], range[1], BOX.left, WIDTH - BOX.right),
       y: mapper(state.yscale, gains[0], gains[1], HEIGHT - BOX.bottom, BOX.top),
     };
   }
@@ -143,7 +143,7 @@
     }
     taken.push([BOX.left, frame.y(0) - 1, right, frame.y(0) + 1]);
     const round = nice(frame.range[0], frame.range[1]);
-    const marks = state.xscale === "log" && round.length > 2 ? round : even(frame.range[0], frame.range[1]);
+    const marks = frame.log && round.length > 2 ? round : even(frame.range[0], frame.range[1]);
     for (const value of spaced(marks, frame.x, 58)) {
       shape(svg, "line", { class: "grid", x1: frame.x(value), x2: frame.x(value), y1: BOX.top, y2: floor });
       const text = state.cost === "latency_ratio" ? `${+value.toPrecision(3)}\u00d7` : relative ? percent(value) : String(+value.toPrecision(3));

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lessen.files import finite
-from lessen.frontier import COSTS, Frontier, Point
+from lessen.frontier import COSTS, MORE_IS_BETTER, Frontier, Point
 from lessen.report import content, words
 from lessen.report.markdown import context
 from lessen.report.plot import picture
@@ -62,7 +62,7 @@ def plot_data(frontier: Frontier) -> dict[str, Any]:
         "primary": frontier.primary,
         "metrics": {name: words.metric_name(name) for name in metrics},
         "costs": {name: words.cost_name(name) for name in shared},
-        "moreIsBetter": [name for name in shared if name == "throughput_per_s"],
+        "moreIsBetter": [name for name in shared if name in MORE_IS_BETTER],
         "gates": [
             {"name": gate.name, "limit": gate.limit, "relative": gate.relative, "text": gate.text}
             for gate in frontier.gates

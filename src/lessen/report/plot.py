@@ -46,7 +46,7 @@ def picture(frontier: Frontier, form: str, cost: str = "stored_bytes") -> bytes:
 
 def draw(figure: Any, frontier: Frontier, cost: str = "stored_bytes") -> None:
     """Draw the plot into an empty matplotlib figure."""
-    placed = [p for p in frontier.measured if p.axis(cost) and frontier.primary in p.difference]
+    placed = [p for p in frontier.measured if p.axis(cost) is not None and frontier.primary in p.difference]
     axes = figure.add_axes((0.088, 0.125, 0.888, 0.685))
     _titles(figure, frontier, cost, placed)
     if not placed:
@@ -86,15 +86,16 @@ def _titles(figure: Any, frontier: Frontier, cost: str, placed: Sequence[Point])
 
 
 def _scales(axes: Any, frontier: Frontier, placed: Sequence[Point], cost: str) -> None:
-    prices = [point.axis(cost) or 1.0 for point in placed] + [1.0]
+    prices = [price for point in placed if (price := point.axis(cost)) is not None] + [1.0]
     low, high = min(prices), max(prices)
-    if high / low > 3:
+    if low > 0 and high / low > 3:
         axes.set_xscale("log")
-    pad = (high / low) ** 0.07 if high / low > 3 else 1.0
-    room = 0.08 * (high - low)
-    axes.set_xlim(low / pad if pad > 1 else low - room, high * max(pad, 1.12) if pad > 1 else high + room)
+        axes.set_xlim(low / (high / low) ** 0.07, high * max((high / low) ** 0.07, 1.12))
+    else:
+        room = 0.08 * (high - low or high)
+        axes.set_xlim(low - room, high + room)
     left, right = axes.get_xlim()
-    ticks = [t for t in _nice(low / 2, high * 2) if left <= t <= right]
+    ticks = [t for t in _nice(max(low, 1e-9) / 2, high * 2) if left <= t <= right]
     if len(ticks) < 3:
         from matplotlib.ticker import MaxNLocator
 

@@ -26,7 +26,7 @@ from lessen.environment import environment, package_version
 from lessen.files import atomic_write, dump_json
 
 RESULT = Path(__file__).parent / "results" / "decoding_batches.json"
-NEW = 96
+NEW = 80
 
 
 class FixedDrafts(Decoder):

@@ -39,13 +39,15 @@ def test_an_exact_copy_takes_few_long_passes():
     assert result.speed_up > 4.5
 
 
-@pytest.mark.parametrize(("changes", "passes"), [(4, 11), (16, 27)])
+@pytest.mark.parametrize(("changes", "passes"), [(4, 12), (16, 26)])
 def test_light_edits(changes, passes):
-    result = replay([*TEXT, 1, 2], edited(changes), CURVE)
-    assert result.passes == passes
-    planned = sum(replay([*TEXT, 1, 2], edited(changes, seed), CURVE).seconds for seed in range(9))
-    fixed = sum(replay([*TEXT, 1, 2], edited(changes, seed), CURVE, fixed_draft=10).seconds for seed in range(9))
-    assert planned < fixed
+    assert replay([*TEXT, 1, 2], edited(changes), CURVE).passes == passes
+
+
+def test_planned_drafts_beat_fixed_ones_on_light_edits():
+    edits = [edited(4, seed) for seed in range(9)]
+    planned = sum(replay([*TEXT, 1, 2], edit, CURVE).seconds for edit in edits)
+    assert planned < 0.95 * sum(replay([*TEXT, 1, 2], edit, CURVE, fixed_draft=10).seconds for edit in edits)
 
 
 def test_text_that_never_repeats_costs_nothing():

@@ -158,9 +158,10 @@ class Copier:
         return self._if_inside(Place(place.source, start, place.matched + steps, resumed))
 
     def _after_substitution(self, place: Place, step: int) -> Place | None:
-        if place.resumed is not None and place.resumed + step < len(_RESUMED_CHANCES):
-            return None  # two substitutions close to each other: look the text up afresh
-        return self._if_inside(Place(place.source, place.start + step + 1, place.matched + step, 0))
+        if place.resumed is not None and place.resumed + step == 0:
+            return None  # two changed tokens side by side: the copy is over
+        agreed = min(_LONG_COPY, place.matched + step)  # what lies before a change says less about what follows it
+        return self._if_inside(Place(place.source, place.start + step + 1, agreed, 0))
 
     @staticmethod
     def _if_inside(place: Place) -> Place | None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lessen import files
 from lessen.checkpoints import coder
-from lessen.checkpoints.blocks import CARRY, Piece, decode_piece
+from lessen.checkpoints.blocks import CARRY, NEAR, Piece, decode_piece
 from lessen.checkpoints.frames import Frame
 from lessen.checkpoints.groups import Place
 from lessen.checkpoints.index import Entry, Index, one_writer, read_index, write_index
@@ -76,7 +76,8 @@ class Chain:
         places = [self._place(k, group, piece) for k in range(len(self.frames))]
         full = [k in wanted for k in range(len(places))]
         for k in range(len(places) - 1, 0, -1):
-            full[k - 1] |= full[k] and bool(places[k][0] & CARRY)
+            flags = places[k][0]
+            full[k - 1] |= bool(flags & CARRY) and (full[k] or not flags & NEAR)
         state: Piece | None = None
         for k, (flags, block) in enumerate(places):
             layout = self.layouts[k]

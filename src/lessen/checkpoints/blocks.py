@@ -74,11 +74,13 @@ def decode_piece(flags: int, blob: bytes, before: Piece | None, form: Form, mome
     if not flags & ROWS:
         return _decode(flags, blob, before, form, moments)
     parts = coder.split(blob)
-    if len(parts) != 2 or before is None or set(form.kinds) - set(before):
+    wanted = set(form.kinds) if moments or not flags & NEAR else {"weight"}
+    if len(parts) != 2 or before is None or wanted - set(before):
         raise ArtifactError("a piece coded by rows lacks what it builds on")
+    before = {role: before[role] for role in form.roles if role in wanted}
     moved = coder.decode_mask(parts[0], form.rows)
     rows = int(np.count_nonzero(moved))
-    rebuilt = _decode(flags, parts[1], _rows(before, form, moved), form.of_rows(rows), True) if rows else {}
+    rebuilt = _decode(flags, parts[1], _rows(before, form, moved), form.of_rows(rows), moments) if rows else {}
     return _merge(before, rebuilt, form, moved)
 
 
@@ -87,7 +89,7 @@ def _rows(piece: Piece, form: Form, moved: NDArray[np.bool_]) -> Piece:
 
 
 def _merge(before: Piece, rebuilt: Piece, form: Form, moved: NDArray[np.bool_]) -> Piece:
-    merged = {role: before[role].copy() for role in form.kinds}
+    merged = {role: words.copy() for role, words in before.items()}
     for role, words in rebuilt.items():
         merged[role].reshape(form.rows, form.columns)[moved] = words.reshape(-1, form.columns)
     return merged
@@ -99,18 +101,18 @@ def _encode(
 ) -> tuple[int, bytes, Piece]:
     if settings is not None:
         triple = _triple(now, form)
-        if all(
-            bool(np.isfinite(values).all())
-            for values in (triple.weight, triple.first, triple.second)
-            if values is not None
-        ):
-            reference = None if before is None else _values(before["weight"], "weight", form)
+        reference = None if before is None else _values(before["weight"], "weight", form)
+        if _finite(triple.weight, triple.first, triple.second, reference):
             blob, rebuilt = near.encode(triple, reference, settings)
             return NEAR, blob, _words(rebuilt, form)
     known = {} if before is None else before
     carry = CARRY if before is not None and not set(form.kinds) - set(before) else 0
     known = known if carry else {}
     return carry, coder.join([_encode_exact(role, now, known, form) for role in form.roles]), now
+
+
+def _finite(*arrays: near.Values | None) -> bool:
+    return all(bool(np.isfinite(values).all()) for values in arrays if values is not None)
 
 
 def _decode(flags: int, blob: bytes, before: Piece | None, form: Form, moments: bool) -> Piece:

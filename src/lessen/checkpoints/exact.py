@@ -120,7 +120,10 @@ def _decode_planes(parts: list[bytes], count: int, kind: str, given: Words | Non
 def _predict(reference: Words, kind: str, scale: float) -> Words:
     if scale == 1.0 or kind != "F32":
         return reference
-    return (reference.view(np.float32) * np.float32(scale)).view(np.uint32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        product = (reference.view(np.float32) * np.float32(scale)).view(np.uint32)
+    special = (product & 0x7F800000) == 0x7F800000  # what NaN times a number is depends on the machine
+    return np.where(special, reference, product)
 
 
 def _flip(words: Words, signed: bool, kind: str) -> Words:

@@ -7,7 +7,8 @@ not the true one costs bytes, or prunes by the wrong moments under ExCP's rules;
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from lessen.checkpoints.images import Array, Image
@@ -17,6 +18,7 @@ SECOND = frozenset({"exp_avg_sq"})
 FLOATS = frozenset({"F32", "BF16", "F16"})
 _PIECE = 1 << 19
 """Elements coded at a time: bounds memory, and the arrays of one step stay in the processor's cache."""
+_BUFFERS = frozenset({"running_mean", "running_var"})
 _COPIES = re.compile(r"(^|[/._-])(best|ema|teacher|average|averaged|swa|shadow)([/._-]|$)", re.IGNORECASE)
 
 Place = tuple[int, int]
@@ -30,24 +32,35 @@ class Group:
     members: dict[str, Place] = field(default_factory=dict)
     near: bool = False
     """The weight may be rebuilt nearly; false for anything the optimiser does not move."""
+    unsure: bool = field(default=False, compare=False)
+    """There are more arrays of this shape than moments: which one the optimiser moves is not known."""
 
 
-def find_groups(images: Sequence[Image], weights_alone: bool = False) -> list[Group]:
+def find_groups(
+    images: Sequence[Image], weights_alone: bool = False, still: Collection[Place] = frozenset()
+) -> list[Group]:
     """Return the groups of a checkpoint, every array in exactly one of them.
 
-    With `weights_alone`, floating-point arrays outside optimiser state count as weights even without moments.
+    Where more arrays than moments have a shape (frozen layers, a second copy of the model), nothing of that shape is
+    `near` until `still`, the arrays that did not move since the step before, tells them apart.
+
+    Args:
+        weights_alone: floating-point arrays outside optimiser state count as weights even without moments.
+        still: arrays that are no weights, whatever their shape.
     """
     moments = _moments(images)
     taken: set[Place] = {place for roles in moments for place in roles.values()}
-    candidates = [place for place in _in_model_order(images) if place not in taken]
+    candidates = [place for place in _in_model_order(images) if place not in taken and place not in still]
+    unsure = _ambiguous(images, moments, candidates)
     groups = []
     for roles in moments:
-        weight = _weight_of(images, roles, candidates)
+        weight, certain = _weight_of(images, roles, candidates)
         if weight is not None:
             candidates.remove(weight)
             taken.add(weight)
             roles = {"weight": weight, **roles}
-        groups.append(Group(roles, near=weight is not None and _narrow(images, roles)))
+        doubtful = not certain and _shape(images, roles) in unsure
+        groups.append(Group(roles, weight is not None and not doubtful and _narrow(images, roles), doubtful))
     if weights_alone:
         groups += [Group({"weight": place}, near=True) for place in candidates]
         taken.update(candidates)
@@ -56,13 +69,31 @@ def find_groups(images: Sequence[Image], weights_alone: bool = False) -> list[Gr
     return groups
 
 
-def _weight_of(images: Sequence[Image], roles: dict[str, Place], candidates: Sequence[Place]) -> Place | None:
-    """Return the weight that moments belong to: of the same name where the optimiser knows names, else the next."""
+def _shape(images: Sequence[Image], roles: dict[str, Place]) -> tuple[int, ...]:
+    return _at(images, next(iter(roles.values()))).shape
+
+
+def _ambiguous(
+    images: Sequence[Image], moments: Sequence[dict[str, Place]], candidates: Sequence[Place]
+) -> set[tuple[int, ...]]:
+    """Return the shapes of which there are more possible weights than parameters with moments."""
+    wanted = Counter(_shape(images, roles) for roles in moments)
+    offered = Counter(_at(images, place).shape for place in candidates)
+    return {shape for shape, count in wanted.items() if offered[shape] > count}
+
+
+def _weight_of(
+    images: Sequence[Image], roles: dict[str, Place], candidates: Sequence[Place]
+) -> tuple[Place | None, bool]:
+    """Return the weight that moments belong to, by name where the optimiser knows names, else the next of the shape.
+
+    The second value says whether it was found by name.
+    """
     moment = _at(images, next(iter(roles.values())))
     fitting = [place for place in candidates if _at(images, place).shape == moment.shape]
     owner = split_name(moment.name)[0].rpartition("/")[2]
     named = [place for place in fitting if _at(images, place).name.rpartition("/")[2] == owner]
-    return next(iter(named or fitting), None)
+    return next(iter(named or fitting), None), bool(named)
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -98,20 +129,21 @@ def _moments(images: Sequence[Image]) -> list[dict[str, Place]]:
 
 
 def _in_model_order(images: Sequence[Image]) -> list[Place]:
-    """Return the places of what may be weights; copies of the model (best, EMA) come last."""
+    """Return the places of what may be weights, without known buffers and copies of the model (best, EMA)."""
     places = [
         (i, j)
         for i, image in enumerate(images)
         for j, array in enumerate(image.arrays)
         if array.kind in FLOATS and not in_optimizer(array.name)
+        if split_name(array.name)[1] not in _BUFFERS and not _COPIES.search(f"{image.path}/{array.name}")
     ]
 
-    def rank(place: Place) -> tuple[bool, int, list[tuple[int, int | str]]]:
+    def rank(place: Place) -> tuple[int, list[tuple[int, int | str]]]:
         image, array = images[place[0]], _at(images, place)
         # safetensors sorts names; torch keeps the order of the model, which offsets reproduce
         sorts = image.container == "safetensors"
         order: list[tuple[int, int | str]] = natural(array.name) if sorts else [(0, place[1])]
-        return bool(_COPIES.search(f"{image.path}/{array.name}")), place[0], order
+        return place[0], order
 
     return sorted(places, key=rank)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import re
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -159,11 +160,13 @@ def load_tree(file: Path, mapped: bool = True) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("Please file")[0].split("Check the documentation")[0]
-        reason = reason[reason.find("WeightsUnpickler error:") :] if "WeightsUnpickler error:" in reason else reason
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        reason = (
+            f"it asks for {wanted.group(1)}" if wanted else str(error).rpartition("WeightsUnpickler error:")[2][:200]
+        )
         raise ArtifactError(
-            f"{file} is refused, because opening it would run code of the file: {reason[:300].strip()} "
-            "Save tensors, numbers, strings, lists and dicts only."
+            f"{file} is refused: to open it would run code of the file ({reason.strip()}); "
+            "save tensors, numbers, strings, lists and dicts only"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ArtifactError(f"{file} is damaged or no torch checkpoint: {str(error)[:200]}") from error

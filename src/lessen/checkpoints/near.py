@@ -40,7 +40,7 @@ Rule = Literal["adaptive", "tensor", "element"]
 _CAP = 2.5
 _SMALL = 4096
 """Arrays below this size are quantised four times finer: they weigh nothing and norms and biases matter."""
-_KEY_LEVELS = 60_001
+_KEY_LEVELS = 32_001
 _TINY = np.float32(1e-36)
 
 
@@ -56,8 +56,8 @@ class NearSettings(BaseModel):
         3.0, gt=0, le=16, description="adaptive: cell width of exp_avg / sqrt(exp_avg_sq), in its rms"
     )
     second_octaves: float = Field(3.0, gt=0, le=8, description="adaptive: cell width of exp_avg_sq, in octaves")
-    key_cells: float = Field(64.0, ge=4, le=4096, description="key frames: cells per rms of a weight")
-    alpha: float | None = Field(None, gt=0, description="ExCP's alpha; None scales it so that r_w is 2.5 medians")
+    key_cells: float = Field(256.0, ge=4, le=4096, description="key frames: cells per rms of a weight")
+    alpha: float | None = Field(None, ge=0, description="ExCP's alpha; None scales it so that r_w is 2.5 medians")
     beta: float = Field(2.0, ge=0, description="ExCP's beta")
     bits: int = Field(4, ge=1, le=8, description="2^bits - 1 levels besides zero")
 
@@ -266,8 +266,8 @@ def _encode_joint(
 def _encode_first(first: Values | None, second: Values | None, settings: NearSettings) -> tuple[bytes, Values | None]:
     if first is None:
         return b"", None
-    root = np.float32(1) if second is None else np.sqrt(np.maximum(second, _TINY))
-    unit = first / root
+    root = np.ones_like(first) if second is None else _root(second)
+    unit = np.divide(first, root, out=np.zeros_like(first), where=root > 0)
     width = settings.first_step * _rms(unit) * _fine(unit)
     codes, book = cells(unit, width, 0.6, _levels(unit, settings))
     return bytes([second is not None]) + encode_codes(codes, book), book[codes] * root
@@ -279,7 +279,13 @@ def _decode_first(blob: bytes, second: Values | None, shape: tuple[int, int]) ->
         return unit
     if second is None:
         raise ArtifactError("a first moment needs the second, which is not there")
-    return unit * np.sqrt(np.maximum(second, _TINY))
+    return unit * _root(second)
+
+
+def _root(second: Values) -> Values:
+    """Return the unit of the first moment: the root of the second, 0 where that never was."""
+    root: Values = np.sqrt(np.where(second > _TINY, second, np.float32(0)))
+    return root
 
 
 # -- second moment: row and column powers of two, and coarse codes -------------------------------------------------

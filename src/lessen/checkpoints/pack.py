@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -21,9 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from lessen import files
 from lessen.checkpoints import blocks
 from lessen.checkpoints.archive import Chain
-from lessen.checkpoints.building import FrameBuilder, row_digests
+from lessen.checkpoints.building import FrameBuilder, read_piece, row_digests
 from lessen.checkpoints.frames import Frame, writing_frame
-from lessen.checkpoints.groups import find_groups
+from lessen.checkpoints.groups import Group, find_groups
 from lessen.checkpoints.images import read_image
 from lessen.checkpoints.index import NAME, Entry, Index, one_writer, read_index, write_index
 from lessen.checkpoints.layout import Layout, require_same_series
@@ -120,7 +120,7 @@ class Packer:
             if entry.step == snapshot.step:
                 with Frame(self.folder / entry.file, entry.digest) as frame:
                     expected: list[str] = frame.footer["sha256"]
-                return [files.sha256(file) for file, _ in snapshot.files] == expected
+                return sorted(files.sha256(file) for file, _ in snapshot.files) == sorted(expected)
         return False
 
     def add(self, snapshot: Snapshot) -> Packed:
@@ -136,11 +136,11 @@ class Packer:
                 f"step {snapshot.step} does not come after step {self.last_step}, the last in {self.folder}; "
                 "if the run went back to an earlier step, prune the later ones first"
             )
-        layout = self._read_layout(snapshot)
+        layout, snapshot = self._read_layout(snapshot)
         name = f"step-{snapshot.step:09d}.frame"
         try:
-            key = self._prepare(layout, snapshot.step)
             stamps = _stamps(snapshot)
+            layout, key = self._prepare(layout, snapshot)
             with writing_frame(self.folder / name) as writer, _opened(snapshot) as handles:
                 tick = partial(self.log.progress, f"packing step {snapshot.step}")
                 near = self.settings.near if self.settings.mode == "near" else None
@@ -154,13 +154,16 @@ class Packer:
             write_index(self.folder, Index(self.index.settings, [*self.index.entries, entry]))
         except BaseException:
             self._forget()
-            (self.folder / name).unlink(missing_ok=True)
+            self.index = read_index(self.folder)  # the failure may have come after the index was replaced
             raise
         self.index.entries.append(entry)
         return Packed(snapshot.step, raw, writer.size, key)
 
-    def _read_layout(self, snapshot: Snapshot) -> Layout:
-        images = tuple(read_image(file, path, snapshot.must_load(path)) for file, path in snapshot.files)
+    def _read_layout(self, snapshot: Snapshot) -> tuple[Layout, Snapshot]:
+        """Return the layout of a checkpoint, and the checkpoint with files that hold arrays first."""
+        read = [(read_image(file, path, snapshot.must_load(path)), (file, path)) for file, path in snapshot.files]
+        read.sort(key=lambda pair: not pair[0].arrays)
+        images = tuple(image for image, _ in read)
         near = self.settings.mode == "near"
         layout = Layout(images, tuple(find_groups(images, near and self.settings.weights_only)))
         if not layout.groups:
@@ -170,24 +173,52 @@ class Packer:
                 f"{snapshot.source} has no optimiser moments beside its weights, which mode near needs; "
                 "pack full checkpoints, choose mode exact, or weights_only to let weights alone lose precision"
             )
-        return layout
+        return layout, replace(snapshot, files=tuple(pair for _, pair in read))
 
-    def _prepare(self, layout: Layout, step: int) -> bool:
+    def _prepare(self, layout: Layout, snapshot: Snapshot) -> tuple[Layout, bool]:
         """Load the step before as reference, if `layout` can build on it; say whether it must be a key frame."""
         if not self.index.entries:
-            return True
+            return layout, True
         chain = self.index.chain(len(self.index.entries) - 1)
+        unsure = any(group.unsure for group in layout.groups) and self.settings.mode == "near"
         with Chain(self.folder, chain) as opened:
             last = opened.layouts[-1]
-            require_same_series(last, chain[-1].step, layout, step)
-            if len(chain) >= self.settings.key_every or last.signature() != layout.signature():
-                self._forget()
-                return True
-            if self._reference is None:
-                reference = self._reference_for(last)
-                reference.load(opened, self.log)
-                reference.digests = _digests_of_source(chain[-1], last, opened.frames[-1].footer["sha256"])
-        return False
+            require_same_series(last, chain[-1].step, layout, snapshot.step)
+            key = len(chain) >= self.settings.key_every or last.signature() != layout.signature()
+            if self._reference is None and (not key or unsure):
+                self._reference_for(last).load(opened, self.log)
+                self._reference_for(last).digests = _digests_of_source(
+                    chain[-1], last, opened.frames[-1].footer["sha256"]
+                )
+        if unsure and last.signature() == layout.signature():
+            layout = self._settle(layout, last, snapshot)
+            key = key or layout.groups != last.groups
+        if key:
+            self._forget()
+        return layout, key
+
+    def _settle(self, layout: Layout, last: Layout, snapshot: Snapshot) -> Layout:
+        """Tell weights from frozen arrays of the same shape by which of them moved since the step before."""
+        shapes = {layout.shape(group) for group in layout.groups if group.unsure}
+        suspects = [g for g, group in enumerate(last.groups) if last.shape(group) in shapes]
+        with _opened(snapshot) as handles:
+            still = {
+                place
+                for g in suspects
+                for role, place in last.groups[g].members.items()
+                if role in ("weight", "other") and not self._has_moved(layout, last, g, role, handles)
+            }
+        return Layout(layout.images, tuple(find_groups(layout.images, still=still)))
+
+    def _has_moved(self, layout: Layout, last: Layout, g: int, role: str, handles: Sequence[BinaryIO]) -> bool:
+        only = Group({role: last.groups[g].members[role]})
+        return any(
+            not np.array_equal(
+                read_piece(layout, only, handles, start, form)[role],
+                self._reference_for(last).read(g, start, form)[role],
+            )
+            for start, form in last.pieces(last.groups[g])
+        )
 
     def _reference_for(self, layout: Layout) -> Reference:
         if self._reference is None:

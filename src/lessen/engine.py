@@ -14,8 +14,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
 from lessen.errors import ConfigError, EnvironmentFault, MissingExtraError, nearest
@@ -23,7 +25,6 @@ from lessen.errors import ConfigError, EnvironmentFault, MissingExtraError, near
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 ENGINES = ("local", "ray")
-WATCH_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -128,34 +129,46 @@ class _Workers:
 
     def __init__(self, count: int) -> None:
         context = get_context("spawn")
-        self._stop = context.Event()
-        self._pool = ProcessPoolExecutor(count, context, start_worker, (os.getpid(), self._stop))
+        # a pipe, not an Event: it also ends with this process, and cannot hang on a worker that was killed
+        ours, self._lifeline = context.Pipe(duplex=False)
+        self._pool = ProcessPoolExecutor(count, context, start_worker, (ours,))
 
     def outcomes(self, function: Callable[[Item], Result], items: dict[int, Item]) -> Iterator[Outcome[Result]]:
-        futures: dict[Future[Result], int] = {self._pool.submit(function, item): at for at, item in items.items()}
+        with _interrupts_held():
+            futures: dict[Future[Result], int] = {self._pool.submit(function, item): at for at, item in items.items()}
         for future in as_completed(futures):
             yield Outcome(futures[future], future.result())
 
     def finish(self) -> None:
         self._pool.shutdown()
+        self._lifeline.close()
 
     def abandon(self) -> None:
         """Let workers leave at once instead of finishing long jobs that nobody waits for."""
-        self._stop.set()
+        self._lifeline.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def start_worker(parent: int, stop: Any) -> None:
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Start processes that do not hear Ctrl-C from their first instruction on: they inherit what is blocked here."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def start_worker(lifeline: Connection[Any, Any]) -> None:
     """Prepare a worker: Ctrl-C is its parent's business, and it ends with its parent even after a kill -9."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_watch, args=(parent, stop), daemon=True).start()
+    threading.Thread(target=_watch, args=(lifeline,), daemon=True).start()
 
 
-def _watch(parent: int, stop: Any) -> None:
-    while not stop.wait(WATCH_SECONDS):
-        if os.getppid() != parent:
-            break
+def _watch(lifeline: Connection[Any, Any]) -> None:
+    with suppress(EOFError, OSError):
+        lifeline.recv_bytes()
     os._exit(1)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lessen.cli.interrupt import interruptible
-from lessen.cli.talk import AsJson, emit, line, say, table
+from lessen.cli.talk import AsJson, emit, line, table
 from lessen.errors import GateFailed, Interrupted
 
 if TYPE_CHECKING:
@@ -98,8 +98,6 @@ def _run(path: Path, out: Path, engine: str, jobs: int | None, *, resume: bool, 
             raise Interrupted(
                 f"stopped; {kept} finished runs are kept; continue with: {again} --out {shlex.quote(str(out))}"
             ) from None
-    for record in result.failed:
-        say(f"failed: recipe {record['recipe']!r}, seed {record['seed']}: {record['error']}")
     if frontier is None or page is None:
         raise GateFailed(f"no recipe could be measured; the reasons are in {out / 'measurements.jsonl'}")
     _finish(frontier, page, as_json)

@@ -55,16 +55,6 @@ class StudyFolder:
         """Write one JSON file, all or nothing."""
         files.atomic_write(path, files.dump_json(value))
 
-    def read_json(self, path: Path) -> dict[str, Any] | None:
-        """Return a JSON object, or None where the file is absent or damaged (it is then made again)."""
-        if not path.is_file():
-            return None
-        try:
-            value = files.parse_json(files.read_checked(path), str(path))
-        except ArtifactError:
-            return None
-        return value if isinstance(value, dict) else None
-
     def write_scores(self, recipe: str, seed: int, scores: np.ndarray) -> None:
         """Keep the test scores of a model, one row an example."""
         files.atomic_write(prediction_path(self.root, recipe, seed), save_arrays({"scores": _contiguous(scores)}))
@@ -81,14 +71,14 @@ class StudyFolder:
 
     def finished(self, recipe: str, recipe_hash: str, seed: int) -> dict[str, Any] | None:
         """Return the record of a (recipe, seed) that needs no more work; failed ones are tried again."""
-        record = self.read_json(self.run_file(recipe, seed))
+        record = read_json(self.run_file(recipe, seed))
         if record is None or record.get("recipe_hash") != recipe_hash or record.get("status") != "ok":
             return None
         return record
 
     def compile(self, runs: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
         """Write `measurements.jsonl` from the finished runs, in the given order, and return the records."""
-        found = [self.read_json(self.run_file(recipe, seed)) for recipe, seed in runs]
+        found = [read_json(self.run_file(recipe, seed)) for recipe, seed in runs]
         records = [record for record in found if record is not None]
         text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
         path = self.root / MEASUREMENTS
@@ -161,6 +151,17 @@ class StudyFolder:
         if not isinstance(value, Mapping):
             raise OutputError(f"{path} is no study; choose another --out or remove {self.root}")
         return value
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON object, or None where the file is absent or damaged (it is then made again)."""
+    if not path.is_file():
+        return None
+    try:
+        value = files.parse_json(files.read_checked(path), str(path))
+    except ArtifactError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -20,14 +20,14 @@ import torch
 from torch import nn
 
 from lessen import artifact, files
-from lessen.errors import LessenError, OutputError
+from lessen.errors import ArtifactError, EnvironmentFault, LessenError, OutputError
 from lessen.latency import pinned_threads
 from lessen.log import SILENT, Log
 from lessen.measure import ledger_records, measure_cost, measure_quality
 from lessen.method import check_finite
 from lessen.recipe import Recipe
 from lessen.records import REFERENCE
-from lessen.study.folder import StudyFolder
+from lessen.study.folder import StudyFolder, read_json
 from lessen.task import Task
 from lessen.tasks import get_task
 
@@ -40,10 +40,10 @@ TaskSource = Task | str
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job gave nothing: one line, the exit status it stands for, and whether the study cannot go on."""
+    """Why a job gave nothing: one line, the name of the error's class, and whether the study cannot go on."""
 
     message: str
-    exit_status: int = 2
+    kind: str = EnvironmentFault.__name__
     fatal: bool = False
 
 
@@ -74,8 +74,27 @@ def _described(description: str) -> Task:
     return get_task(json.loads(description))
 
 
+def known_reference(folder: StudyFolder, seed: int) -> dict[str, Any] | None:
+    """Return the measurement of a reference that an earlier run trained and kept unharmed, or None."""
+    return _known(folder.reference(seed), folder.reference(seed) / "measurement.json")
+
+
+def known_compressed(folder: StudyFolder, recipe: Recipe, seed: int) -> dict[str, Any] | None:
+    """Return what an earlier run found of a recipe that it compressed but did not time any more, or None."""
+    found = _known(folder.artifact(recipe.name, seed), folder.compressed_file(recipe.name, seed))
+    return found if found is not None and found.get("recipe_hash") == recipe.hash else None
+
+
+def _known(place: Path, file: Path) -> dict[str, Any] | None:
+    try:
+        artifact.check_files(place)
+    except ArtifactError:
+        return None  # it is made again
+    return read_json(file)
+
+
 def train_reference(job: Job) -> dict[str, Any] | Failure:
-    """Train, judge and keep the uncompressed model of a seed, unless that is done, and return its measurement."""
+    """Train, judge and keep the uncompressed model of a seed, and return its measurement."""
     return _guarded(_train_reference, job)
 
 
@@ -90,20 +109,16 @@ def _guarded(work: Any, job: Job) -> dict[str, Any] | Failure:
             torch.manual_seed(job.seed)
             return dict(work(job))
     except LessenError as error:
-        return Failure(str(error), error.exit_status, fatal=isinstance(error, OutputError))
+        return Failure(str(error), type(error).__name__, fatal=isinstance(error, OutputError))
     except Exception as error:  # a bug in a method or a task costs its own run, not the study
         folder = StudyFolder(job.root)
         folder.keep_trace(job.recipe.name, job.seed, traceback.format_exc())
-        return Failure(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}", exit_status=3)
+        return Failure(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
 
 
 def _train_reference(job: Job) -> dict[str, Any]:
     folder, task = StudyFolder(job.root), task_of(job.source)
     place = folder.reference(job.seed)
-    known = folder.read_json(place / "measurement.json")
-    if known is not None:
-        artifact.check_files(place)
-        return known
     folder.discard(place)
     start = time.perf_counter()
     model = task.reference(job.seed, LOG.get())
@@ -122,10 +137,6 @@ def _train_reference(job: Job) -> dict[str, Any]:
 def _compress_one(job: Job) -> dict[str, Any]:
     folder, task, name = StudyFolder(job.root), task_of(job.source), job.recipe.name
     place = folder.artifact(name, job.seed)
-    known = folder.read_json(folder.compressed_file(name, job.seed))
-    if known is not None and known.get("recipe_hash") == job.recipe.hash and place.is_dir():
-        artifact.check_files(place)
-        return known
     folder.discard(place)
     reference = artifact.load(folder.reference(job.seed), model=task.build())
     compact, ledger = job.recipe.apply(reference, task, seed=job.seed, log=LOG.get())

@@ -16,17 +16,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from lessen import artifact, files
+from lessen import artifact, errors, files
 from lessen.engine import Engine, InlineEngine, Outcome
 from lessen.environment import environment
-from lessen.errors import EnvironmentFault, InputError, LessenError, MissingExtraError
+from lessen.errors import EnvironmentFault, LessenError, MissingExtraError
 from lessen.latency import Latency
 from lessen.log import SILENT, Log
 from lessen.measure import Measurement, measure_latency, with_latency
 from lessen.memory import Peak, PeakMeter
 from lessen.recipe import Recipe
 from lessen.study.folder import StudyFolder
-from lessen.study.jobs import LOG, Failure, Job, compress_one, description_of, source_of, train_reference
+from lessen.study.jobs import (
+    LOG,
+    Failure,
+    Job,
+    compress_one,
+    description_of,
+    known_compressed,
+    known_reference,
+    source_of,
+    train_reference,
+)
 from lessen.study.schema import Study
 
 Values = dict[str, Any]
@@ -95,20 +105,26 @@ class _Running:
     # -- stages ------------------------------------------------------------------------------------------------------
     def _references(self) -> dict[int, Values]:
         """Train the reference of every seed, or read it back. A study without them has nothing to compare."""
-        jobs = [self._job(Recipe([]), seed) for seed in self.study.seeds]
-        found: dict[int, Values] = {}
-        for seed, value in self._outcomes("reference models", train_reference, jobs):
+        found = {seed: known for seed in self.study.seeds if (known := known_reference(self.folder, seed)) is not None}
+        jobs = [self._job(Recipe([]), seed) for seed in self.study.seeds if seed not in found]
+        for (_, seed), value in self._outcomes("reference models", train_reference, jobs):
             if isinstance(value, Failure):
-                raise _as_error(value, f"the reference of seed {seed[1]}")
-            found[seed[1]] = value
+                raise _as_error(value, f"the reference of seed {seed}")
+            found[seed] = value
         return found
 
     def _compress(
         self, left: list[tuple[Recipe, int]], references: Mapping[int, Values]
     ) -> list[tuple[Recipe, Values]]:
         """Compress and judge in parallel; return what is ready to be timed, in the order of the study."""
-        jobs = [self._job(recipe, seed) for recipe, seed in left]
         ready: dict[tuple[str, int], Values] = {}
+        jobs = []
+        for recipe, seed in left:
+            known = known_compressed(self.folder, recipe, seed)
+            if known is None:
+                jobs.append(self._job(recipe, seed))
+            else:
+                ready[recipe.name, seed] = known
         for key, value in self._outcomes("compress and judge", compress_one, jobs):
             if isinstance(value, Failure):
                 if value.fatal:
@@ -231,7 +247,7 @@ class _Running:
         outcomes: Iterable[Outcome[Any]] = self.engine.outcomes(work, jobs)
         for done, outcome in enumerate(outcomes, 1):
             job = jobs[outcome.index]
-            result = outcome.value if outcome.value is not None else Failure(outcome.error, exit_status=3)
+            result = outcome.value if outcome.value is not None else Failure(outcome.error)
             yield (job.recipe.name, job.seed), result
             self.log.progress(what, done, len(jobs))
 
@@ -271,5 +287,10 @@ def _planned_steps(recipe: Recipe) -> list[Values]:
 
 
 def _as_error(failure: Failure, where: str) -> LessenError:
-    kind = EnvironmentFault if failure.exit_status == EnvironmentFault.exit_status else InputError
-    return kind(f"{where}: {failure.message}")
+    """Return the error that a job met, of its own class and with the place in front."""
+    cls = vars(errors).get(failure.kind, EnvironmentFault)
+    return (
+        EnvironmentFault(f"{where}: {failure.message}")
+        if cls is MissingExtraError
+        else cls(f"{where}: {failure.message}")
+    )

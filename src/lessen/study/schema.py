@@ -73,10 +73,10 @@ class Study:
         raw = _validated(value, where)
         task = get_task(raw.task, f"{where}: task")
         recipes = [Recipe.parse(item, f"{where}: recipe {number}") for number, item in enumerate(raw.recipes, 1)]
-        lines = [raw.budget] if isinstance(raw.budget, str) else raw.budget
-        budget = [gate.text for line in lines for gate in parse_gates(line)]
         margin = _margin(raw.margin, task, where)
+        lines = [raw.budget] if isinstance(raw.budget, str) else raw.budget
         try:
+            budget = [gate.text for line in lines for gate in parse_gates(line)]
             return cls(raw.study, task, recipes, raw.seeds, margin, budget, raw.threads, raw.measure)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error

@@ -1,0 +1,79 @@
+"""Real kills and real Ctrl-C in the middle of `lessen run`; resuming gives the same measurements."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from study_tools import TEXT, settled, temporaries, write
+
+LONG = TEXT.replace("rounds: 8", "rounds: 400")
+
+
+def start(study, out, *more):
+    command = [sys.executable, "-m", "lessen", "run", str(study), "--out", str(out), *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+
+
+def wait_until(process, condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def runs(out):
+    return {path.name: path.read_bytes() for path in (out / "runs").glob("*.json")}
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_kill_in_the_middle_loses_at_most_what_was_in_flight(tmp_path, jobs):
+    study, out = write(tmp_path / "study.yaml", LONG), tmp_path / "out"
+    process = start(study, out, "--jobs", jobs)
+    wait_until(process, lambda: runs(out))
+    process.kill()
+    process.communicate()
+    kept = runs(out)
+    lines = (out / "measurements.jsonl").read_bytes() if (out / "measurements.jsonl").exists() else b""
+    assert 1 <= len(kept) < 4
+    again = start(study, out, "--jobs", "1", "--resume")
+    text = again.communicate()
+    assert again.returncode == 0, text
+    assert {name: raw for name, raw in runs(out).items() if name in kept} == kept
+    assert (out / "measurements.jsonl").read_bytes().startswith(lines)
+    assert temporaries(out) == []
+    assert len(settled(out)) == 4
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
+    study, out = write(tmp_path / "study.yaml", LONG), tmp_path / "a folder"
+    process = start(study, out, "--jobs", "2")
+    wait_until(process, lambda: runs(out) or list((out / "compressed").glob("*.json")))
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
+    text, talk = process.communicate(timeout=60)
+    assert process.returncode == 4
+    assert text == ""
+    assert talk.splitlines()[-1].endswith(f"continue with: lessen run {study} --resume --out '{out}'")
+    assert "Traceback" not in talk
+    assert (out / "study.yaml").exists()
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    code = (
+        "import os, signal, sys, time\nfrom lessen.cli.interrupt import interruptible\n"
+        "with interruptible():\n"
+        "    try:\n        os.kill(os.getpid(), signal.SIGINT); time.sleep(9)\n"
+        "    except KeyboardInterrupt:\n"
+        "        print('first', flush=True)\n        os.kill(os.getpid(), signal.SIGTERM); time.sleep(9); print('late')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=8)
+    assert (done.returncode, done.stdout) == (4, "first\n")

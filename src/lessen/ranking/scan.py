@@ -233,7 +233,7 @@ def _on_ray(files: Sequence[Path], settings: ScanSettings) -> Iterable[ScanState
     remote: Any = ray.remote(scan_file)
     for task in [remote.remote(path.resolve(), number, settings) for number, path in enumerate(files)]:
         try:
-            yield ray.get(task)
+            yield copy.deepcopy(ray.get(task))  # arrays from another process are read-only
         except ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, DataError) else error from error
 

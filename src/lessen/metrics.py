@@ -83,7 +83,8 @@ class LogLoss(MeanMetric):
     def each(self, scores: Array, targets: Array) -> Floats:
         """Return softplus(-z) for positives and softplus(z) for negatives."""
         flat, labels = _binary(scores, targets, need_both=False)
-        return np.logaddexp(0.0, flat) - labels * flat
+        loss: Floats = np.logaddexp(0.0, flat) - labels * flat
+        return loss
 
 
 class Accuracy(MeanMetric):
@@ -105,7 +106,8 @@ class MeanSquaredError(MeanMetric):
     def each(self, scores: Array, targets: Array) -> Floats:
         """Return each example's squared error, averaged over its outputs."""
         error = (scores.astype(np.float64) - targets.astype(np.float64)) ** 2
-        return error.reshape(len(error), -1).mean(axis=1)
+        per_example: Floats = error.reshape(len(error), -1).mean(axis=1)
+        return per_example
 
 
 def _binary(scores: Array, targets: Array, need_both: bool = True) -> tuple[Floats, Floats]:

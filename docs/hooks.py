@@ -54,9 +54,8 @@ def method_section(name, cls) -> list[str]:
     ]  # fmt: skip
     schema = cls.model_json_schema()
     for knob, detail in schema.get("properties", {}).items():
-        lines.append(
-            f"| `{knob}` | {cell(detail.get('default', 'required'))} | {allowed(detail)} | {cell(detail.get('description', ''))} |"
-        )
+        default, meaning = cell(detail.get("default", "required")), cell(detail.get("description", ""))
+        lines.append(f"| `{knob}` | {default} | {allowed(detail)} | {meaning} |")
     return [*lines, "", inspect.getdoc(cls) or "", ""]
 
 
@@ -82,7 +81,7 @@ def error_page() -> str:
     """Every error a user can meet, with its exit status."""
     lines = [
         "# Errors", "",
-        "Every error that you can cause is one line: what, where, how to fix it. The command line returns its status.", "",
+        "Every error that you can cause is one line: what, where, how to fix it.", "",
         "| error | exit status | meaning |", "|---|---|---|",
     ]  # fmt: skip
     for name, cls in vars(errors).items():

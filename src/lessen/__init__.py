@@ -1,9 +1,9 @@
 """lessen makes trained models cost less, and proves what that cost in quality.
 
-    result = lessen.compress(model, task, {"emb-rowwise-quant": {"bits": 4}})
-    print(result)                                   # the whole trade in one table
-    result.save("out/small")
-    small = lessen.load("out/small", model=MyNet())
+result = lessen.compress(model, task, {"emb-rowwise-quant": {"bits": 4}})
+print(result)                                   # the whole trade in one table
+result.save("out/small")
+small = lessen.load("out/small", model=MyNet())
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from lessen.artifact import load, save, verify
-    from lessen.trade import Trade, compare, compress
     from lessen.errors import LessenError
     from lessen.method import Card, Context, Method
     from lessen.metrics import ACCURACY, AUC, LOGLOSS, MSE, Metric
     from lessen.recipe import Recipe
     from lessen.task import Task
     from lessen.tasks import get_task
+    from lessen.trade import Trade, compare, compress
     from lessen.train.fit import FitSettings
 
 _HOMES = {

@@ -94,7 +94,8 @@ class Accuracy(MeanMetric):
 
     def each(self, scores: Array, targets: Array) -> Floats:
         """Return 1 for each example classified right."""
-        return (np.argmax(scores, axis=1) == targets).astype(np.float64)
+        right: Floats = (np.argmax(scores, axis=1) == targets).astype(np.float64)
+        return right
 
 
 class MeanSquaredError(MeanMetric):

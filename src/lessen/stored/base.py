@@ -35,7 +35,7 @@ class StoredModule(nn.Module):
         """Return the dense weight that this module stands for, float32."""
         raise NotImplementedError(f"{type(self).__name__}.dequantise")
 
-    def opaque_macs(self, *inputs: Any) -> int:
+    def opaque_macs(self, *inputs: Any) -> int:  # noqa: ARG002 - a subclass reads their shapes
         """Return multiply-adds of one forward that torch's flop counter cannot see (packed operators)."""
         return 0
 

@@ -98,7 +98,7 @@ class Bench:
 
 
 def truncated(model, layers: int):
-    """A model of the first `layers` layers, sharing the weights."""
+    """A model of the first `layers` layers with the same weights."""
     config = copy.deepcopy(model.config)
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):

@@ -3,8 +3,9 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
-from conftest import FLAT, plain
+from conftest import FLAT, llama, plain
 from lessen.decoding import Decoder, compare
 from lessen.decoding.report import Comparison, DecodeReport
 from lessen.errors import ConfigError
@@ -30,6 +31,15 @@ def test_comparison_with_plain_decoding(model):
     assert found.plain_seconds > 0
     assert found.speed_up == found.plain_seconds / decoder.report.seconds
     assert set(seen) == {0, 1, 2}
+
+
+def test_agreement_is_reported_in_half_precision():
+    decoder = Decoder(llama().to(torch.bfloat16), costs=FLAT)
+    compare(decoder, [[5, 6, 7] * 5, [8, 9], [10, 11, 12, 13] * 3], max_new_tokens=14)
+    found = decoder.report.comparison
+    assert decoder.report.dtype == "bfloat16"
+    assert 0.0 < found.agreement <= 1.0
+    assert (found.agreement == 1.0) == (found.identical == found.prompts)
 
 
 def test_sampling_cannot_be_compared(model):

@@ -69,7 +69,7 @@ def test_bad_tensors_are_refused(decoder):
 def test_recurrent_models_are_refused():
     config = transformers.MambaConfig(vocab_size=40, hidden_size=32, num_hidden_layers=1)
     with pytest.raises(InputError, match="MambaForCausalLM keeps a recurrent cache"):
-        Decoder(transformers.MambaForCausalLM(config), costs=FLAT)
+        Decoder(transformers.MambaForCausalLM(config).eval(), costs=FLAT)
 
 
 def test_a_sliding_window_cache_that_cannot_be_cut_is_refused():
@@ -81,9 +81,14 @@ def test_a_sliding_window_cache_that_cannot_be_cut_is_refused():
 def test_encoder_decoders_and_strangers_are_refused():
     config = transformers.T5Config(vocab_size=40, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
     with pytest.raises(InputError, match="encoder-decoder"):
-        Decoder(transformers.T5ForConditionalGeneration(config), costs=FLAT)
+        Decoder(transformers.T5ForConditionalGeneration(config).eval(), costs=FLAT)
     with pytest.raises(InputError, match="Linear is no Hugging Face language model"):
         Decoder(torch.nn.Linear(2, 2), costs=FLAT)
+
+
+def test_training_mode_is_refused():
+    with pytest.raises(InputError, match=r"call model.eval\(\)"):
+        Decoder(llama().train(), costs=FLAT)
 
 
 def test_nan_weights_are_found_before_decoding_and_nan_logits_while_decoding():

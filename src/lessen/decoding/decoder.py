@@ -54,7 +54,7 @@ class Decoder:
         assistant: a smaller model with the same vocabulary, used where nothing can be copied and while it pays.
         remember: tokens of earlier texts to keep as copy sources; 0 keeps none.
         pack: hold a packed copy of float32 CPU linear weights where a trial shows that products get quicker
-            (`packed_bytes` of extra memory); `close` puts the original layers back.
+            (`packed_bytes` of extra memory); `close` puts the original layers back. Until then weights must not change.
         costs: the cost curve, if known; measured in a few seconds otherwise.
 
     Raises:

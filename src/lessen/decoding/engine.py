@@ -105,6 +105,8 @@ def check_model(model: Any) -> None:
     transformers = hugging_face()
     if not isinstance(model, transformers.PreTrainedModel) or not model.can_generate():
         raise InputError(f"{name} is no Hugging Face language model that can generate")
+    if model.training:
+        raise InputError(f"{name} is in training mode, where dropout makes outputs random; call model.eval() first")
     if model.config.is_encoder_decoder:
         raise InputError(f"{name} is an encoder-decoder; decoding by copying needs a decoder-only model")
     other = sorted(_layer_types(model) - _CUTTABLE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,82 +62,84 @@ def generate(
     if report and temperature > 0:
         raise ConfigError("--report compares outputs token for token; use --temperature 0")
     texts = [*(prompt or ()), *([read_text(file, "--file")] if file is not None else ())]
-    loaded, tokenizer = load_model(model, dtype)
-    helper = load_model(assistant, dtype)[0] if assistant is not None else None
+    if not texts and not chat:
+        raise InputError("--completion needs --prompt or --file")
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
     if temperature > 0:
-        options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    optional = {"repetition_penalty": repetition_penalty, "stop_strings": stop or None, "max_time": max_time}
-    defaults = {"repetition_penalty": 1.0}
-    options |= {name: value for name, value in optional.items() if value not in (None, defaults.get(name))}
+        options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    if repetition_penalty != 1.0:
+        options["repetition_penalty"] = repetition_penalty
+    options |= {name: value for name, value in (("stop_strings", stop), ("max_time", max_time)) if value}
+    show = _Show(stream, report, as_json)
+    loaded, tokenizer = load_model(model, dtype)
+    helper = load_model(assistant, dtype)[0] if assistant is not None else None
     with Decoder(loaded, tokenizer, key_length=key_length, assistant=helper, pack=pack) as decoder:
         if texts:
-            _answer_all(
-                decoder, texts, chat, system, options | ({} if report else {"seed": seed}), stream, report, as_json
-            )
-        elif chat:
-            _converse(decoder, system, options | ({} if report else {"seed": seed}), stream, report, as_json)
+            _answer_all(decoder, _encoded(tokenizer, texts, chat, system), texts, options, show)
         else:
-            raise InputError("--completion needs --prompt or --file")
+            _converse(decoder, system, options, show)
+
+
+@dataclass(frozen=True)
+class _Show:
+    """What to print, and how."""
+
+    stream: bool
+    report: bool
+    as_json: bool
+
+
+def _encoded(tokenizer: Any, texts: list[str], chat: bool, system: str | None) -> list[list[int]]:
+    from lessen.decoding.chat import encode, encode_chat
+
+    if not chat:
+        return [encode(tokenizer, text) for text in texts]
+    head = [{"role": "system", "content": system}] if system else []
+    return [encode_chat(tokenizer, [*head, {"role": "user", "content": text}]) for text in texts]
 
 
 def _answer_all(
-    decoder: Decoder,
-    texts: list[str],
-    chat: bool,
-    system: str | None,
-    options: dict[str, Any],
-    stream: bool,
-    report: bool,
-    as_json: bool,
+    decoder: Decoder, prompts: list[list[int]], texts: list[str], options: dict[str, Any], show: _Show
 ) -> None:
     """Decode all prompts together and print them."""
     from lessen.decoding import compare
-    from lessen.decoding.chat import encode, encode_chat
 
-    head = [{"role": "system", "content": system}] if system else []
-    if chat:
-        prompts = [encode_chat(decoder.tokenizer, [*head, {"role": "user", "content": text}]) for text in texts]
+    live = _Stream(decoder.tokenizer) if show.stream and len(texts) == 1 and not show.as_json else None
+    if show.report:
+        done = compare(decoder, prompts, on_token=live, **options)
     else:
-        prompts = [encode(decoder.tokenizer, text) for text in texts]
-    live = stream and len(texts) == 1 and not as_json
-    show = _Stream(decoder.tokenizer) if live else None
-    if report:
-        done = compare(decoder, prompts, on_token=show, **options)
-    else:
-        done = decoder.complete(prompts, on_token=show, **options)
+        done = decoder.complete(prompts, on_token=live, **options)
     outputs = [_output(decoder, text, each) for text, each in zip(texts, done, strict=True)]
-    if as_json:
+    if show.as_json:
         emit({"outputs": outputs, "report": _report(decoder)})
         return
-    if show is not None:
-        show.end()
-    for number, output in enumerate(outputs):
-        if show is None:
-            line(f"--- {number + 1} of {len(outputs)}" if len(outputs) > 1 else "")
+    if live is not None:
+        live.end()
+    else:
+        for number, output in enumerate(outputs, start=1):
+            if len(outputs) > 1:
+                line(f"--- {number} of {len(outputs)}")
             line(output["text"])
-    if report:
+    if show.report:
         _say_report(decoder)
 
 
-def _converse(
-    decoder: Decoder, system: str | None, options: dict[str, Any], stream: bool, report: bool, as_json: bool
-) -> None:
+def _converse(decoder: Decoder, system: str | None, options: dict[str, Any], show: _Show) -> None:
     """Answer the lines of standard input as one conversation."""
     from lessen.decoding.chat import Chat
 
     talk = Chat(decoder, system)
     for text in _lines():
-        show = _Stream(decoder.tokenizer) if stream and not as_json else None
-        answer, done = talk.ask(text, compared=report, on_token=show, **options)
-        if as_json:
+        live = _Stream(decoder.tokenizer) if show.stream and not show.as_json else None
+        answer, done = talk.ask(text, compared=show.report, on_token=live, **options)
+        if show.as_json:
             emit({"outputs": [_output(decoder, text, done)], "report": _report(decoder)})
             continue
-        if show is None:
-            line(answer)
+        if live is not None:
+            live.end()
         else:
-            show.end()
-        if report:
+            line(answer)
+        if show.report:
             _say_report(decoder)
 
 

@@ -23,6 +23,7 @@ The residual is taken against the reconstruction, so errors never add up along t
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,7 +41,7 @@ Rule = Literal["adaptive", "tensor", "element"]
 _CAP = 2.5
 _SMALL = 4096
 """Arrays below this size are quantised four times finer: they weigh nothing and norms and biases matter."""
-_KEY_LEVELS = 32_001
+_KEY_LEVELS = 32_000
 _TINY = np.float32(1e-36)
 
 
@@ -142,9 +143,28 @@ def encode_codes(codes: Codes, book: Values) -> bytes:
     return coder.join([b"\1", book.astype("<f4").tobytes(), coder.encode_mask(mask), coder.encode(narrow[mask])])
 
 
+def _encode_uniform(x: Values, width: float) -> bytes:
+    """Code multiples of a width, without a codebook: key frames have thousands of levels."""
+    width = max(width, float(np.abs(x).max(initial=0)) / _KEY_LEVELS)
+    level = np.rint(x * np.float32(1 / width)).astype(np.int32)
+    folded = ((level << 1) ^ (level >> 31)).astype(np.uint16)
+    return coder.join([b"\2", struct.pack("<f", width), coder.encode(folded)])
+
+
+def _decode_uniform(parts: list[bytes], count: int) -> Values:
+    if len(parts) != 3 or len(parts[1]) != 4:
+        raise ArtifactError("a key block is malformed")
+    folded = coder.decode(parts[2], count, np.uint16).astype(np.int32)
+    level = (folded >> 1) ^ -(folded & 1)
+    values: Values = level.astype(np.float32) * np.frombuffer(parts[1], "<f4")[0]
+    return values
+
+
 def decode_values(blob: bytes, count: int) -> Values:
     """Return the codebook values of `encode_codes`, [count], without ever building the codes. Raises ArtifactError."""
     parts = coder.split(blob)
+    if parts and parts[0] == b"\2":
+        return _decode_uniform(parts, count)
     if len(parts) not in (3, 4) or len(parts[1]) % 4 or not parts[1]:
         raise ArtifactError("a quantised block is malformed")
     book = np.frombuffer(parts[1], "<f4").astype(np.float32)
@@ -214,8 +234,8 @@ def _encode_weight(
     now: Triple, reference: Values | None, settings: NearSettings
 ) -> tuple[bytes, Values, NDArray[np.bool_] | None]:
     if reference is None:
-        codes, book = cells(now.weight, _rms(now.weight) / settings.key_cells, 0.5, _KEY_LEVELS)
-        return encode_codes(codes, book), book[codes], None
+        blob = _encode_uniform(now.weight, _rms(now.weight) / settings.key_cells)
+        return blob, decode_values(blob, now.weight.size).reshape(now.weight.shape), None
     residual = now.weight - reference
     if settings.rule == "adaptive":
         width = settings.step * _rms(residual) * _fine(residual)

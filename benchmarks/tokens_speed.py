@@ -1,0 +1,159 @@
+"""Does the time of a merged ViT-B/16 follow its multiply-adds on a CPU? Against the published way of merging.
+
+    python benchmarks/tokens_speed.py [--rounds 5] [--batches 1 8]
+
+The tower is Hugging Face's ViT of the published size with random weights: time does not depend on them. The peer is
+the pattern of the published ToMe code (a score matrix with the bias added by hand, even/odd copies, scatter_reduce,
+concatenation), written here for the same blocks. All variants alternate in one process on one thread; what is compared
+is the CPU time of that thread, because the machine may be shared, and the wall time is kept beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lessen.files import atomic_write, dump_json
+from lessen.tokens import Merge, reduce_tokens
+from lessen.tokens.macs import TowerShape, full_macs, tower_macs
+from lessen.tokens.reducers import Nothing
+
+RATES = (8, 13, 16)
+RESULTS = Path(__file__).parent / "results" / "tokens_speed.json"
+
+
+def build() -> nn.Module:
+    from transformers import ViTConfig, ViTModel
+
+    torch.manual_seed(0)
+    return ViTModel(ViTConfig(), add_pooling_layer=False).eval()
+
+
+class PublishedStyle:
+    """A block forward in the published style, to be timed only."""
+
+    def __init__(self, block: nn.Module, removed: int, shared: dict) -> None:
+        self.block, self.removed, self.shared = block, removed, shared
+
+    def __call__(self, x, *_, **__):
+        block, attention = self.block, self.block.attention
+        batch, tokens, width = x.shape
+        normed = block.layernorm_before(x)
+        q, k, v = (p(normed).view(batch, tokens, 12, 64).transpose(1, 2)
+                   for p in (attention.q_proj, attention.k_proj, attention.v_proj))  # fmt: skip
+        scores = q @ k.transpose(-1, -2) * 64**-0.5
+        size = self.shared.get("size")
+        if size is not None and tokens < 197:
+            scores = scores + size.log()[:, None, None, :, 0]
+        else:
+            size = None
+        out = (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, tokens, width)
+        x = x + attention.o_proj(out)
+        removed = min(self.removed, (tokens - 1) // 2)
+        if removed:
+            x, self.shared["size"] = self.merge(x, k.mean(1), size, removed)
+        return x + block.mlp(block.layernorm_after(x))
+
+    @staticmethod
+    def merge(x, metric, size, removed):
+        metric = metric / metric.norm(dim=-1, keepdim=True)
+        scores = metric[:, ::2] @ metric[:, 1::2].transpose(-1, -2)
+        scores[:, 0] = -torch.inf
+        best, where = scores.max(-1)
+        order = best.argsort(-1, descending=True)[..., None]
+        kept = order[:, removed:].sort(1).values
+        source = order[:, :removed]
+        target = where[..., None].gather(1, source)
+
+        def join(values):
+            width = values.shape[-1]
+            even, odd = values[:, ::2], values[:, 1::2]
+            rest = even.gather(1, kept.expand(-1, -1, width))
+            gone = even.gather(1, source.expand(-1, -1, width))
+            return torch.cat([rest, odd.scatter_reduce(1, target.expand(-1, -1, width), gone, "sum")], 1)
+
+        if size is None:
+            size = torch.ones_like(x[..., :1])
+        merged, sizes = join(x * size), join(size)
+        return merged / sizes, sizes
+
+
+def variants(base: nn.Module) -> dict[str, nn.Module]:
+    models = {"reference": base, "patched, nothing merged": copy.deepcopy(base)}
+    reduce_tokens(models["patched, nothing merged"], Nothing(blocks=12))
+    for r in RATES:
+        models[f"lessen r={r}"] = ours = copy.deepcopy(base)
+        reduce_tokens(ours, Merge(removed=(r,) * 12))
+        models[f"published style r={r}"] = theirs = copy.deepcopy(base)
+        shared: dict = {}
+        for block in theirs.layers:
+            block.__dict__["forward"] = PublishedStyle(block, r, shared)
+    return models
+
+
+def measure(models: dict[str, nn.Module], batch: int, rounds: int) -> dict[str, list[list[float]]]:
+    """Return [CPU ms, wall ms] of every round, variants alternating and the order reversed every other round."""
+    images = torch.randn(batch, 3, 224, 224)
+    times: dict[str, list[list[float]]] = {name: [] for name in models}
+    with torch.inference_mode():
+        for number in range(-1, rounds):
+            names = list(models) if number % 2 else list(models)[::-1]
+            for name in names:
+                cpu, wall = time.thread_time(), time.perf_counter()
+                models[name](images)
+                pair = [1e3 * (time.thread_time() - cpu), 1e3 * (time.perf_counter() - wall)]
+                if number >= 0:
+                    times[name].append(pair)
+    return times
+
+
+def ratio_of(shape: TowerShape, name: str) -> float:
+    if "r=" not in name:
+        return 1.0
+    counts = Merge(removed=(int(name.split("r=")[1]),) * 12).counts(197, 1)
+    return full_macs(shape) / tower_macs(shape, counts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    models, shape, rows = variants(build()), TowerShape.vit(768, 12, 196), []
+    outputs = {name: model(torch.ones(1, 3, 224, 224)).last_hidden_state.detach() for name, model in models.items()}
+    for r in RATES:
+        difference = float((outputs[f"lessen r={r}"] - outputs[f"published style r={r}"]).abs().max())
+        print(f"r={r}: largest difference to the published style {difference:.1e}")
+    print(f"{'batch':>5} {'variant':26} {'CPU ms':>9} {'speed-up':>9} {'MAC ratio':>9} {'share':>6}")
+    for batch in arguments.batches:
+        rounds = arguments.rounds * (4 if batch == 1 else 1)
+        times = measure(models, batch, rounds)
+        reference = [cpu for cpu, _ in times["reference"]]
+        for name, samples in times.items():
+            gain = statistics.median(before / cpu for before, (cpu, _) in zip(reference, samples, strict=True))
+            macs = ratio_of(shape, name)
+            middle = statistics.median(cpu for cpu, _ in samples)
+            print(f"{batch:>5} {name:26} {middle:9.1f} {gain:9.3f} {macs:9.3f} {gain / macs:6.3f}", flush=True)
+            rows.append({
+                "batch": batch, "variant": name, "cpu_ms": middle, "speed_up": gain, "mac_ratio": macs,
+                "share_of_mac_ratio": gain / macs, "samples_cpu_wall_ms": samples,
+            })  # fmt: skip
+    result = {
+        "command": " ".join(["python", "benchmarks/tokens_speed.py", *sys.argv[1:]]), "threads": 1,
+        "machine": platform.processor() or platform.machine(), "torch": torch.__version__,
+        "transformers": __import__("transformers").__version__, "rows": rows,
+    }  # fmt: skip
+    atomic_write(RESULTS, dump_json(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,9 @@ from torch import nn
 from lessen.stored.embedding import TableShape
 from lessen.stored.fields import Segment, cover
 from lessen.stored.half_embedding import HalfEmbedding
+from lessen.stored.hashed_embedding import HashedEmbedding
 from lessen.stored.pruned_embedding import PrunedEmbedding
+from lessen.stored.quantized_embedding import QuantizedEmbedding
 
 
 def test_cover_names_every_row_once():
@@ -51,3 +53,22 @@ def test_pruned_table_reads_kept_rows_and_fallbacks():
     assert made(torch.zeros(0, 3, dtype=torch.int32)).shape == (0, 3, 2)
     with pytest.raises(ValueError, match="kept"):
         PrunedEmbedding(TableShape(4, 2), 0)
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize("kind", ["pruned", "hashed"])
+def test_fused_bags_of_inner_tables_equal_pooled_lookups(kind, quantised):
+    shape = TableShape(40, 6, mode="sum")
+    if kind == "pruned":
+        made = PrunedEmbedding.from_dense(shape, torch.randn(9, 6), torch.randint(0, 9, (40,), dtype=torch.int32))
+    else:
+        made = HashedEmbedding(shape, [7], 1, False)
+        made.reset(0.1, torch.Generator().manual_seed(0))
+    if quantised:
+        made.table = QuantizedEmbedding.from_dense(made.table, 8)
+    ids, offsets, weights = torch.randint(0, 40, (11,), dtype=torch.int32), torch.tensor([0, 2, 2, 7]), torch.rand(11)
+    dense = made.lookup(torch.arange(40)).detach()
+    twin = nn.EmbeddingBag(40, 6, mode="sum", _weight=dense)
+    assert torch.allclose(made(ids, offsets), twin(ids, offsets.int()), atol=1e-5)
+    assert torch.allclose(made(ids, offsets, weights), twin(ids, offsets.int(), weights), atol=1e-5)
+    assert torch.allclose(made(ids[:10].view(5, 2)), twin(ids[:10].view(5, 2)), atol=1e-5)

@@ -43,7 +43,7 @@ def test_each_field_spreads_evenly_over_the_memory():
 def test_an_injective_hash_is_a_plain_table():
     table = UnifiedEmbedding(TableShape(40, 4), [], 40, 1)
     table.reset(0.1, torch.Generator().manual_seed(0))
-    table.salts.copy_(torch.tensor([1, 0]))
+    table.salts.copy_(torch.tensor([2**31 // 40 + 1, 0]))  # x -> x * 2^31 / 40 -> x
     ids = torch.randint(0, 40, (9,))
     assert torch.equal(table(ids), table.memory.weight[ids])
     table(ids).sum().backward()

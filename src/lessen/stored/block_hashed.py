@@ -1,6 +1,6 @@
 """Random offset block embedding: every vector is cut from one shared flat array at hashed offsets.
 
-row y of all large fields, chunk c --((a y + b c + s) mod p) mod (m - z + 1)--> start --> memory[start : start + z]
+row y of all large fields, chunk c --(a y + b c + s) mod p, onto m - z + 1--> start --> memory[start : start + z]
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lessen.stored import checks
+from lessen.stored import checks, hashing
 from lessen.stored.base import stored
 from lessen.stored.embedding import TableShape
-from lessen.stored.hashed_embedding import PRIME
 from lessen.stored.partly_exact import PartlyExactEmbedding, Places
 
 
@@ -32,7 +31,7 @@ class BlockHashedEmbedding(PartlyExactEmbedding):
         self.block = checks.whole("block", block, 1, shape.dim)
         if shape.dim % self.block:
             raise ValueError(f"block must divide the width {shape.dim}, found {self.block}")
-        self.size = checks.whole("size", size, self.block, checks.MAX_ELEMENTS)
+        self.size = checks.whole("size", size, self.block, 2**31)
         self.memory = nn.Parameter(torch.zeros(self.size))
         self.register_buffer("constants", torch.zeros(3, dtype=torch.int64))
 
@@ -43,7 +42,7 @@ class BlockHashedEmbedding(PartlyExactEmbedding):
     @torch.no_grad()
     def reset(self, std: float, generator: torch.Generator) -> None:
         """Draw hash constants and values."""
-        drawn = torch.randint(1, PRIME, (3,), generator=generator)
+        drawn = torch.randint(1, hashing.PRIME, (3,), generator=generator)
         self.constants.copy_(drawn)
         self.memory.copy_(torch.randn(self.size, generator=generator) * std)
         self.reset_exact(std, generator)
@@ -52,9 +51,10 @@ class BlockHashedEmbedding(PartlyExactEmbedding):
         """Return where each chunk of each row starts, int64 [*, dim / block]."""
         a, b, s = self.constants
         chunk = torch.arange(self.embedding_dim // self.block, device=compact.device)
-        # each product is reduced before the sum, so that nothing leaves int64
-        mixed = torch.remainder(compact.unsqueeze(-1) * a, PRIME) + torch.remainder(chunk * b, PRIME) + s
-        return torch.remainder(torch.remainder(mixed, PRIME), self.size - self.block + 1)
+        # one constant of its own for each chunk: (b c + s) mod p
+        shift = torch.remainder(chunk * b + s, hashing.PRIME)
+        row = hashing.mixed(hashing.residue(compact).unsqueeze(-1), a, shift)
+        return hashing.into(row, self.size - self.block + 1)
 
     def computed(self, places: Places) -> Tensor:
         """Return the chunks of each row side by side."""

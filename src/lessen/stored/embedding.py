@@ -100,19 +100,39 @@ class StoredEmbedding(StoredModule):
         """Return rows, or bags of rows when the table replaced an `nn.EmbeddingBag`."""
         if self.mode is None:
             return self.lookup(ids)
+        if self.mode == "sum" and self.padding_idx is None:
+            flat, starts, weights = flat_bags(ids, offsets, per_sample_weights)
+            found = self.gathered(flat)
+            if found is not None:
+                return _inner_bags(*found, starts, weights, self.include_last_offset)
         return self._pool(ids, offsets, per_sample_weights)
+
+    def gathered(self, ids: Tensor) -> tuple[nn.Module, Tensor] | None:  # noqa: ARG002
+        """Return (inner table, its row for each flat id) where a lookup is one gather, so that bags can be fused."""
+        return None
+
+    def _without_padding(self, ids: Tensor, rows: Tensor) -> Tensor:
+        """Return rows [*, dim] with zeros where ids [*] are padding."""
+        if self.padding_idx is None:
+            return rows
+        return rows.masked_fill((ids == self.padding_idx).unsqueeze(-1), 0.0)
 
     def _pool(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:
         flat, offsets, weights = flat_bags(ids, offsets, weights)
-        count = flat.numel()
-        # the bag operator pools looked-up rows; padding points at an appended row that it leaves out
-        rows = torch.cat([self.lookup(flat), torch.zeros(1, self.embedding_dim, device=ids.device)])
-        positions = torch.arange(count, dtype=offsets.dtype, device=ids.device)
+        rows = self.lookup(flat)
+        if ids.dim() == 2 and self.mode == "sum" and self.padding_idx is None and not self.include_last_offset:
+            spread = rows if weights is None else rows * weights.unsqueeze(1)
+            return spread.view(*ids.shape, self.embedding_dim).sum(dim=1)
+        positions = torch.arange(flat.numel(), dtype=offsets.dtype, device=ids.device)
+        padding = None
         if self.padding_idx is not None:
-            positions = positions.masked_fill(flat == self.padding_idx, count)
+            # padding points at an appended row that the bag operator leaves out
+            padding = flat.numel()
+            rows = torch.cat([rows, rows.new_zeros(1, self.embedding_dim)])
+            positions = positions.masked_fill(flat == self.padding_idx, padding)
         return functional.embedding_bag(
             positions, rows, offsets, mode=str(self.mode), per_sample_weights=weights,
-            include_last_offset=self.include_last_offset, padding_idx=count,
+            include_last_offset=self.include_last_offset, padding_idx=padding,
         )  # fmt: skip
 
     def dequantise(self) -> Tensor:
@@ -138,7 +158,31 @@ def flat_bags(ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> tu
     return ids, offsets.to(ids.dtype), weights
 
 
+def _inner_bags(table: nn.Module, rows: Tensor, offsets: Tensor, weights: Tensor | None, last: bool) -> Tensor:
+    """Return sums of bags of rows of an inner table, by the operator made for its kind."""
+    offsets = offsets.to(rows.dtype)
+    if isinstance(table, nn.Embedding):
+        return functional.embedding_bag(
+            rows, table.weight, offsets, mode="sum", per_sample_weights=weights, include_last_offset=last
+        )
+    bags: Tensor = table.bags(rows, offsets, weights, last)  # type: ignore[operator]
+    return bags
+
+
+def can_bag(table: nn.Module) -> bool:
+    """Tell whether sums over bags of a table's rows can be left to one operator."""
+    return isinstance(table, nn.Embedding) or (hasattr(table, "bags") and table.mode is None)
+
+
 def inner_table(rows: int, dim: int, weight: Tensor | None = None) -> nn.Embedding:
     """Return a plain `nn.Embedding` holding `weight` [rows, dim], or zeros (pages are not touched)."""
     values = torch.zeros(rows, dim) if weight is None else weight.detach().float().contiguous()
     return nn.Embedding(rows, dim, _weight=values)
+
+
+def gather_bytes(table: Tensor, ids: Tensor) -> Tensor:
+    """Return rows of a uint8 table [rows, width] at flat ids [n]; widths of 2, 4 and 8 move as one number each."""
+    word = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(table.shape[1])
+    if word is None or not table.is_contiguous() or table.storage_offset() % table.shape[1]:
+        return functional.embedding(ids, table)
+    return table.view(word).view(-1).index_select(0, ids).view(torch.uint8).view(len(ids), table.shape[1])

@@ -9,28 +9,27 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lessen.stored import checks
+from lessen.stored import checks, hashing
 from lessen.stored.base import stored
-from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table
+from lessen.stored.embedding import StoredEmbedding, TableShape, can_bag, inner_table
 from lessen.stored.fields import cover
-
-PRIME = 2**31 - 1
-"""Modulus of the Carter-Wegman hash ((a x + b) mod p) mod m: a product of two residues fits int64."""
 
 
 @stored
 class HashedEmbedding(StoredEmbedding):
     """State: `table` (an `nn.Embedding` of the shared rows) and `constants` int64 [blocks, k, 4] (a, b, sign a, b).
 
-    A block is a field, or a run of rows that belongs to none; a block with as many buckets as rows is exact
-    (identity hash), so that small fields and the padding row keep rows of their own. Any int32 or int64 id of the
-    last block's range or beyond is accepted: new ids of the last field work at once.
+    Constants with a = 0 mean the remainder of the id. A block is a field, or a run of rows that belongs to none; a
+    block with as many buckets as rows is exact (identity hash), so that small fields and the padding row keep rows of
+    their own. Any int32 or int64 id of the last block's range or beyond is accepted: new ids of the last field work
+    at once.
     """
 
     kind = "hashed-embedding"
     constants: Tensor
+    table: nn.Module
 
     def __init__(self, shape: TableShape, buckets: list[int], hashes: int, signed: bool) -> None:
         super().__init__(shape)
@@ -56,42 +55,57 @@ class HashedEmbedding(StoredEmbedding):
         `modulo`: the first hash is `id mod buckets`, a balanced partition of dense ids; others are random.
         """
         shape = (len(self.blocks), self.hashes, 4)
-        drawn = torch.randint(0, PRIME, shape, generator=generator)
+        drawn = torch.randint(0, hashing.PRIME, shape, generator=generator)
         drawn[..., 0::2].clamp_(min=1)
         if modulo:
-            drawn[:, 0, :2] = torch.tensor([1, 0])
+            drawn[:, 0, :2] = 0
         if not self.signed:
             drawn[..., 2:] = 0
         exact = torch.tensor([size == block.rows for size, block in zip(self.buckets, self.blocks, strict=True)])
-        drawn[exact] = torch.tensor([1, 0, 0, 0])
+        drawn[exact] = 0
         self.constants.copy_(drawn)
         scale = torch.full((sum(self.buckets), 1), std * math.sqrt(self.hashes))
         for block, is_exact in enumerate(exact.tolist()):
             if is_exact:
                 first = sum(self.buckets[:block])
                 scale[first : first + self.buckets[block]] = std
-        self.table.weight.copy_(torch.randn(self.table.weight.shape, generator=generator) * scale)
+        rows = torch.randn(sum(self.buckets), self.embedding_dim, generator=generator) * scale
+        self.table = inner_table(len(rows), self.embedding_dim, rows)
 
     def rows_of(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the rows of the inner table that each id reads, int64 [*, k], and their signs (or None)."""
         ids = ids.long()
-        own, size, first, block = self._geometry(ids)
-        a, b, c, d = self.constants[block].unbind(-1)
-        # residues below 2^31 keep every product inside int64; remainder also maps negative ids into range
-        residue = torch.remainder(ids - own, PRIME).unsqueeze(-1)
-        mixed = torch.remainder(residue * a + b, PRIME)
-        rows = torch.remainder(mixed, size.unsqueeze(-1)) + first.unsqueeze(-1)
+        own, size, first, constants = self._geometry(ids)
+        a, b, c, d = constants.unbind(-1)
+        remainders, hashes = bool((self.constants[..., 0] == 0).any()), bool((self.constants[..., 0] != 0).any())
+        rows = torch.remainder(own.unsqueeze(-1), size) if remainders else own.unsqueeze(-1)
+        if hashes:
+            x = hashing.residue(own).unsqueeze(-1)
+            hashed = hashing.into(hashing.mixed(x, a, b), size)
+            rows = torch.where(a == 0, rows, hashed) if remainders else hashed
+        rows = rows if len(self.blocks) == 1 else rows + first
         if not self.signed:
             return rows, None
-        odd = torch.remainder(residue * c + d, PRIME) % 2
-        return rows, 1.0 - 2.0 * odd.float()
+        return rows, 1.0 - 2.0 * (hashing.mixed(hashing.residue(own).unsqueeze(-1), c, d) & 1).float()
 
     def _geometry(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return each id's block start, buckets, first bucket and block, int64 [*] each."""
-        starts = torch.tensor([block.start for block in self.blocks], device=ids.device)
+        """Return ids inside their block [*], buckets and first bucket [*, 1], constants [*, k, 4], int64.
+
+        With one block the last three have one row that stands for all ids.
+        """
         sizes = torch.tensor(self.buckets, device=ids.device)
+        if len(self.blocks) == 1:
+            return ids, sizes, torch.zeros_like(sizes), self.constants[0]
+        starts = torch.tensor([block.start for block in self.blocks], device=ids.device)
         block = torch.bucketize(ids, starts[1:], right=True)
-        return starts[block], sizes[block], (sizes.cumsum(0) - sizes)[block], block
+        firsts = sizes.cumsum(0) - sizes
+        return ids - starts[block], sizes[block].unsqueeze(-1), firsts[block].unsqueeze(-1), self.constants[block]
+
+    def gathered(self, ids: Tensor) -> tuple[nn.Module, Tensor] | None:
+        """Return the shared rows and the row of each id, where each id reads one."""
+        if self.hashes > 1 or self.signed or not can_bag(self.table):
+            return None
+        return self.table, self.rows_of(ids)[0].squeeze(-1)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Return the mean of the k rows of each id: [*] to float32 [*, dim]; padding gives zeros."""

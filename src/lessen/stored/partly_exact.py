@@ -61,6 +61,8 @@ class PartlyExactEmbedding(StoredEmbedding):
     def lookup(self, ids: Tensor) -> Tensor:
         """Return the vector of each id: [*] to float32 [*, dim]."""
         ids = ids.long()
+        if len(self.blocks) == 1 and not self.exact_blocks:
+            return self._without_padding(ids, self.computed(Places(torch.zeros_like(ids), ids, ids)))
         exact, computed = (torch.tensor(side, device=ids.device) for side in self._offsets())
         starts = torch.tensor([block.start for block in self.blocks], device=ids.device)
         block = torch.bucketize(ids, starts[1:], right=True)
@@ -70,9 +72,7 @@ class PartlyExactEmbedding(StoredEmbedding):
             offset = exact[block]
             rows = self.exact(torch.where(offset >= 0, offset + own, 0))
             found = torch.where((offset >= 0).unsqueeze(-1), rows, found)
-        if self.padding_idx is None:
-            return found
-        return found.masked_fill((ids == self.padding_idx).unsqueeze(-1), 0.0)
+        return self._without_padding(ids, found)
 
     def extra_config(self) -> dict[str, Any]:
         """Return the blocks with rows of their own."""

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from lessen.stored import checks
 from lessen.stored.base import stored
-from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table
+from lessen.stored.embedding import StoredEmbedding, TableShape, gather_bytes, inner_table
 
 
 @stored
@@ -51,9 +50,9 @@ class ProductQuantizedEmbedding(StoredEmbedding):
         return made
 
     def centroid_rows(self, ids: Tensor) -> Tensor:
-        """Return which centroid each group of each id reads, int64 [n, groups], for flat ids [n]."""
-        packed = functional.embedding(ids, self.codes)
-        base = torch.arange(self.groups, device=ids.device) * self.centroids
+        """Return which centroid each group of each id reads, int32 [n, groups], for flat ids [n]."""
+        packed = gather_bytes(self.codes, ids)
+        base = torch.arange(self.groups, device=ids.device, dtype=torch.int32) * self.centroids
         return unpack_codes(packed, self.bits, self.groups) + base
 
     def lookup(self, ids: Tensor) -> Tensor:
@@ -61,9 +60,7 @@ class ProductQuantizedEmbedding(StoredEmbedding):
         flat = ids.reshape(-1)
         decoded = self.codebook(self.centroid_rows(flat)).reshape(-1, self.groups * self.width)
         rows: Tensor = decoded[:, : self.embedding_dim].reshape(*ids.shape, self.embedding_dim)
-        if self.padding_idx is None:
-            return rows
-        return rows.masked_fill((ids == self.padding_idx).unsqueeze(-1), 0.0)
+        return self._without_padding(ids, rows)
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
@@ -77,8 +74,8 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_codes(packed: Tensor, bits: int, groups: int) -> Tensor:
-    """Return codes int64 [n, groups] of packed bytes."""
+    """Return codes uint8 [n, groups] of packed bytes."""
     if bits == 8:
-        return packed.long()
+        return packed
     pairs = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(1)
-    return pairs[:, :groups].long()
+    return pairs[:, :groups]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lessen.stored import checks
 from lessen.stored.base import stored
-from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table
+from lessen.stored.embedding import StoredEmbedding, TableShape, can_bag, inner_table
 
 
 @stored
@@ -21,6 +21,7 @@ class PrunedEmbedding(StoredEmbedding):
 
     kind = "pruned-embedding"
     position: Tensor
+    table: nn.Module
 
     def __init__(self, shape: TableShape, kept: int) -> None:
         super().__init__(shape)
@@ -36,10 +37,13 @@ class PrunedEmbedding(StoredEmbedding):
     def from_dense(cls, shape: TableShape, weight: Tensor, position: Tensor) -> PrunedEmbedding:
         """Build from the rows to keep, float32 [kept, dim], and the map of ids to them, int32 [rows]."""
         made = cls(shape, len(weight))
-        with torch.no_grad():
-            made.table.weight.copy_(weight)
+        made.table = inner_table(len(weight), shape.dim, weight)
         made.position.copy_(position)
         return made
+
+    def gathered(self, ids: Tensor) -> tuple[nn.Module, Tensor] | None:
+        """Return the inner table and the row of each id."""
+        return (self.table, self.position.index_select(0, ids)) if can_bag(self.table) else None
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Return the kept or fallback row of each id: [*] to float32 [*, dim]."""

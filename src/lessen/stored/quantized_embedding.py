@@ -68,10 +68,13 @@ class QuantizedEmbedding(StoredEmbedding):
         if not self.packed.is_cpu:
             return self._pool(ids, offsets, per_sample_weights)
         flat, offsets, weights = flat_bags(ids, offsets, per_sample_weights)
-        last = self.include_last_offset
-        weights = None if weights is None else weights.float()
-        total = self._trim(rowwise.look_up(self.packed, self.bits, flat, offsets, weights, last))
+        total = self.bags(flat, offsets, weights, self.include_last_offset)
         return total / self._lengths(flat, offsets).clamp_(min=1) if self.mode == "mean" else total
+
+    def bags(self, flat: Tensor, offsets: Tensor, weights: Tensor | None, last: bool) -> Tensor:
+        """Return (weighted) sums of bags [bags, dim]: flat ids [n], offsets of the same integer type."""
+        weights = None if weights is None else weights.float()
+        return self._trim(rowwise.look_up(self.packed, self.bits, flat, offsets, weights, last))
 
     def _lengths(self, flat: Tensor, offsets: Tensor) -> Tensor:
         """Return the number of ids in each bag that are not padding, float32 [bags, 1]."""

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from lessen.stored import checks, rowwise
 from lessen.stored.base import stored
-from lessen.stored.embedding import StoredEmbedding, TableShape
+from lessen.stored.embedding import StoredEmbedding, TableShape, gather_bytes
 from lessen.stored.fields import cover
 
 
@@ -51,13 +50,18 @@ class StepQuantizedEmbedding(StoredEmbedding):
     def lookup(self, ids: Tensor) -> Tensor:
         """Return the row of each id: [*] to float32 [*, dim]."""
         flat = ids.reshape(-1)
-        packed = functional.embedding(flat, self.codes)
+        packed = gather_bytes(self.codes, flat)
         shifts = torch.arange(0, 8, self.bits, dtype=torch.uint8, device=packed.device)
         levels = ((packed.unsqueeze(-1) >> shifts) & (2**self.bits - 1)).flatten(1)[:, : self.embedding_dim]
-        starts = torch.tensor([block.start for block in self.blocks], dtype=flat.dtype, device=flat.device)
-        step = self.steps[torch.bucketize(flat, starts[1:], right=True)].unsqueeze(1)
-        rows: Tensor = (levels.float() - 2 ** (self.bits - 1)) * step
+        rows: Tensor = (levels.float() - 2 ** (self.bits - 1)) * self._steps_of(flat)
         return rows.reshape(*ids.shape, self.embedding_dim)
+
+    def _steps_of(self, flat: Tensor) -> Tensor:
+        """Return the step of each id's field, float32 [n, 1], or [1] where there is one field."""
+        if len(self.blocks) == 1:
+            return self.steps
+        starts = torch.tensor([block.start for block in self.blocks], dtype=flat.dtype, device=flat.device)
+        return self.steps[torch.bucketize(flat, starts[1:], right=True)].unsqueeze(1)
 
 
 def _pack(levels: Tensor, bits: int) -> Tensor:

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lessen.stored import checks
+from lessen.stored import checks, hashing
 from lessen.stored.base import stored
 from lessen.stored.embedding import TableShape, inner_table
-from lessen.stored.hashed_embedding import PRIME
 from lessen.stored.partly_exact import PartlyExactEmbedding, Places
 
 
@@ -22,7 +21,7 @@ from lessen.stored.partly_exact import PartlyExactEmbedding, Places
 class UnifiedEmbedding(PartlyExactEmbedding):
     """State: `memory` (`nn.Embedding` [rows, dim / chunks]), `exact` (rows of small fields) and `salts`.
 
-    `salts` int64 [blocks, chunks, 2] are the constants of ((a x + b) mod p) mod rows, one pair for each field and
+    `salts` int64 [blocks, chunks, 2] are the constants of the hash (see `hashing`), one pair for each field and
     chunk, so that equal raw ids of two fields do not collide systematically.
     """
 
@@ -31,7 +30,7 @@ class UnifiedEmbedding(PartlyExactEmbedding):
 
     def __init__(self, shape: TableShape, exact_blocks: list[int], memory_rows: int, chunks: int) -> None:
         super().__init__(shape, exact_blocks)
-        self.memory_rows = checks.whole("memory_rows", memory_rows, 1)
+        self.memory_rows = checks.whole("memory_rows", memory_rows, 1, 2**31)
         self.chunks = checks.whole("chunks", chunks, 1, 64)
         if shape.dim % self.chunks:
             raise ValueError(f"chunks must divide the width {shape.dim}, found {self.chunks}")
@@ -46,7 +45,7 @@ class UnifiedEmbedding(PartlyExactEmbedding):
     @torch.no_grad()
     def reset(self, std: float, generator: torch.Generator) -> None:
         """Draw salts and rows."""
-        drawn = torch.randint(0, PRIME, self.salts.shape, generator=generator)
+        drawn = torch.randint(0, hashing.PRIME, self.salts.shape, generator=generator)
         drawn[..., 0].clamp_(min=1)
         self.salts.copy_(drawn)
         self.memory.weight.copy_(torch.randn(self.memory.weight.shape, generator=generator) * std)
@@ -54,9 +53,9 @@ class UnifiedEmbedding(PartlyExactEmbedding):
 
     def rows_of(self, block: Tensor, own: Tensor) -> Tensor:
         """Return the memory rows of ids `own` of fields `block`: int64 [*] each to int64 [*, chunks]."""
-        a, b = self.salts[block].unbind(-1)
-        mixed = torch.remainder(torch.remainder(own, PRIME).unsqueeze(-1) * a + b, PRIME)
-        return torch.remainder(mixed, self.memory_rows)
+        salts = self.salts[0] if len(self.blocks) == 1 else self.salts[block]
+        a, b = salts.unbind(-1)
+        return hashing.into(hashing.mixed(hashing.residue(own).unsqueeze(-1), a, b), self.memory_rows)
 
     def computed(self, places: Places) -> Tensor:
         """Return the chunks of each id side by side."""

@@ -122,14 +122,12 @@ def cheapest(options: Sequence[Sequence[Option]], target: float) -> list[Option]
     Up to nine tables every combination is tried; beyond, tables are narrowed one by one from the widest, always where
     the least error is added for a byte saved.
     """
-    if len(options) <= 9:
-        candidates: Iterable[tuple[Option, ...]] = itertools.product(*options)
-    else:
-        candidates = _narrowing(options)
+    candidates: Iterable[Iterable[Option]] = itertools.product(*options) if len(options) <= 9 else _narrowing(options)
 
-    def rank(candidate: tuple[Option, ...]) -> tuple[float, float]:
-        away = abs(sum(option.size for option in candidate) - target) / max(target, 1.0)
-        return (max(0.0, away - TOLERANCE), sum(option.error for option in candidate))
+    def rank(candidate: Iterable[Option]) -> tuple[float, float]:
+        chosen = list(candidate)
+        away = abs(sum(option.size for option in chosen) - target) / max(target, 1.0)
+        return max(0.0, away - TOLERANCE), sum(option.error for option in chosen)
 
     return list(min(candidates, key=rank))
 

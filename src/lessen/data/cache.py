@@ -73,7 +73,9 @@ def _download(source: Source, folder: Path) -> None:
     except subprocess.TimeoutExpired as error:
         raise DataError(f"getting {source.name} took over {FETCH_SECONDS} s; {_by_hand(source)}") from error
     if done.returncode != 0:
-        reason = next((line for line in reversed(done.stderr.splitlines()) if "error" in line.lower()), "no reason given")
+        reason = next(
+            (line for line in reversed(done.stderr.splitlines()) if "error" in line.lower()), "no reason given"
+        )
         raise DataError(f"cannot download {source.requirement} (no network?): {reason[:200]}; {_by_hand(source)}")
 
 

@@ -36,11 +36,24 @@ class IdField:
 
 @dataclass(frozen=True)
 class Layout:
-    """Which columns belong to which field, which table rows to which vocabulary, and the numeric names."""
+    """Which columns belong to which field, which table rows to which vocabulary, and the numeric names.
+
+    Raises:
+        DataError: the fields do not tile the columns from 0 on in their order, or name a segment that is not there.
+    """
 
     fields: tuple[IdField, ...]
     segments: tuple[Segment, ...]
     numeric: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        expected = 0
+        for field in self.fields:
+            if field.start != expected or field.width < 1:
+                raise DataError(f"field {field.name!r} starts at column {field.start}, expected {expected}")
+            if all(segment.name != field.segment for segment in self.segments):
+                raise DataError(f"field {field.name!r} looks up rows of {field.segment!r}, which no segment is called")
+            expected += field.width
 
     @property
     def rows(self) -> int:
@@ -61,6 +74,11 @@ class Layout:
     def pooled(self) -> tuple[IdField, ...]:
         """The fields with several ids an example."""
         return tuple(field for field in self.fields if field.kind != "categorical")
+
+    def segment(self, name: str) -> Segment:
+        """Return the table rows of the field called `name`. Raises DataError."""
+        wanted = self.field(name).segment
+        return next(segment for segment in self.segments if segment.name == wanted)
 
     def field(self, name: str) -> IdField:
         """Return the field called `name`. Raises DataError."""
@@ -106,6 +124,12 @@ class Columns:
             if self.numeric is not None:
                 inputs["numeric"] = self.numeric[pick]
             yield inputs, self.label[pick]
+
+    def occurrences(self) -> Tensor:
+        """Return how often each table row is named, over rows and positions: int64 [table rows], padding counted 0."""
+        counts = torch.bincount(self.ids.flatten(), minlength=self.layout.rows)
+        counts[0] = 0
+        return counts
 
     def select(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Columns:
         """Return the rows picked by a mask or by numbers."""

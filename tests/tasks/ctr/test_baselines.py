@@ -32,10 +32,9 @@ def test_trees_find_the_interaction_that_logistic_regression_cannot() -> None:
         (IdField("a", "categorical", 0, 1, "a"), IdField("b", "categorical", 1, 1, "b")),
         (Segment("a", 1, 3), Segment("b", 4, 3)),
     )
-    columns = Columns(
-        torch.from_numpy((bits + [2, 5]).astype(np.int32)), torch.from_numpy((bits[:, 0] ^ bits[:, 1]).astype(np.float32)),
-        layout,
-    )  # fmt: skip
+    ids = (bits + np.array([2, 5])).astype(np.int32)
+    label = (bits[:, 0] ^ bits[:, 1]).astype(np.float32)
+    columns = Columns(torch.from_numpy(ids), torch.from_numpy(label), layout)
     parts = zip(("train", "validation", "test"), np.split(np.arange(4000), [2000, 3000]), strict=True)
     splits = {name: columns.select(rows) for name, rows in parts}
     label = splits["test"].label.numpy()  # type: ignore[index]

@@ -15,7 +15,7 @@ from lessen.log import SILENT, Log
 from lessen.metrics import AUC, LOGLOSS, bootstrap_weights
 from lessen.task import Split, Task
 from lessen.tasks.ctr.baselines import baseline_scores
-from lessen.tasks.ctr.models import MODELS
+from lessen.tasks.ctr.models import MODELS, ModelName
 
 EVALUATION_BATCH = 4096
 
@@ -26,7 +26,9 @@ class ClickTask(Task):
     metrics = {"auc": AUC, "logloss": LOGLOSS}
     batch_size: int = 1024
 
-    def __init__(self, model: str, layout: Layout, splits: dict[Split, Columns], arguments: dict[str, Any]) -> None:
+    def __init__(
+        self, model: ModelName, layout: Layout, splits: dict[Split, Columns], arguments: dict[str, Any]
+    ) -> None:
         self.model, self.layout, self.splits, self.arguments = model, layout, splits, arguments
 
     def build(self) -> nn.Module:

@@ -14,6 +14,7 @@ from lessen.data.movielens import TEST, TRAIN, VALIDATION, Ratings, encode, load
 from lessen.log import SILENT, Log
 from lessen.task import Split, TaskOptions
 from lessen.tasks.ctr.base import ClickTask
+from lessen.tasks.ctr.models import ModelName
 from lessen.train.fit import FitSettings
 
 PARTS: dict[Split, int] = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
@@ -25,7 +26,7 @@ class MovieLensOptions(TaskOptions):
     split: Literal["warm", "cold"] = Field(
         "warm", description="warm: each user's later ratings are held out; cold: all later ratings, users mostly unseen"
     )
-    model: Literal["dcnv2", "deepfm"] = Field("dcnv2", description="reference model")
+    model: ModelName = Field("dcnv2", description="reference model")
     dim: int = Field(10, ge=1, le=256, description="width of the embedding vectors")
     history: int = Field(20, ge=0, le=200, description="recent liked items given as a behaviour sequence; 0 for none")
 

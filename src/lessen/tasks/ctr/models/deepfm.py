@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from lessen.data.columns import Layout
-from lessen.tasks.ctr.layers import FieldVectors, mlp, pairwise_sum
+from lessen.tasks.ctr.layers import FieldVectors, mlp, pairwise_sum, split_first_order
 
 
 class DeepFM(nn.Module):
-    """logit = bias + sum_i w_i + sum_{i<j} <e_i, e_j> + MLP(e_1 .. e_f).
+    """logit = sum_i w_i + sum_{i<j} <e_i, e_j> + MLP(e_1 .. e_f), whose output layer holds the bias.
 
     The first-order weight of an id is the last column of its table row, so one gather of width d+1 serves both.
     """
@@ -28,12 +27,10 @@ class DeepFM(nn.Module):
     ) -> None:
         super().__init__()
         self.vectors = FieldVectors(layout, dim + 1, std)
-        self.bias = nn.Parameter(torch.zeros(1))
         self.deep = mlp(self.vectors.count * dim, hidden, dropout=dropout, batch_norm=batch_norm)
 
     def forward(self, ids: Tensor, numeric: Tensor | None = None) -> Tensor:
         """Return logits [B] for `ids` [B, columns] int32 and `numeric` [B, n] float32."""
-        rows = self.vectors(ids, numeric)
-        vectors, first = rows[..., :-1], rows[..., -1]
+        vectors, first = split_first_order(self.vectors(ids, numeric))
         deep = self.deep(vectors.flatten(1)).squeeze(1)
-        return self.bias + first.sum(dim=1) + pairwise_sum(vectors) + deep  # type: ignore[no-any-return]
+        return first + pairwise_sum(vectors) + deep  # type: ignore[no-any-return]

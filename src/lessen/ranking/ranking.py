@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import polars as pl
 import torch
 
 from lessen.errors import ConfigError
@@ -17,8 +17,9 @@ from lessen.log import SILENT, Log
 from lessen.ranking.columns import ColumnReport, NoiseFloor, chance_of, noise_floor, report_columns
 from lessen.ranking.pairs import Cross, Pairs, Redundancy, cross_hashes, select_3mr
 from lessen.ranking.profile import profile_rows
+from lessen.ranking.rows import row_keys
 from lessen.ranking.scan import ScanSettings, ScanState, label_edges, scan
-from lessen.ranking.source import find_files
+from lessen.ranking.source import CHUNK_ROWS, find_files
 from lessen.ranking.surrogate import Surrogate
 from lessen.ranking.tally import NO_CLASS
 from lessen.ranking.transforms import Preset, Transformed, rank_transforms
@@ -100,24 +101,36 @@ def rank(paths: Sequence[Path | str], settings: RankSettings | None = None, log:
     """
     settings = settings or RankSettings()
     files = find_files([Path(path) for path in paths])
-    clock = {"start": time.perf_counter()}
+    began = time.perf_counter()
     options = settings.scan
     if settings.label_bins and options.label is not None:
         options = replace(options, label_edges=label_edges(files, options.label, settings.label_bins, options))
     state = scan(files, options, settings.engine, log)
-    clock["read"] = time.perf_counter()
-    chance = chance_of(state, options.seed)
+    return _rank(state, settings, tuple(path.name for path in files), began, log)
+
+
+def rank_frame(frame: pl.DataFrame, settings: RankSettings | None = None, log: Log = SILENT) -> Ranking:
+    """Rank the columns of a table in memory, as `rank` would a file of it. Raises DataError."""
+    settings, began = settings or RankSettings(), time.perf_counter()
+    state = ScanState.empty(settings.scan)
+    for piece in frame.iter_slices(CHUNK_ROWS):
+        state.add(piece, row_keys(0, state.rows, piece.height, settings.scan.seed))
+    state.close()
+    return _rank(state, settings, (), began, log)
+
+
+def _rank(state: ScanState, settings: RankSettings, files: tuple[str, ...], began: float, log: Log) -> Ranking:
+    read = time.perf_counter()
+    chance = chance_of(state, settings.scan.seed)
     floor = noise_floor(state, chance)
     columns = report_columns(state, chance, floor, settings.rare)
-    clock["columns"] = time.perf_counter()
+    scored = time.perf_counter()
     found = _on_sample(state, columns, settings, log)
-    clock["sample"] = time.perf_counter()
-    marks = list(clock)
     counts = state.classes[:NO_CLASS]
     return Ranking(
-        files=tuple(path.name for path in files), rows=state.rows, label=options.label, columns=columns, floor=floor,
+        files=files, rows=state.rows, label=state.label.name, columns=columns, floor=floor,
         classes={name: int(counts[code]) for code, name in enumerate(state.label.names)},
-        seconds={mark: clock[mark] - clock[before] for before, mark in itertools.pairwise(marks)},
+        seconds={"read": read - began, "columns": scored - read, "sample": time.perf_counter() - scored},
         settings=settings, **found,
     )  # fmt: skip
 

@@ -184,6 +184,11 @@ class ScanState:
         np.add.at(counts, mapping, self.classes)
         self.classes, self.label.names = counts, list(names)
 
+    def close(self) -> None:
+        """Sort the classes by name and refuse what cannot be ranked. Raises DataError."""
+        self.recode(sorted(self.label.names))
+        _check(self)
+
 
 def scan_file(path: Path, number: int, settings: ScanSettings, log: Log = SILENT) -> ScanState:
     """Return the state after one pass over one file."""
@@ -213,8 +218,7 @@ def scan(
         log.progress("files", done, len(files))
     if result is None:
         raise DataError("no files were given")
-    result.recode(sorted(result.label.names))
-    _check(result)
+    result.close()
     return result
 
 

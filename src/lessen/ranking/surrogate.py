@@ -78,7 +78,8 @@ class Surrogate:
             p = chance[:, column]
             slope = np.bincount(part, self.target[train][:, column] - p, values)
             result[:, column] = slope / (np.bincount(part, p * (1 - p), values) + _DAMPING)
-        return result
+        # all classes move at once, so each moves by (K - 1) / K of its own step, as in LogitBoost
+        return np.asarray(result * (1.0 - 1.0 / chance.shape[1]))
 
 
 def _softmax(logits: Floats) -> Floats:

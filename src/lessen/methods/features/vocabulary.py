@@ -30,9 +30,9 @@ def rewrite(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
     maps: dict[str, Tensor] = {}
     for path, module in list(changed.named_modules()):
         if isinstance(module, PrunedEmbedding) and module.mode is None:
-            rows = module.table.weight.detach()
+            rows = module.table.get_parameter("weight").detach()
             plain = nn.Embedding(len(rows), rows.shape[1], padding_idx=_padding(module), _weight=rows.clone())
-            maps[path] = module.position.clone()
+            maps[path] = module.position.detach().clone()
             changed = replace(changed, Site((path,), module), plain)
     if not maps:
         raise NothingMatchedError("no pruned table (such as OptFS leaves) is in the model, so there is no map to move")

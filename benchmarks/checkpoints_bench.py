@@ -1,0 +1,403 @@
+"""Checkpoint archives beside torch.save, safetensors + zstd, 7-zip, ZipNN and ExCP's published recipe.
+
+    python benchmarks/checkpoints_bench.py sizes    # language model: bytes per step, seconds, unpacking
+    python benchmarks/checkpoints_bench.py gap      # language model: resume gap beside the noise of the seed
+    python benchmarks/checkpoints_bench.py ctr      # sparse tables: bytes per step with and without touched rows, gap
+    python benchmarks/checkpoints_bench.py memory   # one checkpoint of 1.2 GB: peak memory of packing and unpacking
+
+Trains the runs of checkpoints_runs.py first if they are not in the cache. ZipNN and py7zr are used if installed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import checkpoints_excp_recipe as excp
+import checkpoints_runs as runs
+import numpy as np
+import torch
+
+import lessen
+from lessen.checkpoints import Archive, NearSettings, Packer, PackSettings, find_snapshots
+
+RESULTS = Path(__file__).parent / "results"
+LATE = slice(10, 20)
+MARKS = (13, 19)
+SEEDS, RESUME_STEPS = 3, 40
+
+
+def cpu(call: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    """Return what `call` returns and its CPU seconds."""
+    began = time.process_time()
+    value = call(*arguments)
+    return value, time.process_time() - began
+
+
+def save(name: str, result: dict[str, Any]) -> None:
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    for package in ("zstandard", "constriction", "zipnn", "py7zr", "safetensors"):
+        try:
+            from importlib.metadata import version
+
+            versions[package] = version(package)
+        except ImportError:
+            versions[package] = "absent"
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch thread(s)"
+    document = {"command": "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), "machine": machine}
+    document |= {"versions": versions, "lessen": lessen.__version__, **result}
+    (RESULTS / f"checkpoints_{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+# -- peers -----------------------------------------------------------------------------------------------------
+def safetensors_zstd(path: Path, level: int) -> bytes:
+    import zstandard
+    from safetensors.torch import save as serialise
+
+    state = torch.load(path, weights_only=True)
+    flat = {f"m.{k}": v for k, v in state["model"].items()}
+    for index, values in state["optimizer"]["state"].items():
+        flat |= {f"o.{index}.{k}": v for k, v in values.items()}
+    return zstandard.ZstdCompressor(level=level).compress(serialise(flat))
+
+
+def zipnn_bytes(path: Path) -> int:
+    import zipnn
+
+    return len(zipnn.ZipNN(bytearray_dtype="float32", input_format="byte").compress(bytearray(path.read_bytes())))
+
+
+def seven_zip_bytes(path: Path) -> int:
+    import py7zr
+
+    memory = io.BytesIO()
+    with py7zr.SevenZipFile(memory, "w") as archive:
+        archive.writestr(path.read_bytes(), path.name)
+    return memory.getbuffer().nbytes
+
+
+def peer_sizes(paths: list[Path]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    peers: list[tuple[str, Callable[[Path], int], list[Path]]] = [
+        ("torch.save", lambda path: path.stat().st_size, paths),
+        ("safetensors + zstd -3", lambda path: len(safetensors_zstd(path, 3)), paths[LATE]),
+        ("ZipNN", zipnn_bytes, paths),
+        ("7-zip (LZMA2, default level)", seven_zip_bytes, [paths[14]]),
+    ]
+    for name, call, chosen in peers:
+        try:
+            rows = [cpu(call, path) for path in chosen]
+        except ImportError as error:
+            print(f"{name}: left out ({error})")
+            continue
+        found[name] = {
+            "bytes": [row[0] for row in rows],
+            "cpu_seconds": [row[1] for row in rows],
+            "steps": [p.stem for p in chosen],
+        }
+    return found
+
+
+# -- ours ------------------------------------------------------------------------------------------------------
+def pack_run(paths: list[Path], out: Path, settings: PackSettings) -> dict[str, Any]:
+    rows = []
+    with Packer(out, settings) as packer:
+        for snapshot in find_snapshots(paths):
+            packed, seconds = cpu(packer.add, snapshot)
+            rows.append((packed, seconds))
+    raw = [packed.raw_bytes for packed, _ in rows]
+    result = {
+        "bytes": [packed.bytes for packed, _ in rows],
+        "cpu_seconds": [seconds for _, seconds in rows],
+        "raw_bytes": raw,
+    }
+    archive = Archive(out)
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+        _, seconds = cpu(archive.unpack_all, Path(scratch) / "all")
+        result["unpack_all_mb_per_cpu_second"] = sum(raw) / seconds / 1e6
+        _, seconds = cpu(archive.unpack, archive.steps[-1], Path(scratch) / "one")
+        result["unpack_last_cpu_seconds"] = seconds
+        if settings.mode == "exact":
+            same = [
+                (Path(scratch) / "all" / f"step-{step}" / path.name).read_bytes() == path.read_bytes()
+                for step, path in zip(archive.steps, paths, strict=True)
+            ]
+            result["bit_identical"] = all(same)
+    result["pack_mb_per_cpu_second"] = sum(raw[1:]) / sum(result["cpu_seconds"][1:]) / 1e6
+    return result
+
+
+def late_ratio(raw: list[int], packed: list[int]) -> float:
+    return sum(raw[LATE]) / sum(packed[LATE])
+
+
+def sizes() -> None:
+    paths = runs.ensure("lm")
+    result = {"peers": peer_sizes(paths), "lessen": {}}
+    raw = [path.stat().st_size for path in paths]
+    with tempfile.TemporaryDirectory(dir=runs.cache()) as scratch:
+        for name, settings in SIZE_SETTINGS.items():
+            result["lessen"][name] = pack_run(paths, Path(scratch) / name.replace(" ", "-"), settings)
+    print(f"{'method':44s} {'MB/step, late half':>18s} {'x smaller':>10s} {'pack MB/CPU-s':>14s} {'unpack':>8s}")
+    for name, row in [*result["peers"].items(), *result["lessen"].items()]:
+        late = row["bytes"][LATE] if len(row["bytes"]) == 20 else row["bytes"]
+        mean = statistics.fmean(late)
+        row["late_half_ratio"] = statistics.fmean(raw) / mean
+        speed = statistics.fmean(raw) * len(row["cpu_seconds"]) / max(sum(row["cpu_seconds"]), 1e-9) / 1e6
+        unpack = f"{row['unpack_all_mb_per_cpu_second']:8.0f}" if "unpack_all_mb_per_cpu_second" in row else ""
+        print(f"{name:44s} {mean / 1e6:18.3f} {row['late_half_ratio']:10.2f} {speed:14.0f} {unpack}")
+    exact = sum(result["lessen"]["exact"]["bytes"])
+    for peer in ("ZipNN", "safetensors + zstd -3"):
+        if peer in result["peers"]:
+            ours = result["lessen"]["exact"]["bytes"]
+            theirs = result["peers"][peer]["bytes"]
+            ours = ours if len(theirs) == 20 else ours[LATE]
+            result[f"exact_smaller_than_{peer}"] = 1 - sum(ours) / sum(theirs)
+            print(f"exact is {100 * (1 - sum(ours) / sum(theirs)):.1f} % smaller than {peer}")
+    result["exact_total"] = exact
+    save("sizes", result)
+
+
+SIZE_SETTINGS = {
+    "exact": PackSettings(mode="exact"),
+    "near": PackSettings(),
+    "near, key frame every 10": PackSettings(key_every=10),
+}
+GAP_SETTINGS = {
+    "near": PackSettings(),
+    "near, finer (step 1)": PackSettings(near=NearSettings(step=1.0)),
+    "near, coarser (step 3, moments 6)": PackSettings(near=NearSettings(step=3.0, first_step=6.0, second_octaves=6.0)),
+    "near, ExCP rule tensor, alpha 5e-5": PackSettings(near=NearSettings(rule="tensor", alpha=5e-5)),
+}
+
+
+# -- the published recipe ----------------------------------------------------------------------------------------
+def triples(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    state = torch.load(path, weights_only=True)
+    names = [name for name, _ in runs.LanguageModel().named_parameters()]
+    moments = state["optimizer"]["state"]
+    return {
+        name: (state["model"][name].numpy(), moments[k]["exp_avg"].numpy(), moments[k]["exp_avg_sq"].numpy())
+        for k, name in enumerate(names)
+    }
+
+
+def published(paths: list[Path], marks: tuple[int, ...] = (), rebuilt: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Run the recipe along the series; keep the rebuilt states of `marks` in `rebuilt`."""
+    found = {}
+    for name, scaled in [("ExCP as published", False), ("ExCP, threshold scaled to 2.5 medians", True)]:
+        before = {key: value[0] for key, value in triples(paths[0]).items()}
+        row: dict[str, Any] = {"bytes": [paths[0].stat().st_size], "cpu_seconds": [0.0]}
+        for k, path in enumerate(paths[1:], start=1):
+            now = triples(path)
+            (blob, back), seconds = cpu(excp.compress, now, before, scaled)
+            before = {key: value[0] for key, value in back.items()}
+            row["bytes"].append(len(blob))
+            row["cpu_seconds"].append(seconds)
+            if rebuilt is not None and k in marks:
+                rebuilt[name, k] = back
+        found[name] = row
+    return found
+
+
+# -- resume ------------------------------------------------------------------------------------------------------
+def resume_lm(state: dict[str, Any], seed: int, data: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+    model = runs.LanguageModel()
+    model.load_state_dict(state["model"])
+    optimizer = runs.lm_optimizer(model)
+    optimizer.load_state_dict(state["optimizer"])
+    at_once = runs.lm_validate(model, data[1], 12)
+    losses = [runs.lm_step(model, optimizer, data[0], state["step"] + k, seed) for k in range(RESUME_STEPS)]
+    return {
+        "at_once": at_once,
+        "first_ten": statistics.fmean(losses[:10]),
+        "final": runs.lm_validate(model, data[1], 12),
+    }
+
+
+def put(path: Path, back: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of a checkpoint with weights and moments replaced by rebuilt ones."""
+    state = torch.load(path, weights_only=True)
+    for k, (name, (weight, first, second)) in enumerate(back.items()):
+        state["model"][name] = torch.from_numpy(weight)
+        state["optimizer"]["state"][k]["exp_avg"] = torch.from_numpy(first)
+        state["optimizer"]["state"][k]["exp_avg_sq"] = torch.from_numpy(second)
+    return state
+
+
+def gap() -> None:
+    paths, data = runs.ensure("lm"), runs.text()
+    rebuilt: dict[Any, Any] = {}
+    sizes_of = {name: row["bytes"] for name, row in published(paths, MARKS, rebuilt).items()}
+    ours = GAP_SETTINGS
+    result: dict[str, Any] = {
+        "steps": RESUME_STEPS,
+        "seeds": SEEDS,
+        "marks": [paths[k].stem for k in MARKS],
+        "rows": {},
+    }
+    with tempfile.TemporaryDirectory(dir=runs.cache()) as scratch:
+        for number, (name, settings) in enumerate(ours.items()):
+            with Packer(Path(scratch) / str(number), settings) as packer:
+                sizes_of[name] = [packer.add(snapshot).bytes for snapshot in find_snapshots(paths)]
+        raw = [path.stat().st_size for path in paths]
+        result["bytes"] = sizes_of
+        result["late_half_ratio"] = {name: late_ratio(raw, row) for name, row in sizes_of.items()}
+        print(result["late_half_ratio"], flush=True)
+        for k in MARKS:
+            states = {"original": torch.load(paths[k], weights_only=True)}
+            for number, name in enumerate(ours):
+                folder = Archive(Path(scratch) / str(number)).unpack(
+                    int(paths[k].stem.split("-")[1]), Path(scratch) / f"o{number}-{k}"
+                )
+                states[name] = torch.load(folder / paths[k].name, weights_only=True)
+            states |= {name: put(paths[k], back) for (name, mark), back in rebuilt.items() if mark == k}
+            for name, state in states.items():
+                rows = [resume_lm(state, seed, data) for seed in range(SEEDS)]
+                result["rows"].setdefault(name, {})[paths[k].stem] = rows
+                print(paths[k].stem, name, rows[0], flush=True)
+                save("gap", result)
+    summarise_gap(result)
+    save("gap", result)
+
+
+def summarise_gap(result: dict[str, Any]) -> None:
+    original = result["rows"]["original"]
+    noise = {}
+    for key in ("final", "first_ten"):
+        pairs = [abs(a[key] - b[key]) for rows in original.values() for i, a in enumerate(rows) for b in rows[i + 1 :]]
+        noise[key] = statistics.fmean(pairs)
+    result["noise_between_two_seeds"] = noise
+    print(f"noise between two seeds: final {noise['final']:.4f}, first ten steps {noise['first_ten']:.4f}")
+    result["gaps"] = {}
+    for name, marks in result["rows"].items():
+        row = {
+            key: statistics.fmean(
+                a[key] - b[key] for mark, rows in marks.items() for a, b in zip(rows, original[mark], strict=True)
+            )
+            for key in ("at_once", "first_ten", "final")
+        }
+        result["gaps"][name] = row
+        ratio = result["late_half_ratio"].get(name, 1.0)
+        print(
+            f"{name:44s} {ratio:6.1f}x  at once {row['at_once']:+.4f}  first ten {row['first_ten']:+.4f}  final {row['final']:+.4f}"
+        )
+
+
+# -- sparse tables -------------------------------------------------------------------------------------------------
+def resume_ctr(path: Path, seed: int, data: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+    state = torch.load(path, weights_only=True)
+    model = runs.ClickModel()
+    model.load_state_dict(state["model"])
+    optimizers = runs.ctr_optimizers(model)
+    for name, optimizer in optimizers.items():
+        optimizer.load_state_dict(state[name])
+    losses = [runs.ctr_step(model, optimizers, data[0], state["step"] + k, seed) for k in range(RESUME_STEPS)]
+    return {"first_ten": statistics.fmean(losses[:10]), "final": runs.ctr_validate(model, data[1])}
+
+
+def ctr() -> None:
+    from lessen.checkpoints import blocks
+
+    paths, data = runs.ensure("ctr"), runs.text()
+    raw = [path.stat().st_size for path in paths]
+    result: dict[str, Any] = {"sizes": {}, "gap": {}}
+    is_table = blocks.is_table
+    with tempfile.TemporaryDirectory(dir=runs.cache()) as scratch:
+        for mode in ("exact", "near"):
+            for rows in (True, False):
+                blocks.is_table = is_table if rows else (lambda _: False)
+                name = f"{mode}, {'touched rows only' if rows else 'all rows'}"
+                row = pack_run(paths, Path(scratch) / f"{mode}{rows}", PackSettings(mode=mode))
+                row["late_half_ratio"] = late_ratio(raw, row["bytes"])
+                result["sizes"][name] = row
+                mean = statistics.fmean(row["bytes"][LATE]) / 1e6
+                print(f"{name:28s} {mean:9.3f} MB/step, {row['late_half_ratio']:8.1f} times smaller")
+        blocks.is_table = is_table
+        archive = Archive(Path(scratch) / "nearTrue")
+        for k in MARKS:
+            step = int(paths[k].stem.split("-")[1])
+            back = archive.unpack(step, Path(scratch) / f"o{k}") / paths[k].name
+            result["gap"][step] = {
+                "original": [resume_ctr(paths[k], seed, data) for seed in range(SEEDS)],
+                "near": [resume_ctr(back, seed, data) for seed in range(SEEDS)],
+            }
+    gaps = [
+        a["final"] - b["final"]
+        for rows in result["gap"].values()
+        for a, b in zip(rows["near"], rows["original"], strict=True)
+    ]
+    pairs = [
+        abs(a["final"] - b["final"])
+        for rows in result["gap"].values()
+        for i, a in enumerate(rows["original"])
+        for b in rows["original"][i + 1 :]
+    ]
+    result |= {"final_gap": statistics.fmean(gaps), "noise_between_two_seeds": statistics.fmean(pairs)}
+    print(f"final gap {result['final_gap']:+.5f}, noise between two seeds {result['noise_between_two_seeds']:.5f}")
+    try:
+        theirs = [zipnn_bytes(path) for path in paths[LATE]]
+        result["zipnn_bytes"] = theirs
+        print(f"ZipNN {statistics.fmean(theirs) / 1e6:.3f} MB/step")
+    except ImportError:
+        print("ZipNN: left out (not installed)")
+    save("ctr", result)
+
+
+# -- memory ------------------------------------------------------------------------------------------------------
+CHILD = """
+import sys, resource
+from lessen.checkpoints import Archive, PackSettings, find_snapshots, pack
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if sys.argv[1] == "pack":
+    pack(find_snapshots([__import__("pathlib").Path(sys.argv[2])]), sys.argv[3], PackSettings(mode=sys.argv[4]))
+else:
+    archive = Archive(sys.argv[3])
+    archive.unpack(archive.steps[-1], sys.argv[2])
+print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def memory() -> None:
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(dir=runs.cache()) as scratch:
+        source = Path(scratch) / "run"
+        source.mkdir()
+        weight = torch.randn(100_000, 1000)
+        for step in (1, 2):
+            state = {0: {"exp_avg": torch.randn_like(weight) * 1e-3, "exp_avg_sq": torch.rand_like(weight) * 1e-6}}
+            torch.save(
+                {"step": step, "model": {"w": weight}, "optimizer": {"state": state}}, source / f"step-{step}.pt"
+            )
+            weight += 1e-3 * torch.randn_like(weight)
+        size = (source / "step-1.pt").stat().st_size
+        for mode in ("near", "exact"):
+            for verb in ("pack", "unpack"):
+                place = source if verb == "pack" else Path(scratch) / f"out-{mode}"
+                command = [sys.executable, "-c", CHILD, verb, str(place), str(Path(scratch) / mode), mode]
+                said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+                before, peak = (int(number) / 1000 for number in said)
+                result[f"{mode} {verb}"] = {"checkpoint_mb": size / 1e6, "import_mb": before, "peak_mb": peak}
+                print(f"{mode} {verb}: checkpoint {size / 1e6:.0f} MB, imports {before:.0f} MB, peak {peak:.0f} MB")
+            shutil.rmtree(Path(scratch) / f"out-{mode}")
+    result["parent_peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    save("memory", result)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    wanted = sys.argv[1:] or ["sizes", "gap", "ctr", "memory"]
+    for part in wanted:
+        {"sizes": sizes, "gap": gap, "ctr": ctr, "memory": memory}[part]()

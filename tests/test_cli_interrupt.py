@@ -35,7 +35,7 @@ def runs(out):
     return {path.name: path.read_bytes() for path in (out / "runs").glob("*.json")}
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_kill_in_the_middle_loses_at_most_what_was_in_flight(tmp_path, jobs):
     study, out = write(tmp_path / "study.yaml", LONG), tmp_path / "out"
     process = start(study, out, "--jobs", jobs)
@@ -73,7 +73,7 @@ def test_a_second_ctrl_c_ends_at_once():
         "with interruptible():\n"
         "    try:\n        os.kill(os.getpid(), signal.SIGINT); time.sleep(9)\n"
         "    except KeyboardInterrupt:\n"
-        "        print('first', flush=True)\n        os.kill(os.getpid(), signal.SIGTERM); time.sleep(9); print('late')\n"
+        "        print('first', flush=True); os.kill(os.getpid(), signal.SIGTERM); time.sleep(9); print('late')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=8)
     assert (done.returncode, done.stdout) == (4, "first\n")

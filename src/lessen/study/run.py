@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ class _Running:
     def __init__(self, study: Study, folder: StudyFolder, engine: Engine, log: Log) -> None:
         self.study, self.folder, self.engine, self.log = study, folder, engine, log
         self.task = study.task
+        self._peaks: dict[int, Values] = {}
         self.order = [(recipe.name, seed) for recipe, seed in study.runs()]
 
     def run(self) -> StudyResult:
@@ -150,8 +152,8 @@ class _Running:
     def _measure(self, recipe: Recipe, value: Values, reference: Values, meter: PeakMeter | None) -> None:
         seed, place = value["seed"], self.folder.artifact(recipe.name, value["seed"])
         # peak memory first: it waits until the child process is up and idle, so that timing has the machine to itself
-        before = _with_peak(reference["cost"], meter, self.folder.reference(seed))
-        after = _with_peak(value["cost"], meter, place)
+        before = {**reference["cost"], **self._reference_peak(seed, meter)}
+        after = {**value["cost"], **_peak(meter, place)}
         base = self._load_reference(seed)
         latency = self._latency(base, artifact.load(place, model=base))
         cost, reference_cost = with_latency(after, latency), _reference_cost(before, latency)
@@ -161,6 +163,11 @@ class _Running:
         files.atomic_write(self.folder.run_file(recipe.name, seed), text)
         self.folder.compressed_file(recipe.name, seed).unlink(missing_ok=True)
         self.folder.compile(self.order)
+
+    def _reference_peak(self, seed: int, meter: PeakMeter | None) -> Values:
+        if seed not in self._peaks:
+            self._peaks[seed] = _peak(meter, self.folder.reference(seed))
+        return self._peaks[seed]
 
     def _write_failure(self, key: tuple[str, int], failure: Failure, reference: Values) -> None:
         recipe = next(recipe for recipe in self.study.recipes if recipe.name == key[0])
@@ -177,15 +184,14 @@ class _Running:
             study=self.study.name, task=self.task.describe(), recipe=recipe.name, recipe_hash=recipe.hash, seed=seed,
             steps=value["steps"], quality=value["quality"], quality_ci=value["quality_ci"], cost=cost,
             reference={key: reference[key] for key in ("quality", "quality_ci", "cost")},
-            data_fingerprint=self._fingerprint(), env=environment(self.study.measure.threads),
+            data_fingerprint=self._fingerprint, env=environment(self.study.measure.threads),
             status="failed" if error else "ok", error=error,
         )  # fmt: skip
         return {**measurement.record(), "lower_is_better": lower}
 
+    @cached_property
     def _fingerprint(self) -> str:
-        if not hasattr(self, "_known_fingerprint"):
-            self._known_fingerprint = self.task.fingerprint()
-        return self._known_fingerprint
+        return self.task.fingerprint()
 
     def _latency(self, reference: nn.Module, compact: nn.Module) -> Latency:
         options = self.study.measure
@@ -259,11 +265,11 @@ class _Running:
             yield meter
 
 
-def _with_peak(cost: Values, meter: PeakMeter | None, place: Path) -> Values:
-    peak: Peak | None = meter.measure(place) if meter is not None else None
-    if peak is None:
-        return cost
-    return {**cost, "peak_rss_bytes": peak.peak_rss_bytes, "peak_rss_growth_bytes": peak.growth_bytes}
+def _peak(meter: PeakMeter | None, place: Path) -> Values:
+    found: Peak | None = meter.measure(place) if meter is not None else None
+    return (
+        {} if found is None else {"peak_rss_bytes": found.peak_rss_bytes, "peak_rss_growth_bytes": found.growth_bytes}
+    )
 
 
 def _reference_cost(cost: Values, latency: Latency) -> Values:

@@ -152,3 +152,18 @@ def test_splitting_over_threads_changes_nothing(bits, last, monkeypatch):
         torch.set_num_threads(1)
     assert torch.equal(one, two)
     assert empty.shape == (0, 8)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_fbgemm_rows_carry_fp16_parameters_first(bits):
+    weight = table(50, 16)
+    packed = rowwise.pack(weight, bits)
+    rows = rowwise.fbgemm_rows(packed, bits)
+    assert rows.shape == (50, 16 * bits // 8 + 4)
+    parameters = rows[:, :4].contiguous().view(torch.float16).float()
+    scale, bias = rowwise.scales(packed, bits)
+    assert torch.equal(parameters[:, :1], scale.half().float())
+    assert torch.equal(parameters[:, 1:], bias.half().float())
+    assert torch.equal(rows[:, 4:], packed[:, : 16 * bits // 8])
+    with pytest.raises(ValueError, match="65504"):
+        rowwise.fbgemm_rows(rowwise.pack(weight * 1e6, 8), 8)

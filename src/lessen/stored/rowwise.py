@@ -89,6 +89,19 @@ def unpack(packed: Tensor, dim: int, bits: int) -> Tensor:
     return rows
 
 
+def fbgemm_rows(packed: Tensor, bits: int) -> Tensor:
+    """Return packed rows in FBGEMM's layout: fp16 scale and bias FIRST, then the codes, uint8 [N, 4 + codes].
+
+    Parameters of 8 bit rows are rounded from fp32 to fp16. Raises ValueError when one overflows fp16.
+    """
+    scale, bias = scales(packed, bits)
+    parameters = torch.cat([scale, bias], dim=1).half()
+    if not bool(torch.isfinite(parameters).all()):
+        raise ValueError("row scales or biases beyond 65504 do not fit FBGEMM's fp16 parameters")
+    tail = 8 if bits == 8 else 4
+    return torch.cat([parameters.view(torch.uint8), packed[:, : packed.shape[1] - tail]], dim=1)
+
+
 def look_up(
     packed: Tensor, bits: int, ids: Tensor, offsets: Tensor, weights: Tensor | None = None, last: bool = False
 ) -> Tensor:

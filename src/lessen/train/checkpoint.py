@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,18 @@ Groups = dict[str, dict[str, Tensor]]
 def save_checkpoint(
     path: Path,
     groups: Groups,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     progress: Mapping[str, Any],
     identity: Mapping[str, Any],
 ) -> None:
-    """Write named groups of tensors, the optimiser's state and JSON scalars to `path` in one atomic step.
+    """Write named groups of tensors, the optimisers' state and JSON scalars to `path` in one atomic step.
 
     Raises:
         OutputError: the place cannot be written.
     """
     state = {
-        f"{index}.{name}": torch.as_tensor(value)
+        f"{number}.{index}.{name}": torch.as_tensor(value)
+        for number, optimizer in enumerate(optimizers)
         for index, values in optimizer.state_dict()["state"].items()
         for name, value in values.items()
         if value is not None
@@ -47,9 +48,9 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, optimizer: torch.optim.Optimizer, model: Mapping[str, Tensor], identity: Mapping[str, Any]
+    path: Path, optimizers: Sequence[torch.optim.Optimizer], model: Mapping[str, Tensor], identity: Mapping[str, Any]
 ) -> tuple[Groups, dict[str, Any]]:
-    """Read what `save_checkpoint` wrote, fill `optimizer`, and return the other groups and the scalars.
+    """Read what `save_checkpoint` wrote, fill `optimizers`, and return the other groups and the scalars.
 
     Args:
         model: the tensors of the model that will continue; names and shapes must agree with the file.
@@ -70,7 +71,10 @@ def load_checkpoint(
             raise ArtifactError(f"checkpoint {path} holds the unknown tensor {key[:80]!r}")
         groups[group][name] = tensor
     _check_shapes(path, model, groups["model"])
-    _fill(optimizer, groups.pop("optimizer"))
+    state = groups.pop("optimizer")
+    for number, optimizer in enumerate(optimizers):
+        prefix = f"{number}."
+        _fill(optimizer, {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)})
     return groups, dict(header["progress"])
 
 

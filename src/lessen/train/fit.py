@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,14 @@ from torch import Tensor, nn
 from lessen.errors import NonFiniteError, TaskError
 from lessen.log import SILENT, Log
 from lessen.train.checkpoint import load_checkpoint, save_checkpoint
-from lessen.train.optimizers import TableDecay, build_optimizer, learning_rate, set_learning_rate
+from lessen.train.optimizers import (
+    TableDecay,
+    build_optimizers,
+    clip_norm,
+    learning_rate,
+    set_learning_rate,
+    trainable_tables,
+)
 
 MINIMUM_GAIN = 1e-6
 """A validation score must rise by more than this to count as an improvement (the rule of FuxiCTR and BARS)."""
@@ -35,6 +43,9 @@ class FitSettings:
     weight_decay: float = 0.0
     table_l2: float = 0.0
     """lambda/2 * ||V||^2 summed over whole embedding tables, added to the mean loss (as FuxiCTR does)."""
+    table_updates: Literal["dense", "lazy-adam", "rowwise-adagrad"] = "dense"
+    """How `nn.Embedding` and `nn.EmbeddingBag` move. The last two cost what a batch touches, not what a table holds;
+    `table_l2` then reaches only the rows of the batch."""
     clip_norm: float | None = 10.0
     patience: int = 2
     """Stop after this many epochs without improvement."""
@@ -61,6 +72,9 @@ class Hook:
 
     def epoch_end(self, model: nn.Module, epoch: int, score: float) -> None:
         """Run after validation; `epoch` counts from 1."""
+
+    def finish(self, model: nn.Module) -> None:
+        """Run once when training ends, also when it fails: the place to take off what `start` put on."""
 
 
 @dataclass
@@ -101,7 +115,7 @@ def fit(
         NonFiniteError: the loss or the validation score became NaN or infinite.
         ArtifactError: the checkpoint is damaged or belongs to another training.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _prepared(model, settings, hooks):
         torch.manual_seed(seed)
         for hook in hooks:
             hook.start(model)
@@ -118,6 +132,22 @@ def fit(
     return run.finish()
 
 
+@contextmanager
+def _prepared(model: nn.Module, settings: FitSettings, hooks: Sequence[Hook]) -> Iterator[None]:
+    """Let tables give sparse gradients where the settings ask for it; undo that and the hooks at the end."""
+    tables = [] if settings.table_updates == "dense" else trainable_tables(model)
+    before = [table.sparse for table in tables]
+    try:
+        for table in tables:
+            table.sparse = True
+        yield
+    finally:
+        for table, sparse in zip(tables, before, strict=True):
+            table.sparse = sparse
+        for hook in hooks:
+            hook.finish(model)
+
+
 class _Run:
     """The state of one training: what a checkpoint holds."""
 
@@ -126,7 +156,7 @@ class _Run:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
             raise TaskError("the model has no trainable parameter; unfreeze one or skip training")
-        self.optimizer = build_optimizer(self.parameters, settings)
+        self.optimizers = build_optimizers(model, settings)
         self.decay = TableDecay(model, settings.table_l2)
         self.best: dict[str, Tensor] = {}
         self.best_score, self.best_epoch = -math.inf, 0
@@ -158,15 +188,16 @@ class _Run:
                 "look for NaN in the data or lower the learning rate"
             )
         penalties = [term for hook in self.hooks if (term := hook.penalty(self.model)) is not None]
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         sum(penalties, loss).backward()  # type: ignore[no-untyped-call]
         self.decay.add_gradient()
         self.step += 1
         for hook in self.hooks:
             hook.before_step(self.model, self.step)
         if self.settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
-        self.optimizer.step()
+            clip_norm(self.parameters, self.settings.clip_norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
         for hook in self.hooks:
             hook.after_step(self.model, self.step)
         return value
@@ -176,14 +207,14 @@ class _Run:
         self.epoch += 1
         if not math.isfinite(score):
             raise NonFiniteError(f"the validation score became {score} in epoch {self.epoch}; lower the learning rate")
-        rate = learning_rate(self.optimizer)
+        rate = learning_rate(self.optimizers)
         if score > self.best_score + MINIMUM_GAIN:
             self.best_score, self.best_epoch, self.misses = score, self.epoch, 0
             self.best = _tensors(self.model)
         else:
             self.misses += 1
             lower = max(rate * self.settings.plateau_factor, self.settings.minimum_learning_rate)
-            set_learning_rate(self.optimizer, min(rate, lower))
+            set_learning_rate(self.optimizers, min(rate, lower))
         for hook in self.hooks:
             hook.epoch_end(self.model, self.epoch, score)
         seconds = time.perf_counter() - began
@@ -209,17 +240,17 @@ class _Run:
         progress = {
             "epoch": self.epoch, "step": self.step, "misses": self.misses, "seconds": self.seconds,
             "best_score": self.best_score, "best_epoch": self.best_epoch, "history": self.history,
-            "learning_rate": learning_rate(self.optimizer),
+            "learning_rate": learning_rate(self.optimizers),
         }  # fmt: skip
-        save_checkpoint(path, groups, self.optimizer, progress, self._identity())
+        save_checkpoint(path, groups, self.optimizers, progress, self._identity())
 
     def restore(self, path: Path) -> None:
         """Continue where `save` stopped."""
-        groups, progress = load_checkpoint(path, self.optimizer, _tensors(self.model), self._identity())
+        groups, progress = load_checkpoint(path, self.optimizers, _tensors(self.model), self._identity())
         self.model.load_state_dict(groups["model"], strict=False)
         self.best = groups["best"]
         torch.set_rng_state(groups["generator"]["torch"])
-        set_learning_rate(self.optimizer, progress.pop("learning_rate"))
+        set_learning_rate(self.optimizers, progress.pop("learning_rate"))
         for key, value in progress.items():
             setattr(self, key, value)
 

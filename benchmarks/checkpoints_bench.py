@@ -194,22 +194,20 @@ def triples(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     }
 
 
-def published(paths: list[Path], marks: tuple[int, ...] = (), rebuilt: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Run the recipe along the series; keep the rebuilt states of `marks` in `rebuilt`."""
-    found = {}
-    for name, scaled in [("ExCP as published", False), ("ExCP, threshold scaled to 2.5 medians", True)]:
-        before = {key: value[0] for key, value in triples(paths[0]).items()}
-        row: dict[str, Any] = {"bytes": [paths[0].stat().st_size], "cpu_seconds": [0.0]}
-        for k, path in enumerate(paths[1:], start=1):
-            now = triples(path)
-            (blob, back), seconds = cpu(excp.compress, now, before, scaled)
-            before = {key: value[0] for key, value in back.items()}
-            row["bytes"].append(len(blob))
-            row["cpu_seconds"].append(seconds)
-            if rebuilt is not None and k in marks:
-                rebuilt[name, k] = back
-        found[name] = row
-    return found
+PUBLISHED = {"ExCP as published": False, "ExCP, threshold scaled to 2.5 medians": True}
+
+
+def published(paths: list[Path], scaled: bool, states: Path, name: str) -> list[int]:
+    """Run the recipe along the series, keep the states rebuilt at MARKS in `states`, return bytes per step."""
+    before = {key: value[0] for key, value in triples(paths[0]).items()}
+    sizes = [paths[0].stat().st_size]
+    for k, path in enumerate(paths[1:], start=1):
+        blob, back = excp.compress(triples(path), before, scaled)
+        before = {key: value[0] for key, value in back.items()}
+        sizes.append(len(blob))
+        if k in MARKS:
+            torch.save(put(path, back), states / f"{name}-{path.stem}.pt")
+    return sizes
 
 
 # -- resume ------------------------------------------------------------------------------------------------------
@@ -238,39 +236,50 @@ def put(path: Path, back: dict[str, Any]) -> dict[str, Any]:
 
 
 def gap() -> None:
+    """Compare resumes. What is done is kept in the cache, so that a run that was stopped goes on."""
     paths, data = runs.ensure("lm"), runs.text()
-    rebuilt: dict[Any, Any] = {}
-    sizes_of = {name: row["bytes"] for name, row in published(paths, MARKS, rebuilt).items()}
-    ours = GAP_SETTINGS
-    result: dict[str, Any] = {
-        "steps": RESUME_STEPS,
-        "seeds": SEEDS,
-        "marks": [paths[k].stem for k in MARKS],
-        "rows": {},
-    }
-    with tempfile.TemporaryDirectory(dir=runs.cache()) as scratch:
-        for number, (name, settings) in enumerate(ours.items()):
-            with Packer(Path(scratch) / str(number), settings) as packer:
-                sizes_of[name] = [packer.add(snapshot).bytes for snapshot in find_snapshots(paths)]
-        raw = [path.stat().st_size for path in paths]
-        result["bytes"] = sizes_of
-        result["late_half_ratio"] = {name: late_ratio(raw, row) for name, row in sizes_of.items()}
-        print(result["late_half_ratio"], flush=True)
+    states = runs.cache() / "gap"
+    states.mkdir(exist_ok=True)
+    progress = states / "progress.json"
+    result = json.loads(progress.read_text()) if progress.exists() else {"bytes": {}, "rows": {}}
+
+    def keep() -> None:
+        progress.write_text(json.dumps(result))
+
+    for name in ["original", *GAP_SETTINGS, *PUBLISHED]:
+        if name not in result["bytes"]:
+            result["bytes"][name] = make_states(name, paths, states)
+            keep()
         for k in MARKS:
-            states = {"original": torch.load(paths[k], weights_only=True)}
-            for number, name in enumerate(ours):
-                folder = Archive(Path(scratch) / str(number)).unpack(
-                    int(paths[k].stem.split("-")[1]), Path(scratch) / f"o{number}-{k}"
-                )
-                states[name] = torch.load(folder / paths[k].name, weights_only=True)
-            states |= {name: put(paths[k], back) for (name, mark), back in rebuilt.items() if mark == k}
-            for name, state in states.items():
-                rows = [resume_lm(state, seed, data) for seed in range(SEEDS)]
-                result["rows"].setdefault(name, {})[paths[k].stem] = rows
-                print(paths[k].stem, name, rows[0], flush=True)
-                save("gap", result)
+            state = torch.load(states / f"{name}-{paths[k].stem}.pt", weights_only=True)
+            rows = result["rows"].setdefault(name, {}).setdefault(paths[k].stem, [])
+            while len(rows) < SEEDS:
+                rows.append(resume_lm(state, len(rows), data))
+                print(paths[k].stem, name, rows[-1], flush=True)
+                keep()
+    result |= {"steps": RESUME_STEPS, "seeds": SEEDS, "marks": [paths[k].stem for k in MARKS]}
+    raw = result["bytes"]["original"]
+    result["late_half_ratio"] = {name: late_ratio(raw, row) for name, row in result["bytes"].items()}
     summarise_gap(result)
     save("gap", result)
+
+
+def make_states(name: str, paths: list[Path], states: Path) -> list[int]:
+    """Write what a method gives back at MARKS, and return its bytes per step."""
+    if name == "original":
+        for k in MARKS:
+            shutil.copy(paths[k], states / f"{name}-{paths[k].name}")
+        return [path.stat().st_size for path in paths]
+    if name in PUBLISHED:
+        return published(paths, PUBLISHED[name], states, name)
+    with tempfile.TemporaryDirectory(dir=states) as scratch:
+        with Packer(Path(scratch) / "a", GAP_SETTINGS[name]) as packer:
+            sizes = [packer.add(snapshot).bytes for snapshot in find_snapshots(paths)]
+        for k in MARKS:
+            step = int(paths[k].stem.split("-")[1])
+            folder = Archive(Path(scratch) / "a").unpack(step, Path(scratch) / f"o{k}")
+            shutil.copy(folder / paths[k].name, states / f"{name}-{paths[k].name}")
+    return sizes
 
 
 def summarise_gap(result: dict[str, Any]) -> None:
@@ -291,9 +300,8 @@ def summarise_gap(result: dict[str, Any]) -> None:
         }
         result["gaps"][name] = row
         ratio = result["late_half_ratio"].get(name, 1.0)
-        print(
-            f"{name:44s} {ratio:6.1f}x  at once {row['at_once']:+.4f}  first ten {row['first_ten']:+.4f}  final {row['final']:+.4f}"
-        )
+        gaps = "  ".join(f"{key} {value:+.4f}" for key, value in row.items())
+        print(f"{name:44s} {ratio:6.1f}x  {gaps}")
 
 
 # -- sparse tables -------------------------------------------------------------------------------------------------

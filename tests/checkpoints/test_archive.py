@@ -89,7 +89,11 @@ def odd_state(step: int) -> dict:
         "bytes": torch.arange(11, dtype=torch.uint8), "double": draw(6).double(), "nan": torch.tensor([float("nan"), -0.0, float("inf")]),
     }  # fmt: skip
     state = {0: {"exp_avg": draw(5, 3), "exp_avg_sq": draw(5, 3) ** 2, "step": torch.tensor(float(step))}}
-    return {"step": step, "model": weights, "optimizer": {"state": state, "param_groups": [{"lr": 1e-3, "params": [0]}]}}
+    return {
+        "step": step,
+        "model": weights,
+        "optimizer": {"state": state, "param_groups": [{"lr": 1e-3, "params": [0]}]},
+    }
 
 
 @pytest.mark.parametrize("mode", ["exact", "near"])
@@ -99,7 +103,9 @@ def test_any_shape_and_dtype_and_ties(tmp_path, mode):
     pack(find_snapshots([tmp_path / f"step-{step}.pt" for step in (1, 2, 3)]), tmp_path / "a", PackSettings(mode=mode))
     file = Archive(tmp_path / "a").unpack(3, tmp_path / "out") / "step-3.pt"
     back, true = load_tree(file), odd_state(3)
-    assert back["model"]["tied.a"].data_ptr() == back["model"]["tied.b"].data_ptr() == back["model"]["turned"].data_ptr()
+    assert (
+        back["model"]["tied.a"].data_ptr() == back["model"]["tied.b"].data_ptr() == back["model"]["turned"].data_ptr()
+    )
     for name, tensor in true["model"].items():
         if mode == "exact" or (not name.startswith("t")):
             assert torch.equal(torch.nan_to_num(back["model"][name].double()), torch.nan_to_num(tensor.double())), name
@@ -113,7 +119,9 @@ def test_half_precision_weights_with_wide_moments(tmp_path, dtype):
     for step in range(1, 6):
         weight += 0.01 * torch.randn(64, 80)
         state = {"w": {"exp_avg": torch.randn(64, 80), "exp_avg_sq": torch.rand(64, 80) * 1e-9}}
-        torch.save({"step": step, "model": {"w": weight.to(dtype)}, "optimizer": {"state": state}}, tmp_path / f"s-{step}.pt")
+        torch.save(
+            {"step": step, "model": {"w": weight.to(dtype)}, "optimizer": {"state": state}}, tmp_path / f"s-{step}.pt"
+        )
     pack(find_snapshots([tmp_path]), tmp_path / "a", NEAR)
     back = load_tree(Archive(tmp_path / "a").unpack(5, tmp_path / "out") / "s-5.pt")
     assert back["model"]["w"].dtype == dtype
@@ -128,7 +136,9 @@ def test_a_nan_in_a_weight_is_kept_exactly(tmp_path):
     torch.save(state, paths[1])
     pack(find_snapshots(paths), tmp_path / "a", NEAR)
     for k, step in enumerate((8, 16, 24)):
-        back = load_tree(Archive(tmp_path / "a").unpack(step, tmp_path / f"o{k}") / f"step-{step}.pt")["model"]["middle.weight"]
+        back = load_tree(Archive(tmp_path / "a").unpack(step, tmp_path / f"o{k}") / f"step-{step}.pt")["model"][
+            "middle.weight"
+        ]
         assert int(torch.isnan(back).sum()) == (1 if step == 16 else 0)
 
 
@@ -138,7 +148,9 @@ def test_random_access_gives_what_unpacking_gives(archives, tmp_path):
         file = archive.unpack(40, tmp_path / mode) / "step-40.pt"
         state = load_tree(file)
         assert torch.equal(archive.tensor(40, "model/middle.weight"), state["model"]["middle.weight"])
-        assert torch.equal(archive.tensor(40, "optimizer/state/0/exp_avg_sq"), state["optimizer"]["state"][0]["exp_avg_sq"])
+        assert torch.equal(
+            archive.tensor(40, "optimizer/state/0/exp_avg_sq"), state["optimizer"]["state"][0]["exp_avg_sq"]
+        )
         with pytest.raises(ArtifactError, match="no tensor 'nope'"):
             archive.tensor(40, "nope")
 
@@ -155,7 +167,10 @@ def test_all_steps_at_once_equal_one_at_a_time(archives, tmp_path):
 
 def test_safetensors_come_back_as_the_same_file(tmp_path):
     for step in (1, 2):
-        save_file({"w": torch.randn(40, 30) / step, "b": torch.randn(3).to(torch.bfloat16)}, tmp_path / f"m-{step}.safetensors")
+        save_file(
+            {"w": torch.randn(40, 30) / step, "b": torch.randn(3).to(torch.bfloat16)},
+            tmp_path / f"m-{step}.safetensors",
+        )
     pack(find_snapshots([tmp_path]), tmp_path / "a", EXACT)
     out = Archive(tmp_path / "a").unpack(2, tmp_path / "out")
     assert (out / "m-2.safetensors").read_bytes() == (tmp_path / "m-2.safetensors").read_bytes()
@@ -173,7 +188,10 @@ def test_key_frames_bound_what_a_step_needs(archives):
 @pytest.mark.parametrize("mode", ["exact", "near"])
 def test_pruning_frees_bytes_and_keeps_what_is_kept(archives, tmp_path, mode):
     folder = shutil.copytree(archives[mode], tmp_path / "a")
-    before = {step: (Archive(folder).unpack(step, tmp_path / f"b{step}") / f"step-{step}.pt").read_bytes() for step in (24, 40)}
+    before = {
+        step: (Archive(folder).unpack(step, tmp_path / f"b{step}") / f"step-{step}.pt").read_bytes()
+        for step in (24, 40)
+    }
     archive = Archive(folder)
     assert archive.prune([24, 40]) == 0  # 8 and 16 carry 24, 32 carries 40
     assert archive.steps == Archive(folder).steps == [24, 40]
@@ -198,7 +216,9 @@ def test_packing_goes_on_after_pruning(archives, run, tmp_path):
     torch.save({**state, "step": 48}, tmp_path / "step-48.pt")
     pack(find_snapshots([tmp_path / "step-48.pt"]), folder)
     assert Archive(folder).steps == [40, 48]
-    assert (Archive(folder).unpack(48, tmp_path / "o") / "step-48.pt").read_bytes() == (tmp_path / "step-48.pt").read_bytes()
+    assert (Archive(folder).unpack(48, tmp_path / "o") / "step-48.pt").read_bytes() == (
+        tmp_path / "step-48.pt"
+    ).read_bytes()
 
 
 # -- damage --------------------------------------------------------------------------------------------------------
@@ -306,7 +326,9 @@ def test_frozen_layers_stay_exact_and_trained_ones_of_the_same_shape_become_near
         optimizer.zero_grad()
         net(torch.randn(16, 80)).square().mean().backward()
         optimizer.step()
-        torch.save({"step": step, "model": net.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / f"s-{step}.pt")
+        torch.save(
+            {"step": step, "model": net.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / f"s-{step}.pt"
+        )
     pack(find_snapshots([tmp_path]), tmp_path / "a", NEAR)
     entries = Archive(tmp_path / "a").entries
     assert [entry.key for entry in entries] == [True, True, False, False, False, False]  # known from the second step on

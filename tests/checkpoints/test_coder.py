@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -66,10 +68,8 @@ def test_the_model_is_read_from_integers_in_the_block():
 @few
 @given(st.binary(max_size=80), st.integers(0, 50))
 def test_garbage_raises_or_gives_the_number_of_symbols_asked_for(blob, count):
-    try:
+    with contextlib.suppress(ArtifactError):
         assert coder.decode(blob, count).size == count
-    except ArtifactError:
-        pass
 
 
 @few

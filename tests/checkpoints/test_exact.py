@@ -90,5 +90,9 @@ def test_garbage_raises_a_named_error(blob):
     words = random_words("F32", 16, 0, 0)
     try:
         assert exact.decode(blob, 16, "F32", words, None, 4).size == 16
-    except (ArtifactError, ValueError, IndexError):  # the archive turns the others into ArtifactError with the tensor's name
+    except (
+        ArtifactError,
+        ValueError,
+        IndexError,
+    ):  # the archive turns the others into ArtifactError with the tensor's name
         pass

@@ -28,7 +28,11 @@ def test_moments_find_their_weights_by_shape_and_order():
         image("c.pt", ("model/a", (4, 4)), ("model/b", (3,)), ("model/c", (4, 4)), *adam(0, (4, 4)), *adam(1, (3,)), *adam(2, (4, 4)))
     ]  # fmt: skip
     groups = [named(images, group) for group in find_groups(images)]
-    assert groups[0] == {"weight": "model/a", "first": "optimizer/state/0/exp_avg", "second": "optimizer/state/0/exp_avg_sq"}
+    assert groups[0] == {
+        "weight": "model/a",
+        "first": "optimizer/state/0/exp_avg",
+        "second": "optimizer/state/0/exp_avg_sq",
+    }
     assert groups[1]["weight"] == "model/b"
     assert groups[2]["weight"] == "model/c"
     assert len(groups) == 3
@@ -79,7 +83,9 @@ def test_momentum_counts_as_a_first_moment():
 
 
 def test_our_own_loop_joins_names_with_a_dot():
-    images = [image("c.safetensors", ("model/a", (4, 4)), ("optimizer/0.exp_avg", (4, 4)), ("optimizer/0.exp_avg_sq", (4, 4)))]
+    images = [
+        image("c.safetensors", ("model/a", (4, 4)), ("optimizer/0.exp_avg", (4, 4)), ("optimizer/0.exp_avg_sq", (4, 4)))
+    ]
     assert set(find_groups(images)[0].members) == {"weight", "first", "second"}
 
 

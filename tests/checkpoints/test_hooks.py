@@ -70,7 +70,9 @@ def test_the_hugging_face_trainer_packs_and_resumes(tmp_path, mode):
     assert archive.steps == [4, 8, 12]
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == ["checkpoint-12"]
     resumed = archive.unpack(8, tmp_path / "checkpoint-8")
-    assert {"model.safetensors", "optimizer.pt", "trainer_state.json", "scheduler.pt"} <= {p.name for p in resumed.iterdir()}
+    assert {"model.safetensors", "optimizer.pt", "trainer_state.json", "scheduler.pt"} <= {
+        p.name for p in resumed.iterdir()
+    }
     again = make_trainer(tmp_path / "again", trainer_callback(tmp_path / "b"), 12)
     again.train(resume_from_checkpoint=str(resumed))
     for (name, one), (_, other) in zip(

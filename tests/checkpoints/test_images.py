@@ -25,7 +25,8 @@ def bits(tensor: torch.Tensor) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int8, torch.bool, torch.uint8]
+    "dtype",
+    [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int8, torch.bool, torch.uint8],
 )
 @pytest.mark.parametrize("shape", [(3, 5), (7,), (2, 3, 4), ()])
 def test_torch_tensors_are_found_where_they_lie(tmp_path, dtype, shape):
@@ -151,7 +152,10 @@ def test_hostile_safetensors_are_refused(tmp_path, data, reason):
 
 def test_compressed_records_say_what_to_do(tmp_path):
     torch.save({"a": torch.randn(400)}, tmp_path / "x.pt")
-    with zipfile.ZipFile(tmp_path / "x.pt") as old, zipfile.ZipFile(tmp_path / "y.pt", "w", zipfile.ZIP_DEFLATED) as new:
+    with (
+        zipfile.ZipFile(tmp_path / "x.pt") as old,
+        zipfile.ZipFile(tmp_path / "y.pt", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
         for info in old.infolist():
             new.writestr(info.filename, old.read(info.filename))
     with pytest.raises(ArtifactError, match=r"torch\.save|damaged"):

@@ -147,7 +147,9 @@ def kill_training(folder: Path, choose: random.Random, rounds: int, longest: flo
             archive = Archive(folder / "archive")
             for step in archive.steps[-3:]:
                 assert torch.equal(archive.tensor(step, "model/w"), torch.full((300, 40), 0.25 * step))
-    with CheckpointKeeper(folder, settings=PackSettings(mode="exact", key_every=5)) as keeper:  # a run that is not killed
+    with CheckpointKeeper(
+        folder, settings=PackSettings(mode="exact", key_every=5)
+    ) as keeper:  # a run that is not killed
         step = (keeper.resume() or {"step": 0})["step"] + 1
         keeper.save(step, {"model": {"w": torch.full((300, 40), 0.25 * step)}})
     archive = Archive(folder / "archive")

@@ -68,7 +68,9 @@ def test_a_packer_knows_what_it_holds(run, tmp_path):
 def test_another_model_is_refused_by_the_tensor_that_differs(run, tmp_path):
     other = make_run(tmp_path / "wide", checkpoints=7, width=25)
     pack(find_snapshots(run), tmp_path / "a", EXACT)
-    with pytest.raises(DataError, match=r"another model than step 40: tensor 'model/inner.weight'.*\[25, 8\] instead of F32 \[24, 8\]"):
+    with pytest.raises(
+        DataError, match=r"another model than step 40: tensor 'model/inner.weight'.*\[25, 8\] instead of F32 \[24, 8\]"
+    ):
         pack(find_snapshots(other), tmp_path / "a")
     assert Archive(tmp_path / "a").steps == [8, 16, 24, 32, 40]
 

@@ -14,8 +14,11 @@ from lessen.errors import EnvironmentFault
 from study_tools import IMPOSSIBLE, TEXT, write
 
 ONE = TEXT.replace("[0, 1]", "[0]") + IMPOSSIBLE
-VERBS = ("demo", "run", "report", "compress", "profile", "verify", "methods", "tasks", "data list", "data get",
-         "new-method", "doctor", "version")  # fmt: skip
+VERBS = (
+    "demo", "run", "report", "compress", "profile", "verify", "rank", "generate", "methods", "tasks", "data list",
+    "data get", "checkpoint pack", "checkpoint unpack", "checkpoint ls", "checkpoint verify", "checkpoint prune",
+    "checkpoint prove", "tokens show", "new-method", "doctor", "version",
+)  # fmt: skip
 SYNTHETIC = "ctr-synthetic:rows=1500,rows_per_field=40"
 
 
@@ -175,6 +178,10 @@ MISTAKES = {
     "no artifact": (["verify", "absent"], "absent is not a directory"),
     "no study folder": (["report", "absent"], "measurements.jsonl"),
     "unknown data": (["data", "get", "movielens"], "did you mean 'movielens-100k'"),
+    "no archive": (["checkpoint", "ls", "absent"], "absent"),
+    "no checkpoints": (["checkpoint", "pack", "absent", "--out", "{out}"], "absent"),
+    "no table": (["rank", "absent.csv"], "absent.csv"),
+    "no picture": (["tokens", "show", "absent.png"], "absent.png does not exist"),
     "method name": (["new-method", "Emb_Hash"], "no method name"),
     "method taken": (["new-method", "emb-hash"], "exists"),
     "method family": (["new-method", "emb-new", "--family", "embedding"], "did you mean 'embeddings'"),

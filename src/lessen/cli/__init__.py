@@ -13,7 +13,7 @@ from pathlib import Path
 
 import typer
 
-from lessen.cli import author, catalogue, models, studies, system
+from lessen.cli import author, catalogue, checkpoint, generate, models, rank, studies, system, tokens
 from lessen.cli.talk import say
 from lessen.errors import LessenError
 
@@ -29,8 +29,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (studies, models, catalogue, author, system):
+for group in (studies, models, rank, generate, catalogue, author, system):
     group.register(app)
+for family in (checkpoint, tokens):
+    app.add_typer(family.app)
 
 
 def main() -> None:
@@ -46,7 +48,7 @@ def execute(arguments: list[str]) -> int:
         say(f"lessen: {error}")
         return error.exit_status
     except KeyboardInterrupt:
-        say("lessen: stopped before anything was written")
+        say("lessen: stopped")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
-import traceback
 from pathlib import Path
 
 import typer
@@ -70,6 +68,9 @@ def _unexpected(error: Exception) -> int:
             hint = f"; see: {context.command_path} --help" if context is not None else ""
             say(f"lessen: {text.rstrip('.')}{hint}")
         return BAD_INPUT
+    import tempfile
+    import traceback
+
     with tempfile.NamedTemporaryFile("w", prefix="lessen-trace-", suffix=".txt", delete=False) as handle:
         handle.write(traceback.format_exc())
     words = " ".join(str(error).split())[:300]

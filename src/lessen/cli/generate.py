@@ -12,7 +12,6 @@ import typer
 
 from lessen.cli.talk import AsJson, emit, line, say
 from lessen.errors import ConfigError, InputError
-from lessen.files import read_text
 
 if TYPE_CHECKING:
     from lessen.decoding import Completion, Decoder
@@ -58,6 +57,7 @@ def generate(
     Example: lessen generate smollm2-135m-instruct -p "Say hello three times" --report
     """
     from lessen.decoding import Decoder, load_model
+    from lessen.files import read_text
 
     if report and temperature > 0:
         raise ConfigError("--report compares outputs token for token; use --temperature 0")

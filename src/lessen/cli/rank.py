@@ -29,7 +29,7 @@ def rank(
     label_bins: Annotated[int, typer.Option(min=0, max=250, help="Cut a numeric label into classes.")] = 0,
     crosses: Annotated[int, typer.Option(min=0, help="Pairs of columns to score as one.")] = 1000,
     redundancy: Annotated[int, typer.Option(min=0, help="Best columns to compare with each other.")] = 40,
-    select: Annotated[int, typer.Option(min=0, help="Columns to name by 3MR and forward selection.")] = 20,
+    select: Annotated[int, typer.Option(min=0, help="Columns to name by 3MR and forward selection.")] = 10,
     known: Annotated[list[str] | None, typer.Option(help="A column that the model already has; repeatable.")] = None,
     transforms: Annotated[str, typer.Option(help="none, minimal, default or wide.")] = "default",
     profile: Annotated[bool, typer.Option("--profile", help="Also describe rows, class by class.")] = False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +36,8 @@ def demo(out: Out = None, jobs: Jobs = None, as_json: AsJson = False) -> None:
 
     Example: lessen demo --out out/demo
     """
+    from importlib.resources import as_file, files
+
     with as_file(files("lessen") / "studies" / "demo.yaml") as study:
         _run(study, out or Path("out/demo"), "local", jobs, resume=True, as_json=as_json, again="lessen demo")
 

@@ -9,8 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from lessen.files import finite
-
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable results on standard output.")]
 WIDE = 180
 """Columns of a table that goes to a file or a pipe."""
@@ -24,6 +22,8 @@ def say(text: str) -> None:
 
 def emit(value: Any) -> None:
     """Write one JSON document to standard output."""
+    from lessen.files import finite
+
     sys.stdout.write(json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
     sys.stdout.flush()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lessen import files
 from lessen.errors import ConfigError, OutputError
 
 
@@ -15,6 +14,8 @@ def parse_call(text: str, where: str) -> tuple[str, dict[str, Any]]:
     Raises:
         ConfigError: a part that is not key=value, or a key given twice.
     """
+    from lessen import files
+
     name, _, rest = text.partition(":")
     if not name.strip():
         raise ConfigError(f"{where} {text!r}: expected NAME or NAME:key=value,key=value")
@@ -47,6 +48,8 @@ def new_folder(path: Path) -> Path:
     Raises:
         OutputError: it exists and is not an empty folder, or its parent cannot be written.
     """
+    from lessen import files
+
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise OutputError(f"{path} already exists and is not empty; remove it or choose another --out")
     with files.atomic_folder(path):

@@ -125,18 +125,17 @@ class Chance:
         if rows == 0 or len(self.classes) < 2:
             return 1.0
         if len(table.values) > _DIRECT_VALUES:
-            spread = float(np.sqrt(((table.values / rows) ** 2 * self.variance(table.values)).sum()))
-            tail = 0.5 * float(torch.special.erfc(torch.tensor(corrected / max(spread, 1e-300) / np.sqrt(2.0))))
+            deviations = corrected / max(self.spread(table), 1e-300)
+            tail = 0.5 * float(torch.special.erfc(torch.tensor(deviations / np.sqrt(2.0))))
             return float(max(tail, 1.0 / (DRAWS + 1)))
         null = self._relabelled(table.values)
         # a tie up to rounding counts as reached: a column that is all one value must not look significant
         return float((1 + int((null >= corrected - 1e-12).sum())) / (DRAWS + 1))
 
-    def z_score(self, table: Contingency, corrected: float) -> float:
-        """Return `corrected` in standard deviations of chance, values taken as independent."""
+    def spread(self, table: Contingency) -> float:
+        """Return the standard deviation of the corrected score under chance, values taken as independent."""
         rows = float(table.values.sum())
-        spread = float(np.sqrt(((table.values / rows) ** 2 * self.variance(table.values)).sum())) if rows else 0.0
-        return corrected / spread if spread > 0 else 0.0
+        return float(np.sqrt(((table.values / rows) ** 2 * self.variance(table.values)).sum())) if rows else 0.0
 
     def _relabelled(self, values: Ints) -> Floats:
         """Return the corrected score of DRAWS random relabellings of a column with these value counts."""

@@ -44,7 +44,7 @@ class Cross:
     z: float
     """Score in standard deviations of chance."""
     synergy_z: float
-    """Synergy in the same deviations: the evidence that the two belong together."""
+    """Synergy in deviations of its three scores: the evidence that the two belong together."""
     cardinality: int
     gain: float = float("nan")
     """Drop in held-out log loss when the pair joins a surrogate that has both columns; NaN if not tried."""
@@ -108,19 +108,27 @@ class Pairs:
         if len(pairs) > budget:
             chosen = np.random.default_rng(seed).choice(len(pairs), budget, replace=False)
             pairs = [pairs[index] for index in sorted(chosen.tolist())]
-        alone = {name: self.score(self.hashes[name]) for name in {name for pair in pairs for name in pair}}
+        alone = {name: self._alone(name) for name in {name for pair in pairs for name in pair}}
         result = []
         for done, (first, second) in enumerate(pairs, 1):
             result.append(self._cross(first, second, alone))
             log.progress("crosses", done, len(pairs))
         return sorted(result, key=lambda cross: cross.synergy_z, reverse=True)
 
-    def _cross(self, first: str, second: str, alone: Mapping[str, float]) -> Cross:
+    def _alone(self, name: str) -> tuple[float, float]:
+        """Return the score of a column and its variance under chance; a score below 0 is chance, not information."""
+        table = self.table(self.hashes[name])
+        return max(self.chance.scores(table).corrected, 0.0), self.chance.spread(table) ** 2
+
+    def _cross(self, first: str, second: str, alone: Mapping[str, tuple[float, float]]) -> Cross:
         table = self.table(cross_hashes(self.hashes[first], self.hashes[second]))
-        score = self.chance.scores(table).corrected
-        synergy = score - alone[first] - alone[second]
-        z = self.chance.z_score(table, score)
-        return Cross(first, second, score, synergy, z, z * synergy / score if score else 0.0, len(table.values))
+        score, spread = self.chance.scores(table).corrected, self.chance.spread(table)
+        synergy = score - alone[first][0] - alone[second][0]
+        noise = float(np.sqrt(spread**2 + alone[first][1] + alone[second][1]))
+        return Cross(
+            first, second, score, synergy, z=score / spread if spread > 0 else 0.0,
+            synergy_z=synergy / noise if noise > 0 else 0.0, cardinality=len(table.values),
+        )  # fmt: skip
 
 
 def cross_hashes(first: Keys, second: Keys) -> Keys:

@@ -24,7 +24,7 @@ from lessen.ranking.surrogate import Surrogate
 from lessen.ranking.tally import NO_CLASS
 from lessen.ranking.transforms import Preset, Transformed, rank_transforms
 
-_TRIED = 50
+_TRIED = 30
 """Crosses whose gain is checked with the surrogate."""
 
 
@@ -39,7 +39,7 @@ class RankSettings:
     """Pairs of columns scored as one; beyond this many possible pairs a random part is drawn."""
     redundancy: int = 40
     """The best so many columns are compared with each other, and offered to 3MR."""
-    select: int = 20
+    select: int = 10
     """Columns that 3MR and forward selection name."""
     known: tuple[str, ...] = ()
     """Columns a model already has: forward selection says what others add to them."""

@@ -36,9 +36,10 @@ class Surrogate:
         base, added = 0.0, dict.fromkeys(candidates, 0.0)
         for train, held in (self.folds, self.folds[::-1]):
             logits = self._fit(train, chosen)
+            slopes = self._slopes(train, logits)
             base += _loss(logits[held], self.target[held]) / 2
             for name in candidates:
-                moved = logits[held] + self._step(train, name, logits)[self.codes[name][held]]
+                moved = logits[held] + self._step(train, name, slopes)[self.codes[name][held]]
                 added[name] += _loss(moved, self.target[held]) / 2
         return base, added
 
@@ -65,21 +66,24 @@ class Surrogate:
         logits = np.tile(np.log(np.maximum(share, 1e-12)), (len(self.target), 1))
         for _ in range(_ROUNDS if len(chosen) > 1 else 1):
             for name in chosen:
-                logits += self._step(train, name, logits)[self.codes[name]]
+                logits += self._step(train, name, self._slopes(train, logits))[self.codes[name]]
         return logits
 
-    def _step(self, train: slice, name: str, logits: Floats) -> Floats:
+    def _slopes(self, train: slice, logits: Floats) -> tuple[Floats, Floats]:
+        """Return first and second derivative of the log likelihood of the training rows, [classes, rows] each."""
+        chance = _softmax(logits[train])
+        return (self.target[train] - chance).T.copy(), (chance * (1 - chance)).T.copy()
+
+    def _step(self, train: slice, name: str, slopes: tuple[Floats, Floats]) -> Floats:
         """Return logits to add for each value of `name`, shape [values, classes]."""
         codes = self.codes[name]
         values, part = int(codes.max()) + 1, codes[train]
-        chance = _softmax(logits[train])
-        result = np.empty((values, chance.shape[1]))
-        for column in range(chance.shape[1]):
-            p = chance[:, column]
-            slope = np.bincount(part, self.target[train][:, column] - p, values)
-            result[:, column] = slope / (np.bincount(part, p * (1 - p), values) + _DAMPING)
+        steps = [
+            np.bincount(part, slope, values) / (np.bincount(part, curve, values) + _DAMPING)
+            for slope, curve in zip(*slopes, strict=True)
+        ]
         # all classes move at once, so each moves by (K - 1) / K of its own step, as in LogitBoost
-        return np.asarray(result * (1.0 - 1.0 / chance.shape[1]))
+        return np.stack(steps, axis=1) * (1.0 - 1.0 / len(steps))
 
 
 def _softmax(logits: Floats) -> Floats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -26,11 +27,11 @@ def click_task(task: Task, model: nn.Module, method: str) -> ClickTask:
     Raises:
         TaskError: not a task on columns, or an earlier step changed the model, which a rebuild would undo.
     """
-    if not isinstance(task, ClickTask):
+    if not all(hasattr(task, name) for name in ("layout", "splits", "model", "arguments")):
         raise TaskError(f"{method} takes columns out of a click model; task {task.name!r} has no columns")
     if retrain._altered(model):
         raise TaskError(f"{method} builds a narrower model, which would undo the steps before it; put it first")
-    return task
+    return cast(ClickTask, task)
 
 
 def names_of(layout: Layout) -> list[str]:
@@ -72,14 +73,13 @@ def narrow_model(task: ClickTask, keep: Sequence[str], context: Context) -> nn.M
     """
     layout, pick, shift = narrowed(task.layout, keep)
     numbers = [task.layout.numeric.index(name) for name in layout.numeric]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(context.seed)
-        model = MODELS[task.model](layout, **task.arguments).eval()
     full = task.inputs(task.example_batch())
     small = {"ids": (full["ids"][:, pick] - torch.tensor(shift)).clamp(min=0)}
     if numbers:
         small["numeric"] = full["numeric"][:, numbers]
-    with torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(context.seed)
+        model = MODELS[task.model](layout, **task.arguments).eval()
         wanted = model(**small)
         for path, vectors in list(model.named_modules()):
             if isinstance(vectors, FieldVectors):

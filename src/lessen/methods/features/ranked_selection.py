@@ -67,7 +67,8 @@ class RankedSelection(Method):
         data = {field.name: train.ids[:, field.start].numpy() for field in task.layout.single}
         frame = pl.DataFrame(data).with_columns(pl.Series(_LABEL, train.label.int().numpy()))
         settings = RankSettings(
-            scan=ScanSettings(label=_LABEL, seed=context.seed), crosses=self.crosses, select=self.keep,
+            scan=ScanSettings(label=_LABEL, seed=context.seed), crosses=self.crosses,
+            select=self.keep if self.by in ("3mr", "forward") else 0,
             redundancy=max(self.keep, 40), transforms="none",
         )  # fmt: skip
         return rank_frame(frame, settings, context.log)

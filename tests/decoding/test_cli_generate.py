@@ -22,6 +22,11 @@ def folder(tmp_path_factory, tokenizer):
     return str(place)
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LESSEN_CACHE", str(tmp_path / "cache"))
+
+
 def run(*arguments, text=None):
     app = typer.Typer()
     register(app)
@@ -61,6 +66,13 @@ def test_report_compares_with_plain_decoding(folder):
     assert result.exit_code == 0, result.exception
     assert "1 of 1 outputs identical (float32)" in result.stderr
     assert "plain decoding" in result.stderr
+
+
+def test_measured_costs_are_kept_for_the_next_call(folder, tmp_path, monkeypatch):
+    run(folder, "-p", "abc", "--max-new-tokens", "2")
+    assert len(list((tmp_path / "cache" / "decoding").glob("costs-*.json"))) == 1
+    monkeypatch.setattr("lessen.decoding.decoder.measure_costs", lambda *_, **__: pytest.fail("measured again"))
+    assert run(folder, "-p", "abc", "--max-new-tokens", "2").exit_code == 0
 
 
 def test_a_conversation_over_standard_input(folder):

@@ -20,13 +20,13 @@ def test_more_rows_than_measured_never_come_free():
 
 def test_measuring_keeps_the_quickest_call():
     now = [0.0]
-    delays = {1: iter([9.0, 5.0, 1.0, 5.0]), 4: iter([3.0, 2.0, 8.0])}
+    delays = {1: iter([0.4, 0.5, 0.1, 0.5]), 4: iter([0.3, 0.2, 0.8])}
 
     def run(rows):
         now[0] += next(delays[rows])
 
     curve = measure_costs(run, sizes=(1, 4), repeats=3, limit_seconds=1e9, clock=lambda: now[0])
-    assert curve.times == (1.0, 2.0)
+    assert curve.times == pytest.approx((0.1, 0.2))
 
 
 def test_measuring_stops_at_its_time_limit_but_measures_every_size_once():
@@ -38,6 +38,15 @@ def test_measuring_stops_at_its_time_limit_but_measures_every_size_once():
 
     measure_costs(run, sizes=(1, 2), repeats=5, limit_seconds=15.0, clock=lambda: now[0])
     assert calls == [1, 1, 2]
+
+
+def test_slow_models_are_measured_at_fewer_sizes():
+    now = [0.0]
+
+    def run(rows):
+        now[0] += 2.0
+
+    assert measure_costs(run, sizes=(1, 2, 3, 4, 5, 8), repeats=1, clock=lambda: now[0]).sizes == (1, 2, 4, 8)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def generate(
 
     Example: lessen generate smollm2-135m-instruct -p "Say hello three times" --report
     """
-    from lessen.decoding import Decoder, load_model
+    from lessen.decoding import Decoder, cost_store, load_model
     from lessen.files import read_text
 
     if report and temperature > 0:
@@ -73,7 +73,11 @@ def generate(
     show = _Show(stream, report, as_json)
     loaded, tokenizer = load_model(model, dtype)
     helper = load_model(assistant, dtype)[0] if assistant is not None else None
-    with Decoder(loaded, tokenizer, key_length=key_length, assistant=helper, pack=pack) as decoder:
+    place = cost_store.place_of(loaded, pack)
+    costs = cost_store.recall(place)
+    with Decoder(loaded, tokenizer, key_length=key_length, assistant=helper, pack=pack, costs=costs) as decoder:
+        if costs is None:
+            cost_store.keep(place, decoder.costs)
         if texts:
             _answer_all(decoder, _encoded(tokenizer, texts, chat, system), texts, options, show)
         else:

@@ -11,6 +11,8 @@ from lessen.errors import ConfigError
 
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64)
 
+_SLOW_PASS = 0.5
+
 
 @dataclass(frozen=True)
 class CostCurve:
@@ -54,11 +56,13 @@ def measure_costs(
 
     Other work on the machine only ever adds time, so the quickest call is the one that measures the model. The default
     clock counts processor time, which waiting for a busy machine does not distort; only ratios matter to a plan. For
-    a model on another device pass a clock that waits for it.
+    a model on another device pass a clock that waits for it. Where one pass takes long, only powers of two are timed.
     """
-    best = dict.fromkeys(sizes, float("inf"))
     begun = clock()
     run(sizes[0])
+    if clock() - begun > _SLOW_PASS:
+        sizes = [size for size in sizes if size & (size - 1) == 0] or sizes
+    best = dict.fromkeys(sizes, float("inf"))
     for repeat in range(repeats):
         if repeat and clock() - begun > limit_seconds:
             break

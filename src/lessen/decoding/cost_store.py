@@ -1,0 +1,45 @@
+"""Keeping measured cost curves in the cache folder, so that a command need not measure the same model twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lessen.data.cache import cache_folder
+from lessen.decoding.cost import CostCurve
+from lessen.environment import environment
+from lessen.errors import LessenError
+from lessen.files import atomic_write, dump_json, parse_json
+
+
+def place_of(model: Any, packed: bool) -> Path:
+    """Return the file for this model's shape, dtype and device on this machine with these threads and versions."""
+    found = environment()
+    facts = {
+        "config": json.loads(model.config.to_json_string(use_diff=False)) | {"_name_or_path": ""},
+        "dtype": str(model.dtype),
+        "device": str(model.device),
+        "packed": packed,
+        "threads": torch.get_num_threads(),
+        "machine": {name: found[name] for name in ("processor", "cores", "capability", "packages")},
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+    return cache_folder() / "decoding" / f"costs-{digest[:24]}.json"
+
+
+def recall(place: Path) -> CostCurve | None:
+    """Return the stored curve, or None where there is none or it cannot be read; then it is measured again."""
+    try:
+        value = parse_json(place.read_bytes(), str(place))
+        return CostCurve(tuple(int(size) for size in value["sizes"]), tuple(float(one) for one in value["times"]))
+    except (OSError, LessenError, KeyError, TypeError, ValueError):
+        return None
+
+
+def keep(place: Path, curve: CostCurve) -> None:
+    """Store a curve. Raises OutputError when the cache cannot be written."""
+    atomic_write(place, dump_json({"sizes": curve.sizes, "times": curve.times}))

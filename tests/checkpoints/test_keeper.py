@@ -163,7 +163,7 @@ def test_kills_of_a_whole_training_run_50_rounds(tmp_path):
 
 
 def test_kills_of_a_whole_training_run(tmp_path):
-    kill_training(tmp_path / "run", random.Random(1), 2, 3.0)
+    kill_training(tmp_path / "run", random.Random(1), 1, 3.0)
 
 
 def test_packing_a_keepers_run_by_hand_reads_its_full_files(tmp_path):

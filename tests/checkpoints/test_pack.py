@@ -250,8 +250,8 @@ def test_a_full_disk_at_any_write_leaves_old_or_new(tmp_path, mode, monkeypatch)
         if not fault:
             break
         faults += 1
-        fail_at += max(1, fail_at // 6)
-    assert faults > 10
+        fail_at += max(1, fail_at // 3)
+    assert faults > 6
 
 
 def test_a_full_disk_for_the_reference_is_an_output_error(run, tmp_path, monkeypatch):

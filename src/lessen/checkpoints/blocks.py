@@ -190,7 +190,7 @@ def _words(triple: near.Triple, form: Form) -> Piece:
 # -- which rows moved ----------------------------------------------------------------------------------------------
 def is_table(shape: tuple[int, ...]) -> bool:
     """Say whether an array has the shape of an embedding table: many short rows."""
-    return len(shape) == 2 and shape[0] >= 1024 and shape[0] >= 4 * shape[1]
+    return len(shape) == 2 and shape[0] >= 1024 and shape[0] >= 16 * shape[1]
 
 
 def row_digests(piece: Piece, form: Form) -> NDArray[np.uint64]:

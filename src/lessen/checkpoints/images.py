@@ -14,6 +14,7 @@ import pickle
 import re
 import struct
 import zipfile
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -253,6 +254,7 @@ def refresh_sums(file: Path, gaps: dict[int, bytearray], sums: Mapping[int, int]
         gaps: the bytes outside arrays, by file offset; changed in place.
         sums: CRC-32 of the new data by file offset of the record.
     """
+    starts = sorted(gaps)
     with zipfile.ZipFile(file) as archive, file.open("rb") as handle:
         at = archive.start_dir
         for info in archive.infolist():
@@ -262,14 +264,14 @@ def refresh_sums(file: Path, gaps: dict[int, bytearray], sums: Mapping[int, int]
             length = 46 + sum(struct.unpack("<HHH", handle.read(6)))
             if start in sums:
                 value = struct.pack("<I", sums[start])
-                _overwrite(gaps, at + 16, value)
+                _overwrite(gaps, starts, at + 16, value)
                 handle.seek(start + info.file_size)
                 if handle.read(4) == b"PK\x07\x08":
-                    _overwrite(gaps, start + info.file_size + 4, value)
+                    _overwrite(gaps, starts, start + info.file_size + 4, value)
             at += length
 
 
-def _overwrite(gaps: dict[int, bytearray], offset: int, value: bytes) -> None:
-    for start, data in gaps.items():
-        if start <= offset and offset + len(value) <= start + len(data):
-            data[offset - start : offset - start + len(value)] = value
+def _overwrite(gaps: dict[int, bytearray], starts: list[int], offset: int, value: bytes) -> None:
+    start = starts[max(0, bisect_right(starts, offset) - 1)]
+    if start <= offset and offset + len(value) <= start + len(gaps[start]):
+        gaps[start][offset - start : offset - start + len(value)] = value

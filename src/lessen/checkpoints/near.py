@@ -35,7 +35,7 @@ from lessen.checkpoints import coder
 from lessen.errors import ArtifactError
 
 Values = NDArray[np.float32]
-Codes = NDArray[np.uint16]
+Codes = NDArray[np.uint8]
 
 Rule = Literal["adaptive", "tensor", "element"]
 _CAP = 2.5
@@ -78,14 +78,15 @@ def cells(x: Values, width: float, dead_zone: float, levels: int) -> tuple[Codes
 
     Codebook entries are the means of what fell into the cell, float32.
     """
-    scaled = x * np.float32(1 / width)
-    level = np.minimum(np.abs(scaled) + np.float32(1 - dead_zone), np.float32(levels // 2)).astype(np.uint16)
-    codes = 2 * level - ((x > 0) & (level > 0))
-    flat = codes.reshape(-1)
-    counts = np.bincount(flat)
-    sums = np.bincount(flat, weights=x.reshape(-1))
-    book = (sums / np.maximum(counts, 1)).astype(np.float32)
-    book[0] = 0
+    half = levels // 2
+    size = np.abs(x * np.float32(1 / width))
+    size += np.float32(1 - dead_zone)
+    level = np.minimum(size, np.float32(half), out=size).astype(np.uint8)
+    outside = level > 0
+    codes = (level << 1) - (outside & (x > 0)).view(np.uint8)
+    found, values = codes[outside], x[outside]
+    counts = np.bincount(found, minlength=2)
+    book = (np.bincount(found, weights=values, minlength=2) / np.maximum(counts, 1)).astype(np.float32)
     return codes, book
 
 
@@ -95,7 +96,7 @@ def kmeans(x: Values, kept: NDArray[np.bool_], levels: int, iterations: int = 25
     Returns codes (0 where not kept, else centroid + 1) and the codebook with 0 in front, float32. With `levels` or
     fewer distinct values the result is exact.
     """
-    codes = np.zeros(x.shape, np.uint16)
+    codes = np.zeros(x.shape, np.uint8)
     values = x[kept]
     if values.size == 0:
         return codes, np.zeros(1, np.float32)
@@ -136,11 +137,10 @@ def _lloyd(
 # -- codes to bytes --------------------------------------------------------------------------------------------
 def encode_codes(codes: Codes, book: Values) -> bytes:
     """Code quantiser output: mostly zeros go as a bit mask and the levels that are left, others directly."""
-    narrow = codes.astype(np.uint8) if book.size <= 256 else codes
     mask = codes != 0
     if 2 * int(np.count_nonzero(mask)) > codes.size:
-        return coder.join([b"\0", book.astype("<f4").tobytes(), coder.encode(narrow)])
-    return coder.join([b"\1", book.astype("<f4").tobytes(), coder.encode_mask(mask), coder.encode(narrow[mask])])
+        return coder.join([b"\0", book.astype("<f4").tobytes(), coder.encode(codes)])
+    return coder.join([b"\1", book.astype("<f4").tobytes(), coder.encode_mask(mask), coder.encode(codes[mask])])
 
 
 def _encode_uniform(x: Values, width: float) -> bytes:
@@ -168,12 +168,11 @@ def decode_values(blob: bytes, count: int) -> Values:
     if len(parts) not in (3, 4) or len(parts[1]) % 4 or not parts[1]:
         raise ArtifactError("a quantised block is malformed")
     book = np.frombuffer(parts[1], "<f4").astype(np.float32)
-    dtype = np.uint8 if book.size <= 256 else np.uint16
     if parts[0] == b"\0":
-        return _look_up(book, coder.decode(parts[2], count, dtype))
+        return _look_up(book, coder.decode(parts[2], count))
     mask = coder.decode_mask(parts[2], count)
     values = np.zeros(count, np.float32)
-    values[mask] = _look_up(book, coder.decode(parts[3], int(np.count_nonzero(mask)), dtype))
+    values[mask] = _look_up(book, coder.decode(parts[3], int(np.count_nonzero(mask))))
     if book[0] != 0:
         values[~mask] = book[0]
     return values

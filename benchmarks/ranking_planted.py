@@ -156,14 +156,16 @@ def main() -> None:
     start = time.perf_counter()
     ranking = rank_frame(frame, RankSettings(crosses=4000, transforms="none"))
     seconds = time.perf_counter() - start
-    found = [(cross.first, cross.second) for cross in ranking.useful_crosses(5)]
+    found = [(cross.first, cross.second) for cross in ranking.useful_crosses(20)]
     right = sum(a[:4] == "left" and b[:5] == "right" and a[4:] == b[5:] for a, b in found)
     living = [name for name in ratings.single if name not in ranking.dead()]
     run_methods(rows, full, weights, options.seed)
-    crossed = task_of(ratings, part, found)
-    partners = {name for pair in found for name in pair}
-    chosen = [n for n in living if n not in partners] + [f"{a}*{b}" for a, b in found] + ["genres"]
-    add(rows, "lessen rank: dead dropped, crosses for partners", full, crossed, chosen, weights, options.seed)
+    silent = {c.name for c in ranking.columns if c.verdict == "noise"}
+    quiet = [pair for pair in found if set(pair) <= silent]
+    for name, pairs in (("all useful crosses", found), ("crosses of columns that say nothing alone", quiet)):
+        used = {column for pair in pairs for column in pair} & silent
+        chosen = [n for n in living if n not in used] + [f"{a}*{b}" for a, b in pairs] + ["genres"]
+        add(rows, f"lessen rank, {name}", full, task_of(ratings, part, pairs), chosen, weights, options.seed)
     count = len(living)
     for name, columns in baselines(task, count, options.seed).items():
         add(rows, f"{name}, best {count}", full, task, [*columns, "genres"], weights, options.seed)

@@ -26,7 +26,7 @@ class Surrogate:
 
     def __init__(self, hashes: Mapping[str, Keys], classes: NDArray[np.uint8], names: Sequence[str]) -> None:
         known = np.unique(classes)
-        self.target = (classes[:, None] == known[None, :]).astype(np.float64)
+        self.target = (known[:, None] == classes[None, :]).astype(np.float64)
         self.codes = {name: np.unique(hashes[name], return_inverse=True)[1] for name in names}
         half = len(classes) // 2
         self.folds = (slice(0, half), slice(half, None))
@@ -37,10 +37,10 @@ class Surrogate:
         for train, held in (self.folds, self.folds[::-1]):
             logits = self._fit(train, chosen)
             slopes = self._slopes(train, logits)
-            base += _loss(logits[held], self.target[held]) / 2
+            base += _loss(logits[:, held], self.target[:, held]) / 2
             for name in candidates:
-                moved = logits[held] + self._step(train, name, slopes)[self.codes[name][held]]
-                added[name] += _loss(moved, self.target[held]) / 2
+                moved = logits[:, held] + self._step(train, name, slopes)[:, self.codes[name][held]]
+                added[name] += _loss(moved, self.target[:, held]) / 2
         return base, added
 
     def forward_selection(
@@ -62,20 +62,23 @@ class Surrogate:
         return added
 
     def _fit(self, train: slice, chosen: Sequence[str]) -> Floats:
-        share = self.target[train].mean(axis=0)
-        logits = np.tile(np.log(np.maximum(share, 1e-12)), (len(self.target), 1))
+        """Return the logits of all rows, [classes, rows], of tables fitted to the training rows."""
+        share = self.target[:, train].mean(axis=1)
+        logits = np.tile(np.log(np.maximum(share, 1e-12))[:, None], (1, self.target.shape[1]))
         for _ in range(_ROUNDS if len(chosen) > 1 else 1):
             for name in chosen:
-                logits += self._step(train, name, self._slopes(train, logits))[self.codes[name]]
+                logits += self._step(train, name, self._slopes(train, logits))[:, self.codes[name]]
         return logits
 
     def _slopes(self, train: slice, logits: Floats) -> tuple[Floats, Floats]:
         """Return first and second derivative of the log likelihood of the training rows, [classes, rows] each."""
-        chance = _softmax(logits[train])
-        return (self.target[train] - chance).T.copy(), (chance * (1 - chance)).T.copy()
+        part = logits[:, train]
+        chance = np.exp(part - part.max(axis=0))
+        chance /= chance.sum(axis=0)
+        return self.target[:, train] - chance, chance * (1 - chance)
 
     def _step(self, train: slice, name: str, slopes: tuple[Floats, Floats]) -> Floats:
-        """Return logits to add for each value of `name`, shape [values, classes]."""
+        """Return logits to add for each value of `name`, shape [classes, values]."""
         codes = self.codes[name]
         values, part = int(codes.max()) + 1, codes[train]
         steps = [
@@ -83,15 +86,10 @@ class Surrogate:
             for slope, curve in zip(*slopes, strict=True)
         ]
         # all classes move at once, so each moves by (K - 1) / K of its own step, as in LogitBoost
-        return np.stack(steps, axis=1) * (1.0 - 1.0 / len(steps))
-
-
-def _softmax(logits: Floats) -> Floats:
-    moved = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(moved / moved.sum(axis=1, keepdims=True))
+        return np.stack(steps) * (1.0 - 1.0 / len(steps))
 
 
 def _loss(logits: Floats, target: Floats) -> float:
-    top = logits.max(axis=1)
-    total = np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top
-    return float((total - (logits * target).sum(axis=1)).mean())
+    top = logits.max(axis=0)
+    total = np.log(np.exp(logits - top).sum(axis=0)) + top
+    return float((total - (logits * target).sum(axis=0)).mean())

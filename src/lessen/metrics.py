@@ -6,6 +6,7 @@ Scores and targets are arrays with one row an example. Binary metrics take logit
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,6 +112,105 @@ class MeanSquaredError(MeanMetric):
         return per_example
 
 
+class GroupAreaUnderCurve(Metric):
+    """gAUC: AUC inside each group (a user, a query), averaged with the group's examples as weight.
+
+    Groups with one class only are left out, as in DIN (arXiv 1706.06978) and FuxiCTR.
+    """
+
+    name = "gauc"
+
+    def __init__(self, groups: Array) -> None:
+        """Remember the group of each example, one value a row in the order of the scores."""
+        self.groups = np.unique(groups, return_inverse=True)[1].reshape(-1)
+
+    def weighted(self, scores: Array, targets: Array, weights: Floats) -> Floats:
+        """Return the gAUC under each weighting.
+
+        Raises:
+            TaskError: the groups are not one an example, or no group has both classes.
+        """
+        flat, labels = _binary(scores, targets)
+        if len(self.groups) != len(flat):
+            raise TaskError(f"{len(self.groups)} groups for {len(flat)} scores: gAUC needs one group an example")
+        order = np.lexsort((flat, self.groups))
+        group, ordered = self.groups[order], flat[order]
+        # a run is equal scores inside one group; `first` is the first run of each group
+        starts = np.flatnonzero(np.r_[True, (ordered[1:] != ordered[:-1]) | (group[1:] != group[:-1])])
+        first = np.flatnonzero(np.r_[True, np.diff(group[starts]) != 0])
+        values = [_grouped_auc(weight[order], labels[order], starts, first) for weight in weights]
+        if np.isnan(values).all():
+            raise TaskError("gAUC needs a group with both classes; every group holds one class only")
+        return np.array(values)
+
+
+def _grouped_auc(weight: Floats, positive: Floats, starts: NDArray[np.intp], first: NDArray[np.intp]) -> float:
+    hit = np.add.reduceat(weight * positive, starts)
+    miss = np.add.reduceat(weight * (1.0 - positive), starts)
+    runs = np.diff(np.r_[first, len(starts)])
+    before = np.cumsum(miss) - miss
+    below = before - np.repeat(before[first], runs)
+    area = np.add.reduceat(hit * (below + 0.5 * miss), first)
+    hits, misses = np.add.reduceat(hit, first), np.add.reduceat(miss, first)
+    usable = (hits > 0) & (misses > 0)
+    if not usable.any():
+        return float("nan")
+    share = (hits + misses)[usable]
+    return float((area[usable] / (hits * misses)[usable] * share).sum() / share.sum())
+
+
+class RelativeInformationGain(Metric):
+    """1 - log loss / entropy of the share of positives: 0 says no better than that share, 1 is perfect."""
+
+    name = "rig"
+
+    def weighted(self, scores: Array, targets: Array, weights: Floats) -> Floats:
+        """Return the gain under each weighting. Raises TaskError where the targets hold one class only."""
+        labels = _binary(scores, targets)[1]
+        rate = weights @ labels / weights.sum(axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            entropy = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
+            return np.asarray(1.0 - LOGLOSS.weighted(scores, targets, weights) / entropy)
+
+
+class CalibrationRatio(Metric):
+    """Expected over observed positives: the mean of sigmoid(logit) by the mean label; 1 is calibrated on the whole."""
+
+    name = "calibration_ratio"
+
+    def weighted(self, scores: Array, targets: Array, weights: Floats) -> Floats:
+        """Return the ratio under each weighting. Raises TaskError where the targets hold one class only."""
+        flat, labels = _binary(scores, targets)
+        return np.asarray((weights @ _sigmoid(flat)) / (weights @ labels))
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    """Examples whose predictions lie next to each other: how many, what was expected, what was observed."""
+
+    examples: int
+    expected: float
+    observed: float
+
+
+def calibration_bins(scores: Array, targets: Array, bins: int = 10) -> list[CalibrationBin]:
+    """Cut the examples by predicted probability into `bins` of equal size and compare expected with observed rates."""
+    flat, labels = _binary(scores, targets, need_both=False)
+    chance, order = _sigmoid(flat), np.argsort(flat, kind="stable")
+    parts = [part for part in np.array_split(order, bins) if len(part)]
+    return [CalibrationBin(len(part), float(chance[part].mean()), float(labels[part].mean())) for part in parts]
+
+
+def calibration_error(scores: Array, targets: Array, bins: int = 10) -> float:
+    """Return the mean distance between expected and observed rate over equal-size bins, weighted by examples."""
+    cut = calibration_bins(scores, targets, bins)
+    return sum(part.examples * abs(part.expected - part.observed) for part in cut) / sum(part.examples for part in cut)
+
+
+def _sigmoid(logits: Floats) -> Floats:
+    return np.exp(-np.logaddexp(0.0, -logits))
+
+
 def _binary(scores: Array, targets: Array, need_both: bool = True) -> tuple[Floats, Floats]:
     flat = np.asarray(scores, dtype=np.float64).reshape(-1)
     labels = np.asarray(targets, dtype=np.float64).reshape(-1)
@@ -129,6 +229,8 @@ AUC = AreaUnderCurve()
 LOGLOSS = LogLoss()
 ACCURACY = Accuracy()
 MSE = MeanSquaredError()
+RELATIVE_INFORMATION_GAIN = RelativeInformationGain()
+CALIBRATION_RATIO = CalibrationRatio()
 
 
 def bootstrap_weights(examples: int, resamples: int, seed: int = 0) -> Floats:

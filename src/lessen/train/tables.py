@@ -41,6 +41,11 @@ def touched(table: Tensor) -> tuple[Tensor, Tensor]:
     return gradient._indices()[0], gradient._values()
 
 
+def move(table: Tensor, rows: Tensor, direction: Tensor, scale: float) -> None:
+    """Add `scale * direction` to distinct rows; a gather and a copy are several times faster than `index_add_`."""
+    table.index_copy_(0, rows, table.index_select(0, rows).add_(direction, alpha=scale))
+
+
 class LazyAdam(TouchedRows):
     """Adam on touched rows, with moments that are exactly those of dense Adam.
 
@@ -73,7 +78,7 @@ class LazyAdam(TouchedRows):
         state["moments"].index_copy_(0, rows, moments)
         state["last"].index_fill_(0, rows, step)
         denominator = (second / (1 - beta2**step)).sqrt_().add_(group["eps"])
-        table.index_add_(0, rows, first / denominator, alpha=-group["lr"] / (1 - beta1**step))
+        move(table, rows, first / denominator, -group["lr"] / (1 - beta1**step))
 
 
 class RowwiseAdagrad(TouchedRows):
@@ -90,6 +95,6 @@ class RowwiseAdagrad(TouchedRows):
         state = self.state[table]
         if not state:
             state["sum"] = torch.zeros(len(table), dtype=table.dtype, device=table.device)
-        state["sum"].index_add_(0, rows, gradient.square().mean(dim=1))
-        root = state["sum"].index_select(0, rows).sqrt_().add_(group["eps"])
-        table.index_add_(0, rows, gradient / root.unsqueeze(1), alpha=-group["lr"])
+        total = state["sum"].index_select(0, rows).add_(gradient.square().mean(dim=1))
+        state["sum"].index_copy_(0, rows, total)
+        move(table, rows, gradient / total.sqrt_().add_(group["eps"]).unsqueeze(1), -group["lr"])

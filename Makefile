@@ -9,7 +9,7 @@ demo: .venv/.demo
 	$(RUN) lessen demo --out out/demo
 
 test: .venv/.test
-	OMP_NUM_THREADS=2 $(RUN) pytest
+	OMP_NUM_THREADS=1 $(RUN) pytest -n 2
 
 slow: .venv/.test
 	OMP_NUM_THREADS=2 $(RUN) pytest -m slow
@@ -20,7 +20,7 @@ check: .venv/.test
 	$(RUN) mypy
 
 docs: .venv/.test
-	$(RUN) mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --quiet
 
 .venv/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("lessen needs Python 3.10 or newer, found " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'

@@ -27,3 +27,11 @@ def test_values_beyond_the_grid_are_clipped_and_others_rounded_to_the_nearest():
     weight = torch.tensor([[-9.0, -0.6, 0.4, 9.0]])
     made = StepQuantizedEmbedding.from_dense(TableShape(1, 4), weight, torch.tensor([1.0]), 2)
     assert made.dequantise().tolist() == [[-2.0, -1.0, 0.0, 1.0]]
+
+
+def test_blocks_change_nothing(monkeypatch):
+    made = StepQuantizedEmbedding.from_dense(TableShape(50, 6), torch.randn(50, 6), torch.tensor([0.3]), 4)
+    ids = torch.randint(0, 50, (9, 7))
+    whole = made(ids)
+    monkeypatch.setattr("lessen.stored.step_quantized.BLOCK", 10)
+    assert torch.equal(made(ids), whole)

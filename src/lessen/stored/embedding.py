@@ -118,11 +118,12 @@ class StoredEmbedding(StoredModule):
         return rows.masked_fill((ids == self.padding_idx).unsqueeze(-1), 0.0)
 
     def _pool(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:
+        plain = self.mode == "sum" and self.padding_idx is None and not self.include_last_offset
+        if plain and ids.dim() == 2 and offsets is None:
+            rows = self.lookup(ids)
+            return (rows if weights is None else rows * weights.unsqueeze(2)).sum(dim=1)
         flat, offsets, weights = flat_bags(ids, offsets, weights)
         rows = self.lookup(flat)
-        if ids.dim() == 2 and self.mode == "sum" and self.padding_idx is None and not self.include_last_offset:
-            spread = rows if weights is None else rows * weights.unsqueeze(1)
-            return spread.view(*ids.shape, self.embedding_dim).sum(dim=1)
         positions = torch.arange(flat.numel(), dtype=offsets.dtype, device=ids.device)
         padding = None
         if self.padding_idx is not None:

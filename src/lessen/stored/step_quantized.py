@@ -15,6 +15,9 @@ from lessen.stored.base import stored
 from lessen.stored.embedding import StoredEmbedding, TableShape, gather_bytes
 from lessen.stored.fields import cover
 
+BLOCK = 4096
+"""Ids decoded at a time."""
+
 
 @stored
 class StepQuantizedEmbedding(StoredEmbedding):
@@ -48,13 +51,19 @@ class StepQuantizedEmbedding(StoredEmbedding):
         return made
 
     def lookup(self, ids: Tensor) -> Tensor:
-        """Return the row of each id: [*] to float32 [*, dim]."""
+        """Return the row of each id: [*] to float32 [*, dim], decoded in blocks that fit a core's cache."""
         flat = ids.reshape(-1)
+        rows = torch.empty(len(flat), self.embedding_dim, device=self.codes.device)
+        for number, part in enumerate(torch.split(flat, BLOCK)):
+            rows[number * BLOCK : number * BLOCK + len(part)] = self._decode(part)
+        return rows.reshape(*ids.shape, self.embedding_dim)
+
+    def _decode(self, flat: Tensor) -> Tensor:
         packed = gather_bytes(self.codes, flat)
         shifts = torch.arange(0, 8, self.bits, dtype=torch.uint8, device=packed.device)
         levels = ((packed.unsqueeze(-1) >> shifts) & (2**self.bits - 1)).flatten(1)[:, : self.embedding_dim]
         rows: Tensor = (levels.float() - 2 ** (self.bits - 1)) * self._steps_of(flat)
-        return rows.reshape(*ids.shape, self.embedding_dim)
+        return rows
 
     def _steps_of(self, flat: Tensor) -> Tensor:
         """Return the step of each id's field, float32 [n, 1], or [1] where there is one field."""

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lessen.methods.embeddings.budget import table_bytes
+from lessen.methods.embeddings.deeplight import DeepLightTables, Thinning, ThinningTable
+from lessen.recipe import Recipe
+from lessen.stored.embedding import TableShape
+from lessen.testing.toys import TableTask
+
+
+def test_the_schedule_waits_for_an_epoch_then_arrives():
+    table = ThinningTable(TableShape(100, 10), torch.randn(100, 10), kept=200)
+    hook = Thinning(every=10, arrive=2)
+    gone = []
+    for step in range(1, 401):
+        hook.after_step(table, step)
+        if step % 100 == 0:
+            hook.epoch_end(table, step // 100, 0.0)
+        gone.append(int((table.table.weight == 0).sum()))
+    assert not any(gone[:109])
+    assert gone == sorted(gone)
+    assert gone[199] == pytest.approx(800 * (1 - 0.001**0.5), abs=2)
+    assert gone[299] == gone[399] == 800
+
+
+def test_the_smallest_values_go_first_and_zeros_may_grow_back():
+    weight = torch.arange(1.0, 11.0).view(5, 2)
+    table = ThinningTable(TableShape(5, 2), weight, kept=4)
+    table.thin(0.5)
+    assert table.table.weight.detach().flatten().tolist() == [0, 0, 0, 4, 5, 6, 7, 8, 9, 10]
+    with torch.no_grad():
+        table.table.weight[0, 0] = 99.0
+    stored = table.stored()
+    assert stored.dequantise().flatten().tolist() == [99, 0, 0, 0, 0, 0, 0, 8, 9, 10]
+
+
+@pytest.mark.parametrize("share", [0.5, 0.3])
+def test_a_share_counts_columns_and_row_starts(share):
+    task = TableTask()
+    model = task.reference(0)
+    result, ledger = Recipe([DeepLightTables(share=share)]).apply(model, task)
+    assert table_bytes(result) == pytest.approx(share * table_bytes(model), rel=0.02)
+    assert ledger[0].findings["tables"]["items"]["kept"] >= result.items.kept
+    assert task.score(result, "train") > 0.55

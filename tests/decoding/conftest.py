@@ -1,77 +1,25 @@
-"""Tiny randomly initialised language models; nothing is downloaded."""
+"""Fixtures of the decoding tests; they need the extra [hf]."""
 
 from __future__ import annotations
 
-import random
+from importlib.util import find_spec
 
 import pytest
-import torch
 
-transformers = pytest.importorskip("transformers", reason="decoding needs the extra [hf]")
-
-from lessen.decoding.cost import CostCurve  # noqa: E402
-
-SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-FLAT = CostCurve((1, 4096), (1.0, 1.0001))
-"""Costs under which every draft pays, so that drafting is exercised."""
-
-
-def llama(vocab: int = 40, seed: int = 0, **changes):
-    torch.manual_seed(seed)
-    options = SHAPE | {"num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.2} | changes
-    config = transformers.LlamaConfig(vocab_size=vocab, bos_token_id=0, eos_token_id=1, pad_token_id=0, **options)
-    return transformers.LlamaForCausalLM(config).eval()
-
-
-def mistral(window: int = 6):
-    torch.manual_seed(1)
-    config = transformers.MistralConfig(
-        vocab_size=40, num_key_value_heads=2, sliding_window=window, max_position_embeddings=128,
-        initializer_range=0.2, bos_token_id=0, eos_token_id=1, pad_token_id=0, **SHAPE,
-    )  # fmt: skip
-    return transformers.MistralForCausalLM(config).eval()
-
-
-def gpt2():
-    torch.manual_seed(2)
-    config = transformers.GPT2Config(
-        vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.2, bos_token_id=0,
-        eos_token_id=1, pad_token_id=0,
-    )  # fmt: skip
-    return transformers.GPT2LMHeadModel(config).eval()
-
-
-def bloom():
-    torch.manual_seed(3)
-    config = transformers.BloomConfig(
-        vocab_size=40, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2, bos_token_id=0, eos_token_id=1,
-        pad_token_id=0,
-    )  # fmt: skip
-    return transformers.BloomForCausalLM(config).eval()
-
-
-def repeating_prompt(rnd: random.Random, longest: int = 24, vocab: int = 40) -> list[int]:
-    """A prompt that repeats a short text, so that there is something to copy."""
-    text = [rnd.randrange(2, vocab) for _ in range(rnd.randint(2, 7))]
-    return (text * longest)[: rnd.randint(1, longest)]
-
-
-def plain(model, prompt: list[int], new: int = 20, **options) -> list[int]:
-    """What `model.generate` emits for one prompt."""
-    options.setdefault("do_sample", False)
-    ids = torch.tensor([prompt])
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, **options)
-    return out[0, len(prompt) :].tolist()
+collect_ignore_glob = [] if find_spec("transformers") else ["test_*.py"]
 
 
 @pytest.fixture(scope="session")
 def model():
+    from tiny_models import llama
+
     return llama()
 
 
 @pytest.fixture(scope="session")
 def tokenizer():
     """Forty characters, one token each, so that stop strings can be tested."""
+    import transformers
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     letters = {letter: number for number, letter in enumerate("01abcdefghijklmnopqrstuvwxyz23456789.,;:")}

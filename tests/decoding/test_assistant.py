@@ -4,8 +4,8 @@ import random
 
 import pytest
 import torch
+from tiny_models import FLAT, llama, plain, repeating_prompt
 
-from conftest import FLAT, llama, plain, repeating_prompt
 from lessen.decoding import CostCurve, Decoder
 from lessen.errors import InputError
 

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from tiny_models import FLAT, llama
 
-from conftest import FLAT, llama
 from lessen.decoding import Decoder
 from lessen.decoding.chat import Chat, encode, encode_chat
 from lessen.errors import InputError

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import typer
+from tiny_models import llama
 from typer.testing import CliRunner
 
-from conftest import llama
 from lessen.cli.generate import register
 from lessen.decoding import load_model
 from lessen.errors import ConfigError, InputError

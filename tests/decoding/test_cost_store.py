@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_models import llama
 
-from conftest import llama
 from lessen.decoding.cost import CostCurve
 from lessen.decoding.cost_store import keep, place_of, recall
 

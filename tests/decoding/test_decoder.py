@@ -4,8 +4,8 @@ import random
 
 import pytest
 import torch
+from tiny_models import FLAT, bloom, gpt2, llama, mistral, plain, repeating_prompt
 
-from conftest import FLAT, bloom, gpt2, llama, mistral, plain, repeating_prompt
 from lessen.decoding import Decoder
 
 

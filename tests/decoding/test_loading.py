@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_models import llama
 
-from conftest import llama
 from lessen.data.cache import cache_folder
 from lessen.decoding import load_model
 from lessen.decoding.loading import SMOLLM2, convert_gguf

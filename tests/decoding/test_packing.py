@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_models import FLAT, llama
 from torch import nn
 
-from conftest import FLAT, llama
 from lessen.decoding import Decoder, packing
 from lessen.decoding.packing import PackedLinear, Packing
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_models import bloom, gpt2, llama, mistral
 
-from conftest import bloom, gpt2, llama, mistral
 from lessen.decoding.engine import SingleEngine, choose_engine
 from lessen.decoding.ragged import RaggedEngine, SequenceCache
 

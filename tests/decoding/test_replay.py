@@ -7,8 +7,8 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import plain, repeating_prompt
 
-from conftest import plain, repeating_prompt
 from lessen.decoding import CostCurve, Decoder, replay
 
 CURVE = CostCurve(

@@ -10,9 +10,9 @@ import random
 import pytest
 import torch
 import transformers
+from tiny_models import FLAT, llama, plain, repeating_prompt
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from conftest import FLAT, llama, plain, repeating_prompt
 from lessen.decoding import Decoder
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from tiny_models import FLAT, SHAPE, llama
 
-from conftest import FLAT, SHAPE, llama
 from lessen.decoding import Decoder
 from lessen.errors import ConfigError, InputError, NonFiniteError
 

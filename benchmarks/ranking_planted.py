@@ -92,7 +92,7 @@ def baselines(task: ClickTask, count: int, seed: int) -> dict[str, list[str]]:
         boosted, held - offsets, held_label, scoring="roc_auc", n_repeats=2, random_state=seed
     ).importances_mean
     encoder = OneHotEncoder(handle_unknown="ignore")
-    linear = LogisticRegression(penalty="l1", solver="liblinear", C=0.1, random_state=seed)
+    linear = LogisticRegression(l1_ratio=1.0, solver="liblinear", C=0.1, random_state=seed)
     linear.fit(encoder.fit_transform(train), label)
     sizes = np.cumsum([0, *(len(values) for values in encoder.categories_)])
     weight = np.abs(linear.coef_[0])

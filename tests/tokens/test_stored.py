@@ -47,5 +47,8 @@ def test_detaching_undoes_it():
 def test_unknown_reducers_are_refused():
     with pytest.raises(ValueError, match="unknown reducer 'shred'"):
         TokenReduction.from_config({"reducer": "shred"})
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="has no field rate"):
         TokenReduction.from_config({"reducer": "merge", "rate": 3})
+    for bad in ({"removed": "many"}, {"removed": [-1]}, {"removed": [1.5]}, {"seed": "7"}, {"restore": 1}):
+        with pytest.raises(ValueError):
+            TokenReduction.from_config({"reducer": "merge", **bad})

@@ -48,13 +48,8 @@ class Patch:
     """Whether the last block gives back one token for each input token."""
     start: TokenState
     state: TokenState = field(init=False)
-    handles: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.state = self.start
-
-    def reset(self, _module: nn.Module, _arguments: Any, _keywords: Any = None) -> None:
-        """Begin a new forward (a pre-hook of the module that calls the blocks)."""
         self.state = self.start
 
     def remove(self) -> None:
@@ -63,8 +58,6 @@ class Patch:
             forward = block.__dict__.pop("forward", None)
             if isinstance(forward, BlockForward):
                 forward.parts.detach()
-        for handle in self.handles:
-            handle.remove()
         self.model.__dict__.pop(MARK, None)
 
 
@@ -82,7 +75,9 @@ class BlockForward:
                 "together, batch images of one size"
             )
         patch = self.patch
-        x, patch.state = reduce_block(self.parts, x, self.layer, patch.reducer, patch.state)
+        # the first block starts a new forward: no hook is needed, and calls that failed halfway leave nothing behind
+        before = patch.start if self.layer == 0 else patch.state
+        x, patch.state = reduce_block(self.parts, x, self.layer, patch.reducer, before)
         last = self.layer == len(patch.tower.blocks) - 1
         return patch.state.unmerge(x) if last and patch.restore else x
 
@@ -125,7 +120,6 @@ def _install(model: nn.Module, tower: Tower, reducer: Reducer, restore: bool) ->
         parts = Parts(block, tower.family)
         parts.attach()
         block.__dict__["forward"] = BlockForward(patch, parts, layer)
-    patch.handles.append(tower.owner.register_forward_pre_hook(patch.reset, with_kwargs=True))
     model.__dict__[MARK] = patch
     return patch
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from lessen.errors import InputError
@@ -16,6 +18,7 @@ from lessen.tokens.rows import Plan
 from lessen.tokens.state import TokenState
 
 REDUCERS: dict[str, type[Reducer]] = {}
+LARGEST = 2**31 - 1
 
 
 @dataclass
@@ -51,6 +54,13 @@ class Reducer(ABC):
         """Register the subclass under its kind."""
         REDUCERS[cls.kind] = cls
 
+    def __post_init__(self) -> None:
+        """Refuse counts that make no sense."""
+        for name, value in asdict(self).items():
+            numbers = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(number, (int, float)) and not 0 <= number <= LARGEST for number in numbers):
+                raise ValueError(f"{self.kind}: {name} = {value!r} makes no sense; numbers must be 0 to {LARGEST}")
+
     @property
     @abstractmethod
     def depth(self) -> int:
@@ -80,12 +90,21 @@ class Reducer(ABC):
 
 
 def reducer_from(config: Mapping[str, Any]) -> Reducer:
-    """Build a reducer from its JSON form. Raises ValueError for an unknown kind, TypeError for unknown fields."""
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+    """Build a reducer from its JSON form.
+
+    Raises:
+        ValueError: unknown kind or field, or a value of the wrong type or out of range.
+    """
+    values = dict(config)
     kind = values.pop("reducer", None)
     if kind not in REDUCERS:
         raise ValueError(f"unknown reducer {kind!r}; known: {', '.join(sorted(REDUCERS))}")
-    return REDUCERS[kind](**values)
+    cls = REDUCERS[kind]
+    unknown = sorted(set(values) - {field.name for field in fields(cls)})
+    if unknown:
+        raise ValueError(f"reducer {kind} has no field {', '.join(unknown)}")
+    made: Reducer = TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
+    return made
 
 
 @dataclass(frozen=True)
@@ -173,6 +192,8 @@ class RankMerge(Reducer):
     """Tokens left by merging in each block, at most those left by pruning."""
 
     def __post_init__(self) -> None:
+        """Refuse lists of different lengths."""
+        super().__post_init__()
         if len(self.pruned) != len(self.merged):
             raise InputError(f"{len(self.pruned)} pruning counts for {len(self.merged)} merging counts")
 

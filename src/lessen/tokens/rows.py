@@ -36,27 +36,44 @@ class Plan:
 
     def features(self, x: Tensor, size: Tensor | None = None) -> Tensor:
         """Return the outputs [B,kept,C] of tokens x [B,N,C]; `size` [B,N] weights the mean when `weight` is None."""
+        return self.reduce(x, size)[0]
+
+    def sizes(self, size: Tensor | None = None) -> Tensor:
+        """Return the sizes [B,kept] of the outputs: the sum of the members' sizes times their shares."""
+        each = self._shares(size)
+        return each.gather(1, self.source) if self.source is not None else self._total(each)
+
+    def reduce(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return features and sizes of the outputs, [B,kept,C] and [B,kept]."""
         if self.source is not None:
-            return take(x, self.source)
-        weight = self.weight if self.weight is not None else self.mean_weights(size)
-        return combine(x, self.row, weight, self.kept, self.drops)
+            return take(x, self.source), self.sizes(size)
+        if self.weight is not None:
+            return combine(x, self.row, self.weight, self.kept, self.drops), self.sizes(size)
+        each = torch.ones_like(self.row, dtype=torch.float32) if size is None else size
+        total = self._total(each)
+        features = combine(x, self.row, self._divided(each, total), self.kept, self.drops)
+        return features, total if self.share is None else self.sizes(size)
 
     def mean_weights(self, size: Tensor | None = None) -> Tensor:
         """Return size / (sum of the sizes in the same output), float32 [B,N], 0 for dropped tokens."""
         each = torch.ones_like(self.row, dtype=torch.float32) if size is None else size
-        total = total_per_row(each, self.row, self.kept)
-        inside = self.row.clamp(min=0)
-        weight = each / total.gather(1, inside)
-        return weight * (self.row >= 0) if self.drops else weight
+        return self._divided(each, self._total(each))
 
-    def sizes(self, size: Tensor | None = None) -> Tensor:
-        """Return the sizes [B,kept] of the outputs: the sum of the members' sizes times their shares."""
+    def _shares(self, size: Tensor | None) -> Tensor:
         each = torch.ones_like(self.row, dtype=torch.float32) if size is None else size
-        if self.share is not None:
-            each = each * self.share
-        if self.source is not None:
-            return each.gather(1, self.source)
-        return total_per_row(each, self.row, self.kept)
+        return each if self.share is None else each * self.share
+
+    def _divided(self, each: Tensor, total: Tensor) -> Tensor:
+        if not self.drops:
+            return each / total.gather(1, self.row)
+        return each / total.gather(1, self.row.clamp(min=0)) * (self.row >= 0)
+
+    def _total(self, values: Tensor) -> Tensor:
+        """Return the sum of `values` [B,N] over each output, [B,kept]."""
+        if not self.drops:
+            return values.new_zeros(len(values), self.kept).scatter_add(1, self.row, values)
+        inside = torch.where(self.row < 0, self.kept, self.row)
+        return values.new_zeros(len(values), self.kept + 1).scatter_add(1, inside, values)[:, : self.kept]
 
     def aligned(self, values: Tensor, how: How = "first") -> Tensor:
         """Reduce any tensor [B,N,...] that is aligned with the tokens: positions, rotary tables, masks, labels.
@@ -92,12 +109,6 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def total_per_row(values: Tensor, row: Tensor, kept: int) -> Tensor:
-    """Return the sum of `values` [B,N] over each output, [B,kept]."""
-    inside = torch.where(row < 0, kept, row)
-    return values.new_zeros(len(values), kept + 1).scatter_add(1, inside, values)[:, :kept]
-
-
 def combine(x: Tensor, row: Tensor, weight: Tensor, kept: int, drops: bool) -> Tensor:
     """Return sum of weight * x over each output: x [B,N,C], row and weight [B,N], result [B,kept,C] in x's dtype.
 
@@ -111,7 +122,7 @@ def combine(x: Tensor, row: Tensor, weight: Tensor, kept: int, drops: bool) -> T
         weighted = x * weight[..., None].to(x.dtype)
         return torch.zeros_like(x[:, :1]).expand(-1, bins, -1).scatter_add(1, index, weighted)[:, :kept]
     batch, _, width = x.shape
-    flat = (inside + torch.arange(batch, device=row.device)[:, None] * bins).reshape(-1)
+    flat = inside.reshape(-1) if batch == 1 else (inside + torch.arange(batch)[:, None] * bins).reshape(-1)
     order = flat.argsort(stable=True)
     count = torch.bincount(flat, minlength=batch * bins)
     result = F.embedding_bag(

@@ -21,10 +21,18 @@ class TokenState:
     """Whether token 0 is a class token."""
     size: Tensor | None = None
     """float32 [B,N]: how many input tokens each token stands for; None means all 1."""
-    group: Tensor | None = None
-    """int64 [B,N0]: current index of each input token, -1 if it was dropped; None means the identity."""
-    grid: tuple[int, int] | None = None
-    """Rows and columns of the patches, while they are still in image order."""
+    rows: tuple[Tensor, ...] = ()
+    """Row maps of the reductions so far, int64 [B,N_before] each; composed only when somebody asks for `group`."""
+
+    @property
+    def group(self) -> Tensor | None:
+        """Current index of each input token, int64 [B,N0], -1 if it was dropped; None means the identity."""
+        if not self.rows:
+            return None
+        group = self.rows[0]
+        for row in self.rows[1:]:
+            group = follow(group, row)
+        return group
 
     def bias(self) -> Tensor | None:
         """Return log(size) as float32 [B,1,1,N], to be added to the logits of each key, or None while all are 1."""
@@ -32,10 +40,8 @@ class TokenState:
 
     def apply(self, plan: Plan, x: Tensor, *, sizes: bool = True) -> tuple[Tensor, TokenState]:
         """Return the reduced features and the state that belongs to them. `sizes=False` leaves sizes unset."""
-        reduced = plan.features(x, self.size)
-        group = plan.row if self.group is None else follow(self.group, plan.row)
-        size = plan.sizes(self.size) if sizes else None
-        return reduced, replace(self, size=size, group=group, grid=None)
+        reduced, size = plan.reduce(x, self.size)
+        return reduced, replace(self, size=size if sizes else None, rows=(*self.rows, plan.row))
 
     def unmerge(self, y: Tensor) -> Tensor:
         """Give every input token the feature of the token it ended in: [B,N,C] to [B,N0,C].
@@ -43,13 +49,8 @@ class TokenState:
         Raises:
             InputError: some input tokens were dropped, so that nothing stands for them.
         """
-        if self.group is None:
-            return y
-        return take(y, self.group)
-
-    def origins(self, index: int, tokens: int) -> Tensor:
-        """Return the current token of each input token of image `index`, int64 [N0]."""
-        return torch.arange(tokens) if self.group is None else self.group[index]
+        group = self.group
+        return y if group is None else take(y, group)
 
 
 def follow(group: Tensor, row: Tensor) -> Tensor:

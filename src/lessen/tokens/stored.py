@@ -33,6 +33,8 @@ class TokenReduction(StoredModule):
         """Build from the JSON form. Raises ValueError or TypeError for values that make no sense."""
         values = dict(config)
         restore = values.pop("restore", None)
+        if restore is not None and not isinstance(restore, bool):
+            raise ValueError(f"restore = {restore!r} makes no sense; it is true, false or null")
         return cls(reducer_from(values), restore)
 
     def attach(self, model: nn.Module, tokens: int | None = None, example: Any = None) -> Patch:

@@ -2,17 +2,35 @@ from __future__ import annotations
 
 import torch
 
-from lessen.measure import count_macs
-from lessen.methods.tokens.attentive_mask import AttentiveMask
+from lessen.methods.tokens.attentive_mask import AttentiveMasking
+from lessen.methods.tokens.tome import ToMe
 from lessen.recipe import Recipe
+from lessen.tokens.families import find_tower
 
 
-def test_training_sees_half_the_tokens_and_the_model_all_of_them(trained, task):
-    compact, (step,) = Recipe([AttentiveMask(epochs=1)]).apply(trained, task)
-    assert step.findings["training_tokens"] == 1 + 4 * (16 // 2 + 1)
-    assert count_macs(task, compact) == count_macs(task, trained)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in compact.modules())
+def test_training_sees_half_the_tokens_and_inference_all_of_them(trained, task):
+    seen = []
+    masking = AttentiveMasking(trained)  # its moving average is a copy of what there is now
+    tower = find_tower(trained)
+    counting = tower.blocks[1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
     images = task.inputs(task.example_batch())
+    try:
+        with torch.no_grad():
+            trained(images)
+            trained.train()(images)
+    finally:
+        trained.eval()
+        masking.remove()
+        counting.remove()
+    assert seen == [65, 1 + 4 * (16 // 2 + 1)]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in trained.modules())
+
+
+def test_fine_tuning_under_a_reduction_can_mask_too(trained, task):
+    compact, (step,) = Recipe([ToMe(r=6, fine_tune_epochs=1, fine_tune_share=0.5)]).apply(trained, task)
+    assert step.findings["training_tokens"] == 37
+    images = task.inputs(task.example_batch())
+    plain, _ = Recipe([ToMe(r=6)]).apply(trained, task)
     with torch.no_grad():
-        assert not torch.equal(compact(images), trained(images))
+        assert not torch.equal(compact(images), plain(images))
     assert task.score(compact, "test") > 0.7

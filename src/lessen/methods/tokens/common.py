@@ -12,14 +12,15 @@ from pydantic import Field
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lessen.errors import BudgetError
+from lessen.errors import BudgetError, NothingMatchedError
 from lessen.method import Context, Method
 from lessen.methods import retrain
+from lessen.methods.tokens.attentive_mask import AttentiveMasking
 from lessen.task import Task
 from lessen.tokens.families import Tower, find_tower
 from lessen.tokens.macs import CPU_ATTENTION_FLOPS, TowerShape, full_macs, tower_macs
 from lessen.tokens.reducers import Reducer
-from lessen.tokens.stored import TokenReduction
+from lessen.tokens.stored import TokenReduction, patch_of
 
 FREES: frozenset[Literal["bytes", "macs", "latency"]] = frozenset({"macs", "latency"})
 BLOCKS = (nn.ModuleList,)
@@ -40,6 +41,9 @@ class TokenMethod(Method):
     """A token reduction put into the model's tower. Weights stay as they are: no byte is saved."""
 
     fine_tune_epochs: int = Field(0, ge=0, le=1000, description="epochs of training with the reduction in place")
+    fine_tune_share: float = Field(
+        1.0, gt=0, le=1, description="share of the patches seen in fine-tuning, by attentive masking; 1 is all"
+    )
 
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
         """Patch the tower and fine-tune if asked.
@@ -49,7 +53,7 @@ class TokenMethod(Method):
             InputError: the model is already patched, or the schedule does not fit its tower.
             BudgetError: no schedule reaches the multiply-adds asked for.
         """
-        scene = look(model, task, context)
+        scene = self._look(model, task, context)
         reducer = self.reducer(scene)
         example = task.inputs(task.example_batch())
         TokenReduction(reducer).attach(
@@ -57,8 +61,28 @@ class TokenMethod(Method):
         )
         record(scene, reducer)
         if self.fine_tune_epochs:
-            retrain.train(model, task, context, epochs=self.fine_tune_epochs)
+            self._fine_tune(model, task, context)
         return model
+
+    def _look(self, model: nn.Module, task: Task, context: Context) -> Scene:
+        """Return the scene, or the error that names this method and what it looked for."""
+        if patch_of(model) is not None:
+            raise self.nothing_matched(model, "its tower is already patched by an earlier step")
+        try:
+            return look(model, task, context)
+        except NothingMatchedError as error:
+            raise self.nothing_matched(model, str(error)) from error
+
+    def _fine_tune(self, model: nn.Module, task: Task, context: Context) -> None:
+        if self.fine_tune_share == 1.0:
+            retrain.train(model, task, context, epochs=self.fine_tune_epochs)
+            return
+        masking = AttentiveMasking(model, self.fine_tune_share)
+        try:
+            retrain.train(model, task, context, epochs=self.fine_tune_epochs, hooks=(masking,))
+        finally:
+            masking.remove()
+        context.findings["training_tokens"] = masking.kept
 
     @abstractmethod
     def reducer(self, scene: Scene) -> Reducer:

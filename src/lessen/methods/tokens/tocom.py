@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from lessen.method import Card, Context
-from lessen.methods.tokens.common import BLOCKS, FREES, Scene, TokenMethod, look, record
+from lessen.methods.tokens.common import BLOCKS, FREES, Scene, TokenMethod, record
 from lessen.methods.tokens.diffrate import endless
 from lessen.task import Task
 from lessen.tokens.compensate import Compensator
@@ -51,7 +51,7 @@ class ToCom(TokenMethod):
 
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
         """Distil, fold and patch. Raises as every token method; InputError for rates that do not fit."""
-        scene = look(model, task, context)
+        scene = self._look(model, task, context)
         began = time.perf_counter()
         plug_in = self._distil(scene)
         context.train_seconds += time.perf_counter() - began
@@ -60,6 +60,8 @@ class ToCom(TokenMethod):
         reducer = self.reducer(scene)
         TokenReduction(reducer).attach(model, tokens=scene.shape.tokens)
         record(scene, reducer)
+        if self.fine_tune_epochs:
+            self._fine_tune(model, task, context)
         return model
 
     def reducer(self, scene: Scene) -> Reducer:

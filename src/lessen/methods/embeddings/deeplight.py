@@ -113,7 +113,7 @@ class DeepLightTables(TrainedQuantizer):
             kept = solve(lambda count: size_of(lambda: SparseEmbedding(shape, count)), 0, values, wanted.target)
         return ThinningTable(shape, wanted.table.weight.detach().float(), kept)
 
-    def hooks(self) -> tuple[Hook, ...]:
+    def training_hooks(self, context: Context) -> tuple[Hook, ...]:  # noqa: ARG002
         """Return the thinning schedule."""
         return (Thinning(self.every, self.epochs_to_target),)
 

@@ -51,7 +51,7 @@ class RetrainedTables(Method):
         """Return the untrained compact form of a table."""
         raise NotImplementedError(f"{type(self).__name__}.replacement")
 
-    def hooks(self) -> tuple[Hook, ...]:
+    def training_hooks(self, context: Context) -> tuple[Hook, ...]:  # noqa: ARG002
         """Return what the training loop should call for this method."""
         return ()
 
@@ -91,7 +91,7 @@ class RetrainedTables(Method):
         require(replaced, self, model, context)
         if self.share is not None:
             context.findings["share"] = round(check_share(before - saved, before, self.share, self.card.name), 5)
-        retrain.train(started, task, context, hooks=self.hooks())
+        retrain.train(started, task, context, hooks=self.training_hooks(context))
         return self.finish(started, context)
 
     def sites(self, model: nn.Module, context: Context) -> list[Site]:

@@ -53,7 +53,7 @@ class TrainedQuantizer(RetrainedTables):
         """Return the bytes of the stored form."""
         return made.stored_bytes() if isinstance(made, TrainingForm) else module_bytes(made)
 
-    def hooks(self) -> tuple[Hook, ...]:
+    def training_hooks(self, context: Context) -> tuple[Hook, ...]:  # noqa: ARG002
         """Return the hook that adds the quantisers' own losses."""
         return (QuantizerLoss(),)
 

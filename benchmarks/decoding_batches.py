@@ -184,28 +184,36 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs="*", default=[4, 8])
     parser.add_argument("--questions", type=Path)
     parser.add_argument("--drafts", nargs="*", default=["planned", "fixed10"])
+    parser.add_argument("--seconds", type=float, default=1e9, help="start no batch after this time")
     parser.add_argument("--summary", action="store_true")
     given = parser.parse_args()
     if given.summary:
-        return summary()
+        summary()
+        return
     bench = Bench(NEW)
-    decoders = {
-        "planned": bench.packed,
-        "fixed10": FixedDrafts(bench.model, bench.tokenizer, key_length=3, remember=0, costs=bench.packed.costs),
-    }
-    decoders["fixed10"].use_packed_weights(False)
-    eos = bench.tokenizer.eos_token_id
+    kinds = {"planned": lambda: bench.packed, "fixed10": lambda: bench.decoder(True, FixedDrafts, key_length=3)}
+    decoders = {name: kinds[name]() for name in given.drafts}
     prompts = prompts_of(bench, given.questions)
-    for size in given.size:
-        for number in range(len(prompts) // size):
-            batch = prompts[number :: len(prompts) // size][:size]
-            for drafts in given.drafts:
-                found = samples(bench, decoders[drafts], batch, eos, number)
-                record = read()
-                record["rows"].append({"size": size, "drafts": drafts, "batch": number, "samples": found})
-                atomic_write(RESULT, dump_json(record))
-                print(size, drafts, number, {name: round(one["wall_s"], 2) for name, one in found.items()}, flush=True)
-    return summary()
+    stop = time.monotonic() + given.seconds
+    done = {(row["size"], row["drafts"], row["batch"]) for row in read()["rows"]}
+    todo = [
+        (size, drafts, number)
+        for size in given.size
+        for number in range(len(prompts) // size)
+        for drafts in given.drafts
+        if (size, drafts, number) not in done
+    ]
+    for size, drafts, number in todo:
+        if time.monotonic() > stop:
+            print("time is up; run again to go on")
+            return
+        batch = prompts[number :: len(prompts) // size][:size]
+        found = samples(bench, decoders[drafts], batch, bench.tokenizer.eos_token_id, number)
+        record = read()
+        record["rows"].append({"size": size, "drafts": drafts, "batch": number, "samples": found})
+        atomic_write(RESULT, dump_json(record))
+        print(size, drafts, number, {name: round(one["wall_s"], 2) for name, one in found.items()}, flush=True)
+    summary()
 
 
 if __name__ == "__main__":

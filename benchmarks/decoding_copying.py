@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from decoding_prompts import EDIT, OPEN, humaneval, mt_redundant
 
-from lessen.decoding import Decoder, load_model
+from lessen.decoding import Decoder, cost_store, load_model
 from lessen.environment import environment, package_version
 from lessen.files import atomic_write, dump_json
 
@@ -43,10 +43,19 @@ class Bench:
         torch.set_num_threads(1)
         self.model, self.tokenizer = load_model("smollm2-135m-instruct")
         self.new = new
-        self.stock = Decoder(self.model, self.tokenizer, pack=False, remember=0)
-        self.packed = Decoder(self.model, self.tokenizer, remember=0)
-        self.packed.use_packed_weights(False)
+        self.stock = self.decoder(pack=False)
+        self.packed = self.decoder(pack=True)
         self.assistant = truncated(self.model, 6)
+
+    def decoder(self, pack: bool, kind: type[Decoder] = Decoder, **options) -> Decoder:
+        """A decoder with the cost curve of this machine, measured the first time, and the model's own layers."""
+        place = cost_store.place_of(self.model, pack)
+        costs = cost_store.recall(place)
+        made = kind(self.model, self.tokenizer, pack=pack, costs=costs, remember=0, **options)
+        if costs is None:
+            cost_store.keep(place, made.costs)
+        made.use_packed_weights(False)
+        return made
 
     def run(self, mode: str, prompt: list[int]) -> dict[str, object]:
         wall, processor = time.perf_counter(), time.process_time()

@@ -29,7 +29,8 @@ def finished(tmp_path_factory):
     """A whole study, with a recipe that fails, run in this process."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("study")
-    study = Study.load(write(folder / "study.yaml", TEXT + IMPOSSIBLE))
+    whole = (TEXT + IMPOSSIBLE).replace(", peak_memory: false, baselines: false", "")
+    study = Study.load(write(folder / "study.yaml", whole))
     return study, run(study, folder / "out")
 
 
@@ -57,6 +58,16 @@ def test_the_files_are_those_of_the_contract(finished):
     noise = json.loads((result.out / "noise.json").read_text())
     assert noise["latency_ratio_ci"][0] <= noise["latency_ratio"] <= noise["latency_ratio_ci"][1]
     assert noise["quality"] == {"auc": [0.0, 0.0], "logloss": [0.0, 0.0]}
+
+
+def test_peak_memory_and_baselines_stand_beside(finished):
+    pytest.importorskip("sklearn")
+    _, result = finished
+    assert result.records[0]["cost"]["peak_rss_bytes"] > 10**7
+    assert result.records[0]["reference"]["cost"]["peak_rss_bytes"] > 10**7
+    baselines = json.loads((result.out / "baselines.json").read_text())
+    assert all(0.3 < values["auc"] <= 1 for values in baselines.values())
+    assert len(baselines) >= 2
 
 
 def test_a_failing_recipe_costs_only_itself(finished):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -21,7 +22,6 @@ from torch import nn
 
 from lessen import artifact, files
 from lessen.errors import ArtifactError, EnvironmentFault, LessenError, OutputError
-from lessen.latency import pinned_threads
 from lessen.log import SILENT, Log
 from lessen.measure import ledger_records, measure_cost, measure_quality
 from lessen.method import check_finite
@@ -103,9 +103,19 @@ def compress_one(job: Job) -> dict[str, Any] | Failure:
     return _guarded(_compress_one, job)
 
 
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _guarded(work: Any, job: Job) -> dict[str, Any] | Failure:
     try:
-        with pinned_threads(job.threads):
+        with _threads(job.threads):
             torch.manual_seed(job.seed)
             return dict(work(job))
     except LessenError as error:

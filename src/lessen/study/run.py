@@ -210,15 +210,20 @@ class _Running:
         if not (root / "noise.json").is_file():
             self.log.note("timing the uncompressed model against itself (noise floor)")
             self.folder.write_json(root / "noise.json", self._noise())
-        baselines = getattr(self.task, "baselines", None)
-        if baselines is not None and not (root / "baselines.json").is_file():
-            self.log.note("fitting simple baselines on the same features")
-            try:
-                self.folder.write_json(root / "baselines.json", baselines())
-            except MissingExtraError as error:
-                self.log.note(f"baselines left out: {error}")
+        if self.study.measure.baselines and not (root / "baselines.json").is_file():
+            self._write_baselines()
         notes = getattr(self.task, "notes", None)
         self.folder.write_json(root / "notes.json", [str(note) for note in notes()] if notes is not None else [])
+
+    def _write_baselines(self) -> None:
+        baselines = getattr(self.task, "baselines", None)
+        if baselines is None:
+            return
+        self.log.note("fitting simple baselines on the same features")
+        try:
+            self.folder.write_json(self.folder.root / "baselines.json", baselines())
+        except MissingExtraError as error:
+            self.log.note(f"baselines left out: {error}")
 
     def _noise(self) -> Values:
         """Run each reference against a copy of itself: what differs is noise."""

@@ -26,7 +26,7 @@ MODES = {
 
 
 def copying() -> str:
-    """Return the speed-ups over plain `generate`, total wall time, with 95 % intervals."""
+    """Return the speed-ups over plain `generate`, total processor time, with 95 % intervals."""
     summary = json.loads((HERE / "results" / "decoding_copying.json").read_text())["summary"]
     lines = [f"| prompts | {' | '.join(MODES.values())} | identical |", f"|---{'|---' * (len(MODES) + 1)}|"]
     for name, label in SETS.items():
@@ -36,7 +36,7 @@ def copying() -> str:
         for mode in MODES:
             found = summary[name].get(mode)
             cells.append(
-                "-" if found is None else f"{found['wall'][0]:.2f} [{found['wall'][1]:.2f}, {found['wall'][2]:.2f}]"
+                "-" if found is None else f"{found['cpu'][0]:.2f} [{found['cpu'][1]:.2f}, {found['cpu'][2]:.2f}]"
             )
         own = summary[name]["lessen"]
         lines.append(f"| {label} ({own['prompts']}) | {' | '.join(cells)} | {own['identical']}/{own['prompts']} |")
@@ -44,14 +44,14 @@ def copying() -> str:
 
 
 def batches() -> str:
-    """Return the throughput of unpadded batches over other ways, total wall time."""
+    """Return the throughput of unpadded batches over other ways, total processor time."""
     summary = json.loads((HERE / "results" / "decoding_batches.json").read_text())["summary"]
     lines = [
         "| batch, drafts | over padding the same drafts | over plain batched `generate` | rows saved |",
         "|---|---|---|---|",
     ]
     for name, found in sorted(summary.items()):
-        ratios = [found["throughput_over"][other]["wall"] for other in ("padded", "plain")]
+        ratios = [found["throughput_over"][other]["cpu"] for other in ("padded", "plain")]
         cells = " | ".join(f"{low[0]:.2f} [{low[1]:.2f}, {low[2]:.2f}]" for low in ratios)
         lines.append(f"| {name.replace(' ', ', ')} | {cells} | {found['rows_saved']:.0%} |")
     return "\n".join(lines) + "\n"

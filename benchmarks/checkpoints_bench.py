@@ -6,6 +6,7 @@
     python benchmarks/checkpoints_bench.py memory   # one checkpoint of 1.2 GB: peak memory of packing and unpacking
 
 Trains the runs of checkpoints_runs.py first if they are not in the cache. ZipNN and py7zr are used if installed.
+What is done is kept in the cache: a benchmark that was stopped goes on, and `--one` does one unit of work and stops.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,24 @@ def cpu(call: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
     began = time.process_time()
     value = call(*arguments)
     return value, time.process_time() - began
+
+
+class Progress:
+    """Results by key, kept in the cache after each unit of work."""
+
+    def __init__(self, name: str) -> None:
+        self.path = runs.cache() / f"progress-{name}.json"
+        self.done: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+
+    def unit(self, key: str, work: Callable[[], Any]) -> Any:
+        """Return the result under `key`, working it out if it is not there yet."""
+        if key not in self.done:
+            self.done[key] = work()
+            self.path.write_text(json.dumps(self.done))
+            print("done:", key, flush=True)
+            if "--one" in sys.argv:
+                raise SystemExit(9)
+        return self.done[key]
 
 
 def save(name: str, result: dict[str, Any]) -> None:
@@ -88,7 +108,7 @@ def seven_zip_bytes(path: Path) -> int:
     return memory.getbuffer().nbytes
 
 
-def peer_sizes(paths: list[Path]) -> dict[str, dict[str, Any]]:
+def peer_sizes(paths: list[Path], progress: Progress) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     peers: list[tuple[str, Callable[[Path], int], list[Path]]] = [
         ("torch.save", lambda path: path.stat().st_size, paths),
@@ -97,16 +117,21 @@ def peer_sizes(paths: list[Path]) -> dict[str, dict[str, Any]]:
         ("7-zip (LZMA2, default level)", seven_zip_bytes, [paths[14]]),
     ]
     for name, call, chosen in peers:
-        try:
-            rows = [cpu(call, path) for path in chosen]
-        except ImportError as error:
-            print(f"{name}: left out ({error})")
-            continue
-        found[name] = {
-            "bytes": [row[0] for row in rows],
-            "cpu_seconds": [row[1] for row in rows],
-            "steps": [p.stem for p in chosen],
-        }
+
+        def measure(call: Any = call, chosen: Any = chosen, name: str = name) -> dict[str, Any] | None:
+            try:
+                rows = [cpu(call, path) for path in chosen]
+            except ImportError as error:
+                print(f"{name}: left out ({error})")
+                return None
+            return {
+                "bytes": [row[0] for row in rows],
+                "cpu_seconds": [row[1] for row in rows],
+                "steps": [path.stem for path in chosen],
+            }
+
+        if (row := progress.unit(name, measure)) is not None:
+            found[name] = row
     return found
 
 
@@ -145,11 +170,13 @@ def late_ratio(raw: list[int], packed: list[int]) -> float:
 
 def sizes() -> None:
     paths = runs.ensure("lm")
-    result = {"peers": peer_sizes(paths), "lessen": {}}
+    progress = Progress("sizes")
+    result: dict[str, Any] = {"peers": peer_sizes(paths, progress), "lessen": {}}
     raw = [path.stat().st_size for path in paths]
     with tempfile.TemporaryDirectory(dir=runs.cache()) as scratch:
         for name, settings in SIZE_SETTINGS.items():
-            result["lessen"][name] = pack_run(paths, Path(scratch) / name.replace(" ", "-"), settings)
+            out = Path(scratch) / name.replace(" ", "-")
+            result["lessen"][name] = progress.unit(name, partial(pack_run, paths, out, settings))
     print(f"{'method':44s} {'MB/step, late half':>18s} {'x smaller':>10s} {'pack MB/CPU-s':>14s} {'unpack':>8s}")
     for name, row in [*result["peers"].items(), *result["lessen"].items()]:
         late = row["bytes"][LATE] if len(row["bytes"]) == 20 else row["bytes"]
@@ -202,16 +229,17 @@ def published(paths: list[Path], scaled: bool, states: Path, name: str) -> list[
     before = {key: value[0] for key, value in triples(paths[0]).items()}
     sizes = [paths[0].stat().st_size]
     for k, path in enumerate(paths[1:], start=1):
-        blob, back = excp.compress(triples(path), before, scaled)
+        stored, back = excp.compress(triples(path), before, scaled)
         before = {key: value[0] for key, value in back.items()}
-        sizes.append(len(blob))
+        sizes.append(len(excp.archive(stored)) if k >= LATE.start else len(stored))  # only the late half is reported
         if k in MARKS:
             torch.save(put(path, back), states / f"{name}-{path.stem}.pt")
     return sizes
 
 
 # -- resume ------------------------------------------------------------------------------------------------------
-def resume_lm(state: dict[str, Any], seed: int, data: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+def resume_lm(file: Path, seed: int, data: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+    state = torch.load(file, weights_only=True)
     model = runs.LanguageModel()
     model.load_state_dict(state["model"])
     optimizer = runs.lm_optimizer(model)
@@ -240,23 +268,17 @@ def gap() -> None:
     paths, data = runs.ensure("lm"), runs.text()
     states = runs.cache() / "gap"
     states.mkdir(exist_ok=True)
-    progress = states / "progress.json"
-    result = json.loads(progress.read_text()) if progress.exists() else {"bytes": {}, "rows": {}}
-
-    def keep() -> None:
-        progress.write_text(json.dumps(result))
-
+    progress = Progress("gap")
+    result: dict[str, Any] = {"bytes": {}, "rows": {}}
     for name in ["original", *GAP_SETTINGS, *PUBLISHED]:
-        if name not in result["bytes"]:
-            result["bytes"][name] = make_states(name, paths, states)
-            keep()
+        result["bytes"][name] = progress.unit(f"bytes of {name}", partial(make_states, name, paths, states))
         for k in MARKS:
-            state = torch.load(states / f"{name}-{paths[k].stem}.pt", weights_only=True)
-            rows = result["rows"].setdefault(name, {}).setdefault(paths[k].stem, [])
-            while len(rows) < SEEDS:
-                rows.append(resume_lm(state, len(rows), data))
-                print(paths[k].stem, name, rows[-1], flush=True)
-                keep()
+            file, rows = states / f"{name}-{paths[k].stem}.pt", []
+            for seed in range(SEEDS):
+                rows.append(
+                    progress.unit(f"{name}, {paths[k].stem}, seed {seed}", partial(resume_lm, file, seed, data))
+                )
+            result["rows"].setdefault(name, {})[paths[k].stem] = rows
     result |= {"steps": RESUME_STEPS, "seeds": SEEDS, "marks": [paths[k].stem for k in MARKS]}
     raw = result["bytes"]["original"]
     result["late_half_ratio"] = {name: late_ratio(raw, row) for name, row in result["bytes"].items()}
@@ -406,6 +428,6 @@ def memory() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    wanted = sys.argv[1:] or ["sizes", "gap", "ctr", "memory"]
+    wanted = [part for part in sys.argv[1:] if part != "--one"] or ["sizes", "gap", "ctr", "memory"]
     for part in wanted:
         {"sizes": sizes, "gap": gap, "ctr": ctr, "memory": memory}[part]()

@@ -84,4 +84,9 @@ def compress(
         )
         parts += stored
         rebuilt[name] = (before[name] + new[0], new[1], new[2])
-    return lzma.compress(b"".join(parts), preset=6), rebuilt
+    return b"".join(parts), rebuilt
+
+
+def archive(stored: bytes) -> bytes:
+    """Remove the entropy of the codes, as the paper does with 7-zip."""
+    return lzma.compress(stored, preset=6)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from lessen.checkpoints import Archive, NearSettings, PackSettings, find_snapshots, pack
 from lessen.checkpoints.images import load_tree
-from lessen.errors import ArtifactError, InputError, OutputError
+from lessen.errors import ArtifactError, InputError, LessenError, OutputError
 
 from .runs import make_run
 
@@ -341,3 +341,65 @@ def test_frozen_layers_stay_exact_and_trained_ones_of_the_same_shape_become_near
         assert torch.allclose(back[name], true[name], atol=2e-3)
     moved = 2 * 3 * 80 * 80 * 4
     assert entries[-1].bytes < moved / 10
+
+
+# -- archives made to harm -----------------------------------------------------------------------------------------
+def forge(folder: Path, change) -> None:
+    """Change the footer of the last frame and sign everything anew, as someone who means harm would."""
+    import hashlib
+
+    from lessen.checkpoints import coder, frames
+    from lessen.checkpoints import index as index_module
+
+    index = index_module.read_index(folder)
+    path = folder / index.entries[-1].file
+    data = path.read_bytes()
+    packed_size, raw_size, *_ = frames._TAIL.unpack(data[-frames._TAIL.size :])
+    body = data[: -frames._TAIL.size - packed_size]
+    footer = json.loads(coder.decompress(data[len(body) : len(body) + packed_size], raw_size))
+    raw = json.dumps(change(footer)).encode()
+    packed = coder.compress(raw)
+    digest = hashlib.sha256(packed)
+    path.write_bytes(body + packed + frames._TAIL.pack(len(packed), len(raw), digest.digest(), frames.MAGIC))
+    index.entries[-1] = replace(index.entries[-1], digest=digest.hexdigest())
+    index_module.write_index(folder, index)
+
+
+WEIRD = [None, -1, 0, 1 << 62, "x", "../../x", [], {}, [[]], 1.5, True, "F64"]
+
+
+def test_forged_footers_end_in_a_named_error_or_in_what_they_say(archives, tmp_path):
+    choose = random.Random(0)
+    for number in range(150):
+        folder = tmp_path / "a"
+        shutil.copytree(archives["near"], folder)
+
+        def mutate(footer):
+            node, key = footer, choose.choice(sorted(footer))
+            while isinstance(node[key], (list, dict)) and node[key] and choose.random() < 0.8:
+                node = node[key]
+                key = choose.choice(sorted(node)) if isinstance(node, dict) else choose.randrange(len(node))
+            node[key] = choose.choice(WEIRD)
+            return footer
+
+        forge(folder, mutate)
+        try:
+            Archive(folder).unpack(40, tmp_path / f"o{number}")
+        except LessenError:
+            assert not (tmp_path / f"o{number}").exists()
+        shutil.rmtree(folder)
+    assert not (tmp_path.parent / "x").exists()
+
+
+@pytest.mark.parametrize("path", ["../x", "/x", "a/../../x", "a\\b", "", "."])
+def test_files_outside_the_checkpoint_are_refused(archives, tmp_path, path):
+    folder = shutil.copytree(archives["near"], tmp_path / "a")
+
+    def change(footer):
+        footer["images"][0][0] = path
+        return footer
+
+    forge(folder, change)
+    with pytest.raises(ArtifactError, match="outside|malformed"):
+        Archive(folder).unpack(40, tmp_path / "deep" / "o")
+    assert not (tmp_path / "x").exists()

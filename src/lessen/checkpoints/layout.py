@@ -14,6 +14,8 @@ from lessen.checkpoints.images import SIZES, Array, Image
 from lessen.errors import ArtifactError, DataError
 
 _SKELETON_PIECE = 8 << 20
+_LARGEST_FILE = 1 << 43
+ROLES = frozenset({"weight", "first", "second", "other"})
 _STEP = re.compile(r"(step[-_=]?)\d+")
 
 
@@ -92,15 +94,47 @@ def read_layout(footer: dict[str, Any], where: str) -> Layout:
         )
         for group in groups:
             shapes = {images[i].arrays[j].shape for i, j in group.members.values()}
-            if len(shapes) != 1:
-                raise ValueError("a group of different shapes")
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+            if len(shapes) != 1 or not set(group.members) <= ROLES:
+                raise ValueError("a group of different shapes or of an unknown role")
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ArtifactError(f"{where} has a malformed footer: {error!r}") from error
-    return Layout(images, groups)
+    layout = Layout(images, groups)
+    if not _tables_fit(footer, layout):
+        raise ArtifactError(f"{where} has a malformed footer: its tables do not fit its arrays")
+    return layout
+
+
+def _tables_fit(footer: dict[str, Any], layout: Layout) -> bool:
+    """Say whether every piece, array and file has its entry, each of the right number of integers."""
+
+    def whole_numbers(value: Any, length: int) -> bool:
+        return isinstance(value, list) and len(value) == length and all(type(x) is int and x >= 0 for x in value)
+
+    def rows(value: Any, lengths: list[int], width: int) -> bool:
+        return (
+            isinstance(value, list)
+            and [len(row) if isinstance(row, list) else -1 for row in value] == lengths
+            and all(whole_numbers(place, width) for row in value for place in row)
+        )
+
+    arrays = [len(image.arrays) for image in layout.images]
+    sums, digests = footer.get("sums"), footer.get("sha256")
+    return (
+        rows(footer.get("pieces"), [len(layout.pieces(group)) for group in layout.groups], 4)
+        and rows(footer.get("skeletons"), [sum(1 for _ in skeleton(image)) for image in layout.images], 3)
+        and isinstance(sums, list)
+        and len(sums) == len(arrays)
+        and all(whole_numbers(row, length) for row, length in zip(sums, arrays, strict=True))
+        and isinstance(digests, list)
+        and len(digests) == len(arrays)
+        and footer.get("mode") in ("exact", "near")
+    )
 
 
 def _image(path: str, size: int, container: str, arrays: list[list[Any]]) -> Image:
     pure = PurePosixPath(path)
+    if not 0 <= size <= _LARGEST_FILE:
+        raise ValueError(f"a file of {size} bytes")
     if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in path or "\0" in path:
         raise ValueError(f"the file name {path!r} leads outside the checkpoint")
     rebuilt = []

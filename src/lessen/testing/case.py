@@ -89,9 +89,14 @@ def same_state(left: dict[str, Any], right: dict[str, Any]) -> str | None:
             return (
                 f"{name} is {value.dtype} {tuple(value.shape)} in one, {other.dtype} {tuple(other.shape)} in the other"
             )
-        if not torch.equal(value.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)):
+        if not torch.equal(_raw(value), _raw(other)):
             return f"{name} differs"
     return None
+
+
+def _raw(tensor: Tensor) -> Tensor:
+    """Return the bytes of a tensor, so that NaN equals itself and -0 differs from 0."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
 class Recorded(Task):

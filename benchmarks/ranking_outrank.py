@@ -1,4 +1,4 @@
-"""`lessen rank` against outrank 0.97.5 (with xxhash<4): CPU seconds, agreement of the ranking, memory.
+"""`lessen rank` against outrank 0.97.5 (with xxhash<4): CPU seconds and agreement of the ranking.
 
     python benchmarks/ranking_outrank.py --peer-python VENV/bin/python --rows 1000000 --peer-rows 65536 131072
 
@@ -39,7 +39,7 @@ else:
 import json
 own = resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps({"cpu_s": own.ru_utime + own.ru_stime, "wall_s": time.perf_counter() - start,
-                  "peak_rss_mb": own.ru_maxrss / 1024, "scores": scores}))
+                  "scores": scores}))
 """
 
 
@@ -126,7 +126,7 @@ def report(options: Any, ours: dict[str, Any], peers: list[Any], same: list[Any]
         "rows": options.rows, "columns": options.columns, "peer_rows": options.peer_rows,
         "peer_cpu_s": [peer["cpu_s"] for peer in peers], "peer_wall_s": [peer["wall_s"] for peer in peers],
         "peer_cpu_s_extrapolated": projected,
-        "lessen": {mode: {key: run[key] for key in ("cpu_s", "wall_s", "peak_rss_mb")} for mode, run in ours.items()},
+        "lessen": {mode: {key: run[key] for key in ("cpu_s", "wall_s")} for mode, run in ours.items()},
         "cpu_ratio_columns": projected / ours["columns"]["cpu_s"],
         "cpu_ratio_full": projected / ours["full"]["cpu_s"],
         "cpu_ratio_same_rows": [peer["cpu_s"] / run["columns"]["cpu_s"] for peer, run in zip(peers, same, strict=True)],

@@ -1,0 +1,194 @@
+"""The encoder: fitted on train rows once, then the same ids for files, frames and single rows.
+
+frame of strings -> ids int32 [rows, columns] (global, into one flat table), numeric float32, label, weight, ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from lessen.data.columns import IdField, Kind, Layout
+from lessen.data.logs import Piece
+from lessen.data.numbers import NumberFit, buckets, parse_numbers, standardise
+from lessen.data.schema import FieldSchema, Schema
+from lessen.data.vocabulary import Counter, Hashed, Vocabulary
+from lessen.errors import DataError
+from lessen.stored.fields import Segment
+
+LARGEST_TABLE = 2**31 - 1
+EXTRAS = ("weight", "timestamp", "group")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Rows as arrays; `extras` holds weight, timestamp (float64) and group (int32) where the schema has them."""
+
+    ids: NDArray[np.int32]
+    numeric: NDArray[np.float32]
+    label: NDArray[np.float32]
+    extras: dict[str, NDArray[Any]]
+
+
+class Encoder:
+    """Vocabularies, number transforms and layout of a schema."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        vocabularies: dict[str, Vocabulary | Hashed],
+        numbers: dict[str, dict[str, Any]],
+    ) -> None:
+        self.schema, self.vocabularies, self.numbers = schema, vocabularies, numbers
+        self.id_fields = [field for field in schema.fields if field.has_ids]
+        self.plain = [field for field in schema.of_kind("numeric") if not field.bucketed]
+        self.layout = self._layout()
+        self.first_row = {segment.name: segment.start for segment in self.layout.segments}
+
+    def _layout(self) -> Layout:
+        segments: list[Segment] = []
+        for name, vocabulary in self.vocabularies.items():
+            start = segments[-1].start + segments[-1].rows if segments else 1
+            segments.append(Segment(name, start, vocabulary.rows))
+        rows = sum(segment.rows for segment in segments) + 1
+        if rows > LARGEST_TABLE:
+            raise DataError(f"the vocabularies need {rows} table rows, over 2^31; raise minimum_count or hash fields")
+        fields: list[IdField] = []
+        for spec in self.id_fields:
+            start = fields[-1].start + fields[-1].width if fields else 0
+            kind: Kind = spec.kind if spec.kind in ("multi", "sequence") else "categorical"
+            width = 1 if kind == "categorical" else spec.length
+            fields.append(IdField(spec.name, kind, start, width, spec.vocabulary or spec.name))
+        return Layout(tuple(fields), tuple(segments), tuple(spec.name for spec in self.plain))
+
+    def encode(self, piece: Piece) -> Encoded:
+        """Encode a piece. Raises DataError naming file, line and column of a bad value."""
+        rows = len(piece.frame)
+        ids = np.zeros((rows, self.layout.width), dtype=np.int32)
+        for spec, field in zip(self.id_fields, self.layout.fields, strict=True):
+            part = ids[:, field.start : field.start + field.width]
+            vocabulary, first = self.vocabularies[field.segment], self.first_row[field.segment]
+            if field.kind == "categorical":
+                part[:, 0] = vocabulary.encode(self.values(piece, spec)) + first
+            else:
+                row, place, values = spread(piece.frame[spec.name], spec)
+                part[row, place] = vocabulary.encode(values) + first
+        numeric = np.zeros((rows, len(self.plain)), dtype=np.float32)
+        for column, spec in enumerate(self.plain):
+            numeric[:, column] = standardise(parse_numbers(piece, spec.name, spec.fill), self.numbers[spec.name])
+        return Encoded(ids, numeric, _labels(piece, self.schema.label.name), self._extras(piece))
+
+    def values(self, piece: Piece, spec: FieldSchema) -> pl.Series:
+        """Return the strings of a single-id field; bucketed numbers become the bucket's number."""
+        if not spec.bucketed:
+            return piece.frame[spec.name]
+        return buckets(parse_numbers(piece, spec.name, spec.fill), spec, self.numbers[spec.name])
+
+    def _extras(self, piece: Piece) -> dict[str, NDArray[Any]]:
+        found: dict[str, NDArray[Any]] = {}
+        for spec in self.schema.of_kind("weight", "timestamp"):
+            found[spec.kind] = parse_numbers(piece, spec.name, spec.fill)
+            negative = np.flatnonzero(found[spec.kind] < 0)
+            if spec.kind == "weight" and len(negative):
+                raise piece.fault(int(negative[0]), spec.name, "is a negative weight")
+        for spec in self.schema.of_kind("group"):
+            # a group only has to tell examples apart, in any split: a stable hash does, without a vocabulary
+            found["group"] = Hashed(2**31 - 2).encode(piece.frame[spec.name])
+        return found
+
+    def encode_row(self, row: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        """Encode one raw row for serving: the model's inputs `ids` [1, columns] and, if there are any, `numeric`.
+
+        Lists are taken as they are, other values as their text. The label may be missing.
+
+        Raises:
+            DataError: a field is missing or a number cannot be read.
+        """
+        cells: dict[str, str] = {}
+        for spec in self.schema.used:
+            if spec.name in row:
+                cells[spec.name] = _cell(row[spec.name], spec.separator)
+            elif spec.kind in ("label", *EXTRAS):
+                cells[spec.name] = "0"
+            else:
+                raise DataError(f"the row lacks the field {spec.name!r}")
+        encoded = self.encode(Piece(pl.DataFrame({k: [v] for k, v in cells.items()}), Path("row"), 1))
+        return {"ids": encoded.ids, "numeric": encoded.numeric} if self.plain else {"ids": encoded.ids}
+
+
+def _cell(value: Any, separator: str) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, (list, tuple)):
+        return separator.join(map(str, value))
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def spread(cells: pl.Series, spec: FieldSchema) -> tuple[NDArray[np.int64], NDArray[np.int64], pl.Series]:
+    """Return row, place and text of each id in multi-valued cells: the first `length`, or the last of a sequence."""
+    lists = cells.str.split(spec.separator)
+    lists = lists.list.eval(pl.element().filter(pl.element() != ""))
+    lists = lists.list.tail(spec.length) if spec.kind == "sequence" else lists.list.head(spec.length)
+    counts = lists.list.len().to_numpy().astype(np.int64)
+    row = np.repeat(np.arange(len(cells)), counts)
+    place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return row, place, lists.filter(lists.list.len() > 0).explode()
+
+
+def _labels(piece: Piece, name: str) -> NDArray[np.float32]:
+    numbers = piece.frame[name].cast(pl.Float64, strict=False).fill_null(np.nan).to_numpy()
+    bad = np.flatnonzero((numbers != 0) & (numbers != 1))
+    if len(bad):
+        row = int(bad[0])
+        raise piece.fault(row, name, f"{piece.frame[name][row]!r} is no label; labels are 0 or 1")
+    return numbers.astype(np.float32)
+
+
+class Fitter:
+    """Collects counts and moments of train rows, piece by piece."""
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+        self.id_fields = [field for field in schema.fields if field.has_ids]
+        self.counters = {field.vocabulary or field.name: Counter() for field in self.id_fields}
+        self.numbers = {field.name: NumberFit() for field in schema.of_kind("numeric")}
+        self.rows = 0
+
+    def add(self, piece: Piece, train: NDArray[np.bool_]) -> None:
+        """Take in the train rows of a piece."""
+        self.rows += int(train.sum())
+        mask = pl.Series(train)
+        for spec in self.schema.of_kind("numeric"):
+            numbers = parse_numbers(piece, spec.name, spec.fill)[train]
+            self.numbers[spec.name].add(numbers, keep=spec.transform == "quantile")
+            if spec.transform == "log-squared":
+                self.counters[spec.vocabulary or spec.name].add(buckets(numbers, spec, {}))
+        for spec in self.id_fields:
+            if spec.bucketed or spec.buckets is not None:
+                continue
+            cells = piece.frame[spec.name].filter(mask)
+            values = cells if spec.kind == "categorical" else spread(cells, spec)[2]
+            self.counters[spec.vocabulary or spec.name].add(values)
+
+    def finish(self) -> Encoder:
+        """Return the encoder. Raises DataError if no train row was seen."""
+        if not self.rows:
+            raise DataError("the train split is empty: nothing to build vocabularies from")
+        numbers = {spec.name: self.numbers[spec.name].result(spec) for spec in self.schema.of_kind("numeric")}
+        owners = {spec.name: spec for spec in self.id_fields if spec.vocabulary is None}
+        known: dict[str, Vocabulary | Hashed] = {}
+        for name, spec in owners.items():
+            if spec.buckets is not None:
+                known[name] = Hashed(spec.buckets)
+            elif spec.transform == "quantile":
+                edges = numbers[name]["edges"]
+                known[name] = Vocabulary(pl.Series([str(i) for i in range(len(edges) + 1)], dtype=pl.String))
+            else:
+                known[name] = Vocabulary(self.counters[name].frequent(spec.minimum_count))
+        return Encoder(self.schema, known, numbers)

@@ -247,3 +247,21 @@ def test_command(planted, tmp_path):
     assert (tmp_path / "r" / "data" / "part-00000.csv").exists()
     bad = CliRunner().invoke(app, [str(tmp_path / "a.csv"), "--engine", "spark"])
     assert isinstance(bad.exception, ConfigError)
+
+
+def test_it_ranks_signals_as_outrank_does(tmp_path):
+    """`buffered_scores` equals outrank 0.97.5 (benchmarks/ranking_outrank.py: differences of 2e-7)."""
+    rng = np.random.default_rng(11)
+    rows = 40_000
+    label = rng.integers(0, 2, rows)
+    data = {"label": label}
+    for number in range(20):
+        noise = rng.integers(0, 2 + 3 * number, rows)
+        data[f"c{number}"] = np.where(rng.random(rows) < 0.1 + 0.03 * number, label, noise)
+    pl.DataFrame(data).write_csv(tmp_path / "a.csv")
+    ours, theirs = scores(rank([tmp_path / "a.csv"], FAST)), buffered_scores([tmp_path / "a.csv"], "label")
+    names = [name for name in data if name != "label"]
+    ranks = [np.argsort(np.argsort([found[name] for name in names])) for found in (ours, theirs)]
+    assert np.corrcoef(ranks)[0, 1] >= 0.99
+    for name in names:
+        assert ours[name] == pytest.approx(theirs[name], abs=0.01)

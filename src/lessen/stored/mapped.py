@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -109,9 +108,9 @@ def open_quantized(path: Path) -> QuantizedEmbedding:
     shape = (made.num_embeddings, rowwise.row_bytes(made.embedding_dim, made.bits))
     if size != 8 + length + math.prod(shape):
         raise ArtifactError(f"{path} has {size} bytes, its header says {8 + length + math.prod(shape)}; copy it again")
-    # copy-on-write: torch wants a writable array, and nothing is ever written back
-    mapped = np.memmap(path, dtype=np.uint8, mode="c", offset=8 + length, shape=shape)
-    made.packed = torch.from_numpy(mapped)
+    # a private mapping: pages are shared until someone writes, and nothing is ever written back
+    mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    made.packed = mapped[8 + length :].view(shape)
     return made
 
 

@@ -83,7 +83,7 @@ def test_ids_equal_a_plain_dictionary(log: Path, tmp_path: Path) -> None:
             expected = [start[name] + (1 + known.index(row[name]) if row[name] in known else 0) for row in part]
             assert ids[:, field].tolist() == expected
         known = count([t for row in table[:200] for t in [row["item"], *row["recent"].split(";")] if t], 1)
-        last = [[t for t in row["recent"].split(";") if t][-3:] for row in part]
+        last = [tokens(row) for row in part]
         assert ids[:, 3:6].tolist() == [
             [start["item"] + 1 + known.index(t) for t in cell] + [0] * (3 - len(cell)) for cell in last
         ]
@@ -94,6 +94,10 @@ def test_ids_equal_a_plain_dictionary(log: Path, tmp_path: Path) -> None:
     assert data.array("test", "numeric")[:, 0] == pytest.approx(expected, abs=1e-5)
     group = data.array("train", "group")
     assert len(np.unique(group)) == len({row["query"] for row in table[:200]})
+
+
+def tokens(row: dict[str, str]) -> list[str]:
+    return [token for token in row["recent"].split(";") if token][-3:]
 
 
 def count(values: list[str], minimum: int) -> list[str]:

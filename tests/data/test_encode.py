@@ -77,8 +77,8 @@ def test_ids_equal_a_plain_dictionary(log: Path, tmp_path: Path) -> None:
         ids = data.array(split, "ids")
         for name, field in (("user", 0), ("item", 1)):
             seen = [row[name] for row in table[:200]]
-            if name == "item":  # the sequence shares its vocabulary and is counted with it
-                seen += [token for row in table[:200] for token in row["recent"].split(";") if token]
+            if name == "item":  # the kept part of a sequence is counted with it
+                seen += [token for row in table[:200] for token in tokens(row)]
             known = count(seen, 2 if name == "user" else 1)
             expected = [start[name] + (1 + known.index(row[name]) if row[name] in known else 0) for row in part]
             assert ids[:, field].tolist() == expected

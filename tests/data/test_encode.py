@@ -82,7 +82,7 @@ def test_ids_equal_a_plain_dictionary(log: Path, tmp_path: Path) -> None:
             known = count(seen, 2 if name == "user" else 1)
             expected = [start[name] + (1 + known.index(row[name]) if row[name] in known else 0) for row in part]
             assert ids[:, field].tolist() == expected
-        known = count([t for row in table[:200] for t in [row["item"], *row["recent"].split(";")] if t], 1)
+        known = count([t for row in table[:200] for t in [row["item"], *tokens(row)]], 1)
         last = [tokens(row) for row in part]
         assert ids[:, 3:6].tolist() == [
             [start["item"] + 1 + known.index(t) for t in cell] + [0] * (3 - len(cell)) for cell in last

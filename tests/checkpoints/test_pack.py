@@ -332,3 +332,32 @@ def test_errors_are_named_for_every_bad_source(tmp_path):
     (tmp_path / "step-1.pt").write_bytes(b"garbage")
     with pytest.raises(LessenError, match=r"step-1\.pt"):
         pack(find_snapshots([tmp_path / "step-1.pt"]), tmp_path / "a")
+
+
+MEASURED = """
+import resource, sys
+from pathlib import Path
+from lessen.checkpoints import Archive, PackSettings, find_snapshots, pack
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+pack(find_snapshots([Path(sys.argv[1])]), sys.argv[2], PackSettings(mode="exact"))
+archive = Archive(sys.argv[2])
+archive.unpack(2, sys.argv[3])
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000)
+"""
+
+
+@pytest.mark.slow
+def test_memory_stays_far_below_the_size_of_a_checkpoint(tmp_path):
+    import subprocess
+    import sys
+
+    (tmp_path / "run").mkdir()
+    weight = torch.randn(70_000, 1024)
+    for step in (1, 2):
+        save_file({"w": weight}, tmp_path / "run" / f"w-{step}.safetensors")
+        weight += 1e-4
+    size = 4 * weight.numel() / 1e6
+    command = [sys.executable, "-c", MEASURED, str(tmp_path / "run"), str(tmp_path / "a"), str(tmp_path / "o")]
+    peak = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert size > 280
+    assert peak < 0.5 * size

@@ -86,5 +86,25 @@ class TableTask(Task):
             return super().reference(seed, log)
 
 
-TOYS: dict[str, Callable[[], Task]] = {"embeddings": TableTask, "weights": TableTask}
-"""Contract task by method family. A method of another family is checked on the task its author passes."""
+class RepeatedRowsTask(TableTask):
+    """The same model with rows that repeat, as never-trained or merged tables have; its reference is not trained."""
+
+    name = "contract-repeated-rows"
+
+    def build(self) -> nn.Module:
+        """Return a TableNet in which four rows of five are copies."""
+        model = TableNet()
+        with torch.no_grad():
+            for table in (model.items, model.tags):
+                table.weight[1:] = table.weight[1 + torch.arange(len(table.weight) - 1) % 200]
+        return model
+
+    def reference(self, seed: int = 0, log: Log = SILENT) -> nn.Module:  # noqa: ARG002
+        """Return an untrained model, whose copies are equal still."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.build().eval()
+
+
+TOYS: dict[str, Callable[[], Task]] = {"embeddings": TableTask, "weights": TableTask, "emb-dedup": RepeatedRowsTask}
+"""Contract task by method name or family. A method of another family is checked on the task its author passes."""

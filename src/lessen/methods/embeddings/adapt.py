@@ -21,7 +21,8 @@ class AdaptTables(RetrainedTables):
 
     Source: AdaptEmb of DeepRec, as in the VLDB 2024 study (arXiv 2311.15578): static, by counts of the train split.
     Differences: the hot set is a sorted list (4 bytes a hot id, counted) instead of an uncounted map of all ids; hot
-    sets are exact shares with ties broken by id. With `share`, `hot_part` of the bytes goes to hot rows.
+    sets are exact shares with ties broken by id. `hashes` 2 is the frequency-split double hash
+    (arXiv 2007.14523). With `share`, `hot_part` of the bytes goes to hot rows.
     """
 
     card = Card(
@@ -38,6 +39,7 @@ class AdaptTables(RetrainedTables):
     counts_ids = True
     hot: float = Field(0.1, gt=0, lt=1, description="share of each large field's ids with rows of their own")
     rest: float = Field(0.05, gt=0, lt=1, description="shared rows as a share of each large field's rows")
+    hashes: int = Field(1, ge=1, le=4, description="shared rows averaged for each other id; 2: double hash")
     hot_part: float = Field(0.7, gt=0, lt=1, description="with a share: part of the bytes that hot rows get")
 
     def replacement(self, wanted: Wanted, context: Context) -> StoredEmbedding:
@@ -48,7 +50,7 @@ class AdaptTables(RetrainedTables):
         assert wanted.counts is not None
         ids = self._hot_ids(shape, wanted.counts, hot)
         std = spread(wanted.table)
-        cold = HashedEmbedding(bare(shape), self._buckets(shape, rest), 1, False)
+        cold = HashedEmbedding(bare(shape), self._buckets(shape, rest), self.hashes, False)
         cold.reset(std, context.generator)
         made = TieredEmbedding(shape, len(ids), cold)
         made.fill_hot(ids, torch.randn(len(ids), shape.dim, generator=context.generator) * std)
@@ -78,7 +80,7 @@ class AdaptTables(RetrainedTables):
         fine = 2**20
 
         def cold(parts: int) -> int:
-            return size_of(lambda: HashedEmbedding(bare(shape), self._buckets(shape, parts / fine), 1, False))
+            return size_of(lambda: HashedEmbedding(bare(shape), self._buckets(shape, parts / fine), self.hashes, False))
 
         rest = solve(cold, 1, fine, int((1 - self.hot_part) * target))
 

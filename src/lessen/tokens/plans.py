@@ -105,10 +105,10 @@ def rank_and_merge(scores: Tensor, hidden: Tensor, pruned: int, merged: int, pro
     """
     tokens = scores.shape[1]
     lifted = scores.masked_fill(torch.arange(tokens, device=scores.device) < protected, torch.inf)
-    order = lifted.argsort(dim=-1, descending=True, stable=True)
+    order = lifted.topk(pruned, dim=-1).indices
     head, tail = order[:, :merged], order[:, merged:pruned]
     places = torch.arange(merged, device=scores.device).expand(len(scores), -1)
-    row = torch.full_like(order, -1).scatter(1, head, places)
+    row = torch.full(scores.shape, -1, dtype=torch.long, device=scores.device).scatter(1, head, places)
     if pruned == merged:
         return Plan(row, merged, source=head, drops=pruned < tokens)
     unit = hidden * inverse_norm(hidden)

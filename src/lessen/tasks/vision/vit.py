@@ -65,7 +65,10 @@ class Attention(nn.Module):
         query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         mask = None if bias is None else bias.to(query.dtype)
         out = F.scaled_dot_product_attention(self._heads(query), self._heads(key), self._heads(value), attn_mask=mask)
-        return self.out_proj(out.transpose(1, 2).flatten(2)), query, key
+        joined = out.transpose(1, 2)
+        if torch.compiler.is_exporting():  # the exporter lays attention out differently than its trace promised
+            joined = joined.clone(memory_format=torch.contiguous_format)
+        return self.out_proj(joined.flatten(2)), query, key
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)

@@ -6,14 +6,16 @@ NAME` writes this skeleton and its test row for you; here is what goes inside.
 
 # %% [markdown]
 # The example rounds the weights of linear layers to a grid and stores them as bytes. What remains in the model must be
-# a stored module: its state is its buffers, its configuration is JSON, and `from_config` builds an empty twin.
+# a stored module: its state is its buffers, its configuration is JSON, and `from_config` builds an empty twin. Sizes are
+# checked before anything is allocated, because an artifact may come from a stranger.
 
 import torch
 from pydantic import Field
 from torch import nn
 
 import lessen
-from lessen.methods.sites import replace_module
+from lessen.methods.sites import find, replace, require
+from lessen.stored import checks
 from lessen.stored.base import StoredModule, stored
 
 
@@ -23,15 +25,17 @@ class GridLinear(StoredModule):
 
     kind = "tutorial.GridLinear"
 
-    def __init__(self, in_features: int, out_features: int):
+    def __init__(self, in_features, out_features, bias):
         super().__init__()
-        self.in_features, self.out_features = in_features, out_features
+        self.in_features = checks.whole("in_features", in_features, 1, 2**24)
+        self.out_features = checks.whole("out_features", out_features, 1, 2**24)
+        checks.elements("a weight", in_features, out_features)
         self.register_buffer("codes", torch.zeros(out_features, in_features, dtype=torch.int8))
         self.register_buffer("step", torch.ones(()))
-        self.register_buffer("bias", torch.zeros(out_features))
+        self.register_buffer("bias", torch.zeros(out_features) if bias else None)
 
     def config(self):
-        return {"in_features": self.in_features, "out_features": self.out_features}
+        return {"in_features": self.in_features, "out_features": self.out_features, "bias": self.bias is not None}
 
     def dequantise(self):
         return self.codes.float() * self.step
@@ -58,19 +62,18 @@ class Grid(lessen.Method):
     levels: int = Field(127, ge=1, le=127, description="grid steps on each side of zero")
 
     def apply(self, model, task, context):
-        found = [(path, module) for path, module in model.named_modules() if type(module) is nn.Linear]
-        if not found:
-            raise self.nothing_matched(model)
-        for path, module in found:
-            small = GridLinear(module.in_features, module.out_features)
-            with torch.no_grad():
-                small.step = module.weight.abs().max().clamp(min=1e-12) / self.levels
-                small.codes = (module.weight / small.step).round().to(torch.int8)
-                if module.bias is not None:
-                    small.bias = module.bias.detach().clone()
-            model = replace_module(model, path, small)
-        context.findings["layers"] = len(found)
+        for site in require(find(model, self.card.acts_on, context), self, model, context):
+            model = replace(model, site, self.rounded(site.module))
         return model
+
+    def rounded(self, layer):
+        small = GridLinear(layer.in_features, layer.out_features, layer.bias is not None)
+        with torch.no_grad():
+            small.step.fill_(layer.weight.abs().max().clamp(min=1e-12) / self.levels)
+            small.codes.copy_((layer.weight / small.step).round())
+            if layer.bias is not None:
+                small.bias.copy_(layer.bias)
+        return small
 
 
 # %% [markdown]

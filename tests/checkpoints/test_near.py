@@ -84,7 +84,7 @@ def test_a_level_outside_the_codebook_is_refused():
 @few
 @given(
     st.integers(0, 99), st.integers(1, 70), st.integers(1, 120), st.sampled_from(RULES), st.booleans(),
-    st.sampled_from(["both", "first", "none"]), st.sampled_from([1, 2, 4, 8]),
+    st.sampled_from(["both", "first", "none"]), st.sampled_from([2, 4, 8]),
 )  # fmt: skip
 def test_decoding_gives_what_encoding_said_it_would(seed, rows, columns, rule, key, moments, bits):
     now, before = pieces(seed, rows, columns)
@@ -107,6 +107,10 @@ def test_decoding_gives_what_encoding_said_it_would(seed, rows, columns, rule, k
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_a_residual_has_at_most_two_to_the_b_values(rule, bits):
+    if rule == "adaptive" and bits == 1:
+        with pytest.raises(ValueError, match="bits >= 2"):
+            NearSettings(rule=rule, bits=bits)
+        return
     now, before = adam_triple()
     reference = np.zeros_like(before)  # so that the rebuilt weight is the rebuilt residual
     _, back = near.encode(now, reference, NearSettings(rule=rule, bits=bits))
@@ -222,6 +226,12 @@ def test_small_arrays_are_kept_finer():
     big = random.normal(0, 1, (100, 300)).astype(np.float32)
     _, coarse = near.encode(Triple(big), np.zeros_like(big), NearSettings())
     assert np.std(back.weight - bias) < 0.5 * np.std(coarse.weight - big)
+
+
+def test_numbers_too_large_to_square_survive():
+    weight = np.random.default_rng(0).normal(0, 1e25, (80, 90)).astype(np.float32)
+    _, back = near.encode(Triple(weight), None, NearSettings())
+    assert np.abs(back.weight.astype(np.float64) - weight).max() < 0.01 * weight.std(dtype=np.float64)
 
 
 def test_settings_out_of_range_are_refused():

@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lessen.checkpoints import coder
 from lessen.errors import ArtifactError
@@ -61,6 +61,12 @@ class NearSettings(BaseModel):
     alpha: float | None = Field(None, ge=0, description="ExCP's alpha; None scales it so that r_w is 2.5 medians")
     beta: float = Field(2.0, ge=0, description="ExCP's beta")
     bits: int = Field(4, ge=1, le=8, description="2^bits - 1 levels besides zero")
+
+    @model_validator(mode="after")
+    def _levels_on_both_sides(self) -> NearSettings:
+        if self.rule == "adaptive" and self.bits < 2:
+            raise ValueError("rule adaptive needs bits >= 2: one level on each side of zero")
+        return self
 
 
 @dataclass
@@ -226,7 +232,13 @@ def _levels(x: Values, settings: NearSettings) -> int:
 
 
 def _rms(x: Values) -> float:
-    return float(np.sqrt(np.dot(x.reshape(-1), x.reshape(-1)) / max(1, x.size))) or 1.0
+    """Return the root mean square, 1 for an array of zeros."""
+    flat = x.reshape(-1)
+    with np.errstate(over="ignore"):
+        total = float(np.dot(flat, flat))
+    if not np.isfinite(total):
+        total = float(np.square(flat, dtype=np.float64).sum())
+    return float(np.sqrt(total / max(1, x.size))) or 1.0
 
 
 def _encode_weight(
@@ -322,19 +334,12 @@ def _factors(logarithm: Values, positive: NDArray[np.bool_]) -> tuple[NDArray[np
     weights = positive.astype(np.float32)
     total = float(weights.sum()) or 1.0
     mean = float((logarithm * weights).sum()) / total
-    rows, columns = weights.sum(1), weights.sum(0)
-    row = (
-        ((logarithm * weights).sum(1) / np.maximum(rows, 1))
-        if rows.size > 1 and columns.size > 1
-        else np.full(rows.size, mean)
-    )
-    column = (
-        ((logarithm * weights).sum(0) / np.maximum(columns, 1) - mean)
-        if columns.size > 1 and rows.size > 1
-        else np.zeros(columns.size)
-    )
-    row = np.where(rows > 0, row, mean)
-    column = np.where(columns > 0, column, 0.0)
+    row, column = np.full(len(weights), mean), np.zeros(weights.shape[1])
+    if min(weights.shape) > 1:
+        rows, columns = weights.sum(1), weights.sum(0)
+        present = logarithm * weights
+        row = np.where(rows > 0, present.sum(1) / np.maximum(rows, 1), row)
+        column = np.where(columns > 0, present.sum(0) / np.maximum(columns, 1) - mean, column)
     return np.rint(4 * row).astype(np.int16), np.rint(4 * column).astype(np.int16)
 
 

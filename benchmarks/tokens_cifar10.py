@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from lessen.environment import environment
-from lessen.files import atomic_write, dump_json
+from lessen.files import atomic_write, dump_json, sha256
 from lessen.method import Context
 from lessen.methods.tokens.diffrate import DiffRate
 from lessen.methods.tokens.evit import EViT, RandomDrop
@@ -31,7 +31,7 @@ from lessen.methods.tokens.tocom import ToCom
 from lessen.methods.tokens.tome import RandomMerge, ToMe
 from lessen.metrics import bootstrap_weights
 from lessen.recipe import Recipe
-from lessen.tasks.vision.cifar10 import Cifar10Options, Cifar10Task
+from lessen.tasks.vision.cifar10 import WEIGHTS, Cifar10Options, Cifar10Task
 from lessen.tokens.stored import detach
 
 RESULTS = Path(__file__).parent / "results"
@@ -63,8 +63,8 @@ def share(task: Cifar10Task, arguments: argparse.Namespace) -> dict:
             "glsim": GLSim(macs=budget), "random merge": RandomMerge(macs=budget),
             "random drop": RandomDrop(macs=budget),
         }  # fmt: skip
-        for name, method in methods.items():
-            began = time.perf_counter()
+        for name in arguments.methods or methods:
+            method, began = methods[name], time.perf_counter()
             compact, (step,) = Recipe([method]).apply(reference, task, seed=arguments.seed)
             hits[name] = right(task, compact)
             change = interval(hits[name] - base)
@@ -122,6 +122,7 @@ def main() -> None:
     parser.add_argument("what", choices=("share", "mismatch"))
     parser.add_argument("--shares", type=float, nargs="+", default=[0.6])
     parser.add_argument("--rates", type=int, nargs="+", default=[0, 10])
+    parser.add_argument("--methods", nargs="+", help="some of the methods of `share`; default all")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--scale", type=float, default=0.1)
@@ -136,7 +137,7 @@ def main() -> None:
     result = (share if arguments.what == "share" else mismatch)(task, arguments)
     result |= {
         "command": " ".join(["python", "benchmarks/tokens_cifar10.py", *sys.argv[1:]]), "env": environment(),
-        "task": task.describe(),
+        "task": task.describe(), "weights_sha256": sha256(WEIGHTS),
     }  # fmt: skip
     atomic_write(RESULTS / f"tokens_cifar10_{arguments.what}.json", dump_json(result))
 

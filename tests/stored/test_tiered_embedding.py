@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -27,6 +29,26 @@ def test_hot_ids_read_their_rows_and_others_the_cold_table():
         assert table(ids)[..., 0].tolist() == [[16, 1], [13, 2]]
     assert table(torch.zeros(0, dtype=torch.int32)).shape == (0, 3)
     assert table.segments == (Segment("a", 0, 4), Segment("b", 4, 6))
+
+
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 1000])
+def test_every_id_is_found_at_its_place(rows):
+    generator = torch.Generator().manual_seed(rows)
+    hot = torch.randperm(rows, generator=generator)[: max(1, rows // 3)].sort().values
+    shape = TableShape(rows, 2)
+    table = TieredEmbedding(shape, len(hot), FallbackEmbedding(bare(shape)))
+    table.fill_hot(hot, torch.randn(len(hot), 2))
+    found, place = table._find(torch.arange(rows))
+    assert found.nonzero()[:, 0].tolist() == hot.tolist()
+    assert place[found].tolist() == list(range(len(hot)))
+    assert table.packed_bytes() == 12 * -(-rows // 64)
+    other = torch.arange(len(hot))
+    table.fill_hot(other, torch.zeros(len(hot), 2))
+    assert table._find(torch.arange(rows))[0].sum() == len(hot)
+    assert bool(table._find(other)[0].all())
+    assert copy.deepcopy(table).packed_bytes() == 0
+    with pytest.raises(IndexError):
+        table(torch.tensor([64 * rows]))
 
 
 def test_bags_and_twin():

@@ -35,13 +35,17 @@ def run_through(model: nn.Module, task: Task, batches: int | None = None) -> int
 
     Raises:
         TaskError: the train split is empty.
+        NonFiniteError: a hook found NaN or infinity; names the batch.
     """
     was_training = model.training
     model.eval()
     seen = 0
     for batch in itertools.islice(task.batches("train"), batches):
-        task.forward(model, batch)
         seen += 1
+        try:
+            task.forward(model, batch)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"train batch {seen} of task {task.name!r}: {error}") from error
     model.train(was_training)
     if not seen:
         raise TaskError(f"task {task.name!r} has an empty train split: nothing to calibrate on")

@@ -1,7 +1,7 @@
 """Two tiers: frequent ids read rows of their own, all others a compact table.
 
-id --binary search in the hot list--> found: row of `hot`
-                                      else:  `cold` (any stored table over all ids)
+id --bit of the id--> set: its place among hot ids --> row of `hot`
+                      else: `cold` (any stored table over all ids)
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class TieredEmbedding(StoredEmbedding):
         self.hot_kind = None if hot_table is None else hot_table.kind
         self.hot = inner_table(hot, shape.dim) if hot_table is None else hot_table
         self.cold = cold
+        self._index: tuple[Any, Tensor, Tensor] | None = None
         self.register_buffer("hot_ids", torch.zeros(hot, dtype=torch.int32))
 
     def extra_config(self) -> dict[str, Any]:
@@ -69,15 +70,54 @@ class TieredEmbedding(StoredEmbedding):
     def lookup(self, ids: Tensor) -> Tensor:
         """Return the hot row or the cold table's row of each id: [*] to float32 [*, dim]."""
         flat = ids.reshape(-1)
-        position = torch.searchsorted(self.hot_ids, flat.to(torch.int32)).clamp_(max=len(self.hot_ids) - 1)
-        found = self.hot_ids[position] == flat
+        found, position = self._find(flat)
         rows = torch.where(found.unsqueeze(1), self.hot(position), self.cold(flat))
         return rows.reshape(*ids.shape, self.embedding_dim)
+
+    def _find(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Return whether each flat id is hot, bool [n], and its place among the hot ids, int64 [n] (0 if it is not).
+
+        A bit for each id and a running count for each 64 ids answer without a search.
+        """
+        words, counts = self._bits()
+        word, bit = flat.long() >> 6, flat.long() & 63
+        bits = words[word]
+        found = ((bits >> bit) & 1).bool()
+        place = counts[word] + _ones(bits & ((1 << bit) - 1))
+        return found, torch.where(found, place, 0)
+
+    def _bits(self) -> tuple[Tensor, Tensor]:
+        """Return one bit an id in int64 words and the hot ids before each word, made anew when the list changed."""
+        version = (self.hot_ids.data_ptr(), self.hot_ids._version)
+        if self._index is None or self._index[0] != version:
+            count = -(-self.num_embeddings // 64)
+            hot = self.hot_ids.long()
+            words = torch.zeros(count, dtype=torch.int64, device=hot.device)
+            words.scatter_add_(0, hot >> 6, torch.ones_like(hot) << (hot & 63))
+            starts = torch.arange(count, device=hot.device) * 64
+            self._index = (version, words, torch.searchsorted(hot, starts).int())
+        return self._index[1], self._index[2]
+
+    def packed_bytes(self) -> int:
+        """Return the bytes of the index that is derived from the hot ids when first needed."""
+        return 0 if self._index is None else sum(part.numel() * part.element_size() for part in self._index[1:])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the derived index out of copies."""
+        return {**self.__dict__, "_index": None}
 
 
 def bare(shape: TableShape) -> TableShape:
     """Return the shape of a table inside another: single lookups, padding and fields kept."""
     return TableShape(shape.rows, shape.dim, shape.padding_idx, segments=[list(item) for item in shape.segments])
+
+
+def _ones(bits: Tensor) -> Tensor:
+    """Return how many bits are set in each int64 of `bits` (at most 63), by adding neighbours."""
+    bits = bits - ((bits >> 1) & 0x5555555555555555)
+    bits = (bits & 0x3333333333333333) + ((bits >> 2) & 0x3333333333333333)
+    bits = (bits + (bits >> 4)) & 0x0F0F0F0F0F0F0F0F
+    return (bits * 0x0101010101010101 >> 56) & 0xFF
 
 
 def _described(table: StoredEmbedding) -> dict[str, Any]:

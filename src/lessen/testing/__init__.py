@@ -28,6 +28,7 @@ CHECKS: dict[str, Callable[[Case], None]] = {
         battery.refuses_non_finite,
         battery.nothing_matched_is_an_error,
         battery.missing_needs_are_named,
+        battery.empty_training_data_is_refused,
         battery.callers_model_is_untouched,
         battery.batches_are_untouched,
         battery.globals_are_untouched,

@@ -170,6 +170,20 @@ def missing_needs_are_named(case: Case) -> None:
             expect(False, f"needs {need!r}, but ran on a task without it")
 
 
+def empty_training_data_is_refused(case: Case) -> None:
+    """A method that needs training or calibration refuses a task whose train split is empty."""
+    if not set(case.method.card.needs) & {"training", "calibration"}:
+        raise NotApplicable("the method reads no training data")
+    task = copy.copy(case.task)
+    task.batches = lambda split, seed=0: () if split == "train" else case.task.batches(split, seed)  # type: ignore[method-assign]
+    try:
+        case.apply(case.model, task=task)
+    except LessenError as error:
+        expect("\n" not in str(error), f"the refusal is not one line: {error}")
+    else:
+        expect(False, "an empty train split was accepted")
+
+
 def findings_are_json(case: Case) -> None:
     """What the step recorded is JSON."""
     for record in case.applied[1]:

@@ -83,3 +83,24 @@ def test_batch_norm_statistics_follow_the_new_layers():
     assert float(norm.running_mean) == pytest.approx(float(outputs.mean()), abs=1e-4)
     assert norm.momentum == 0.1
     assert not norm.training
+
+
+def test_nan_in_the_data_is_refused_with_the_batch():
+    class Broken(TableTask):
+        scale = 1.0
+
+        def batches(self, split, seed=0):
+            for number, batch in enumerate(super().batches(split, seed)):
+                self.scale = float("nan") if split == "train" and number == 2 else 1.0
+                yield batch
+
+        def forward(self, model, batch):
+            handle = model.first.register_forward_pre_hook(lambda _m, inputs: (inputs[0] * self.scale,))
+            try:
+                return super().forward(model, batch)
+            finally:
+                handle.remove()
+
+    model = TableTask().reference(0)
+    with pytest.raises(NonFiniteError, match="train batch 3 of task"):
+        Recipe([LowRankLinears(rank=8)]).apply(model, Broken())

@@ -158,8 +158,9 @@ def kill_training(folder: Path, choose: random.Random, rounds: int, longest: flo
 
 
 @pytest.mark.slow
-def test_kills_of_a_whole_training_run_50_rounds(tmp_path):
-    kill_training(tmp_path / "run", random.Random(0), 50, 4.0)
+@pytest.mark.parametrize("seed", range(2, 7))
+def test_kills_of_a_whole_training_run_50_rounds(tmp_path, seed):
+    kill_training(tmp_path / "run", random.Random(seed), 10, 6.0)
 
 
 def test_kills_of_a_whole_training_run(tmp_path):

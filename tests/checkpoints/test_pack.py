@@ -284,21 +284,22 @@ def _pack_all(paths, folder):
 
 
 @pytest.mark.slow
-def test_kills_at_random_times_never_lose_what_was_packed_50_rounds(run, tmp_path):
-    kill_rounds(run, tmp_path, 50)
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_kills_at_random_times_never_lose_what_was_packed_50_rounds(run, tmp_path, seed):
+    kill_rounds(run, tmp_path, 10, seed)
 
 
 def test_kills_at_random_times_never_lose_what_was_packed(run, tmp_path):
-    kill_rounds(run, tmp_path, 6)
+    kill_rounds(run, tmp_path, 6, 0)
 
 
-def kill_rounds(run, tmp_path, rounds):
+def kill_rounds(run, tmp_path, rounds, seed):
     """Kill a packing process at a random moment; what it had listed must be whole, and the next one goes on."""
     began = time.monotonic()
     _pack_all(run, tmp_path / "timed")
     span = time.monotonic() - began
     finished = contents(tmp_path / "timed")
-    choose = random.Random(0)
+    choose = random.Random(seed)
     context = multiprocessing.get_context("fork")
     killed = 0
     folder = tmp_path / "a0"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
@@ -59,6 +59,10 @@ class Job:
     resamples: int
 
 
+Work = Callable[[Job], "dict[str, Any] | Failure"]
+"""One of the top-level functions below."""
+
+
 def source_of(task: Task) -> TaskSource:
     """Return what a job needs to get `task` in another process."""
     return json.dumps(task.describe(), sort_keys=True) if task.Options is not None else task
@@ -101,6 +105,17 @@ def train_reference(job: Job) -> dict[str, Any] | Failure:
 def compress_one(job: Job) -> dict[str, Any] | Failure:
     """Apply a recipe to its seed's reference, keep the artifact, judge what was kept, and return what is known."""
     return _guarded(_compress_one, job)
+
+
+def fit_baselines(job: Job) -> dict[str, Any] | Failure:
+    """Fit the simple baselines of a task that has any, and return their metrics by name."""
+    return _guarded(_fit_baselines, job)
+
+
+def perform(item: tuple[Work, Job]) -> dict[str, Any] | Failure:
+    """Do one piece of work: what an engine is given, so that different kinds of work share its workers."""
+    work, job = item
+    return work(job)
 
 
 @contextmanager
@@ -161,6 +176,11 @@ def _compress_one(job: Job) -> dict[str, Any]:
     }  # fmt: skip
     folder.write_json(folder.compressed_file(name, job.seed), found)
     return _plain(found)
+
+
+def _fit_baselines(job: Job) -> dict[str, Any]:
+    baselines: Callable[[], dict[str, Any]] = getattr(task_of(job.source), "baselines")  # noqa: B009 - optional member
+    return baselines()
 
 
 def _save(place: Path, model: nn.Module, base: nn.Module, task: Task, extra: Mapping[str, str]) -> int:

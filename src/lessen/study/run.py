@@ -31,10 +31,13 @@ from lessen.study.jobs import (
     LOG,
     Failure,
     Job,
+    Work,
     compress_one,
     description_of,
+    fit_baselines,
     known_compressed,
     known_reference,
+    perform,
     source_of,
     train_reference,
 )
@@ -109,10 +112,10 @@ class _Running:
         """Train the reference of every seed, or read it back. A study without them has nothing to compare."""
         found = {seed: known for seed in self.study.seeds if (known := known_reference(self.folder, seed)) is not None}
         jobs = [self._job(Recipe([]), seed) for seed in self.study.seeds if seed not in found]
-        for (_, seed), value in self._outcomes("reference models", train_reference, jobs):
+        for _, job, value in self._outcomes("reference models", [(train_reference, job) for job in jobs]):
             if isinstance(value, Failure):
-                raise _as_error(value, f"the reference of seed {seed}")
-            found[seed] = value
+                raise _as_error(value, f"the reference of seed {job.seed}")
+            found[job.seed] = value
         return found
 
     def _compress(
@@ -127,8 +130,14 @@ class _Running:
                 jobs.append(self._job(recipe, seed))
             else:
                 ready[recipe.name, seed] = known
-        for key, value in self._outcomes("compress and judge", compress_one, jobs):
-            if isinstance(value, Failure):
+        items: list[tuple[Work, Job]] = [(compress_one, job) for job in jobs]
+        if self._wants_baselines():  # first, because they may take longest
+            items.insert(0, (fit_baselines, self._job(Recipe([]), self.study.seeds[0])))
+        for work, job, value in self._outcomes("compress and judge", items):
+            key = (job.recipe.name, job.seed)
+            if work is fit_baselines:
+                self._write_baselines(value)
+            elif isinstance(value, Failure):
                 if value.fatal:
                     raise _as_error(value, f"recipe {key[0]!r}, seed {key[1]}")
                 self.log.note(f"recipe {key[0]!r}, seed {key[1]} failed: {value.message}")
@@ -205,25 +214,23 @@ class _Running:
 
     # -- beside the measurements -------------------------------------------------------------------------------------
     def _write_beside(self) -> None:
-        """Write the noise floor, the task's simple baselines and its remarks, where they are not there yet."""
+        """Write the noise floor and the remarks of the task, where they are not there yet."""
         root = self.folder.root
         if not (root / "noise.json").is_file():
             self.log.note("timing the uncompressed model against itself (noise floor)")
             self.folder.write_json(root / "noise.json", self._noise())
-        if self.study.measure.baselines and not (root / "baselines.json").is_file():
-            self._write_baselines()
         notes = getattr(self.task, "notes", None)
         self.folder.write_json(root / "notes.json", [str(note) for note in notes()] if notes is not None else [])
 
-    def _write_baselines(self) -> None:
-        baselines = getattr(self.task, "baselines", None)
-        if baselines is None:
-            return
-        self.log.note("fitting simple baselines on the same features")
-        try:
-            self.folder.write_json(self.folder.root / "baselines.json", baselines())
-        except MissingExtraError as error:
-            self.log.note(f"baselines left out: {error}")
+    def _wants_baselines(self) -> bool:
+        there = (self.folder.root / "baselines.json").is_file()
+        return self.study.measure.baselines and hasattr(self.task, "baselines") and not there
+
+    def _write_baselines(self, value: Values | Failure) -> None:
+        if isinstance(value, Failure):
+            self.log.note(f"baselines left out: {value.message}")
+        else:
+            self.folder.write_json(self.folder.root / "baselines.json", value)
 
     def _noise(self) -> Values:
         """Run each reference against a copy of itself: what differs is noise."""
@@ -250,17 +257,16 @@ class _Running:
             self.study.measure.resamples,
         )  # fmt: skip
 
-    def _outcomes(self, what: str, work: Any, jobs: list[Job]) -> Iterator[tuple[tuple[str, int], Values | Failure]]:
-        """Yield the key and the result of each job as it finishes, with progress."""
-        if not jobs:
+    def _outcomes(self, what: str, items: list[tuple[Work, Job]]) -> Iterator[tuple[Work, Job, Values | Failure]]:
+        """Yield each piece of work with its result as it finishes, with progress."""
+        if not items:
             return
-        self.log.progress(what, 0, len(jobs))
-        outcomes: Iterable[Outcome[Any]] = self.engine.outcomes(work, jobs)
+        self.log.progress(what, 0, len(items))
+        outcomes: Iterable[Outcome[Any]] = self.engine.outcomes(perform, items)
         for done, outcome in enumerate(outcomes, 1):
-            job = jobs[outcome.index]
-            result = outcome.value if outcome.value is not None else Failure(outcome.error)
-            yield (job.recipe.name, job.seed), result
-            self.log.progress(what, done, len(jobs))
+            value = outcome.value if outcome.value is not None else Failure(outcome.error)
+            yield (*items[outcome.index], value)
+            self.log.progress(what, done, len(items))
 
     @contextmanager
     def _peak_meter(self) -> Iterator[PeakMeter | None]:

@@ -50,7 +50,7 @@ def pooled(u: Singles) -> Singles:
 def kernel_features(
     series: Singles, kernels: NDArray[np.int64], dilation: int, second: NDArray[np.bool_], row: NDArray[np.int64]
 ) -> Singles:
-    """Return [n, k, 8] of kernels [k] on rows `row` [k] of `series` [n, rows, T]; level 2 where `second` [k], else 0."""
+    """Return [n, k, 8] of kernels [k] on rows `row` [k] of `series` [n, rows, T]; level 2 only where `second` [k]."""
     u = responses(series, kernels, dilation, row)
     result = np.zeros((len(series), len(kernels), FEATURES), dtype=np.float32)
     result[..., :4] = pooled(u)

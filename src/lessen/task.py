@@ -88,6 +88,18 @@ class Task(ABC):
         """Return what identifies this task in a study file: its name and options, JSON values only."""
         return {"name": self.name}
 
+    def notes(self) -> list[str]:
+        """Return statements that a reader of the results must know, such as how many test users are new."""
+        return []
+
+    def baselines(self, log: Log = SILENT) -> dict[str, dict[str, Any]]:  # noqa: ARG002 - for tasks that fit some
+        """Return simple models on the same features: `{name: {metric: value, metric_ci: [low, high]}}`.
+
+        Raises:
+            MissingExtraError: fitting them needs a package that is not installed.
+        """
+        return {}
+
     def fingerprint(self) -> str:
         """Return a SHA-256 of the validation and test splits, so that results on other data are never mixed."""
         digest = hashlib.sha256()
@@ -120,10 +132,6 @@ class Task(ABC):
         model = self.build()
         self.train(model, seed=seed, log=log)
         return model.eval()
-
-    def notes(self) -> list[str]:
-        """Return statements about the data that a reader of a report must know."""
-        return []
 
     # -- judging ----------------------------------------------------------------------------------------------
     @property

@@ -179,8 +179,7 @@ def _compress_one(job: Job) -> dict[str, Any]:
 
 
 def _fit_baselines(job: Job) -> dict[str, Any]:
-    baselines: Callable[[], dict[str, Any]] = getattr(task_of(job.source), "baselines")  # noqa: B009 - optional member
-    return baselines()
+    return task_of(job.source).baselines(LOG.get())
 
 
 def _save(place: Path, model: nn.Module, base: nn.Module, task: Task, extra: Mapping[str, str]) -> int:

@@ -219,17 +219,16 @@ class _Running:
         if not (root / "noise.json").is_file():
             self.log.note("timing the uncompressed model against itself (noise floor)")
             self.folder.write_json(root / "noise.json", self._noise())
-        notes = getattr(self.task, "notes", None)
-        self.folder.write_json(root / "notes.json", [str(note) for note in notes()] if notes is not None else [])
+        self.folder.write_json(root / "notes.json", self.task.notes())
 
     def _wants_baselines(self) -> bool:
         there = (self.folder.root / "baselines.json").is_file()
-        return self.study.measure.baselines and hasattr(self.task, "baselines") and not there
+        return self.study.measure.baselines and not there
 
     def _write_baselines(self, value: Values | Failure) -> None:
         if isinstance(value, Failure):
             self.log.note(f"baselines left out: {value.message}")
-        else:
+        elif value:
             self.folder.write_json(self.folder.root / "baselines.json", value)
 
     def _noise(self) -> Values:

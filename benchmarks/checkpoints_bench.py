@@ -264,14 +264,13 @@ def gap() -> None:
     states.mkdir(exist_ok=True)
     progress = Progress("gap")
     result: dict[str, Any] = {"bytes": {}, "rows": {}}
-    for name in ["original", "near", *PUBLISHED, *list(GAP_SETTINGS)[1:]]:
-        result["bytes"][name] = progress.unit(f"bytes of {name}", partial(make_states, name, paths, states))
-        for k in reversed(MARKS):
+    for k in reversed(MARKS):
+        for name in ["original", "near", *PUBLISHED, *list(GAP_SETTINGS)[1:]]:
+            result["bytes"][name] = progress.unit(f"bytes of {name}", partial(make_states, name, paths, states))
             file, rows = states / f"{name}-{paths[k].stem}.pt", []
             for seed in range(SEEDS):
-                rows.append(
-                    progress.unit(f"{name}, {paths[k].stem}, seed {seed}", partial(resume_lm, file, seed, data))
-                )
+                key = f"{name}, {paths[k].stem}, seed {seed}"
+                rows.append(progress.unit(key, partial(resume_lm, file, seed, data)))
             result["rows"].setdefault(name, {})[paths[k].stem] = rows
     result |= {"steps": RESUME_STEPS, "seeds": SEEDS, "marks": [paths[k].stem for k in MARKS]}
     raw = result["bytes"]["original"]

@@ -146,6 +146,13 @@ def test_columns_that_appear_late_were_missing_before(tmp_path):
     assert both.column("1").verdict == "leak"
 
 
+def test_files_must_agree_on_types(planted, tmp_path):
+    planted.head(500).write_csv(tmp_path / "a.csv")
+    planted.head(500).with_columns(pl.col("key").cast(pl.Int64)).write_parquet(tmp_path / "b.parquet")
+    with pytest.raises(DataError, match="'key' is String in one file and Integer in another"):
+        rank([tmp_path / "a.csv", tmp_path / "b.parquet"], FAST)
+
+
 def test_coverage_and_missing_symbols(table):
     label = [0, 1] * 20
     ranking = rank([table({"label": label, "x": ["", "{}", "a", "b"] * 10, "none": [""] * 40})], FAST)

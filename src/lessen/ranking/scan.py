@@ -116,6 +116,8 @@ class ScanState:
     columns: dict[str, ColumnState] = field(default_factory=dict)
     controls: dict[str, ColumnState] = field(default_factory=dict)
     classes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, dtype=np.int64))
+    kinds: dict[str, str] = field(default_factory=dict)
+    """Type of each column as read: '1' as text and 1 as number are different values."""
     rows: int = 0
 
     @classmethod
@@ -126,6 +128,7 @@ class ScanState:
 
     def add(self, frame: pl.DataFrame, keys: Keys) -> None:
         """Count one chunk."""
+        self._agree({name: _kind(dtype) for name, dtype in frame.schema.items()})
         classes = self.label.codes(frame)
         self.classes += np.bincount(classes, minlength=256)
         nothing = np.full(len(keys), _NO_VALUE.hash(seed=0)[0], dtype=np.uint64)
@@ -145,6 +148,14 @@ class ScanState:
         self.sample.add(frame, keys, classes)
         self.rows += len(keys)
 
+    def _agree(self, kinds: dict[str, str]) -> None:
+        for name, kind in kinds.items():
+            if self.kinds.setdefault(name, kind) != kind:
+                raise DataError(
+                    f"the column {name!r} is {self.kinds[name]} in one file and {kind} in another; "
+                    "write all files alike"
+                )
+
     def _add_controls(self, label: pl.Series, keys: Keys, classes: NDArray[np.uint8]) -> None:
         # codes depend on the order of appearance, the text does not: files must agree on the copy of the label
         target = (
@@ -157,7 +168,8 @@ class ScanState:
             state.add_hashes(hashes, keys, classes)
 
     def merge(self, other: ScanState) -> None:
-        """Add what `other` saw of other files."""
+        """Add what `other` saw of other files. Raises DataError: a column has another type there."""
+        self._agree(other.kinds)
         self.recode(sorted({*self.label.names, *other.label.names}))
         other.recode(self.label.names)
         for name in dict.fromkeys([*self.columns, *other.columns]):
@@ -188,6 +200,10 @@ class ScanState:
         """Sort the classes by name and refuse what cannot be ranked. Raises DataError."""
         self.recode(sorted(self.label.names))
         _check(self)
+
+
+def _kind(dtype: pl.DataType) -> str:
+    return "Integer" if dtype.is_integer() else str(dtype)
 
 
 def scan_file(path: Path, number: int, settings: ScanSettings, log: Log = SILENT) -> ScanState:

@@ -31,7 +31,7 @@ class PruneRows(Method):
     over all fields at once; padding and fields of fewer than `min_rows` rows stay whole.
 
     Index: "map" is an int32 for every id (fast, 4 bytes an id); "sorted" lists the kept ids (4 bytes a kept row;
-    at run time a bit an id finds them); "auto" takes the map unless it would fill over a quarter of the share asked for.
+    at run time a bit an id finds them); "auto" takes the map unless it would fill a quarter of the share asked for.
 
     Source: magnitude pruning of embedding rows with frequency weights, as in the survey arXiv 2408.02304, section 4.
     """

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from lessen.frontier.records import prediction_path
 from lessen.metrics import AUC, LOGLOSS
-from lessen.records import prediction_path
 
 FINGERPRINT = "9c1e" * 16
 STORED = 352_640

@@ -19,23 +19,9 @@ LAYERS = [
     {"task", "method"},
     {"tasks"},
     {"methods", "checkpoints", "decoding", "ranking"},
-    {
-        "recipe",
-        "structure",
-        "artifact",
-        "latency",
-        "memory",
-        "measure",
-        "records",
-        "verdict",
-        "comparison",
-        "gates",
-        "frontier",
-        "engine",
-        "study",
-    },
+    {"recipe", "structure", "artifact", "latency", "memory", "measure", "frontier", "study"},
     {"report"},
-    {"trade", "testing", "progress", "doctor", "cli", "__init__", "__main__"},
+    {"trade", "testing", "cli", "__init__", "__main__"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 

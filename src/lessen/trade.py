@@ -16,6 +16,7 @@ from torch import nn
 
 from lessen import artifact, files
 from lessen.errors import ConfigError
+from lessen.frontier.verdict import Difference, Judgement, PairedBootstrap, judge, no_better_than_chance, resolution
 from lessen.log import SILENT, Log
 from lessen.measure import (
     Cost,
@@ -30,7 +31,6 @@ from lessen.measure import (
 from lessen.method import Method
 from lessen.recipe import Recipe, StepRecord
 from lessen.task import Task
-from lessen.verdict import Difference, Judgement, PairedBootstrap, judge, no_better_than_chance, resolution
 
 Steps = Recipe | Method | str | Mapping[str, Any] | Sequence[Method | str | Mapping[str, Any]]
 

@@ -167,8 +167,8 @@ def get_data(name: Annotated[str, typer.Argument(help="Name of a data set.")], a
 
     Example: lessen data get movielens-100k
     """
+    from lessen.cli.progress import Reporting
     from lessen.data.catalogue import get
-    from lessen.progress import Reporting
 
     with Reporting() as log:
         path = get(name, log)

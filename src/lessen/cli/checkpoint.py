@@ -37,7 +37,7 @@ def pack(
     """
     from lessen.checkpoints import find_snapshots
     from lessen.checkpoints import pack as pack_all
-    from lessen.progress import Reporting
+    from lessen.cli.progress import Reporting
 
     settings = _settings(mode, key_every, knob or [], weights_only)
     snapshots = find_snapshots(paths)
@@ -91,7 +91,7 @@ def unpack(
     Example: lessen checkpoint unpack runs/lm.archive --step 4000 --out resumed
     """
     from lessen.checkpoints import Archive
-    from lessen.progress import Reporting
+    from lessen.cli.progress import Reporting
 
     opened = Archive(archive)
     with interruptible(), Reporting() as log:
@@ -144,8 +144,8 @@ def verify(archive: ArchivePath, as_json: AsJson = False) -> None:
     Example: lessen checkpoint verify runs/lm.archive
     """
     from lessen.checkpoints import Archive
+    from lessen.cli.progress import Reporting
     from lessen.errors import ArtifactError
-    from lessen.progress import Reporting
 
     opened = Archive(archive)
     with interruptible(), Reporting() as log:
@@ -204,8 +204,8 @@ def prove(
     """
     from lessen.checkpoints import Archive
     from lessen.checkpoints.prove import prove as prove_resume
+    from lessen.cli.progress import Reporting
     from lessen.errors import GateFailed
-    from lessen.progress import Reporting
 
     opened = Archive(archive)
     wanted = _last(opened.steps, archive) if step is None else step

@@ -46,8 +46,8 @@ def compress(
     Example: lessen compress reference --task ctr-movielens100k --step emb-rowwise-quant:bits=4 --out out/int4
     """
     from lessen.cli.loading import load_model
+    from lessen.cli.progress import Reporting
     from lessen.latency import pinned_threads
-    from lessen.progress import Reporting
     from lessen.recipe import Recipe
     from lessen.tasks import get_task
     from lessen.trade import compress as compress_model

@@ -78,11 +78,11 @@ def report(
 
 
 def _run(path: Path, out: Path, engine: str, jobs: int | None, *, resume: bool, as_json: bool, again: str) -> None:
-    from lessen.doctor import available_cores
-    from lessen.engine import make_engine
-    from lessen.progress import Reporting
+    from lessen.cli.doctor import available_cores
+    from lessen.cli.progress import Reporting
     from lessen.study import Study
     from lessen.study import run as run_study
+    from lessen.study.engine import make_engine
 
     with interruptible():
         try:

@@ -24,7 +24,7 @@ def doctor(
 
     Example: lessen doctor
     """
-    from lessen import doctor as examination
+    from lessen.cli import doctor as examination
     from lessen.errors import EnvironmentFault
 
     findings = examination.examine(folder)

@@ -7,9 +7,9 @@ from typing import Any
 
 from lessen.files import dump_yaml
 from lessen.frontier import Frontier, Point
-from lessen.records import interval, number
+from lessen.frontier.records import interval, number
+from lessen.frontier.verdict import UNKNOWN, WITHIN
 from lessen.report import words
-from lessen.verdict import UNKNOWN, WITHIN
 
 LEDGER_COSTS = ("stored_bytes", "resident_bytes", "macs", "latency_ms_p50", "peak_rss_bytes")
 EXPECTED = ("stored_bytes", "resident_bytes", "macs", "latency_ratio", "peak_rss_bytes")

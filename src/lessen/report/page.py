@@ -14,10 +14,10 @@ from markupsafe import Markup
 
 from lessen.files import finite
 from lessen.frontier import COSTS, MORE_IS_BETTER, Frontier, Point
+from lessen.frontier.verdict import Difference
 from lessen.report import content, words
 from lessen.report.markdown import context
 from lessen.report.plot import picture
-from lessen.verdict import Difference
 
 RAW_LIMIT = 3 << 20
 """Raw measurements above this many bytes stay out of the page, which then names their file."""

@@ -11,8 +11,8 @@ from itertools import pairwise
 from typing import Any
 
 from lessen.frontier import Frontier, Point
+from lessen.frontier.verdict import UNKNOWN, WITHIN, WORSE
 from lessen.report import words
-from lessen.verdict import UNKNOWN, WITHIN, WORSE
 
 INK, SOFT, HAIR, PAPER, BAND = "#1b1f24", "#6a737d", "#d8dee4", "#ffffff", "#eef5f1"
 # Okabe-Ito colours: blue, orange, vermilion; told apart by their lightness too

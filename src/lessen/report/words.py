@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from lessen.frontier import Estimate, Frontier, Point
-from lessen.verdict import UNKNOWN, WITHIN, WORSE, Difference
+from lessen.frontier.verdict import UNKNOWN, WITHIN, WORSE, Difference
 
 COST_NAMES = {
     "stored_bytes": "stored bytes", "resident_bytes": "memory held", "params": "parameters", "macs": "multiply-adds",

@@ -3,6 +3,7 @@
 schema.py   what a study file may say, checked before anything runs
 folder.py   what lies where under the output directory, who may write there, what is finished
 jobs.py     the work of one reference and of one (recipe, seed): picklable, the same on every engine
+engine.py   where jobs run: in this process, in others, on a Ray cluster
 run.py      the order of things: references, compression in parallel, then timing alone
 """
 

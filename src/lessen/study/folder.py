@@ -16,7 +16,7 @@ from safetensors.numpy import save as save_arrays
 
 from lessen import files
 from lessen.errors import ArtifactError, ConfigError, OutputError
-from lessen.records import prediction_path
+from lessen.frontier.records import prediction_path
 from lessen.study.schema import slug
 
 LOCK = ".lessen-lock"

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from lessen import artifact, errors, files
-from lessen.engine import Engine, InlineEngine, Outcome
 from lessen.environment import environment
 from lessen.errors import EnvironmentFault, LessenError, MissingExtraError
 from lessen.latency import Latency
@@ -26,6 +25,7 @@ from lessen.log import SILENT, Log
 from lessen.measure import Measurement, measure_latency, with_latency
 from lessen.memory import Peak, PeakMeter
 from lessen.recipe import Recipe
+from lessen.study.engine import Engine, InlineEngine, Outcome
 from lessen.study.folder import StudyFolder
 from lessen.study.jobs import (
     LOG,

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lessen import files
 from lessen.errors import ConfigError, explain, nearest
-from lessen.gates import parse_gates
+from lessen.frontier.gates import parse_gates
+from lessen.frontier.records import REFERENCE, prediction_path
 from lessen.recipe import Recipe
-from lessen.records import REFERENCE, prediction_path
 from lessen.task import Task
 from lessen.tasks import get_task
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from pathlib import Path
 
-from lessen import doctor
+from lessen.cli import doctor
 
 
 def by_item(findings):

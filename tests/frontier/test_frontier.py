@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from lessen.errors import ConfigError, DataError
-from lessen.frontier import WITHIN, WORSE, Frontier
-from lessen.verdict import UNKNOWN
+from lessen.frontier import Frontier
+from lessen.frontier.verdict import UNKNOWN, WITHIN, WORSE
 from study_folder import FINGERPRINT, write_study
 
 
@@ -152,7 +152,7 @@ def test_noise_wider_than_the_margin_gives_no_verdict(tmp_path):
 
 @pytest.mark.parametrize(("margin", "expected"), [({"auc": 0.03}, 0.03), ({"logloss": 0.1}, 0.002), (0.5, 0.5)])
 def test_margin_of_the_study_may_be_given_by_metric(margin, expected):
-    from lessen.records import StudyRecords
+    from lessen.frontier.records import StudyRecords
 
     assert Frontier([StudyRecords([record("a")], study={"margin": margin})]).margin == expected
 
@@ -238,7 +238,7 @@ def test_last_line_cut_by_a_kill_is_ignored_but_a_damaged_one_is_named(demo, tmp
 
 @pytest.mark.parametrize("value", [[], {}, "x", 3])
 def test_a_line_that_is_no_measurement_is_refused(value):
-    from lessen.records import check_records
+    from lessen.frontier.records import check_records
 
     with pytest.raises(DataError):
         check_records([value], "here")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lessen.errors import ConfigError
-from lessen.records import number
+from lessen.frontier.records import number
 
 if TYPE_CHECKING:
     from lessen.frontier import Point

@@ -6,9 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lessen.errors import TaskError
+from lessen.frontier.records import REFERENCE, StudyRecords, interval, number
+from lessen.frontier.verdict import (
+    Difference,
+    PairedBootstrap,
+    difference_over_seeds,
+    no_better_than_chance,
+    resolution,
+)
 from lessen.metrics import Floats, Metric
-from lessen.records import REFERENCE, StudyRecords, interval, number
-from lessen.verdict import Difference, PairedBootstrap, difference_over_seeds, no_better_than_chance, resolution
 
 if TYPE_CHECKING:
     from lessen.frontier import Point

@@ -6,9 +6,9 @@ import io
 
 import pytest
 
+from lessen.cli.progress import BarLog, PlainLog, Reporting, duration, make_log
 from lessen.errors import ConfigError
 from lessen.log import Log
-from lessen.progress import BarLog, PlainLog, Reporting, duration, make_log
 
 
 class Terminal(io.StringIO):

@@ -13,7 +13,7 @@ def test_skeletons_pass_their_own_tests_and_the_checks(tmp_path, capsys):
     for name, family in (("my-table-rule", "embeddings"), ("my-rule", "weights")):
         assert cli.execute(["new-method", name, "--family", family, "--in", str(tmp_path)]) == 0
     assert 'my-rule = "my_rule:MyRule"' in capsys.readouterr().out
-    settings = str(Path(__file__).parent.parent / "pyproject.toml")
+    settings = str(Path(__file__).parents[2] / "pyproject.toml")
     for command in (
         ["pytest", "-q", "-p", "no:cacheprovider", "."],
         ["ruff", "check", "--config", settings, "--ignore", "I001,D103", "."],  # I001: siblings are not installed here

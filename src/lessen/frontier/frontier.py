@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from lessen.comparison import Comparison, reference_of
 from lessen.errors import ConfigError, DataError, nearest
-from lessen.gates import Gate, claim_flags, parse_gates
+from lessen.frontier.comparison import Comparison, reference_of
+from lessen.frontier.gates import Gate, claim_flags, parse_gates
+from lessen.frontier.records import REFERENCE, StudyRecords, check_records, interval, load_study, number
+from lessen.frontier.verdict import METRICS, UNKNOWN, WITHIN, WORSE, Difference, Judgement, Verdict, judge
 from lessen.metrics import Metric
-from lessen.records import REFERENCE, StudyRecords, check_records, interval, load_study, number
-from lessen.verdict import METRICS, UNKNOWN, WITHIN, WORSE, Difference, Judgement, Verdict, judge
 
 DEFAULT_MARGIN = 0.002
 COSTS = (

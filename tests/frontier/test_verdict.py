@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lessen.frontier.verdict import UNKNOWN, WITHIN, WORSE, Difference, PairedBootstrap, chance, judge, resolution
 from lessen.metrics import ACCURACY, AUC, LOGLOSS, MSE
-from lessen.verdict import UNKNOWN, WITHIN, WORSE, Difference, PairedBootstrap, chance, judge, resolution
 
 
 def loss(low, high):
@@ -66,7 +66,7 @@ def test_interval_of_a_mean_has_the_width_of_theory():
 
 def test_interval_covers_the_truth_when_seeds_differ():
     """Differences of 4 seeds drawn around 0 with spread s: 95 % intervals must cover 0 about 95 % of the time."""
-    from lessen.verdict import _over_seeds, _percentiles
+    from lessen.frontier.verdict import _over_seeds, _percentiles
 
     covered, generator = 0, np.random.default_rng(11)
     for trial in range(300):

@@ -10,13 +10,13 @@ import torch
 from safetensors.numpy import load_file
 
 from lessen import artifact, files
-from lessen.engine import InlineEngine, ProcessEngine, RayEngine
 from lessen.errors import OutputError, TaskError
 from lessen.frontier import Frontier
 from lessen.measure import measure_quality
 from lessen.methods.embeddings.half import HalfTables
 from lessen.recipe import Recipe
 from lessen.study import MeasureOptions, Study, run
+from lessen.study.engine import InlineEngine, ProcessEngine, RayEngine
 from lessen.train.fit import FitSettings
 from study_tools import IMPOSSIBLE, TEXT, settled, temporaries, write
 from toy import ToyTask

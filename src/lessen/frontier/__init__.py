@@ -1,0 +1,5 @@
+"""Many measurements at once: read back, compared in pairs, judged, and cut to what is worth its cost."""
+
+from lessen.frontier.frontier import COSTS, MORE_IS_BETTER, Estimate, Frontier, Point
+
+__all__ = ["COSTS", "MORE_IS_BETTER", "Estimate", "Frontier", "Point"]

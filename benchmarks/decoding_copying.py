@@ -243,7 +243,7 @@ def summary() -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sets", nargs="*", choices=["edit", "open", "mt", "humaneval"])
+    parser.add_argument("sets", nargs="*", metavar="SET", help="edit, open, mt, humaneval")
     parser.add_argument("--questions", type=Path)
     parser.add_argument("--humaneval", type=Path)
     parser.add_argument("--limit", type=int, default=10, help="questions of mt and humaneval")

@@ -18,6 +18,11 @@ from lessen.tasks.ctr.models import ModelName
 from lessen.train.fit import FitSettings
 
 PARTS: dict[Split, int] = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+# without a network to make up for it, the penalty that suits the deep models would shrink these to nothing
+SHALLOW = {
+    "lr": FitSettings(epochs=40, learning_rate=1e-2, table_l2=1e-5, patience=2),
+    "fm": FitSettings(epochs=40, learning_rate=4e-3, table_l2=1e-4, patience=2),
+}
 
 
 class MovieLensOptions(TaskOptions):
@@ -46,6 +51,8 @@ class MovieLensClicks(ClickTask):
         columns, layout = encode(ratings, part, self.options.history)
         splits = {split: columns.select(part == number) for split, number in PARTS.items()}
         super().__init__(self.options.model, layout, splits, {"dim": self.options.dim})
+        if self.options.model in SHALLOW:
+            self.settings = SHALLOW[self.options.model]
         self.unseen_users = _unseen_share(ratings, part)
 
     def describe(self) -> dict[str, Any]:

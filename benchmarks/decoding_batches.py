@@ -170,7 +170,7 @@ def summary() -> None:
             line[against] = {"wall": wall, "cpu": cpu}
         kept = sum(row["samples"]["unpadded"]["rows"] for row in rows)
         all_rows = sum(row["samples"]["padded"]["rows"] for row in rows)
-        table[f"{size} {drafts}"] = {"throughput_over": line, "rows_saved": 1 - kept / all_rows}
+        table[f"{size} {drafts}"] = {"batches": len(rows), "throughput_over": line, "rows_saved": 1 - kept / all_rows}
         text = ", ".join(f"{name} {value['cpu'][0]:.2f} (wall {value['wall'][0]:.2f})" for name, value in line.items())
         same = sum(row["samples"]["unpadded"]["identical"] for row in rows)
         print(f"batch {size}, {drafts} drafts, {len(rows)} batches: throughput over {text}; "

@@ -25,6 +25,11 @@ MODES = {
 }
 
 
+def cell(ratio: list[float], count: int) -> str:
+    """Return a ratio with its interval, or with the number of samples where these are too few for one."""
+    return f"{ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]" if count > 2 else f"{ratio[0]:.2f} (n={count})"
+
+
 def copying() -> str:
     """Return the speed-ups over plain `generate`, total processor time, with 95 % intervals."""
     summary = json.loads((HERE / "results" / "decoding_copying.json").read_text())["summary"]
@@ -35,9 +40,7 @@ def copying() -> str:
         cells = []
         for mode in MODES:
             found = summary[name].get(mode)
-            cells.append(
-                "-" if found is None else f"{found['cpu'][0]:.2f} [{found['cpu'][1]:.2f}, {found['cpu'][2]:.2f}]"
-            )
+            cells.append("-" if found is None else cell(found["cpu"], found["prompts"]))
         own = summary[name]["lessen"]
         lines.append(f"| {label} ({own['prompts']}) | {' | '.join(cells)} | {own['identical']}/{own['prompts']} |")
     return "\n".join(lines) + "\n"
@@ -51,8 +54,8 @@ def batches() -> str:
         "|---|---|---|---|",
     ]
     for name, found in sorted(summary.items()):
-        ratios = [found["throughput_over"][other]["cpu"] for other in ("padded", "plain")]
-        cells = " | ".join(f"{low[0]:.2f} [{low[1]:.2f}, {low[2]:.2f}]" for low in ratios)
+        over = found["throughput_over"]
+        cells = " | ".join(cell(over[other]["cpu"], found["batches"]) for other in ("padded", "plain"))
         lines.append(f"| {name.replace(' ', ', ')} | {cells} | {found['rows_saved']:.0%} |")
     return "\n".join(lines) + "\n"
 

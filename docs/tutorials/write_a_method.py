@@ -6,8 +6,8 @@ NAME` writes this skeleton and its test row for you; here is what goes inside.
 
 # %% [markdown]
 # The example rounds the weights of linear layers to a grid and stores them as bytes. What remains in the model must be
-# a stored module: its state is its buffers, its configuration is JSON, and `from_config` builds an empty twin. Sizes are
-# checked before anything is allocated, because an artifact may come from a stranger.
+# a stored module: its state is its buffers, its configuration is JSON, and `from_config` builds an empty twin. Sizes
+# are checked before anything is allocated, because an artifact may come from a stranger.
 
 import torch
 from pydantic import Field

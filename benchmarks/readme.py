@@ -1,7 +1,7 @@
 """Keep the README's picture and table equal to a committed run of the demo.
 
-    python benchmarks/readme.py out/demo     take a finished demo into benchmarks/results/demo and the README
-    python benchmarks/readme.py --check      fail when the README differs from the committed run
+python benchmarks/readme.py out/demo     take a finished demo into benchmarks/results/demo and the README
+python benchmarks/readme.py --check      fail when the README differs from the committed run
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The Method contract: one technique as a frozen, typed object whose fields are its knobs.
 
-    class KeepHalf(Method):
-        card = Card(name="keep-half", family="weights", acts_on=(nn.Linear,), ...)
-        share: float = Field(0.5, gt=0, le=1, description="share of columns kept")
+class KeepHalf(Method):
+    card = Card(name="keep-half", family="weights", acts_on=(nn.Linear,), ...)
+    share: float = Field(0.5, gt=0, le=1, description="share of columns kept")
 
-        def apply(self, model, task, context): ...
+    def apply(self, model, task, context): ...
 """
 
 from __future__ import annotations

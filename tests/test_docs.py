@@ -37,6 +37,11 @@ def test_tutorials_run(script, tmp_path):
 def test_python_blocks_run_in_order(page, tmp_path):
     done = run([sys.executable, "-c", "\n".join(blocks(page, "python"))], tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
+    shown = re.search(r"<!-- example -->\n```text\n(.*?)```", page.read_text(), re.DOTALL)
+    if shown:  # the output that the page shows is real: what no clock and no rounding moves is the same again
+        for row in shown[1].splitlines():
+            if row.startswith(("stored", "resident", "numbers", "multiply", "auc:")):
+                assert row.split("   ")[0] in done.stdout
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")], ids=lambda path: path.stem)
@@ -53,3 +58,8 @@ def test_links_between_files_lead_somewhere():
             resolved = (page.parent / target).resolve()
             known = str(resolved).removeprefix(f"{ROOT}/docs/") in generated
             assert resolved.exists() or known, f"{page.name} links to {target}"
+
+
+def test_the_demo_table_is_that_of_the_committed_run():
+    done = run([sys.executable, str(ROOT / "benchmarks" / "readme.py"), "--check"], ROOT)
+    assert done.returncode == 0, done.stdout

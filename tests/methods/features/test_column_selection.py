@@ -19,8 +19,10 @@ from lessen.recipe import Recipe, state_bytes
 from lessen.stored.fields import Segment
 from lessen.stored.selected_fields import SelectedFields
 from lessen.task import Task
+from lessen.tasks.ctr.base import ClickTask
 from lessen.tasks.ctr.layers import FieldVectors
 from lessen.tasks.ctr.synthetic import SyntheticClicks, SyntheticOptions
+from lessen.train.fit import FitSettings
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,41 @@ def task():
 @pytest.fixture(scope="module")
 def reference(task):
     return task.reference()
+
+
+@pytest.fixture
+def numbers():
+    """Two id fields and three numbers: one that tells the label by its distance from 0, one constant, one noise."""
+    generator = torch.Generator().manual_seed(0)
+    layout = Layout(
+        (IdField("told", "categorical", 0, 1, "told"), IdField("idle", "categorical", 1, 1, "idle")),
+        (Segment("told", 1, 4), Segment("idle", 5, 50)),
+        ("distance", "constant", "noise"),
+    )
+
+    def split(rows: int) -> Columns:
+        label = torch.randint(0, 2, (rows,), generator=generator)
+        told = 1 + torch.where(torch.rand(rows, generator=generator) < 0.3, label, 2)
+        idle = torch.randint(5, 55, (rows,), generator=generator)
+        sign = torch.randint(0, 2, (rows,), generator=generator) * 2 - 1
+        distance = sign * (torch.rand(rows, generator=generator) + 0.5 * label)
+        numeric = torch.stack([distance, torch.ones(rows), torch.randn(rows, generator=generator)], dim=1)
+        return Columns(torch.stack([told, idle], dim=1).int(), label.float(), layout, numeric)
+
+    splits = {"train": split(6_000), "validation": split(1_000), "test": split(1_000)}
+    task = ClickTask("deepfm", layout, splits, {"dim": 4, "hidden": (8,)})
+    task.name, task.settings = "numbers", FitSettings(epochs=1)
+    return task
+
+
+def test_ranked_selection_ranks_numbers_by_their_bins(numbers):
+    model, (record,) = Recipe([RankedSelection()]).apply(numbers.reference(), numbers)
+    assert record.findings["fields"] == {"kept": ["told", "distance"], "dropped": ["constant", "idle", "noise"]}
+    assert record.findings["ranking"]["distance"]["nats"] > 0.05  # correlation would not see it
+    batch = numbers.example_batch()
+    before = numbers.forward(model, batch)
+    batch[0]["numeric"][:, 1:] = 7.0
+    assert torch.equal(numbers.forward(model, batch), before)
 
 
 @pytest.fixture

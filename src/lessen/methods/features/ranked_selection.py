@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from lessen.method import Card, Context, Method
 from lessen.methods.features.fields import click_task, names_of, retrained
@@ -18,11 +20,11 @@ from lessen.tasks.ctr.layers import FieldVectors
 
 
 class RankedSelection(Method):
-    """Rank the categorical fields on the training rows as `lessen rank` does, keep some, and train on those.
+    """Rank the fields on the training rows as `lessen rank` does, keep some, and train on those.
 
     `by: verdict` drops what the ranking calls missing, constant, duplicate or noise (a noise field that a useful
-    cross needs stays); the other rules keep the best `keep` fields by score, by 3MR, or by forward selection. Fields
-    of several ids and numeric fields are not ranked and stay: a set of ids is nearly unique as one value.
+    cross needs stays); the other rules keep the best `keep` fields by score, by 3MR, or by forward selection. Numeric
+    fields are ranked by their quantile bins. Fields of several ids stay: a set of ids is nearly unique as one value.
 
     Source: OutRank, arXiv 2309.01552; scores by exact expectation instead of one shifted draw (see `ranking`).
     """
@@ -53,7 +55,7 @@ class RankedSelection(Method):
             raise self.nothing_matched(model)
         clicks = click_task(task, model, self.card.name)
         ranking = self._ranking(clicks, context)
-        ranked = {field.name for field in clicks.layout.single}
+        ranked = {field.name for field in clicks.layout.single} | set(clicks.layout.numeric)
         chosen = self._chosen(ranking)
         kept = [name for name in names_of(clicks.layout) if name not in ranked or name in chosen]
         if len(kept) == len(names_of(clicks.layout)):
@@ -65,6 +67,8 @@ class RankedSelection(Method):
     def _ranking(self, task: ClickTask, context: Context) -> Ranking:
         train = task.splits["train"]
         data = {field.name: train.ids[:, field.start].numpy() for field in task.layout.single}
+        if train.numeric is not None:
+            data |= {name: _bins(train.numeric[:, place]) for place, name in enumerate(task.layout.numeric)}
         frame = pl.DataFrame(data).with_columns(pl.Series(_LABEL, train.label.int().numpy()))
         settings = RankSettings(
             scan=ScanSettings(label=_LABEL, seed=context.seed), crosses=self.crosses,
@@ -84,4 +88,12 @@ class RankedSelection(Method):
         return set(usable[: self.keep])
 
 
+def _bins(numbers: Tensor) -> NDArray[np.int64]:
+    """Return the quantile bin of each number; equal numbers share a bin."""
+    values = numbers.double().numpy()
+    edges = np.unique(np.quantile(values, np.arange(1, BINS) / BINS))
+    return np.searchsorted(edges, values, side="right")
+
+
 _LABEL = "\x00label"
+BINS = 64

@@ -91,8 +91,12 @@ class RetrainedTables(Method):
         require(replaced, self, model, context)
         if self.share is not None:
             context.findings["share"] = round(check_share(before - saved, before, self.share, self.card.name), 5)
-        retrain.train(started, task, context, hooks=self.training_hooks(context))
-        return self.finish(started, context)
+        return self.trained(started, task, context)
+
+    def trained(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
+        """Train the model with its new tables and return its stored form."""
+        retrain.train(model, task, context, hooks=self.training_hooks(context))
+        return self.finish(model, context)
 
     def sites(self, model: nn.Module, context: Context) -> list[Site]:
         """Return the tables to act on. Raises NothingMatchedError."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lessen.checkpoints import coder, exact, near
+from lessen.checkpoints import coder, exact, near, replay
 from lessen.checkpoints.exact import Words
 from lessen.checkpoints.images import SIZES
 from lessen.errors import ArtifactError
@@ -20,8 +20,9 @@ from lessen.errors import ArtifactError
 Piece = dict[str, Words]
 """By role, the bits of an array [rows * columns] as unsigned integers."""
 
-NEAR, ROWS, CARRY = 1, 2, 4
-"""Flags of a coded piece: rebuilt nearly; only some rows inside; needs every array of the step before."""
+NEAR, ROWS, CARRY, REPLAY = 1, 2, 4, 8
+"""Flags of a coded piece: rebuilt nearly; only some rows inside; needs every array of the step before; some of those
+rows are predicted from a single step of the optimiser."""
 
 _ORDER = ("second", "first", "weight", "other")
 
@@ -65,7 +66,7 @@ def encode_piece(
     flags, blob = 0, b""
     rebuilt: Piece = {}
     if inner_form.rows:
-        flags, blob, rebuilt = _encode(_rows(now, form, moved), _rows(before, form, moved), inner_form, settings)
+        flags, blob, rebuilt = _encode_moved(_rows(now, form, moved), _rows(before, form, moved), inner_form, settings)
     return flags | ROWS | CARRY, coder.join([coder.encode_mask(moved), blob]), _merge(before, rebuilt, form, moved)
 
 
@@ -80,8 +81,38 @@ def decode_piece(flags: int, blob: bytes, before: Piece | None, form: Form, mome
     before = {role: before[role] for role in form.roles if role in wanted}
     moved = coder.decode_mask(parts[0], form.rows)
     rows = int(np.count_nonzero(moved))
-    rebuilt = _decode(flags, parts[1], _rows(before, form, moved), form.of_rows(rows), moments) if rows else {}
+    known, inner_form = _rows(before, form, moved), form.of_rows(rows)
+    if flags & REPLAY:
+        rebuilt = _decode_moved(flags, parts[1], known, inner_form)
+    else:
+        rebuilt = _decode(flags, parts[1], known, inner_form, moments) if rows else {}
     return _merge(before, rebuilt, form, moved)
+
+
+def _encode_moved(
+    now: Piece, before: Piece, form: Form, settings: near.NearSettings | None
+) -> tuple[int, bytes, Piece]:
+    """Code rows that all moved; in exact mode, those that took one step of Adam apart from the others."""
+    if settings is not None or set(form.kinds.items()) != {(role, "F32") for role in replay.ROLES}:
+        return _encode(now, before, form, settings)
+    once, betas = replay.moved_once(now, before, form.columns)
+    rest = form.of_rows(form.rows - int(np.count_nonzero(once)))
+    if rest.rows == form.rows:
+        return _encode(now, before, form, None)
+    replayed = replay.encode(_rows(now, form, once), _rows(before, form, once), form.columns, betas)
+    others = _encode(_rows(now, form, ~once), _rows(before, form, ~once), rest, None)[1] if rest.rows else b""
+    return REPLAY | CARRY, coder.join([coder.encode_mask(once), replayed, others]), now
+
+
+def _decode_moved(flags: int, blob: bytes, before: Piece, form: Form) -> Piece:
+    parts = coder.split(blob)
+    if len(parts) != 3 or set(form.kinds.items()) != {(role, "F32") for role in replay.ROLES}:
+        raise ArtifactError("a piece coded by replay is malformed")
+    once = coder.decode_mask(parts[0], form.rows)
+    rest = form.of_rows(form.rows - int(np.count_nonzero(once)))
+    rebuilt = _decode(flags & CARRY, parts[2], _rows(before, form, ~once), rest, True) if rest.rows else {}
+    merged = _merge(before, rebuilt, form, ~once)
+    return _merge(merged, replay.decode(parts[1], _rows(before, form, once), form.columns), form, once)
 
 
 def _rows(piece: Piece, form: Form, moved: NDArray[np.bool_]) -> Piece:

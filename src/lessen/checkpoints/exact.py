@@ -142,6 +142,11 @@ def _zigzag(words: Words, predicted: Words, kind: str) -> Words:
     return folded
 
 
+def distance(words: Words, predicted: Words) -> NDArray[np.uint64]:
+    """Return how many F32 numbers lie between each word and its prediction."""
+    return _zigzag(words, predicted, "F32").astype(np.uint64) >> np.uint64(1)
+
+
 def _unzigzag(folded: Words, predicted: Words, kind: str) -> Words:
     one = folded.dtype.type(1)
     difference = (folded >> one) ^ (~(folded & one) + one)

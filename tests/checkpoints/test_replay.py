@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lessen.checkpoints import coder, exact, replay
+from lessen.checkpoints.blocks import REPLAY, Form, decode_piece, encode_piece
+from lessen.errors import ArtifactError
+
+ROLES = ("weight", "first", "second")
+F32 = dict.fromkeys(ROLES, "F32")
+few = settings(max_examples=30, deadline=None)
+
+
+def trained(rows: int, columns: int, steps: list[int], lr: float = 0.01, betas: tuple[float, float] = (0.9, 0.999)):
+    """Train a table with torch's SparseAdam; return the bits before and after the last `len(steps)` steps.
+
+    Args:
+        steps: for each of those steps, how many rows from the first on it moves.
+    """
+    torch.manual_seed(rows)
+    table = torch.nn.Embedding(rows, columns, sparse=True)
+    optimizer = torch.optim.SparseAdam(table.parameters(), lr=lr, betas=betas)
+
+    def step(count: int) -> None:
+        optimizer.zero_grad()
+        target = torch.randn(count, columns)
+        (table(torch.arange(count)) - target).square().sum().backward()
+        optimizer.step()
+
+    def bits() -> dict[str, np.ndarray]:
+        state = optimizer.state[table.weight]
+        arrays = (table.weight.detach(), state["exp_avg"], state["exp_avg_sq"])
+        return {r: a.numpy().copy().reshape(-1).view(np.uint32) for r, a in zip(ROLES, arrays, strict=True)}
+
+    for _ in range(3):
+        step(rows)
+    before = bits()
+    for count in steps:
+        step(count)
+    return bits(), before
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.9, 0.99), (0.0, 0.999)])
+def test_rows_of_one_step_are_found_and_only_those(betas):
+    now, before = trained(900, 8, [900, 300], betas=betas)
+    once, found = replay.moved_once(now, before, 8)
+    assert found == betas
+    assert once[300:].all()
+    assert not once[:300].any()
+
+
+def test_under_other_betas_or_optimisers_no_row_is():
+    now, before = trained(900, 8, [900], betas=(0.87, 0.9973))
+    assert not replay.moved_once(now, before, 8)[0].any()
+    random = np.random.default_rng(0)
+    now = {role: random.normal(size=7200).astype(np.float32).view(np.uint32) for role in ROLES}
+    assert not replay.moved_once(now, before, 8)[0].any()
+
+
+def test_one_step_is_predicted_to_the_last_places_and_costs_little_over_one_array():
+    now, before = trained(20_000, 16, [20_000])
+    blob = replay.encode(now, before, 16, (0.9, 0.999))
+    first, second, weight = (len(part) * 8 / now["first"].size for part in coder.split(blob)[3:])
+    assert first > 20  # the gradient is news
+    assert second < 2
+    assert weight < 2
+    plain = sum(len(exact.encode(now[role], "F32", before[role])) for role in ROLES)
+    assert plain > 2.3 * len(blob)
+    back = replay.decode(blob, before, 16)
+    assert all(np.array_equal(back[role], now[role]) for role in ROLES)
+
+
+def test_each_step_of_training_has_one_step_size():
+    torch.manual_seed(0)
+    now, before = trained(2000, 8, [2000])
+    blob = replay.encode(now, before, 8, (0.9, 0.999))
+    book = np.frombuffer(coder.split(blob)[1], "<f4")
+    steps = 4
+    assert book == pytest.approx([0.01 * (1 - 0.999**steps) ** 0.5 / (1 - 0.9**steps)], rel=1e-6)
+
+
+@few
+@given(st.integers(1, 400), st.integers(1, 9), st.integers(0, 99), st.sampled_from([0.0, 0.3]))
+def test_any_bits_come_back(rows, columns, seed, wild):
+    """NaN, infinities, zero rows and numbers that overflow are coded like any others, if worse."""
+    random = np.random.default_rng(seed)
+    pieces = []
+    for _ in range(2):
+        piece = {role: random.normal(0, 1e-2, rows * columns).astype(np.float32).view(np.uint32) for role in ROLES}
+        for words in piece.values():
+            chosen = random.random(words.size) < wild
+            words[chosen] = random.integers(0, 2**32, words.size, dtype=np.uint32)[chosen]
+            words[random.random(words.size) < wild] = 0
+        pieces.append(piece)
+    now, before = pieces
+    back = replay.decode(replay.encode(now, before, columns, (0.9, 0.999)), before, columns)
+    assert all(np.array_equal(back[role], now[role]) for role in ROLES)
+
+
+@pytest.mark.parametrize("steps", [[700], [700, 300], [300, 300]])
+def test_a_piece_of_which_some_rows_moved_once_comes_back(steps):
+    now, before = trained(1000, 8, steps)
+    form, moved = Form(F32, 1000, 8), np.arange(1000) < max(steps)
+    flags, blob, rebuilt = encode_piece(now, before, form, None, moved)
+    assert bool(flags & REPLAY) == (steps != [300, 300])
+    back = decode_piece(flags, blob, before, form, True)
+    for role in ROLES:
+        assert np.array_equal(back[role], now[role])
+        assert np.array_equal(rebuilt[role], now[role])
+
+
+def test_a_damaged_block_is_refused_or_differs_but_never_crashes():
+    now, before = trained(500, 4, [500])
+    blob = replay.encode(now, before, 4, (0.9, 0.999))
+    for cut in range(0, len(blob), 97):
+        with pytest.raises(ArtifactError):
+            replay.decode(blob[:cut], before, 4)
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        damaged = bytearray(blob)
+        damaged[int(random.integers(len(blob)))] ^= 1 << int(random.integers(8))
+        with suppress(ArtifactError, ValueError, IndexError, OverflowError):
+            replay.decode(bytes(damaged), before, 4)

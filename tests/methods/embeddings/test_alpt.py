@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lessen.methods.embeddings.alpt import (
+    AdaptiveCodesTable,
+    AdaptiveLowPrecisionTables,
+    AlternatingSteps,
+    Proposal,
+    RowSteps,
+    stochastic_round,
+    without_side_effects,
+)
+from lessen.methods.embeddings.budget import table_bytes
+from lessen.recipe import Recipe
+from lessen.stored.embedding import TableShape
+from lessen.task import Task
+from lessen.testing.toys import TableTask
+from lessen.train.fit import FitSettings
+
+
+def test_rounding_is_unbiased_and_independent_within_a_row():
+    rounded = stochastic_round(torch.full((1000, 100), 0.3))
+    assert float(rounded.mean()) == pytest.approx(0.3, abs=0.005)
+    assert set(rounded.unique().tolist()) == {0.0, 1.0}
+    assert float(rounded.mean(dim=1).std()) < 0.1
+    whole = torch.arange(-5.0, 5.0)
+    assert torch.equal(stochastic_round(whole), whole)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_codes_stay_in_range_and_near_the_rows(bits):
+    table = AdaptiveCodesTable(TableShape(50, 6), torch.randn(50, 6), bits).eval()
+    ids, steps = torch.tensor([3, 7, 20]), torch.tensor([[0.5], [0.1], [2.0]])
+    before = table.codes.clone()
+    rows = torch.randn(3, 6)
+    table.store(ids, rows, steps)
+    assert int(table.codes.min()) >= table.low
+    assert int(table.codes.max()) <= table.high
+    inside = (rows >= table.low * steps) & (rows <= table.high * steps)
+    assert bool(((table(ids) - rows).abs() <= 1.001 * steps)[inside].all())
+    others = torch.ones(50, dtype=torch.bool)
+    others[ids] = False
+    assert torch.equal(table.codes[others], before[others])
+    assert torch.allclose(table.stored()(torch.arange(50)), table(torch.arange(50)), atol=1e-5, rtol=1e-4)
+
+
+def test_the_gradient_of_a_step_is_that_of_the_sheet():
+    table = AdaptiveCodesTable(TableShape(4, 3), torch.randn(4, 3), 4)
+    rows, steps = torch.tensor([[0.26, -9.0, 9.0]]), torch.tensor([[0.1]], requires_grad=True)
+    table.proposal = Proposal(torch.tensor([2]), rows, steps)
+    weights = torch.tensor([1.0, 10.0, 100.0])
+    (table(torch.tensor([2])) * weights).sum().backward()
+    expected = (3 - 2.6) - 8 * 10 + 7 * 100
+    assert float(steps.grad) == pytest.approx(expected / (1 * 3 * 7) ** 0.5, rel=1e-4)
+
+
+class Regression(Task):
+    """Rows must reach fixed targets; steps of a hundredth of the grid are needed to get there."""
+
+    name = "regression"
+    metrics = TableTask.metrics
+    settings = FitSettings(epochs=1)
+
+    def __init__(self):
+        self.wanted = torch.full((8, 4), 0.52)
+
+    def build(self):
+        raise NotImplementedError
+
+    def batches(self, split, seed=0):
+        return iter(())
+
+    def loss(self, model, batch):
+        return (model(batch) - self.wanted[batch]).square().sum()
+
+
+@pytest.mark.parametrize(("random", "arrives"), [(True, True), (False, False)])
+def test_small_updates_survive_only_by_random_rounding(random, arrives, monkeypatch):
+    if not random:
+        monkeypatch.setattr("lessen.methods.embeddings.alpt.stochastic_round", torch.round)
+    torch.manual_seed(0)
+    table, task = AdaptiveCodesTable(TableShape(8, 4), torch.zeros(8, 4), 8), Regression()
+    table.steps.fill_(0.05)
+    hook = AlternatingSteps(task, FitSettings(learning_rate=1e-3), 0.0)
+    hook.start(table)
+    watched, ids = hook.watched(), torch.tensor([1, 2, 5])
+    for step in range(800):
+        watched.loss(table, ids).backward()
+        hook.after_step(table, step)
+    mean = float(table.eval()(ids).mean())
+    assert (mean > 0.45) == arrives
+    assert not bool(table.codes[0].any())
+
+
+def test_rows_move_by_the_rate_whenever_they_are_first_seen():
+    state = RowSteps(5)
+    for ids, size in (([1, 2], 3.0), ([2, 4], 0.1)):
+        moved = state.direction(torch.tensor(ids), torch.full((2, 3), size))
+        if size == 3.0:
+            assert torch.allclose(moved, torch.ones(2, 3))
+    assert torch.allclose(moved[1], torch.ones(3), atol=1e-5)
+    assert state.count.tolist() == [0, 1, 2, 0, 1]
+
+
+def test_the_second_forward_leaves_norms_and_dropout_as_they_were():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.9)).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with without_side_effects(model):
+        out = model(torch.randn(64, 3) + 5)
+    assert float(out.detach().std()) == pytest.approx(1, abs=0.05)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert model[0].track_running_stats
+    assert model[1].training
+
+
+@pytest.mark.parametrize(("bits", "start"), [(8, "given"), (4, "fresh"), (2, "given")])
+def test_a_trained_model_keeps_codes_only(bits, start):
+    task = TableTask()
+    model = task.reference(0)
+    result, _ = Recipe([AdaptiveLowPrecisionTables(bits=bits, start=start)]).apply(model, task)
+    width = {8: 20, 4: 10, 2: 7}[bits]
+    assert table_bytes(result) == 2700 * width
+    assert not bool(result.items.dequantise()[0].any())
+    assert task.score(result, "train") > 0.6
+
+
+def test_a_share_picks_the_bits():
+    task = TableTask()
+    model = task.reference(0)
+    result, ledger = Recipe([AdaptiveLowPrecisionTables(share=10 / 48)]).apply(model, task)
+    assert result.items.bits == result.tags.bits == 4
+    assert ledger[0].findings["share"] == pytest.approx(10 / 48, abs=1e-4)

@@ -15,6 +15,9 @@ from lessen.checkpoints.pack import Packer, PackSettings
 from lessen.checkpoints.sources import find_snapshots
 from lessen.errors import LessenError
 
+_PATIENCE = 600.0
+"""Seconds to wait for the packer of a run that was killed: it may be packing what that run left."""
+
 
 def main(archive: str, keep_full: str, settings: str | None = None) -> int:
     """Pack until standard input ends; return the exit status."""
@@ -22,7 +25,7 @@ def main(archive: str, keep_full: str, settings: str | None = None) -> int:
     asked = PackSettings.model_validate_json(settings) if settings is not None else None
     whole: list[Path] = []
     try:
-        with Packer(archive, asked) as packer:
+        with Packer(archive, asked, patience=_PATIENCE) as packer:
             for line in sys.stdin:
                 path = Path(json.loads(line))
                 for snapshot in find_snapshots([path]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -96,26 +97,36 @@ def _digest(body: Any) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def _lock(descriptor: int, folder: Path, until: float) -> None:
+    import fcntl
+
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if time.monotonic() >= until:
+                owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+                raise OutputError(
+                    f"{folder} is being written by process {owner}; wait for it or use another archive"
+                ) from error
+        time.sleep(0.1)
+
+
 @contextmanager
-def one_writer(folder: Path) -> Iterator[None]:
+def one_writer(folder: Path, patience: float = 0.0) -> Iterator[None]:
     """Hold the archive for writing. The lock vanishes with the process, however that ends.
+
+    Args:
+        patience: seconds to wait for another writer to end.
 
     Raises:
         OutputError: another process writes to it, or the folder cannot be written.
     """
-    import fcntl
-
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-            raise OutputError(
-                f"{folder} is being written by process {owner}; wait for it or use another archive"
-            ) from error
+        _lock(descriptor, folder, time.monotonic() + patience)
         with suppress(OSError):  # the number only serves the message above; a full disk must not stop reading
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, str(os.getpid()).encode(), 0)

@@ -139,19 +139,20 @@ class CheckpointKeeper:
             ArtifactError: `step` is neither whole nor in the archive, or the archive is damaged.
         """
         whole = {_step_of(path): path for path in self.full.glob("step-*.pt")}
-        archive = Archive(self.archive) if (self.archive / NAME).exists() else None
-        packed = set(archive.steps) if archive is not None else set()
-        for number in sorted(whole.keys() | packed, reverse=True) if step is None else [step]:
+        for number in sorted(whole.keys() | self._packed(), reverse=True) if step is None else [step]:
             if number in whole:
                 try:
                     return dict(load_tree(whole[number], mapped=False))
                 except ArtifactError as error:
                     self.log.note(f"{error}; taking it from the archive, or an older state")
-            if archive is not None and number in packed:
-                return self._unpacked(archive, number)
+            if number in self._packed():  # asked again: a packer that still works moves full states there
+                return self._unpacked(Archive(self.archive), number)
         if step is not None:
             raise ArtifactError(f"{self.folder} holds no readable step {step}")
         return None
+
+    def _packed(self) -> set[int]:
+        return set(Archive(self.archive).steps) if (self.archive / NAME).exists() else set()
 
     def _unpacked(self, archive: Archive, step: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="lessen-resume-") as scratch:

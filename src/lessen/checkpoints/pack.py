@@ -63,15 +63,20 @@ class Packer:
         ConfigError: the archive exists with other settings.
     """
 
-    def __init__(self, folder: str | Path, settings: PackSettings | None = None, log: Log = SILENT) -> None:
-        """Name the archive; `settings` None takes those of an existing archive, or the defaults."""
+    def __init__(
+        self, folder: str | Path, settings: PackSettings | None = None, log: Log = SILENT, patience: float = 0.0
+    ) -> None:
+        """Name the archive; `settings` None takes those of an existing archive, or the defaults.
+
+        Another writer is waited for `patience` seconds.
+        """
         self.folder, self.log = Path(folder), log
-        self._asked = settings
+        self._asked, self._patience = settings, patience
         self._stack = ExitStack()
         self._reference: Reference | None = None
 
     def __enter__(self) -> Packer:
-        self._stack.enter_context(one_writer(self.folder))
+        self._stack.enter_context(one_writer(self.folder, self._patience))
         try:
             self._open()
         except BaseException:

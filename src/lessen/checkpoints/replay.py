@@ -65,7 +65,8 @@ def _fits(
     predicted = _second(now["first"], before, *betas)
     off = exact.distance(now["second"], predicted)
     farthest = off.reshape(-1, columns).max(1)
-    return farthest < np.uint64(1 << _CLOSE)
+    close: NDArray[np.bool_] = farthest < np.uint64(1 << _CLOSE)
+    return close
 
 
 def _second(first: Words, before: dict[str, Words], b1: float, b2: float) -> Words:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import nn
@@ -75,6 +75,8 @@ class SearchedTables(TrainedQuantizer):
     Subclasses implement `replacement`, which returns a `SearchForm`, and may override `search_hooks` and `decide`.
     """
 
+    keeps_network: ClassVar[bool] = False
+    """Whether the second training starts from the searched network; tables start as before the search either way."""
     search_epochs: int = Field(4, ge=1, le=1000, description="epochs of the training that searches; none stops early")
 
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
@@ -92,18 +94,18 @@ class SearchedTables(TrainedQuantizer):
         return made
 
     def trained(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
-        """Search with the forms in place, put the kept forms into a copy made before the first step, and train it."""
-        start = copy.deepcopy(model)
+        """Search with the forms in place, put the kept forms into the model as it was before, and train it."""
+        before = copy.deepcopy(model)
         self.search(model, task, context)
-        found = search_forms(model)
+        found, first = search_forms(model), search_forms(before)
         self.decide(model, list(found.values()), task, context)
+        again = model if self.keeps_network else before
         for path, form in found.items():
             context.findings["tables"][path or "the model itself"].update(form.outcome())
-            old = start.get_submodule(path)
-            assert isinstance(old, SearchForm)
-            start = replace_everywhere(start, old, form.kept(old))
-        retrain.train(start, task, context, hooks=self.training_hooks(context))
-        return self.finish(start, context)
+            old = form if self.keeps_network else first[path]
+            again = replace_everywhere(again, old, form.kept(first[path]))
+        retrain.train(again, task, context, hooks=self.training_hooks(context))
+        return self.finish(again, context)
 
     def search(self, model: nn.Module, task: Task, context: Context) -> None:
         """Train the search forms for `search_epochs` at a constant learning rate."""

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lessen.stored import row_classes
+from lessen.stored.embedding import TableShape
+from lessen.stored.mixed_bits import MixedBitsEmbedding, _pack, _unpack, lowest, row_bytes
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 200), st.integers(0, 10**6))
+def test_row_classes_know_where_every_row_starts(rows, seed):
+    generator = torch.Generator().manual_seed(seed)
+    kinds, sizes = torch.randint(0, 16, (rows,), generator=generator), torch.randint(0, 99, (16,), generator=generator)
+    classes, starts = row_classes.pack(kinds, sizes)
+    found, places = row_classes.find(classes, starts, sizes, torch.arange(rows))
+    assert torch.equal(found, kinds)
+    assert torch.equal(places, sizes[kinds].cumsum(0) - sizes[kinds])
+    assert classes.numel() + 8 * starts.numel() == 16 * row_classes.blocks_for(rows)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 8), st.integers(1, 20), st.integers(0, 10**6))
+def test_levels_survive_packing(bits, dim, seed):
+    levels = torch.randint(0, 2**bits, (5, dim), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    packed = _pack(levels, bits)
+    assert packed.shape == (5, row_bytes(dim, bits))
+    assert torch.equal(_unpack(packed, bits, dim), levels)
+
+
+def test_rows_equal_rounding_at_their_own_bits():
+    shape = TableShape(70, 5, padding_idx=0)
+    weight, bits = torch.randn(70, 5), torch.randint(0, 9, (70,))
+    steps, offset = torch.rand(9) + 0.05, torch.randn(5) * 0.1
+    made = MixedBitsEmbedding.from_dense(shape, weight, bits, steps, offset)
+    for row in range(1, 70):
+        width = int(bits[row])
+        levels = ((weight[row] - offset) / steps[width]).round().clamp(lowest(width), -lowest(width) - 1)
+        expected = levels * steps[width] + offset if width else torch.zeros(5)
+        assert torch.equal(made.dequantise()[row], expected)
+    assert not bool(made(torch.tensor([0])).any())
+    ids = torch.randint(0, 70, (3, 4), dtype=torch.int32)
+    assert torch.equal(made(ids), made.dequantise()[ids.long()])
+    codes = sum(row_bytes(5, int(width)) for width in bits)
+    assert sum(b.numel() * b.element_size() for b in made.buffers()) == codes + 16 * 5 + 4 * 9 + 4 * 5
+    twin = MixedBitsEmbedding.from_config(made.config())
+    twin.load_state_dict(made.state_dict())
+    assert torch.equal(twin.dequantise(), made.dequantise())
+
+
+def test_senseless_sizes_are_refused():
+    with pytest.raises(ValueError, match="size"):
+        MixedBitsEmbedding(TableShape(4, 3), 13)

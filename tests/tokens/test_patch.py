@@ -21,6 +21,7 @@ REDUCERS = [
     Keep(rates=(1.0, 0.6, 1.0, 0.6), fuse=False, scorer="received_attention"),
     Keep(rates=(1.0, 0.6, 1.0, 0.6), fuse=False, scorer="random", seed=1),
     RankMerge(pruned=(65, 50, 40, 30), merged=(65, 45, 35, 20)),
+    RankMerge(pruned=(65, 50, 40, 30), merged=(55, 45, 35, 20), matching="pairs"),
     Pool(blocks=4, at=1, grid=(8, 8), target=(4, 4)),
 ]
 NAMES = [f"{reducer.kind}-{number}" for number, reducer in enumerate(REDUCERS)]
@@ -82,6 +83,8 @@ def test_bad_input():
         reduce_tokens(model, Keep(rates=(0.5,) * 4, fuse=False), restore=True)
     with pytest.raises(InputError, match="has none"):
         reduce_tokens(build("siglip"), Keep(rates=(0.5,) * 4))
+    with pytest.raises(InputError, match="block 1 cannot merge 30 pairs of 60"):
+        reduce_tokens(model, RankMerge(pruned=(65, 60, 20, 9), merged=(65, 30, 20, 9), matching="pairs"), tokens=65)
     with pytest.raises(InputError, match="3 pruning counts for 4"):
         RankMerge(pruned=(5,) * 3, merged=(5,) * 4)
     patch = reduce_tokens(model, Merge(removed=(4,) * 4))

@@ -126,6 +126,17 @@ def test_ranking_and_merging_equal_the_loop():
     assert (plan.row < 0).sum(1).tolist() == [3, 3]
 
 
+def test_pruning_and_then_merging_pairs_is_one_plan():
+    x, scores, size = torch.randn(2, 14, 6), torch.rand(2, 14), torch.randint(1, 4, (2, 14)).float()
+    kept = plans.keep_best(scores, 10, 1)
+    plan = kept.then(plans.merge_similar(kept.features(x), 4, 1))
+    left, sizes = kept.reduce(x, size)
+    wanted, wanted_sizes = merge_by_loop(left, left, sizes, 4, 1)
+    assert torch.allclose(plan.features(x, size), wanted, atol=1e-5)
+    assert torch.equal(plan.sizes(size), wanted_sizes)
+    assert (plan.row < 0).sum(1).tolist() == [4, 4]
+
+
 def test_pooling_a_grid_equals_average_pooling():
     x = torch.randn(2, 1 + 24, 3)
     plan = plans.pool_grid((4, 6), (2, 3), 1, 2)

@@ -142,7 +142,7 @@ def _tower(model: nn.Module, family: Family, owner: nn.Module, path: str, blocks
     registers = _registers(model)
     attention = getattr(blocks[0], family.attention)
     projection = getattr(attention, family.fused or family.key)
-    linears = [m for m in getattr(blocks[0], family.mlp).modules() if isinstance(m, nn.Linear)]
+    linears = [m for m in getattr(blocks[0], family.mlp).modules() if hasattr(m, "out_features")]
     leading = int(getattr(owner, "num_prefix_tokens", family.class_tokens + registers))
     has_class = family.has_class and leading > 0
     pools = not has_class or _pools_patches(model)

@@ -41,6 +41,11 @@ def match_alternating(metric: Tensor, removed: int, protected: int) -> tuple[Ten
     return source, target.gather(1, source)
 
 
+def merge_similar(metric: Tensor, removed: int, protected: int) -> Plan:
+    """Merge the `removed` most similar pairs of even and odd tokens; `metric` is [B,N,d]."""
+    return merge_pairs(metric.shape[1], *match_alternating(metric, removed, protected))
+
+
 def match_random(batch: int, tokens: int, removed: int, protected: int, draw: Tensor) -> tuple[Tensor, Tensor]:
     """Pair random even tokens with random odd ones; `draw` is uniform noise [batch, tokens]. The control of merging."""
     even, odd = (tokens + 1) // 2, tokens // 2

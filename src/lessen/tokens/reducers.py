@@ -137,7 +137,7 @@ class Merge(Reducer):
             source, target = plans.match_random(batch, tokens, removed, state.protected, noise)
         else:
             metric = signals.parts.keys().mean(2) if self.metric == "keys" else signals.hidden
-            source, target = plans.match_alternating(metric, removed, state.protected)
+            return plans.merge_similar(metric, removed, state.protected)
         return plans.merge_pairs(tokens, source, target)
 
 
@@ -183,13 +183,16 @@ class Keep(Reducer):
 
 @dataclass(frozen=True)
 class RankMerge(Reducer):
-    """Sort by class attention, prune the tail and merge the next ranks into the head: DiffRate (arXiv 2305.17997)."""
+    """Sort by class attention, prune the tail and merge some of the rest: DiffRate (arXiv 2305.17997)."""
 
     kind = "rank-merge"
     pruned: tuple[int, ...] = ()
     """Tokens left by pruning in each block, protected ones included."""
     merged: tuple[int, ...] = ()
     """Tokens left by merging in each block, at most those left by pruning."""
+    matching: Literal["tail", "pairs"] = "tail"
+    """What is merged: the lowest ranks into their most similar higher one (the released code), or the most similar
+    pairs whatever their rank, as in ToMe (the paper's text)."""
 
     def __post_init__(self) -> None:
         """Refuse lists of different lengths."""
@@ -221,7 +224,13 @@ class RankMerge(Reducer):
                 raise InputError(
                     f"block {block} would keep {min(pruned, merged)} tokens of which {protected} must stay"
                 )
-            tokens = min(tokens, pruned, merged)
+            pruned = min(tokens, pruned)
+            tokens = min(pruned, merged)
+            if self.matching == "pairs" and pruned - tokens > (pruned - protected) // 2:
+                raise InputError(
+                    f"block {block} cannot merge {pruned - tokens} pairs of {pruned} tokens ({protected} protected); "
+                    f"prune more, or merge at most {(pruned - protected) // 2}"
+                )
             left.append(tokens)
         return left
 
@@ -232,8 +241,16 @@ class RankMerge(Reducer):
         merged = min(pruned, self.merged[signals.layer])
         if merged == tokens:
             return None
-        score = signals.score("class_attention", 0)
-        return plans.rank_and_merge(score, signals.hidden, pruned, merged, state.protected)
+        if self.matching == "tail":
+            score = signals.score("class_attention", 0)
+            return plans.rank_and_merge(score, signals.hidden, pruned, merged, state.protected)
+        keys = signals.parts.keys().mean(2)
+        if pruned == tokens:
+            return plans.merge_similar(keys, pruned - merged, state.protected)
+        kept = plans.keep_best(signals.score("class_attention", 0), pruned, state.protected)
+        if pruned == merged:
+            return kept
+        return kept.then(plans.merge_similar(kept.features(keys), pruned - merged, state.protected))
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,11 @@ class Plan:
         features = combine(x, self.row, self._divided(each, total), self.kept, self.drops)
         return features, total if self.share is None else self.sizes(size)
 
+    def then(self, later: Plan) -> Plan:
+        """Return the plan of this selection followed by a size-weighted merge of what is left."""
+        row = torch.where(self.row < 0, -1, later.row.gather(1, self.row.clamp(min=0)))
+        return Plan(row, later.kept, drops=self.drops)
+
     def mean_weights(self, size: Tensor | None = None) -> Tensor:
         """Return size / (sum of the sizes in the same output), float32 [B,N], 0 for dropped tokens."""
         each = torch.ones_like(self.row, dtype=torch.float32) if size is None else size

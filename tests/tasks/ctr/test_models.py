@@ -392,7 +392,7 @@ def test_gate_without_context_trains() -> None:
 def test_finalmlp_limits() -> None:
     with pytest.raises(ConfigError, match=r"heads = 5 must divide the last widths 128 and 64"):
         FinalMLP(LAYOUT, heads=5)
-    with pytest.raises(ConfigError, match="categorical context fields, not tags"):
+    with pytest.raises(ConfigError, match="categorical or numeric context fields, not tags"):
         FinalMLP(LAYOUT, context1=("tags",))
     model = build("finalmlp", **ARGUMENTS["finalmlp"])
     swapped = build("finalmlp", hidden1=(6,), hidden2=(8,), heads=2, context2=("user",))

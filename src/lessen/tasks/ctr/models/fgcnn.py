@@ -32,6 +32,7 @@ class FGCNN(nn.Module):
         pool: int = 2,
         maps: int = 2,
         share_tables: bool = False,
+        convolution_batch_norm: bool = True,
         hidden: Sequence[int] = (128, 64),
         dropout: float = 0.2,
         batch_norm: bool = True,
@@ -49,7 +50,8 @@ class FGCNN(nn.Module):
             height = -(-height // pool)
             convolution = nn.Conv2d(below, above, (kernel, 1), padding=(kernel // 2, 0))
             pooling = nn.MaxPool2d((pool, 1), ceil_mode=True)
-            self.convolutions.append(nn.Sequential(convolution, nn.BatchNorm2d(above), nn.Tanh(), pooling))
+            norm = [nn.BatchNorm2d(above)] if convolution_batch_norm else []
+            self.convolutions.append(nn.Sequential(convolution, *norm, nn.Tanh(), pooling))
             self.recombinations.append(linear(above * height * dim, maps * height * dim))
             total += maps * height
         self.products = InnerProducts(total)

@@ -14,8 +14,9 @@ from lessen.tasks.ctr.layers import FieldVectors, linear, mlp
 
 
 class ContextGate(nn.Module):
-    """2 sigmoid(MLP(context)) for each component of the flattened vectors; context ids have a table of their own.
+    """2 sigmoid(MLP(context)) for each component of the flattened vectors; contexts have a table of their own.
 
+    Numeric contexts enter as value * vector, after the categorical ones.
     Without context fields the gate is a learnt vector: the published code feeds zeros through a ReLU there, so that
     its gate never trains.
     """
@@ -25,32 +26,47 @@ class ContextGate(nn.Module):
         if not contexts:
             self.constant = nn.Parameter(torch.zeros(width))
             return
-        fields = [layout.field(name) for name in contexts]
+        numbers = [name for name in contexts if name in layout.numeric]
+        fields = [layout.field(name) for name in contexts if name not in numbers]
         if any(field.kind != "categorical" for field in fields):
-            raise ConfigError(f"FinalMLP gates need categorical context fields, not {', '.join(contexts)}")
-        known = [layout.segment(name) for name in contexts]
-        starts = [1]
-        for segment in known:
-            starts.append(starts[-1] + segment.rows)
-        own = [Segment(s.name, start, s.rows) for s, start in zip(known, starts, strict=False)]
+            raise ConfigError(f"FinalMLP gates need categorical or numeric context fields, not {', '.join(contexts)}")
+        known = [layout.segment(field.name) for field in fields]
+        own = _own_rows(known)
         self.columns = [field.start for field in fields]
-        self.shift: Tensor
-        shift = [o.start - s.start for o, s in zip(own, known, strict=True)]
-        self.register_buffer("shift", torch.tensor(shift, dtype=torch.int32), persistent=False)
-        self.table = FieldEmbedding(own, dim)
-        nn.init.normal_(self.table.weight, std=std)
-        self.layers = mlp(dim * len(fields), (hidden,), outputs=width)
+        self.places = [layout.numeric.index(name) for name in numbers]
+        if fields:
+            self.shift: Tensor
+            shift = [o.start - s.start for o, s in zip(own, known, strict=True)]
+            self.register_buffer("shift", torch.tensor(shift, dtype=torch.int32), persistent=False)
+            self.table = FieldEmbedding(own, dim)
+            nn.init.normal_(self.table.weight, std=std)
+        if numbers:
+            self.values = nn.Parameter(torch.randn(len(numbers), dim) * std)
+        self.layers = mlp(dim * len(contexts), (hidden,), outputs=width)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, numeric: Tensor | None = None) -> Tensor:
         """Return gates [B, width], or [width] without context."""
         if not hasattr(self, "columns"):
             return 2.0 * torch.sigmoid(self.constant)
-        context = self.table(ids[:, self.columns] + self.shift).flatten(1)
-        return 2.0 * torch.sigmoid(self.layers(context))
+        parts = [self.table(ids[:, self.columns] + self.shift).flatten(1)] if self.columns else []
+        if self.places and numeric is not None:
+            parts.append((numeric[:, self.places].unsqueeze(2) * self.values).flatten(1))
+        return 2.0 * torch.sigmoid(self.layers(torch.cat(parts, dim=1)))
+
+
+def _own_rows(known: list[Segment]) -> tuple[Segment, ...]:
+    """Return the segments one after the other from row 1 on."""
+    starts = [1]
+    for segment in known:
+        starts.append(starts[-1] + segment.rows)
+    return tuple(Segment(s.name, start, s.rows) for s, start in zip(known, starts, strict=False))
 
 
 class FinalMLP(nn.Module):
     """logit = w1^T o1 + w2^T o2 + sum over heads of o1_h^T W_h o2_h, o_s = MLP_s(x * gate_s).
+
+    The second stream has the dropout and BatchNorm of the first unless it is given its own. Without `gates` both
+    streams see x itself.
 
     Raises:
         ConfigError: the heads do not divide the last widths, or a context field is not categorical.
@@ -65,9 +81,12 @@ class FinalMLP(nn.Module):
         heads: int = 4,
         context1: Sequence[str] = (),
         context2: Sequence[str] = (),
+        gates: bool = True,
         gate_hidden: int = 32,
         dropout: float = 0.4,
         batch_norm: bool = True,
+        dropout2: float | None = None,
+        batch_norm2: bool | None = None,
         std: float = 0.01,
     ) -> None:
         super().__init__()
@@ -77,10 +96,14 @@ class FinalMLP(nn.Module):
         self.vectors = FieldVectors(layout, dim, std)
         width = self.vectors.count * dim
         self.gate1, self.gate2 = (
-            ContextGate(layout, contexts, dim, gate_hidden, width, std) for contexts in (context1, context2)
+            ContextGate(layout, contexts, dim, gate_hidden, width, std) if gates else None
+            for contexts in (context1, context2)
         )
+        drops = dropout, dropout if dropout2 is None else dropout2
+        norms = batch_norm, batch_norm if batch_norm2 is None else batch_norm2
         self.stream1, self.stream2 = (
-            mlp(width, hidden, dropout=dropout, batch_norm=batch_norm, outputs=None) for hidden in (hidden1, hidden2)
+            mlp(width, hidden, dropout=drop, batch_norm=norm, outputs=None)
+            for hidden, drop, norm in zip((hidden1, hidden2), drops, norms, strict=True)
         )
         self.output1, self.output2 = linear(hidden1[-1], 1), linear(hidden2[-1], 1)
         self.bilinear = nn.Parameter(torch.empty(heads, hidden1[-1] // heads, hidden2[-1] // heads))
@@ -89,7 +112,10 @@ class FinalMLP(nn.Module):
     def forward(self, ids: Tensor, numeric: Tensor | None = None) -> Tensor:
         """Return logits [B] for `ids` [B, columns] int32 and `numeric` [B, n] float32."""
         x = self.vectors(ids, numeric).flatten(1)
-        first, second = self.stream1(x * self.gate1(ids)), self.stream2(x * self.gate2(ids))
+        first, second = (
+            stream(x if gate is None else x * gate(ids, numeric))
+            for stream, gate in ((self.stream1, self.gate1), (self.stream2, self.gate2))
+        )
         heads = first.unflatten(1, (self.heads, -1)), second.unflatten(1, (self.heads, -1))
         fused = torch.einsum("bki,kij,bkj->b", heads[0], self.bilinear, heads[1])
         return fused + (self.output1(first) + self.output2(second)).squeeze(1)  # type: ignore[no-any-return]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lessen.checkpoints import coder, exact, near, replay
+from lessen.checkpoints import coder, exact, near, replay, replay_twice
 from lessen.checkpoints.exact import Words
 from lessen.checkpoints.images import SIZES
 from lessen.errors import ArtifactError
@@ -22,7 +22,7 @@ Piece = dict[str, Words]
 
 NEAR, ROWS, CARRY, REPLAY = 1, 2, 4, 8
 """Flags of a coded piece: rebuilt nearly; only some rows inside; needs every array of the step before; some of those
-rows are predicted from a single step of the optimiser."""
+rows are predicted from one or two steps of the optimiser."""
 
 _ORDER = ("second", "first", "weight", "other")
 
@@ -92,27 +92,68 @@ def decode_piece(flags: int, blob: bytes, before: Piece | None, form: Form, mome
 def _encode_moved(
     now: Piece, before: Piece, form: Form, settings: near.NearSettings | None
 ) -> tuple[int, bytes, Piece]:
-    """Code rows that all moved; in exact mode, those that took one step of Adam apart from the others."""
+    """Code rows that all moved; in exact mode, those that took one or two steps of Adam apart from the others."""
     if settings is not None or set(form.kinds.items()) != {(role, "F32") for role in replay.ROLES}:
         return _encode(now, before, form, settings)
     once, betas = replay.moved_once(now, before, form.columns)
-    rest = form.of_rows(form.rows - int(np.count_nonzero(once)))
-    if rest.rows == form.rows:
+    if not once.any():
         return _encode(now, before, form, None)
     replayed = replay.encode(_rows(now, form, once), _rows(before, form, once), form.columns, betas)
-    others = _encode(_rows(now, form, ~once), _rows(before, form, ~once), rest, None)[1] if rest.rows else b""
-    return REPLAY | CARRY, coder.join([coder.encode_mask(once), replayed, others]), now
+    parts = [
+        coder.encode_mask(once),
+        replayed,
+        *_encode_rest(
+            _rows(now, form, ~once),
+            _rows(before, form, ~once),
+            form.of_rows(form.rows - int(np.count_nonzero(once))),
+            replayed,
+        ),
+    ]
+    return REPLAY | CARRY, coder.join(parts), now
+
+
+def _encode_rest(now: Piece, before: Piece, form: Form, replayed: bytes) -> list[bytes]:
+    """Code rows that moved more than once: a mask of those that moved twice, those, and the others."""
+    if not form.rows:
+        return [b"", b"", b""]
+    betas, book = replay.steps_of(replayed)
+    twice, moves = replay_twice.moved_twice(now, before, form.columns, betas, book)
+    mine, others = form.of_rows(int(np.count_nonzero(twice))), form.of_rows(int(np.count_nonzero(~twice)))
+    coded = b""
+    if mine.rows:
+        some = (moves[0][twice], moves[1][twice], moves[2][twice])
+        coded = replay_twice.encode(
+            _rows(now, form, twice), _rows(before, form, twice), form.columns, betas, book, some
+        )
+    plain = _encode(_rows(now, form, ~twice), _rows(before, form, ~twice), others, None)[1] if others.rows else b""
+    return [coder.encode_mask(twice), coded, plain]
 
 
 def _decode_moved(flags: int, blob: bytes, before: Piece, form: Form) -> Piece:
     parts = coder.split(blob)
-    if len(parts) != 3 or set(form.kinds.items()) != {(role, "F32") for role in replay.ROLES}:
+    if len(parts) != 5 or set(form.kinds.items()) != {(role, "F32") for role in replay.ROLES}:
         raise ArtifactError("a piece coded by replay is malformed")
     once = coder.decode_mask(parts[0], form.rows)
+    rebuilt = replay.decode(parts[1], _rows(before, form, once), form.columns)
+    merged = _merge(before, rebuilt, form, once)
     rest = form.of_rows(form.rows - int(np.count_nonzero(once)))
-    rebuilt = _decode(flags & CARRY, parts[2], _rows(before, form, ~once), rest, True) if rest.rows else {}
-    merged = _merge(before, rebuilt, form, ~once)
-    return _merge(merged, replay.decode(parts[1], _rows(before, form, once), form.columns), form, once)
+    if not rest.rows:
+        return merged
+    return _merge(merged, _decode_rest(flags, parts, _rows(before, form, ~once), rest), form, ~once)
+
+
+def _decode_rest(flags: int, parts: list[bytes], before: Piece, form: Form) -> Piece:
+    twice = coder.decode_mask(parts[2], form.rows)
+    merged = before
+    if twice.any():
+        betas, book = replay.steps_of(parts[1])
+        rebuilt = replay_twice.decode(parts[3], _rows(before, form, twice), form.columns, betas, book)
+        merged = _merge(before, rebuilt, form, twice)
+    others = form.of_rows(int(np.count_nonzero(~twice)))
+    if not others.rows:
+        return merged
+    plain = _decode(flags & CARRY, parts[4], _rows(before, form, ~twice), others, True)
+    return _merge(merged, plain, form, ~twice)
 
 
 def _rows(piece: Piece, form: Form, moved: NDArray[np.bool_]) -> Piece:

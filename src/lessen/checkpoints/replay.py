@@ -7,6 +7,7 @@
 Under a lazy optimiser (SparseAdam) most rows that moved at all moved once: the ids of real logs have a long tail. The
 prediction is right to a unit in the last place or two, so that such a row costs a little over a third of what it cost
 before. What is left over is coded, so the result is bit-identical whatever the optimiser really was.
+`replay_twice` does the same for rows that moved twice.
 
 Only additions, products, quotients and roots of IEEE numbers are used: the same bits on every machine.
 """
@@ -27,7 +28,7 @@ Values = NDArray[np.float32]
 ROLES = frozenset({"weight", "first", "second"})
 _BETAS = tuple((b1, b2) for b1 in (0.9, 0.8, 0.95, 0.5, 0.0) for b2 in (0.999, 0.99, 0.98, 0.95, 0.9, 0.9999))
 """What optimisers are run with; under other betas no row is taken for one that moved once."""
-_EPS = np.float32(1e-8)
+EPS = np.float32(1e-8)
 _SAMPLE = 512
 _FEWEST = 64
 """With fewer such rows, the tables of their own blocks would cost what the prediction saves."""
@@ -78,14 +79,15 @@ def _second(first: Words, before: dict[str, Words], b1: float, b2: float) -> Wor
     return np.where(np.isfinite(second), second, old).view(np.uint32)
 
 
-def _direction(first: Words, second: Words, columns: int) -> Values:
+def direction(first: Words, second: Words, columns: int) -> Values:
     """Return what Adam multiplies with the step size, [rows, columns]; zero where it is not finite."""
     with np.errstate(all="ignore"):
-        unit = first.view(np.float32) / (np.sqrt(second.view(np.float32)) + _EPS)
+        unit = first.view(np.float32) / (np.sqrt(second.view(np.float32)) + EPS)
     return np.where(np.isfinite(unit), unit, np.float32(0)).reshape(-1, columns)
 
 
-def _weight(before: Words, unit: Values, sizes: Values) -> Words:
+def move(before: Words, unit: Values, sizes: Values) -> Words:
+    """Return the bits of the weight after a step of `sizes` [rows] along `unit`, [n]; as before where not finite."""
     old = before.view(np.float32)
     with np.errstate(all="ignore"):
         weight = old - (sizes[:, None] * unit).reshape(-1)
@@ -94,7 +96,7 @@ def _weight(before: Words, unit: Values, sizes: Values) -> Words:
 
 def encode(now: dict[str, Words], before: dict[str, Words], columns: int, betas: tuple[float, float]) -> bytes:
     """Code rows that moved once; the arguments are those of `moved_once`, for these rows only."""
-    unit = _direction(now["first"], now["second"], columns)
+    unit = direction(now["first"], now["second"], columns)
     book, codes = _step_sizes(now["weight"], before["weight"], unit)
     return coder.join([
         _HEAD.pack(*betas),
@@ -102,24 +104,36 @@ def encode(now: dict[str, Words], before: dict[str, Words], columns: int, betas:
         coder.encode(codes),
         exact.encode(now["first"], "F32", before["first"], before["second"]),
         exact.encode(now["second"], "F32", _second(now["first"], before, *betas)),
-        exact.encode(now["weight"], "F32", _weight(before["weight"], unit, book[codes])),
+        exact.encode(now["weight"], "F32", move(before["weight"], unit, book[codes])),
     ])  # fmt: skip
 
 
 def decode(blob: bytes, before: dict[str, Words], columns: int) -> dict[str, Words]:
     """Undo `encode`. Raises ArtifactError."""
     parts = coder.split(blob)
-    if len(parts) != 6 or len(parts[0]) != _HEAD.size or not parts[1] or len(parts[1]) % 4:
+    if len(parts) != 6:
         raise ArtifactError("a block of rows that moved once is malformed")
+    betas, book = _steps(parts)
     count = before["first"].size
-    book = np.frombuffer(parts[1], "<f4").astype(np.float32)
     codes = coder.decode(parts[2], count // columns, np.uint16)
     if codes.size and int(codes.max()) >= book.size:
         raise ArtifactError("a block of rows that moved once uses a step size that it lacks")
     first = exact.decode(parts[3], count, "F32", before["first"], before["second"], 4)
-    second = exact.decode(parts[4], count, "F32", _second(first, before, *_HEAD.unpack(parts[0])), None, 4)
-    predicted = _weight(before["weight"], _direction(first, second, columns), book[codes])
+    second = exact.decode(parts[4], count, "F32", _second(first, before, *betas), None, 4)
+    predicted = move(before["weight"], direction(first, second, columns), book[codes])
     return {"weight": exact.decode(parts[5], count, "F32", predicted, None, 4), "first": first, "second": second}
+
+
+def steps_of(blob: bytes) -> tuple[tuple[float, float], Values]:
+    """Return the betas and the step sizes, ascending, of what `encode` made. Raises ArtifactError."""
+    return _steps(coder.split(blob))
+
+
+def _steps(parts: list[bytes]) -> tuple[tuple[float, float], Values]:
+    if len(parts) < 2 or len(parts[0]) != _HEAD.size or not parts[1] or len(parts[1]) % 4:
+        raise ArtifactError("the step sizes of a block are malformed")
+    b1, b2 = _HEAD.unpack(parts[0])
+    return (b1, b2), np.frombuffer(parts[1], "<f4").astype(np.float32)
 
 
 # -- step sizes ----------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from lessen.methods.embeddings.alpt import (
     AdaptiveCodesTable,
@@ -11,7 +10,6 @@ from lessen.methods.embeddings.alpt import (
     Proposal,
     RowSteps,
     stochastic_round,
-    without_side_effects,
 )
 from lessen.methods.embeddings.budget import table_bytes
 from lessen.recipe import Recipe
@@ -84,10 +82,10 @@ def test_small_updates_survive_only_by_random_rounding(random, arrives, monkeypa
     torch.manual_seed(0)
     table, task = AdaptiveCodesTable(TableShape(8, 4), torch.zeros(8, 4), 8), Regression()
     table.steps.fill_(0.05)
-    hook = AlternatingSteps(task, FitSettings(learning_rate=1e-3), 0.0)
+    hook = AlternatingSteps(task, FitSettings(learning_rate=2e-3), 0.0)
     hook.start(table)
     watched, ids = hook.watched(), torch.tensor([1, 2, 5])
-    for step in range(800):
+    for step in range(350):
         watched.loss(table, ids).backward()
         hook.after_step(table, step)
     mean = float(table.eval()(ids).mean())
@@ -103,17 +101,6 @@ def test_rows_move_by_the_rate_whenever_they_are_first_seen():
             assert torch.allclose(moved, torch.ones(2, 3))
     assert torch.allclose(moved[1], torch.ones(3), atol=1e-5)
     assert state.count.tolist() == [0, 1, 2, 0, 1]
-
-
-def test_the_second_forward_leaves_norms_and_dropout_as_they_were():
-    model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.9)).train()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    with without_side_effects(model):
-        out = model(torch.randn(64, 3) + 5)
-    assert float(out.detach().std()) == pytest.approx(1, abs=0.05)
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert model[0].track_running_stats
-    assert model[1].training
 
 
 @pytest.mark.parametrize(("bits", "start"), [(8, "given"), (4, "fresh"), (2, "given")])

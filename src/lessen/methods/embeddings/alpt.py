@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from lessen.method import Card, Context
 from lessen.methods import retrain
+from lessen.methods.embeddings.bilevel import without_side_effects
 from lessen.methods.embeddings.budget import nearest_choice
 from lessen.methods.embeddings.lsq import fake_quantise, scaled_gradient
 from lessen.methods.embeddings.retrained import Wanted
@@ -209,24 +208,6 @@ class AlternatingSteps(Hook):
         else:
             lower = max(self.rate * self.settings.plateau_factor, self.settings.minimum_learning_rate)
             self.rate = min(self.rate, lower)
-
-
-@contextmanager
-def without_side_effects(model: nn.Module) -> Iterator[None]:
-    """Let a second forward in training mode leave batch-norm statistics alone and drop nothing out."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    drops = [m for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.training]
-    for norm in norms:
-        norm.track_running_stats = False
-    for drop in drops:
-        drop.training = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
-        for drop in drops:
-            drop.training = True
 
 
 class AdaptiveLowPrecisionTables(TrainedQuantizer):

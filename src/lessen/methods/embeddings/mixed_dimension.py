@@ -56,9 +56,9 @@ class MixedDimensionTables(TrainedQuantizer):
         made = MixedWidthEmbedding(wanted.shape, widths)
         if self.start == "given":
             assert wanted.counts is not None
-            _start_from_rows(made, wanted.table.weight.detach(), wanted.counts)
+            start_from_rows(made, wanted.table.weight.detach(), wanted.counts)
         else:
-            _start_fresh(made, spread(wanted.table), context.generator)
+            start_fresh(made, spread(wanted.table), context.generator)
         return made
 
     def widths(self, shape: TableShape, alpha: float) -> list[int]:
@@ -89,7 +89,7 @@ def power_law(sizes: Sequence[int], dim: int, alpha: float, smallest: int) -> li
     return [max(1, round(dim * (size / smallest) ** -alpha)) for size in sizes]
 
 
-def _start_from_rows(made: MixedWidthEmbedding, weight: Tensor, counts: Tensor) -> None:
+def start_from_rows(made: MixedWidthEmbedding, weight: Tensor, counts: Tensor) -> None:
     """Project each block's rows on the leading directions of what lookups see (not centred)."""
     for number, block in enumerate(made.blocks):
         rows = weight[block.start : block.start + block.rows]
@@ -104,7 +104,7 @@ def _start_from_rows(made: MixedWidthEmbedding, weight: Tensor, counts: Tensor) 
         made.fill(number, (wide @ basis).float(), basis.t().float())
 
 
-def _start_fresh(made: MixedWidthEmbedding, std: float, generator: torch.Generator) -> None:
+def start_fresh(made: MixedWidthEmbedding, std: float, generator: torch.Generator) -> None:
     """Draw rows and fixed orthonormal projections whose products have the deviation of a full table."""
     dim = made.embedding_dim
     for number, block in enumerate(made.blocks):

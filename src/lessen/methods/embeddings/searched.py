@@ -110,10 +110,14 @@ class SearchedTables(TrainedQuantizer):
     def search(self, model: nn.Module, task: Task, context: Context) -> None:
         """Train the search forms for `search_epochs` at a constant learning rate."""
         epochs = self.search_epochs
-        settings = with_settings(task, epochs=epochs, patience=epochs, plateau_factor=1.0)
+        settings = with_settings(self.search_task(task, context), epochs=epochs, patience=epochs, plateau_factor=1.0)
         hooks = (*self.training_hooks(context), *self.search_hooks(task, context), Settling())
         retrain.train(model, settings, context, hooks=hooks)
         context.findings["search"] = context.findings.pop("trained")
+
+    def search_task(self, task: Task, context: Context) -> Task:  # noqa: ARG002
+        """Return the task to search on."""
+        return task
 
     def search_hooks(self, task: Task, context: Context) -> Sequence[Hook]:  # noqa: ARG002
         """Return what the loop should call while it searches."""

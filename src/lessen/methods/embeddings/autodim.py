@@ -1,0 +1,232 @@
+"""AutoDim: each field's width is learned as a soft choice among a few, then the chosen widths are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lessen.method import Card, Context
+from lessen.methods.embeddings.bilevel import ArchitectureSteps, HeldOut
+from lessen.methods.embeddings.mixed_dimension import start_fresh, start_from_rows
+from lessen.methods.embeddings.retrained import Wanted, spread
+from lessen.methods.embeddings.searched import SearchedTables, SearchForm, search_forms
+from lessen.methods.sites import TABLES, blocks
+from lessen.stored.embedding import StoredEmbedding, TableShape
+from lessen.stored.mixed_width import MixedWidthEmbedding
+from lessen.task import Task
+from lessen.train.fit import Hook
+
+COLDEST, COOLING, BATCH = 0.01, 5e-5, 2000
+"""The temperature falls from 1 to `COLDEST` by `COOLING` each step of `BATCH` examples."""
+
+
+class WidthSearchTable(SearchForm):
+    """One table for each candidate width; a lookup blends their normalised rows by its field's soft choice.
+
+    ids --> [table of width w --> projection to dim --> batch norm without scale] for each w --> weighted sum
+    """
+
+    counts: Tensor
+
+    def __init__(self, shape: TableShape, tables: Sequence[MixedWidthEmbedding], scale: float) -> None:
+        super().__init__(shape)
+        self.tables = nn.ModuleList(tables)
+        self.candidates = [table.widths[0] for table in tables]
+        self.blocks = blocks(shape)
+        self.norms = nn.ModuleList(nn.BatchNorm1d(shape.dim, affine=False) for _ in tables)
+        self.logits = nn.Parameter(torch.zeros(len(self.blocks), len(tables)))
+        self.scale, self.temperature = scale, 1.0
+        self.target: int | None = None
+        self.counts = torch.zeros(0)
+        self.fresh, self.seed = False, 0
+        self.widths: list[int] = []
+
+    def shares(self, noisy: bool) -> Tensor:
+        """Return the weight of each candidate in each field, float32 [blocks, candidates]; rows sum to 1."""
+        chances = torch.log_softmax(self.logits, dim=1)
+        if noisy:
+            chances = chances - torch.log(-torch.log(torch.rand_like(chances).clamp(1e-20, 1 - 1e-7)))
+        return torch.softmax(chances / self.temperature, dim=1)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Return blended rows: [*] to float32 [*, dim]."""
+        flat = ids.reshape(-1)
+        starts = torch.tensor([block.start for block in self.blocks], dtype=ids.dtype, device=ids.device)
+        each = self.shares(noisy=self.training)[torch.bucketize(flat, starts[1:], right=True)]
+        rows = torch.zeros(len(flat), self.embedding_dim, device=ids.device)
+        for place, (table, norm) in enumerate(zip(self.tables, self.norms, strict=True)):
+            rows = rows + each[:, place : place + 1] * norm(table.lookup(flat))  # type: ignore[operator]
+        return self._without_padding(ids, (rows * self.scale).reshape(*ids.shape, self.embedding_dim))
+
+    def decide(self) -> None:
+        """Take each field's most likely width; with a target, the most likely widths that reach it."""
+        if self.target is None:
+            self.widths = [self.candidates[place] for place in self.logits.argmax(dim=1).tolist()]
+        else:
+            sizes = torch.tensor([[self._bytes(b.rows, w) for w in self.candidates] for b in self.blocks])
+            places = likeliest(self.logits.detach().double(), sizes, self.target)
+            self.widths = self._filled([self.candidates[place] for place in places.tolist()], self.target)
+
+    def _bytes(self, rows: int, width: int) -> int:
+        """Return the bytes of a field's rows and projection."""
+        dim = self.embedding_dim
+        return 4 * width * (rows + (dim if width < dim else 0))
+
+    def _size(self, widths: Sequence[int]) -> int:
+        return sum(self._bytes(block.rows, width) for block, width in zip(self.blocks, widths, strict=True))
+
+    def _filled(self, widths: list[int], target: int) -> list[int]:
+        """Move single widths up, or down, by one column where that brings the size nearer to `target`."""
+        best = list(widths)
+        for place in sorted(range(len(best)), key=lambda number: -self.blocks[number].rows):
+            step = 1 if self._size(best) < target else -1
+            while 1 <= best[place] + step <= self.embedding_dim:
+                moved = [width + step * (number == place) for number, width in enumerate(best)]
+                if abs(self._size(moved) - target) >= abs(self._size(best) - target):
+                    break
+                best = moved
+        return best
+
+    def kept(self, start: SearchForm) -> StoredEmbedding:
+        """Return a table of the chosen widths, started as that of `emb-mde`."""
+        assert isinstance(start, WidthSearchTable)
+        widest = start.tables[-1]
+        assert isinstance(widest, MixedWidthEmbedding)
+        return started(
+            self.shape, self.widths, widest.dequantise(), None if self.fresh else self.counts, self.scale, self.seed
+        )
+
+    def stored_bytes(self) -> int:
+        """Return the bytes aimed at; without a target, those of the second widest candidate."""
+        if self.target is None:
+            return self._size([self.candidates[max(0, len(self.candidates) - 2)]] * len(self.blocks))
+        return self._size(self._filled([1] * len(self.blocks), self.target))
+
+    def outcome(self) -> dict[str, Any]:
+        """Return the widths."""
+        return {"widths": list(self.widths), "bytes": self._size(self.widths)}
+
+
+def started(
+    shape: TableShape, widths: Sequence[int], weight: Tensor, counts: Tensor | None, scale: float, seed: int
+) -> MixedWidthEmbedding:
+    """Return a table of given widths: principal components of `weight` by `counts`, or random where those are None."""
+    made = MixedWidthEmbedding(shape, list(widths))
+    if counts is not None:
+        start_from_rows(made, weight, counts)
+    else:
+        start_fresh(made, scale, torch.Generator().manual_seed(seed))
+        made.projections.requires_grad_(True)
+    return made
+
+
+def likeliest(logits: Tensor, sizes: Tensor, target: int) -> Tensor:
+    """Return the choice of each field [fields] with the largest sum of logits among those found to fit `target` bytes.
+
+    Every byte is given one price; the lowest price at which the best choices fit is found by bisection.
+    """
+
+    def choice(price: float) -> Tensor:
+        # the smaller of two equal choices
+        return (logits - price * sizes).flip(1).argmax(dim=1).neg() + logits.shape[1] - 1
+
+    def size(price: float) -> int:
+        return int(sizes.gather(1, choice(price).unsqueeze(1)).sum())
+
+    if size(0.0) <= target:
+        return choice(0.0)
+    low, high = 0.0, 1e-12
+    while size(high) > target and high < 1e12:
+        high *= 4
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if size(middle) > target else (low, middle)
+    return choice(high)
+
+
+class WidthSteps(ArchitectureSteps):
+    """Moves the choice of widths by plain gradient descent and cools it."""
+
+    def __init__(self, held_out: HeldOut, rate: float) -> None:
+        super().__init__(held_out)
+        self.rate, self.examples = rate, 0
+
+    def architecture(self, model: nn.Module) -> list[nn.Parameter]:
+        """Return the logits of all tables."""
+        return [form.logits for form in search_forms(model).values() if isinstance(form, WidthSearchTable)]
+
+    def move(self, model: nn.Module, gradients: list[Tensor], batch: Any) -> None:
+        """Descend, and lower the temperature by the examples seen."""
+        self.examples += len(self.held_out.task.target(batch))
+        for logits, gradient in zip(self.architecture(model), gradients, strict=True):
+            logits.sub_(gradient, alpha=self.rate)
+        for form in search_forms(model).values():
+            if isinstance(form, WidthSearchTable):
+                form.temperature = temperature(self.examples)
+
+
+def temperature(examples: int) -> float:
+    """Return the temperature after so many examples."""
+    return max(COLDEST, 1.0 - COOLING * examples / BATCH)
+
+
+class LearnedWidthTables(SearchedTables):
+    """Search each field's width by a Gumbel softmax over candidates, then train tables of the chosen widths.
+
+    Source: AutoDim, WWW 2021 (arXiv 2006.14827), first-order: after each step of the weights the choice moves by the
+    loss on train batches that the weights never see during the search. Candidates are 2, 4, 8, ... and the full width.
+    With `share` the likeliest widths that fit are taken (one price a byte) and then moved by single columns to hit it.
+    The tables trained last start as those of `emb-mde`: principal components of the rows that the search started
+    from, or at random for `start: fresh`. Differences: blended rows are scaled to the table's own deviation, so that
+    a trained network can be searched; projections have no bias, which batch norm cancels and bags would repeat;
+    the second-order term is left out.
+    """
+
+    card = Card(
+        name="emb-autodim",
+        family="embeddings",
+        summary="Learn each field's width as a soft choice among candidates, then train tables of those widths.",
+        acts_on=TABLES,
+        source="WWW 2021, arXiv 2006.14827",
+        needs=frozenset({"labels", "gradients", "training"}),
+        frees=frozenset({"bytes"}),
+        tags=frozenset({"trains", "tables"}),
+    )
+    makes = (MixedWidthEmbedding,)
+    counts_ids = True
+    architecture_rate: float = Field(1e-3, gt=0, le=1e3, description="learning rate of the choice of widths")
+    held_out: int = Field(4, ge=2, le=1000, description="every n-th train batch is the choice's, not the weights'")
+
+    def replacement(self, wanted: Wanted, context: Context) -> StoredEmbedding:
+        """Return the tables of all candidate widths, each started from the rows."""
+        assert wanted.counts is not None
+        shape, weight, count = wanted.shape, wanted.table.weight.detach().float(), len(blocks(wanted.shape))
+        scale, fresh = spread(wanted.table), self.start == "fresh"
+        widths = [*(2**power for power in range(1, 12) if 2**power < shape.dim), shape.dim]
+        counts = None if fresh else wanted.counts
+        tables = [started(shape, [w] * count, weight, counts, scale, context.seed) for w in widths]
+        form = WidthSearchTable(shape, tables, scale)
+        form.target, form.counts, form.fresh, form.seed = wanted.target, wanted.counts, fresh, context.seed
+        return form
+
+    def search_task(self, task: Task, context: Context) -> Task:
+        """Return the task without the batches that the choice learns on."""
+        return HeldOut(task, self.held_out, context.seed).training()
+
+    def search_hooks(self, task: Task, context: Context) -> Sequence[Hook]:
+        """Return the steps of the choice."""
+        return (WidthSteps(HeldOut(task, self.held_out, context.seed), self.architecture_rate),)
+
+    def decide(self, model: nn.Module, forms: Sequence[SearchForm], task: Task, context: Context) -> None:  # noqa: ARG002
+        """Choose the widths of every table."""
+        for form in forms:
+            assert isinstance(form, WidthSearchTable)
+            form.decide()
+
+    def finding(self, made: StoredEmbedding) -> dict[str, Any]:  # noqa: ARG002
+        """Record nothing before the search."""
+        return {}

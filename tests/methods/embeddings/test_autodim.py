@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from lessen.methods.embeddings.autodim import LearnedWidthTables, WidthSearchTable, likeliest, started, temperature
+from lessen.methods.embeddings.budget import table_bytes
+from lessen.recipe import Recipe
+from lessen.stored.embedding import TableShape
+from lessen.stored.fields import FieldEmbedding, Segment
+from lessen.testing.toys import TableTask
+
+SHAPE = TableShape(60, 8, padding_idx=0, segments=[("a", 1, 9), ("b", 10, 50)])
+
+
+class Fields(TableTask):
+    def build(self):
+        model = super().build()
+        table = FieldEmbedding([Segment("a", 1, 250), Segment("b", 251, 1239), Segment("c", 1490, 10)], 12)
+        with torch.no_grad():
+            table.weight[0] = 0.0
+        model.items = table
+        return model
+
+
+def search(widths=(2, 4, 8)):
+    weight = torch.randn(60, 8)
+    tables = [started(SHAPE, [width] * 3, weight, torch.ones(60), 1.0, 0) for width in widths]
+    return WidthSearchTable(SHAPE, tables, 0.5)
+
+
+def test_shares_sum_to_one_and_noise_is_drawn_only_where_asked():
+    form = search()
+    with torch.no_grad():
+        form.logits += torch.randn(3, 3)
+    assert torch.allclose(form.shares(True).sum(dim=1), torch.ones(3))
+    assert torch.allclose(form.shares(False), torch.softmax(form.logits, dim=1))
+    assert not torch.equal(form.shares(True), form.shares(True))
+    # Gumbel noise makes the largest share of a draw follow the softmax
+    drawn = torch.stack([form.shares(True).argmax(dim=1) for _ in range(3000)])
+    share = (drawn == 0).float().mean(dim=0)
+    assert torch.allclose(share, form.shares(False)[:, 0].detach(), atol=0.05)
+
+
+def test_a_forced_choice_gives_that_branch():
+    form = search().eval()
+    with torch.no_grad():
+        form.logits[:, 1] = 1e4
+    ids = torch.arange(1, 60)
+    assert torch.allclose(form(ids), 0.5 * form.norms[1](form.tables[1](ids)), atol=1e-5)
+    assert not bool(form(torch.tensor([0])).any())
+
+
+def test_candidates_are_normalised_so_that_none_wins_by_scale():
+    form = search((8,)).train()
+    with torch.no_grad():
+        form.tables[0].tables[0].weight.mul_(1000.0)
+    rows = form(torch.arange(1, 60))
+    assert torch.allclose(rows.std(dim=0, unbiased=False), torch.full((8,), 0.5), atol=1e-3)
+
+
+def test_the_temperature_counts_examples():
+    assert temperature(0) == 1.0
+    assert temperature(2000 * 10) == temperature(200 * 100) == pytest.approx(0.9995)
+    assert temperature(2000 * 19_800) == pytest.approx(0.01)
+    assert temperature(10**12) == 0.01
+
+
+def test_the_likeliest_fitting_widths_are_optimal_at_their_own_size():
+    torch.manual_seed(1)
+    sizes = torch.tensor([10, 100, 400]).unsqueeze(1) * torch.tensor([2, 4, 8])
+    for target in (1020, 1600, 2500, 4080, 10**6):
+        logits = torch.randn(3, 3).double()
+        chosen = likeliest(logits, sizes, target)
+        size, value = int(sizes[range(3), chosen].sum()), float(logits[range(3), chosen].sum())
+        assert size <= target
+        for other in itertools.product(range(3), repeat=3):
+            if int(sizes[range(3), list(other)].sum()) <= size:
+                assert float(logits[range(3), list(other)].sum()) <= value + 1e-9
+
+
+@pytest.mark.parametrize(("share", "start"), [(0.5, "given"), (0.25, "fresh")])
+def test_a_share_is_met_by_widths(share, start):
+    task = Fields()
+    model = task.reference(0)
+    method = LearnedWidthTables(share=share, search_epochs=1, start=start, min_rows=5)
+    result, ledger = Recipe([method]).apply(model, task)
+    assert table_bytes(result) == pytest.approx(share * table_bytes(model), rel=0.02)
+    assert ledger[0].findings["tables"]["items"]["widths"] == result.items.widths
+    assert not bool(result.items.dequantise()[0].any())
+    assert task.score(result, "train") > 0.6
+
+
+def test_the_choice_moves_and_the_weights_optimiser_leaves_it_alone():
+    task = Fields()
+    model = task.reference(0)
+    quick = LearnedWidthTables(search_epochs=2, min_rows=5, architecture_rate=1e3)
+    result, ledger = Recipe([quick]).apply(model, task)
+    widths = ledger[0].findings["tables"]["items"]["widths"]
+    assert set(widths) <= {2, 4, 8, 12}
+    assert result.items.widths == widths

@@ -82,7 +82,7 @@ def test_small_updates_survive_only_by_random_rounding(random, arrives, monkeypa
     torch.manual_seed(0)
     table, task = AdaptiveCodesTable(TableShape(8, 4), torch.zeros(8, 4), 8), Regression()
     table.steps.fill_(0.05)
-    hook = AlternatingSteps(task, FitSettings(learning_rate=2e-3), 0.0)
+    hook = AlternatingSteps(task, FitSettings(learning_rate=4e-3), 0.0)
     hook.start(table)
     watched, ids = hook.watched(), torch.tensor([1, 2, 5])
     for step in range(350):

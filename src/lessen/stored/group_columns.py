@@ -1,0 +1,68 @@
+"""Tables whose rows fall into up to 16 groups, each with columns of its own; the other columns are zero.
+
+id --(class, start)--> values [columns of the class] --> their places in [dim]
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lessen.stored import checks, row_classes
+from lessen.stored.base import stored
+from lessen.stored.embedding import StoredEmbedding, TableShape
+
+
+@stored
+class GroupColumnsEmbedding(StoredEmbedding):
+    """State: `values` float32 [kept], `columns` uint8 [kinds, dim] (1: the group has it), `classes` and `starts`.
+
+    A row costs 4 bytes a column of its group and 1 byte that says where it lies (see `row_classes`); no value has an
+    index. Padding gives zeros.
+    """
+
+    kind = "group-columns-embedding"
+    values: Tensor
+    columns: Tensor
+    classes: Tensor
+    starts: Tensor
+
+    def __init__(self, shape: TableShape, kinds: int, kept: int) -> None:
+        super().__init__(shape)
+        self.kinds = checks.whole("kinds", kinds, 1, 16)
+        self.kept = checks.whole("kept", kept, 0, shape.rows * shape.dim)
+        blocks = row_classes.blocks_for(shape.rows)
+        self.register_buffer("values", torch.zeros(self.kept))
+        self.register_buffer("columns", torch.zeros(self.kinds, shape.dim, dtype=torch.uint8))
+        self.register_buffer("classes", torch.zeros(blocks * row_classes.BLOCK // 2, dtype=torch.uint8))
+        self.register_buffer("starts", torch.zeros(blocks, dtype=torch.int64))
+
+    def extra_config(self) -> dict[str, Any]:
+        """Return the number of groups and of values."""
+        return {"kinds": self.kinds, "kept": self.kept}
+
+    @classmethod
+    def from_dense(cls, shape: TableShape, weight: Tensor, group: Tensor, columns: Tensor) -> GroupColumnsEmbedding:
+        """Keep, of float32 rows [rows, dim], the columns bool [kinds, dim] of each row's group int64 [rows]."""
+        mask = columns[group]
+        made = cls(shape, len(columns), int(mask.sum()))
+        made.values.copy_(weight.detach()[mask])
+        made.columns.copy_(columns)
+        classes, starts = row_classes.pack(group, columns.sum(dim=1))
+        made.classes.copy_(classes)
+        made.starts.copy_(starts)
+        return made
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Return the row of each id with its zeros: [*] to float32 [*, dim]."""
+        flat = ids.reshape(-1).long()
+        if self.kept == 0:
+            return torch.zeros(*ids.shape, self.embedding_dim, device=ids.device)
+        columns = self.columns.long()
+        kind, start = row_classes.find(self.classes, self.starts, columns.sum(dim=1), flat)
+        place = (columns.cumsum(1) - columns)[kind] + start.unsqueeze(1)
+        seen = columns[kind].bool()
+        rows = self.values[torch.where(seen, place, 0)] * seen
+        return self._without_padding(ids, rows.reshape(*ids.shape, self.embedding_dim))

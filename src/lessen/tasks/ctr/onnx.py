@@ -1,10 +1,14 @@
-"""Export of a click model to ONNX: any batch size, quantised tables as bytes that the graph unpacks, parity checked."""
+"""Export of a model to ONNX: any batch size, compact tables as bytes that the graph unpacks, parity checked."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
+import logging
 import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +16,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lessen.errors import EnvironmentFault, GateFailed, MissingExtraError
+from lessen.errors import EnvironmentFault, GateFailed, MissingExtraError, TaskError
 from lessen.files import atomic_write
-from lessen.stored.quantized_embedding import QuantizedEmbedding
+from lessen.task import call_model
+from lessen.tasks.ctr.onnx_forms import exportable, translations
 
 TOLERANCE = 1e-5
 OPSET = 20
+TRACED_ROWS = 5
+ONLY_INPUT = "inputs"
+"""Name of the graph's input when the model takes one tensor."""
+
+Inputs = Mapping[str, Tensor] | Tensor
 
 
-def export_onnx(model: nn.Module, inputs: dict[str, Tensor], path: Path) -> float:
+def export_onnx(model: nn.Module, inputs: Inputs, path: Path) -> float:
     """Write `model` to `path` and return the largest difference to torch under onnxruntime.
 
     Args:
-        model: a click model, plain or with quantised tables; it is not changed.
-        inputs: one batch of at least two rows, as the task gives it: `ids` int32 [B, columns], `numeric` [B, n].
+        model: plain, or with stored modules that have an ONNX form (see `onnx_forms`); it is not changed.
+        inputs: one batch as the task gives it: a dict such as `ids` int32 [B, columns] and `numeric` [B, n], or one
+            tensor. The first axis of every input is free in the graph. All rows, and one row alone, are compared.
 
     Raises:
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
+        ConfigError: a stored module has no ONNX form.
         EnvironmentFault: the model holds an operation that cannot be exported.
         GateFailed: the exported graph differs by more than 1e-5 from the model; nothing is written.
     """
@@ -37,17 +49,15 @@ def export_onnx(model: nn.Module, inputs: dict[str, Tensor], path: Path) -> floa
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("onnx", error.name or "onnx", "exporting to ONNX") from error
-    exportable = replace_tables(copy.deepcopy(model)).eval()
-    raw = _graph(exportable, inputs)
+    raw = _graph(exportable(copy.deepcopy(model)).eval().requires_grad_(False), inputs)
     session = onnxruntime.InferenceSession(raw, providers=["CPUExecutionProvider"])
     difference = 0.0
-    rows = len(next(iter(inputs.values())))
-    with torch.no_grad():
-        for count in (rows, 1):  # another batch size than the traced one proves that it is free
-            part = {name: value[:count] for name, value in inputs.items()}
-            expected = model.eval()(**part).numpy()
-            found = session.run(None, {name: value.numpy() for name, value in part.items()})[0]
-            difference = max(difference, float(np.abs(found.reshape(expected.shape) - expected).max()))
+    for rows in (_rows(inputs), 1):  # other batch sizes than the traced one prove that it is free
+        part = first_rows(inputs, rows)
+        with torch.no_grad():
+            expected = call_model(model.eval(), part).numpy()
+        found = _answer(session, feeds(part))
+        difference = max(difference, float(np.abs(found.reshape(expected.shape) - expected).max()))
     if not difference <= TOLERANCE:
         raise GateFailed(
             f"the ONNX graph differs by {difference:.2e} from the model, over {TOLERANCE:.0e}; not written"
@@ -56,71 +66,97 @@ def export_onnx(model: nn.Module, inputs: dict[str, Tensor], path: Path) -> floa
     return difference
 
 
-def _graph(model: nn.Module, inputs: dict[str, Tensor]) -> bytes:
-    batch = torch.export.Dim("batch", min=1)
-    shapes = {name: {0: batch} for name in inputs}
+def _answer(session: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
+    """Run a session. Raises GateFailed for what onnxruntime refuses, such as a batch size that is not free."""
     try:
-        with warnings.catch_warnings():
+        return np.asarray(session.run(None, batch)[0])
+    except Exception as error:  # onnxruntime's exceptions share no base of their own
+        raise GateFailed(f"the ONNX graph does not run; not written: {' '.join(str(error).split())[:300]}") from error
+
+
+def first_rows(inputs: Inputs, rows: int) -> Inputs:
+    """Return the first `rows` examples of a batch, repeated where it has fewer."""
+    if isinstance(inputs, Tensor):
+        return inputs[torch.arange(rows) % len(inputs)]
+    return {name: value[torch.arange(rows) % len(value)] for name, value in inputs.items()}
+
+
+def feeds(inputs: Inputs) -> dict[str, np.ndarray]:
+    """Return a batch as onnxruntime takes it."""
+    named = {ONLY_INPUT: inputs} if isinstance(inputs, Tensor) else inputs
+    return {name: value.numpy() for name, value in named.items()}
+
+
+def _rows(inputs: Inputs) -> int:
+    first = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()), None)
+    if first is None or not isinstance(first, Tensor):
+        raise TaskError("a model is exported with one tensor or a dict of tensors as input")
+    return len(first)
+
+
+def _graph(model: nn.Module, inputs: Inputs) -> bytes:
+    batch = {0: torch.export.Dim("batch", min=1)}
+    part = first_rows(inputs, TRACED_ROWS)
+    names = [ONLY_INPUT] if isinstance(part, Tensor) else list(part)
+    arguments, keywords = ((part,), {}) if isinstance(part, Tensor) else ((), dict(part))
+    shapes = (batch,) if isinstance(part, Tensor) else dict.fromkeys(names, batch)
+    try:
+        with warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                model, (), kwargs=inputs, dynamic_shapes=shapes, dynamo=True, opset_version=OPSET, verbose=False,
-                input_names=list(inputs), output_names=["logit"],
+                _traced(model, arguments, keywords, shapes), dynamo=True, opset_version=OPSET, verbose=False,
+                input_names=names, output_names=["output"], custom_translation_table=translations(),
             )  # fmt: skip
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise EnvironmentFault(f"the model cannot be exported to ONNX: {reason[:300]}") from error
+        raise EnvironmentFault(f"the model cannot be exported to ONNX: {_reason(error)}") from error
     assert program is not None
     buffer = io.BytesIO()
     import onnx
 
-    onnx.save_model(program.model_proto, buffer)
+    proto = program.model_proto
+    for node in proto.graph.node:  # where in Python each operation came from: as many bytes as a small model has
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    onnx.save_model(proto, buffer)
     return buffer.getvalue()
 
 
-class PackedRows(nn.Module):
-    """A quantised table whose bytes are looked up and unpacked by plain operations that ONNX knows.
-
-    `codes` uint8 [rows, bytes]: one value a byte, or two, low half first; `scale` and `bias` float [rows, 1].
-    """
-
-    codes: Tensor
-    scale: Tensor
-    bias: Tensor
-
-    def __init__(self, table: QuantizedEmbedding) -> None:
-        super().__init__()
-        if table.bits not in (4, 8) or table.mode is not None:
-            raise EnvironmentFault(f"a {table.bits}-bit table has no ONNX form; use 8 or 4 bits")
-        self.bits, self.dim = table.bits, table.embedding_dim
-        tail = 8 if table.bits == 8 else 4
-        kind = torch.float32 if table.bits == 8 else torch.float16
-        ends = table.packed[:, -tail:].contiguous().view(kind)
-        self.register_buffer("codes", table.packed[:, :-tail].contiguous())
-        self.register_buffer("scale", ends[:, :1].contiguous())
-        self.register_buffer("bias", ends[:, 1:].contiguous())
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Return rows [*, dim] float32."""
-        ids = ids.long()  # GatherND takes no int32
-        codes = self.codes[ids]
-        if self.bits == 4:
-            codes = torch.stack([codes % 16, codes // 16], dim=-1).flatten(-2)[..., : self.dim]
-        return codes.float() * self.scale[ids].float() + self.bias[ids].float()
+def _traced(model: nn.Module, arguments: Any, keywords: Any, shapes: Any) -> Any:
+    """Return torch's graph of the model; the second way of tracing knows more Python, such as the length of a batch."""
+    try:
+        return torch.export.export(model, arguments, keywords, dynamic_shapes=shapes, strict=False)
+    except Exception as first:
+        try:
+            return torch.export.export(model, arguments, keywords, dynamic_shapes=shapes, strict=True)
+        except Exception:
+            raise first from None
 
 
-def replace_tables(model: nn.Module) -> nn.Module:
-    """Put `PackedRows` in the place of each quantised table, in place."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, QuantizedEmbedding):
-                setattr(parent, name, PackedRows(child))
-    return model
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's exporter from writing the whole graph to standard error when it fails."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(level)
 
 
-def serve(path: Path) -> Any:
-    """Return an onnxruntime session on one thread, as a server worker would hold it."""
+def _reason(error: BaseException) -> str:
+    """Return the first line that says something, of the innermost cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0].strip()[:300] if lines else type(error).__name__
+
+
+def serve(path: Path, threads: int = 1) -> Callable[[Inputs], np.ndarray]:
+    """Return a function of a batch that runs the file under onnxruntime, as a server worker would hold it."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda inputs: np.asarray(session.run(None, feeds(inputs))[0])

@@ -1,0 +1,115 @@
+"""`lessen export`: a model as a file that other runtimes serve, checked and timed against torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lessen.cli.interrupt import interruptible
+from lessen.cli.talk import AsJson, emit, line, size, table
+from lessen.cli.words import parse_task
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lessen.latency import Latency
+    from lessen.task import Task
+
+TARGETS = ("onnx",)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this file."""
+    app.command()(export)
+
+
+def export(
+    model: Annotated[
+        str, typer.Argument(help="An artifact, a reference folder, a .safetensors file, or the word 'reference'.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, such as model.onnx.")],
+    to: Annotated[str, typer.Option("--to", help="Format: onnx.")] = "onnx",
+    task: Annotated[
+        str | None, typer.Option("--task", "-t", help="Task that builds the model; an artifact names its own.")
+    ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option("--rows", min=2, help="Examples of the batch that is timed (default: the task's, at most 256)."),
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of both runtimes.")] = 1,
+    timings: Annotated[
+        Path | None, typer.Option("--timings", help="Write parity, sizes, timings and machine to this JSON file too.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model for onnxruntime: any batch size, outputs equal to torch's within 1e-5 or no file at all.
+
+    Compact tables stay compact: their bytes are in the graph, which unpacks the rows it reads. One row and a batch are
+    then timed under both runtimes in alternation.
+
+    Example: lessen export small --to onnx --out small.onnx
+    """
+    from lessen.cli.loading import open_model
+    from lessen.environment import environment, package_version
+    from lessen.errors import ConfigError
+    from lessen.files import atomic_write, dump_json
+    from lessen.measure import examples_in
+    from lessen.tasks.ctr.onnx import export_onnx
+
+    if to not in TARGETS:
+        raise ConfigError(f"--to {to!r} is not a format lessen writes; the formats are {', '.join(TARGETS)}")
+    with interruptible():
+        network, judge = open_model(model, parse_task(task) if task else None)
+        example = judge.example_batch()
+        difference = export_onnx(network, judge.inputs(example), out)
+        batch = rows or max(2, min(256, examples_in(judge, example)))
+        found = {count: time_both(network, judge, out, count, threads) for count in (1, batch)}
+    record: dict[str, Any] = {
+        "file": out.name, "bytes": out.stat().st_size, "state_bytes": _state_bytes(network), "task": judge.describe(),
+        "largest_difference": difference, "timings": [_timing(count, latency) for count, latency in found.items()],
+        "env": {**environment(threads), "onnxruntime": package_version("onnxruntime")},
+    }  # fmt: skip
+    if timings is not None:
+        atomic_write(timings, dump_json(record))
+    if as_json:
+        emit(record)
+        return
+    line(f"{out}: {size(record['bytes'])}, the model's tensors are {size(record['state_bytes'])}")
+    line(f"outputs differ from torch's by at most {difference:.1e}\n")
+    table(
+        ("rows", ">torch ms", ">onnxruntime ms", ">onnxruntime / torch", "95 % interval"), map(_row, record["timings"])
+    )
+
+
+def time_both(model: nn.Module, task: Task, path: Path, rows: int, threads: int) -> Latency:
+    """Time batches of `rows` examples under torch and under onnxruntime in alternation; torch is the reference."""
+    from lessen.latency import compare_latency
+    from lessen.measure import timing_batches
+    from lessen.task import call_model
+    from lessen.tasks.ctr.onnx import first_rows, serve
+
+    inputs = [first_rows(task.inputs(batch), rows) for batch in timing_batches(task, 4)]
+    return compare_latency(
+        lambda batch: call_model(model, batch), serve(path, threads), inputs, threads=threads, batch_examples=rows
+    )
+
+
+def _timing(rows: int, latency: Latency) -> dict[str, Any]:
+    return {
+        "rows": rows, "torch_ms": latency.reference_p50_ms, "onnxruntime_ms": latency.p50_ms, "ratio": latency.ratio,
+        "ratio_ci": [latency.ratio_low, latency.ratio_high], "rounds": latency.rounds, "threads": latency.threads,
+    }  # fmt: skip
+
+
+def _row(timing: dict[str, Any]) -> tuple[str, ...]:
+    low, high = timing["ratio_ci"]
+    milliseconds = (f"{timing[key]:.3f}" for key in ("torch_ms", "onnxruntime_ms"))
+    return (str(timing["rows"]), *milliseconds, f"{timing['ratio']:.2f}×", f"[{low:.2f}, {high:.2f}]")
+
+
+def _state_bytes(model: nn.Module) -> int:
+    from lessen.recipe import state_bytes
+
+    return state_bytes(model)

@@ -1,0 +1,303 @@
+"""What stored modules become inside an ONNX graph: the same bytes, read by plain operations that ONNX knows.
+
+    packed rows     codes uint8 [rows, bytes] -> Gather -> split into values -> * scale + bias
+    product codes   codes uint8 [rows, bytes] -> Gather -> split -> Gather of the codebook
+    hashes          the hash's own integer arithmetic; no map of ids is written
+
+A kind that is not named here and does not trace by itself is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lessen.errors import ConfigError
+from lessen.stored import hashing
+from lessen.stored.base import StoredModule
+from lessen.stored.block_hashed import BlockHashedEmbedding
+from lessen.stored.clustered_embedding import ClusteredEmbedding
+from lessen.stored.deep_hash import DeepHashEmbedding
+from lessen.stored.embedding import StoredEmbedding
+from lessen.stored.hashed_embedding import HashedEmbedding
+from lessen.stored.int8_linear import Int8Linear
+from lessen.stored.mixed_width import MixedWidthEmbedding
+from lessen.stored.partly_exact import Places
+from lessen.stored.product_quantized import ProductQuantizedEmbedding
+from lessen.stored.quantized_embedding import QuantizedEmbedding
+from lessen.stored.quotient_remainder import QuotientRemainderEmbedding
+from lessen.stored.step_quantized import StepQuantizedEmbedding
+
+TRACED = (
+    "fallback-embedding", "half-embedding", "low-rank-embedding", "low-rank-linear",
+    "pruned-embedding", "selected-fields", "tensor-train-embedding", "token-reduction", "unified-embedding",
+)  # fmt: skip
+"""Kinds whose own forward is made of operations that ONNX knows."""
+
+
+def exportable(model: nn.Module) -> nn.Module:
+    """Put its ONNX form in the place of each stored module, in place, and return the model.
+
+    Raises:
+        ConfigError: a stored module has no ONNX form; the message names it and those that have one.
+    """
+    for path, parent in reversed(list(model.named_modules())):  # inner tables before the tables that hold them
+        for name, child in list(parent.named_children()):
+            form = FORMS.get(getattr(child, "kind", ""))
+            if form is not None:
+                setattr(parent, name, form(child))
+            elif isinstance(child, StoredModule):
+                _check_traceable(child, f"{path}.{name}".lstrip("."))
+    return model
+
+
+def _check_traceable(module: StoredModule, path: str) -> None:
+    if module.kind not in TRACED:
+        known = ", ".join(sorted([*FORMS, *TRACED]))
+        raise ConfigError(f"{path} is a {module.kind}, which has no ONNX form; these have one: {known}")
+    if isinstance(module, StoredEmbedding) and module.mode is not None:
+        raise ConfigError(f"{path} pools bags by {module.mode}; only tables of single lookups have an ONNX form")
+
+
+def _single(table: StoredEmbedding) -> None:
+    if table.mode is not None:
+        raise ConfigError(f"a {table.kind} that pools bags by {table.mode} has no ONNX form; look up single ids")
+
+
+def _values(codes: Tensor, bits: int, dim: int) -> Tensor:
+    """Return the first `dim` values of packed bytes uint8 [*, bytes], element 0 in the low bits: uint8 [*, dim]."""
+    if bits == 8:
+        return codes[..., :dim]
+    # powers of two by division: ONNX shifts know no common type with the rest of the graph
+    parts = [torch.div(codes, 2**shift, rounding_mode="floor") % 2**bits for shift in range(0, 8, bits)]
+    return torch.stack(parts, dim=-1).flatten(-2)[..., :dim]
+
+
+class PackedRows(nn.Module):
+    """A row-wise quantised table: `codes` uint8 [rows, bytes], `scale` and `bias` fp32 or fp16 [rows, 1]."""
+
+    codes: Tensor
+    scale: Tensor
+    bias: Tensor
+
+    def __init__(self, table: QuantizedEmbedding) -> None:
+        super().__init__()
+        _single(table)
+        self.bits, self.dim = table.bits, table.embedding_dim
+        tail = 8 if table.bits == 8 else 4
+        kind = torch.float32 if table.bits == 8 else torch.float16
+        ends = table.packed[:, -tail:].contiguous().view(kind)
+        self.register_buffer("codes", table.packed[:, :-tail].contiguous())
+        self.register_buffer("scale", ends[:, :1].contiguous())
+        self.register_buffer("bias", ends[:, 1:].contiguous())
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return rows [*, dim] float32."""
+        ids = ids.long()  # GatherND takes no int32
+        codes = _values(self.codes[ids], self.bits, self.dim)
+        return codes.float() * self.scale[ids].float() + self.bias[ids].float()
+
+
+class SteppedRows(nn.Module):
+    """A table of codes on one grid a field: step of the field * (code - 2^(bits - 1))."""
+
+    def __init__(self, table: StepQuantizedEmbedding) -> None:
+        super().__init__()
+        _single(table)
+        self.source = table
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return rows [*, dim] float32."""
+        table, flat = self.source, ids.reshape(-1).long()
+        codes = _values(table.codes[flat], table.bits, table.embedding_dim)
+        rows = (codes.float() - 2.0 ** (table.bits - 1)) * table._steps_of(flat)
+        return rows.reshape(*ids.shape, table.embedding_dim)
+
+
+class ProductRows(nn.Module):
+    """A product-quantised table: codes of each id, then their centroids side by side."""
+
+    def __init__(self, table: ProductQuantizedEmbedding) -> None:
+        super().__init__()
+        _single(table)
+        self.source = table
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return rows [*, dim] float32."""
+        table, flat = self.source, ids.reshape(-1).long()
+        codes = _values(table.codes[flat], table.bits, table.groups).long()
+        rows = table.codebook(codes + torch.arange(table.groups) * table.centroids).flatten(1)
+        return table._without_padding(ids, rows[:, : table.embedding_dim].reshape(*ids.shape, table.embedding_dim))
+
+
+class HashedRows(nn.Module):
+    """A hashed table; which hashes are in use is settled once, as a graph cannot ask its constants."""
+
+    def __init__(self, table: HashedEmbedding) -> None:
+        super().__init__()
+        _single(table)
+        self.source = table
+        self.remainders = bool((table.constants[..., 0] == 0).any())
+        self.hashes = bool((table.constants[..., 0] != 0).any())
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return the mean of the rows that each id reads, [*, dim] float32."""
+        table = self.source
+        own, size, first, constants = table._geometry(ids.long())
+        a, b, c, d = constants.unbind(-1)
+        x = hashing.residue(own).unsqueeze(-1)
+        rows = torch.remainder(own.unsqueeze(-1), size)
+        if self.hashes:
+            hashed = hashing.into(hashing.mixed(x, a, b), size)
+            rows = torch.where(a == 0, rows, hashed) if self.remainders else hashed
+        found = table.table(rows + first)
+        if table.signed:
+            found = found * (1.0 - 2.0 * (hashing.mixed(x, c, d) & 1).float()).unsqueeze(-1)
+        return table._without_padding(ids, found.mean(dim=-2))
+
+
+class ComposedRows(nn.Module):
+    """A quotient-remainder table without the check of the ids, which onnxruntime makes itself."""
+
+    first: Tensor
+    second: Tensor
+
+    def __init__(self, table: QuotientRemainderEmbedding) -> None:
+        super().__init__()
+        _single(table)
+        self.source = table
+        quotients, shared = torch.tensor(table.quotients), torch.tensor(table.collisions)
+        self.register_buffer("starts", torch.tensor([block.start for block in table.blocks]))
+        self.register_buffer("shared", shared)
+        self.register_buffer("first", quotients.cumsum(0) - quotients)
+        self.register_buffer("second", shared.cumsum(0) - shared)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return the composed vectors [*, dim] float32."""
+        table, wide = self.source, ids.long()
+        block = torch.bucketize(wide, self.starts, right=True) - 1
+        own, divisor = wide - self.starts[block], self.shared[block]
+        left = table.quotient(torch.div(own, divisor, rounding_mode="floor") + self.first[block])
+        right = table.remainder(torch.remainder(own, divisor) + self.second[block])
+        return table._without_padding(ids, left * right if table.operation == "multiply" else left + right)
+
+
+class ClusteredRows(nn.Module):
+    """A clustered table: centre plus hashed correction of each chunk."""
+
+    def __init__(self, table: ClusteredEmbedding) -> None:
+        super().__init__()
+        _single(table)
+        self.source = table
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return rows [*, dim] float32."""
+        table, flat = self.source, ids.reshape(-1).long()
+        base = torch.arange(table.chunks) * table.clusters
+        centres = table.centres(table.codes[flat].long() + base)
+        rows = (centres + table.corrections(table.correction_rows(flat) + base)).flatten(1)
+        return table._without_padding(ids, rows.reshape(*ids.shape, table.embedding_dim))
+
+
+class DeepHashRows(DeepHashEmbedding):
+    """A deep hash table that runs its network once an id, repeated or not."""
+
+    def __init__(self, table: DeepHashEmbedding) -> None:
+        super().__init__(table.shape, list(table.exact_blocks), table.hashes, table.width, table.layers)
+        _single(table)
+        self.load_state_dict(table.state_dict())
+        self.eval()
+
+    def computed(self, places: Places) -> Tensor:
+        """Return the network's output for each id."""
+        code = self.encode(places.block.reshape(-1), places.own.reshape(-1))
+        found: Tensor = self.network(code).reshape(*places.own.shape, self.embedding_dim)
+        return found
+
+
+class BlockHashedRows(BlockHashedEmbedding):
+    """A block-hashed table that gathers its values one by one; windows over the array would be copies in a graph."""
+
+    def __init__(self, table: BlockHashedEmbedding) -> None:
+        super().__init__(table.shape, list(table.exact_blocks), table.size, table.block)
+        _single(table)
+        self.load_state_dict(table.state_dict())
+
+    def computed(self, places: Places) -> Tensor:
+        """Return the chunks of each row side by side."""
+        starts = self.starts_of(places.compact)
+        rows: Tensor = self.memory[starts.unsqueeze(-1) + torch.arange(self.block)].flatten(-2)
+        return rows
+
+
+class MixedWidthRows(nn.Module):
+    """A table of several widths: each width is read for all ids, and the one that is theirs is kept."""
+
+    where: Tensor
+
+    def __init__(self, table: MixedWidthEmbedding) -> None:
+        super().__init__()
+        _single(table)
+        self.source = table
+        self.register_buffer("where", table._where(torch.device("cpu")))
+        self.register_buffer("starts", torch.tensor([block.start for block in table.blocks]))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return the projected rows [*, dim] float32."""
+        table, flat = self.source, ids.reshape(-1).long()
+        block = torch.bucketize(flat, self.starts, right=True) - 1
+        group, first, place = self.where[block].unbind(1)
+        row = first + flat - self.starts[block]
+        result = torch.zeros(1, table.embedding_dim)
+        for number, width in enumerate(table.distinct):
+            mine = (group == number).unsqueeze(1)
+            found = table.tables[number](torch.where(mine[:, 0], row, 0))
+            if width < table.embedding_dim:
+                chosen = table.projections[number][torch.where(mine[:, 0], place, 0)]
+                found = torch.bmm(found.unsqueeze(1), chosen).squeeze(1)
+            result = torch.where(mine, found, result)
+        return table._without_padding(ids, result.reshape(*ids.shape, table.embedding_dim))
+
+
+def _by_row(layer: Int8Linear) -> Int8Linear:
+    if layer.activations != "row":
+        raise ConfigError(
+            "an int8-linear with one activation scale a batch has no ONNX form; use linear-int8:activations=row"
+        )
+    return layer
+
+
+FORMS: dict[str, Callable[[Any], nn.Module]] = {
+    QuantizedEmbedding.kind: PackedRows,
+    StepQuantizedEmbedding.kind: SteppedRows,
+    ProductQuantizedEmbedding.kind: ProductRows,
+    HashedEmbedding.kind: HashedRows,
+    QuotientRemainderEmbedding.kind: ComposedRows,
+    ClusteredEmbedding.kind: ClusteredRows,
+    DeepHashEmbedding.kind: DeepHashRows,
+    BlockHashedEmbedding.kind: BlockHashedRows,
+    MixedWidthEmbedding.kind: MixedWidthRows,
+    Int8Linear.kind: _by_row,
+}
+
+
+# -- operators that the exporter lacks -----------------------------------------------------------------------------
+def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Return the ONNX of torch operators that the exporter does not know. Needs onnxscript."""
+    from onnxscript import opset20 as op
+
+    def bucketize(values: Any, boundaries: Any, out_int32: bool = False, right: bool = False) -> Any:
+        """Count the boundaries below (or at) each value: there is one a field, so that a search would not pay."""
+        wide = op.Unsqueeze(values, op.Constant(value_ints=[-1]))
+        above = op.GreaterOrEqual(wide, boundaries) if right else op.Greater(wide, boundaries)
+        kind = 6 if out_int32 else 7  # int32, int64
+        return op.ReduceSum(op.Cast(above, to=kind), op.Constant(value_ints=[-1]), keepdims=0)
+
+    def int_mm(left: Any, right: Any) -> Any:
+        """Multiply int8 by int8 into int32."""
+        return op.MatMulInteger(left, right)
+
+    return {torch.ops.aten.bucketize.Tensor: bucketize, torch.ops.aten._int_mm.default: int_mm}

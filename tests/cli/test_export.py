@@ -1,0 +1,39 @@
+"""`lessen export`: a file that gives the same numbers, with its timings, or one line and no file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lessen import cli
+
+pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
+pytest.importorskip("onnxscript", reason="the extra 'onnx' is not installed")
+
+TASK = "ctr-synthetic:rows=600,rows_per_field=40"
+
+
+def test_an_artifact_becomes_a_small_file_with_its_timings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small, file, timings = tmp_path / "small", tmp_path / "small.onnx", tmp_path / "timings.json"
+    step = "emb-rowwise-quant:bits=8,min_rows=10"
+    assert cli.execute(["compress", "reference", "-t", TASK, "-s", step, "-o", str(small), "--margin", "0.5"]) == 0
+    capsys.readouterr()
+    assert cli.execute(["export", str(small), "--out", str(file), "--rows", "16", "--timings", str(timings)]) == 0
+    shown = capsys.readouterr().out
+    assert "onnxruntime / torch" in shown
+    record = json.loads(timings.read_text())
+    assert record["largest_difference"] <= 1e-5
+    assert [timing["rows"] for timing in record["timings"]] == [1, 16]
+    assert all(timing["torch_ms"] > 0 and timing["onnxruntime_ms"] > 0 for timing in record["timings"])
+    assert record["bytes"] == file.stat().st_size < record["state_bytes"] + 25_000
+
+
+def test_what_cannot_be_exported_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "x.tflite"
+    assert cli.execute(["export", "reference", "-t", TASK, "--to", "tflite", "--out", str(file)]) == 2
+    assert "the formats are onnx" in capsys.readouterr().err
+    assert cli.execute(["export", str(tmp_path / "absent"), "-t", TASK, "--out", str(file)]) == 2
+    assert "no model at" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

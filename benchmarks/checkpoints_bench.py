@@ -153,6 +153,7 @@ def pack_run(paths: list[Path], out: Path, settings: PackSettings) -> dict[str, 
         result["unpack_all_mb_per_cpu_second"] = sum(raw) / seconds / 1e6
         _, seconds = cpu(archive.unpack, archive.steps[-1], Path(scratch) / "one")
         result["unpack_last_cpu_seconds"] = seconds
+        result |= {"unpack_last_" + key: value for key, value in decoded_for_last(archive).items()}
         if settings.mode == "exact":
             same = [
                 (Path(scratch) / "all" / f"step-{step}" / path.name).read_bytes() == path.read_bytes()
@@ -161,6 +162,20 @@ def pack_run(paths: list[Path], out: Path, settings: PackSettings) -> dict[str, 
             result["bit_identical"] = all(same)
     result["pack_mb_per_cpu_second"] = sum(raw[1:]) / sum(result["cpu_seconds"][1:]) / 1e6
     return result
+
+
+def decoded_for_last(archive: Archive) -> dict[str, int]:
+    """Return how many frames the last step needs, and how many bytes of arrays must be rebuilt for it.
+
+    In mode near the moments of steps passed through are not decoded.
+    """
+    with archive.chain(archive.steps[-1]) as chain:
+        layout, frames, total = chain.layouts[-1], len(chain.frames), 0
+        for group in layout.groups:
+            for role, place in group.members.items():
+                every = archive.mode == "exact" or (group.near and role == "weight")
+                total += layout.array(place).nbytes * (frames if every else 1)
+    return {"frames": frames, "decoded_bytes": total}
 
 
 def late_ratio(raw: list[int], packed: list[int]) -> float:
@@ -177,14 +192,17 @@ def sizes() -> None:
             out = Path(scratch) / name.replace(" ", "-")
             result["lessen"][name] = progress.unit(name, partial(pack_run, paths, out, settings))
     result["peers"] = peer_sizes(paths, progress)
-    print(f"{'method':44s} {'MB/step, late half':>18s} {'x smaller':>10s} {'pack MB/CPU-s':>14s} {'unpack':>8s}")
+    print(
+        f"{'method':44s} {'MB/step, late half':>18s} {'x smaller':>10s} {'pack MB/CPU-s':>14s} {'unpack':>8s} {'one step, CPU s':>16s}"
+    )
     for name, row in [*result["peers"].items(), *result["lessen"].items()]:
         late = row["bytes"][LATE] if len(row["bytes"]) == 20 else row["bytes"]
         mean = statistics.fmean(late)
         row["late_half_ratio"] = statistics.fmean(raw) / mean
         speed = statistics.fmean(raw) * len(row["cpu_seconds"]) / max(sum(row["cpu_seconds"]), 1e-9) / 1e6
         unpack = f"{row['unpack_all_mb_per_cpu_second']:8.0f}" if "unpack_all_mb_per_cpu_second" in row else ""
-        print(f"{name:44s} {mean / 1e6:18.3f} {row['late_half_ratio']:10.2f} {speed:14.0f} {unpack}")
+        one = f"{row['unpack_last_cpu_seconds']:16.2f}" if "unpack_last_cpu_seconds" in row else ""
+        print(f"{name:44s} {mean / 1e6:18.3f} {row['late_half_ratio']:10.2f} {speed:14.0f} {unpack} {one}")
     exact = sum(result["lessen"]["exact"]["bytes"])
     for peer in ("ZipNN", "safetensors + zstd -3"):
         if peer in result["peers"]:
@@ -201,6 +219,7 @@ SIZE_SETTINGS = {
     "exact": PackSettings(mode="exact"),
     "near": PackSettings(),
     "near, key frame every 10": PackSettings(key_every=10),
+    "near, key frame every 5": PackSettings(key_every=5),
 }
 GAP_SETTINGS = {
     "near": PackSettings(),

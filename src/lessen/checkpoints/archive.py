@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lessen import files
 from lessen.checkpoints import coder
-from lessen.checkpoints.blocks import CARRY, NEAR, Piece, decode_piece
+from lessen.checkpoints.blocks import CARRY, NEAR, Form, Piece, decode_piece
 from lessen.checkpoints.frames import Frame
 from lessen.checkpoints.groups import Place
 from lessen.checkpoints.index import Entry, Index, one_writer, read_index, write_index
@@ -45,6 +45,7 @@ class Chain:
         """Open every frame. Raises ArtifactError if one is absent or damaged."""
         self.entries = list(entries)
         self.frames: list[Frame] = []
+        self._forms: dict[tuple[int, int], list[tuple[int, Form]]] = {}
         try:
             for entry in entries:
                 self.frames.append(Frame(folder / entry.file, entry.digest))
@@ -71,25 +72,33 @@ class Chain:
     def rebuild(self, group: int, piece: int, wanted: Collection[int]) -> Iterator[tuple[int, Piece]]:
         """Decode one piece along the chain and yield (position, piece) for the positions in `wanted`.
 
-        Moments of steps that are only passed through are not decoded unless a later step builds on them.
+        Decoding begins at the last step that builds on nothing. Moments of steps that are only passed through are not
+        decoded unless a later step builds on them.
         """
         places = [self._place(k, group, piece) for k in range(len(self.frames))]
         full = [k in wanted for k in range(len(places))]
         for k in range(len(places) - 1, 0, -1):
             flags = places[k][0]
             full[k - 1] |= bool(flags & CARRY) and (full[k] or not flags & NEAR)
+        alone = [k for k in range(min(wanted) + 1) if k == 0 or not places[k][0] & (NEAR | CARRY)]
         state: Piece | None = None
-        for k, (flags, block) in enumerate(places):
+        for k, (flags, block) in list(enumerate(places))[alone[-1] :]:
             layout = self.layouts[k]
             what = f"tensor {layout.title(layout.groups[group])!r} of step {self.entries[k].step}"
             blob = self.frames[k].read(block, what)
-            form = layout.pieces(layout.groups[group])[piece][1]
+            form = self._pieces(k, group)[piece][1]
             try:
                 state = decode_piece(flags, blob, state, form, full[k])
             except (ArtifactError, ValueError, IndexError, OverflowError) as error:
                 raise ArtifactError(f"{what} is damaged: {error}; nothing was loaded") from error
             if k in wanted:
                 yield k, state
+
+    def _pieces(self, position: int, group: int) -> list[tuple[int, Form]]:
+        if (position, group) not in self._forms:
+            layout = self.layouts[position]
+            self._forms[position, group] = layout.pieces(layout.groups[group])
+        return self._forms[position, group]
 
     def _place(self, position: int, group: int, piece: int) -> tuple[int, list[int]]:
         flags, offset, length, checksum = self.frames[position].footer["pieces"][group][piece]

@@ -177,10 +177,12 @@ def _encode(
         if _finite(triple.weight, triple.first, triple.second, reference):
             blob, rebuilt = near.encode(triple, reference, settings)
             return NEAR, blob, _words(rebuilt, form)
-    known = {} if before is None else before
-    carry = CARRY if before is not None and not set(form.kinds) - set(before) else 0
-    known = known if carry else {}
-    return carry, coder.join([_encode_exact(role, now, known, form) for role in form.roles]), now
+    known = before if before is not None and not set(form.kinds) - set(before) else {}
+    parts = [_encode_exact(role, now, known, form) for role in form.roles]
+    builds = known and any(
+        exact.builds_on_reference(part, SIZES[form.kinds[role]]) for role, part in zip(form.roles, parts, strict=True)
+    )
+    return CARRY if builds else 0, coder.join(parts), now
 
 
 def _finite(*arrays: near.Values | None) -> bool:

@@ -146,20 +146,24 @@ def _model(table: NDArray[np.uint16]) -> Any:
 def encode_given(symbols: Symbols, context: NDArray[np.uint8]) -> list[bytes]:
     """Code symbols with one table per context value (0..255); the context must be known when decoding."""
     order = np.argsort(context, kind="stable")
-    ranges = np.searchsorted(context[order], np.arange(257))
     ordered = symbols[order]
-    present = [k for k in range(256) if ranges[k] < ranges[k + 1]]
-    return [encode(ordered[ranges[k] : ranges[k + 1]]) for k in present]
+    return [encode(ordered[start:end]) for start, end in _runs(context)]
+
+
+def _runs(context: NDArray[np.uint8]) -> list[tuple[int, int]]:
+    """Return where each context value that occurs begins and ends once sorted."""
+    ends = np.cumsum(np.bincount(context, minlength=1))
+    return [
+        (int(start), int(end)) for start, end in zip(np.concatenate([[0], ends]), ends, strict=False) if start < end
+    ]
 
 
 def decode_given(parts: list[bytes], context: NDArray[np.uint8], dtype: Any = np.uint8) -> NDArray[Any]:
     """Undo `encode_given`; consumes its blocks from the front of `parts`."""
     order = np.argsort(context, kind="stable")
-    ranges = np.searchsorted(context[order], np.arange(257))
     ordered = np.empty(context.size, dtype)
-    for k in range(256):
-        if ranges[k] < ranges[k + 1]:
-            ordered[ranges[k] : ranges[k + 1]] = decode(take(parts), int(ranges[k + 1] - ranges[k]), dtype)
+    for start, end in _runs(context):
+        ordered[start:end] = decode(take(parts), end - start, dtype)
     symbols = np.empty_like(ordered)
     symbols[order] = ordered
     return symbols

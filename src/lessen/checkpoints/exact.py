@@ -56,6 +56,11 @@ def encode(
     return coder.join([struct.pack("<Bf", _PLANES, 0.0), *_encode_planes(source, "raw" if used else kind, given)])
 
 
+def builds_on_reference(blob: bytes, width: int) -> bool:
+    """Say whether `decode` needs the reference of what `encode` made of words of `width` bytes, given one."""
+    return width == 8 or coder.split(blob)[0][0] == _DELTA
+
+
 def decode(blob: bytes, count: int, kind: str, reference: Words | None, given: Words | None, width: int) -> Words:
     """Undo `encode` into `count` words of `width` bytes, with the same reference and context. Raises ArtifactError."""
     parts = coder.split(blob)

@@ -16,9 +16,9 @@ from study_tools import IMPOSSIBLE, TEXT, write
 
 ONE = TEXT.replace("[0, 1]", "[0]") + IMPOSSIBLE
 VERBS = (
-    "demo", "run", "report", "compress", "profile", "verify", "export", "rank", "generate", "methods", "tasks", "data list",
-    "data get", "checkpoint pack", "checkpoint unpack", "checkpoint ls", "checkpoint verify", "checkpoint prune",
-    "checkpoint prove", "tokens show", "new-method", "doctor", "version",
+    "demo", "run", "report", "compress", "profile", "verify", "export", "rank", "generate", "methods", "tasks",
+    "data list", "data get", "data infer", "data encode", "checkpoint pack", "checkpoint unpack", "checkpoint ls",
+    "checkpoint verify", "checkpoint prune", "checkpoint prove", "tokens show", "new-method", "doctor", "version",
 )  # fmt: skip
 SYNTHETIC = "ctr-synthetic:rows=1500,rows_per_field=40"
 

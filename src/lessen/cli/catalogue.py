@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lessen.cli import logs
 from lessen.cli.talk import AsJson, emit, line, size, table
 
 if TYPE_CHECKING:
@@ -19,9 +20,10 @@ def register(app: typer.Typer) -> None:
     """Add the verbs of this file."""
     app.command()(methods)
     app.command()(tasks)
-    data = typer.Typer(help="Data sets and small models that lessen can get.", no_args_is_help=True)
+    data = typer.Typer(help="Data sets that lessen can get, and your own logs.", no_args_is_help=True)
     data.command("list")(list_data)
     data.command("get")(get_data)
+    logs.register(data)
     app.add_typer(data, name="data")
 
 

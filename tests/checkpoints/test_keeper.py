@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import random
 import shutil
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lessen import files
 from lessen.checkpoints import Archive, Packer, PackSettings, find_snapshots, pack
+from lessen.checkpoints.background import remove
 from lessen.checkpoints.keeper import BackgroundPacker, CheckpointKeeper
 from lessen.errors import ArtifactError, ConfigError, OutputError
 from lessen.log import Log
@@ -141,6 +144,7 @@ import sys, torch
 sys.path.insert(0, sys.argv[2])
 from runs import Net, optimizer_of, state_of, train_step
 from lessen.checkpoints import PackSettings
+from lessen.checkpoints.background import remove
 from lessen.checkpoints.keeper import CheckpointKeeper
 torch.set_num_threads(1)
 torch.manual_seed(0)
@@ -228,6 +232,93 @@ def finish(folder: Path, unbroken: Unbroken) -> None:
     archive = Archive(folder / "archive")
     assert archive.steps == list(range(1, step + 1))
     assert archive.verify() == []
+
+
+class DyingFiles(files.FileLayer):
+    """Ends the process at the n-th operation, without any clean-up; half of a write reaches the disk."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def _tick(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os._exit(9)
+
+    def open(self, path):
+        self._tick()
+        return super().open(path)
+
+    def write(self, handle, data):
+        if self.left == 1:
+            handle.write(data[: len(data) // 2])
+            handle.flush()
+        self._tick()
+        super().write(handle, data)
+
+    def sync(self, handle):
+        self._tick()
+        super().sync(handle)
+
+    def rename(self, source, target):
+        self._tick()
+        super().rename(source, target)
+
+    def sync_folder(self, folder):
+        self._tick()
+        super().sync_folder(folder)
+
+
+def save_two(folder: Path, die_at: int) -> None:
+    """Save steps up to 2 and pack each at once, in this process, which ends at the n-th file operation (0: never)."""
+    files.FILES = DyingFiles(die_at)
+    keeper = CheckpointKeeper(folder, keep_full=1, settings=EXACT)
+    done = (keeper.resume() or {"step": 0})["step"]
+    with Packer(keeper.archive, EXACT) as packer:
+
+        def queue(path: Path) -> None:
+            for file in sorted(keeper.full.glob("step-*.pt")):
+                snapshot = find_snapshots([file])[0]
+                if not packer.holds(snapshot):
+                    packer.add(snapshot)
+                if file != path:
+                    remove(file)
+
+        keeper._queue = queue
+        for step in range(done + 1, 3):
+            keeper.save(step, {"model": {"w": torch.full((40, 5), float(step))}})
+            with (folder / "said").open("a") as said:
+                said.write(f"{step}\n")
+        queue(keeper.full / "step-2.pt")
+    os._exit(0)
+
+
+def test_a_death_at_every_single_write_leaves_what_was_saved(tmp_path):
+    context = multiprocessing.get_context("fork")
+    deaths = 0
+    for die_at in range(1, 500):
+        folder = tmp_path / f"run{die_at}"
+        process = context.Process(target=save_two, args=(folder, die_at))
+        process.start()
+        process.join()
+        said = [int(line) for line in (folder / "said").read_text().split()] if (folder / "said").exists() else []
+        state = CheckpointKeeper(folder).resume() or {"step": 0}
+        assert state["step"] >= max(said, default=0)
+        assert state["step"] == 0 or torch.equal(state["model"]["w"], torch.full((40, 5), float(state["step"])))
+        if (folder / "archive" / "index.json").exists():
+            assert Archive(folder / "archive").verify() == []
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == 9
+        deaths += 1
+        again = context.Process(target=save_two, args=(folder, 0))
+        again.start()
+        again.join()
+        archive = Archive(folder / "archive")
+        assert archive.steps == [1, 2]
+        assert archive.verify() == []
+        assert not list(folder.rglob(f"{files.TEMPORARY}*"))
+    assert deaths > 30
 
 
 @pytest.fixture

@@ -1,0 +1,47 @@
+"""The tables of the guide are those of the committed results, and the results hold what the guide claims."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "checkpoints.md"
+
+
+@pytest.fixture
+def table():
+    script = ROOT / "benchmarks" / "checkpoints_table.py"
+    results = [
+        ROOT / "benchmarks" / "results" / f"checkpoints_{name}.json" for name in ("sizes", "gap", "ctr", "memory")
+    ]
+    if not script.exists() or not all(path.exists() for path in results):
+        pytest.skip("benchmarks are not part of this installation")
+    spec = importlib.util.spec_from_file_location("checkpoints_table", script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_guide_shows_the_committed_results(table):
+    text = PAGE.read_text()
+    assert len(table.MARKS.findall(text)) == 4
+    assert table.page(text) == text, "run: python benchmarks/checkpoints_table.py"
+
+
+def test_the_committed_results_meet_what_is_claimed(table):
+    sizes, gap, ctr = (table.load(name) for name in ("sizes", "gap", "ctr"))
+    near = sizes["lessen"]["near"]
+    assert near["late_half_ratio"] > 40
+    assert near["pack_mb_per_cpu_second"] > 100
+    assert near["unpack_all_mb_per_cpu_second"] > 200
+    assert sizes["lessen"]["exact"]["bit_identical"]
+    assert min(sizes["exact_smaller_than_ZipNN"], sizes["exact_smaller_than_safetensors + zstd -3"]) > 0.1
+    noise = gap["noise_between_two_seeds"]
+    assert all(abs(gap["gaps"]["near"][key]) < noise[key] for key in noise)
+    assert all(row["times"] > 1.3 for row in gap["smaller_at_no_larger_gap"].values())
+    assert min(ctr["tables_smaller_by_touched_rows"].values()) > 2
+    assert all(ctr["sizes"][name]["bit_identical"] for name in ctr["sizes"] if name.startswith("exact"))
+    assert abs(ctr["final_gap"]) < ctr["noise_between_two_seeds"]

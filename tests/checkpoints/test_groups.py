@@ -38,6 +38,18 @@ def test_moments_find_their_weights_by_shape_and_order():
     assert len(groups) == 3
 
 
+def test_moments_of_our_own_lazy_adam_are_known_and_a_layer_named_first_is_no_moment():
+    table = [("optimizer/1.0.first", (9, 4)), ("optimizer/1.0.second", (9, 4)), ("optimizer/1.0.last", (9,))]
+    images = [image("state.safetensors", ("model/first", (9, 4)), *table, container="safetensors")]
+    groups = [named(images, group) for group in find_groups(images)]
+    assert groups[0] == {
+        "weight": "model/first",
+        "first": "optimizer/1.0.first",
+        "second": "optimizer/1.0.second",
+    }
+    assert {"other": "optimizer/1.0.last"} in groups
+
+
 def test_every_array_is_in_exactly_one_group():
     images = [image("c.pt", ("model/a", (4, 4)), ("ema/a", (4, 4)), ("rng", (9,)), *adam(0, (4, 4)), *adam(1, (5,)))]
     places = [place for group in find_groups(images) for place in group.members.values()]

@@ -122,6 +122,8 @@ def _moments(images: Sequence[Image]) -> list[dict[str, Place]]:
         for j, array in enumerate(image.arrays):
             owner, leaf = split_name(array.name)
             role = "first" if leaf in FIRST else "second" if leaf in SECOND else None
+            if leaf in ("first", "second") and array.name.startswith("optim"):  # lessen.train.tables.LazyAdam
+                role = leaf
             if role is not None:
                 found.setdefault((i, owner), {})[role] = (i, j)
     ordered = [found[key] for key in sorted(found, key=lambda key: (key[0], natural(key[1])))]

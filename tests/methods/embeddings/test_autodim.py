@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -68,17 +69,30 @@ def test_the_temperature_counts_examples():
     assert temperature(10**12) == 0.01
 
 
-def test_the_likeliest_fitting_widths_are_optimal_at_their_own_size():
-    torch.manual_seed(1)
-    sizes = torch.tensor([10, 100, 400]).unsqueeze(1) * torch.tensor([2, 4, 8])
-    for target in (1020, 1600, 2500, 4080, 10**6):
-        logits = torch.randn(3, 3).double()
-        chosen = likeliest(logits, sizes, target)
-        size, value = int(sizes[range(3), chosen].sum()), float(logits[range(3), chosen].sum())
-        assert size <= target
-        for other in itertools.product(range(3), repeat=3):
-            if int(sizes[range(3), list(other)].sum()) <= size:
-                assert float(logits[range(3), list(other)].sum()) <= value + 1e-9
+def test_the_likeliest_widths_that_hit_the_target_are_found():
+    draws = np.random.default_rng(1)
+    sizes = np.array([[10], [100], [400]]) * np.arange(1, 9)
+    for target in (1000, 1600, 2500, 4000):
+        scores = draws.normal(size=(3, 8))
+        found = likeliest(scores, sizes, target)
+        value = {widths: sum(scores[f, w - 1] for f, w in enumerate(widths)) for widths in every()}
+        size = {widths: sum(sizes[f, w - 1] for f, w in enumerate(widths)) for widths in every()}
+        assert abs(size[tuple(found)] - target) <= 0.0155 * target
+        near = [widths for widths in every() if abs(size[widths] - target) <= 0.0145 * target]
+        assert value[tuple(found)] >= max(value[widths] for widths in near)
+
+
+def every():
+    return itertools.product(range(1, 9), repeat=3)
+
+
+def test_a_target_out_of_reach_gives_the_nearest_widths():
+    sizes = np.array([[100], [300]]) * np.arange(1, 4)
+    none = np.zeros((2, 3))
+    assert likeliest(none, sizes, 10) == [1, 1]
+    assert likeliest(none, sizes, 10**6) == [3, 3]
+    assert likeliest(none, sizes, 440) == [1, 1]
+    assert likeliest(none, sizes, 560) == [3, 1]
 
 
 @pytest.mark.parametrize(("share", "start"), [(0.5, "given"), (0.25, "fresh")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from lessen.stored.mixed_width import MixedWidthEmbedding
 from lessen.task import Task
 from lessen.train.fit import Hook
 
+UNITS = 4000
 COLDEST, COOLING, BATCH = 0.01, 5e-5, 2000
 """The temperature falls from 1 to `COLDEST` by `COOLING` each step of `BATCH` examples."""
 
@@ -67,29 +69,21 @@ class WidthSearchTable(SearchForm):
         if self.target is None:
             self.widths = [self.candidates[place] for place in self.logits.argmax(dim=1).tolist()]
         else:
-            sizes = torch.tensor([[self._bytes(b.rows, w) for w in self.candidates] for b in self.blocks])
-            places = likeliest(self.logits.detach().double(), sizes, self.target)
-            self.widths = self._filled([self.candidates[place] for place in places.tolist()], self.target)
+            self.widths = likeliest(self._scores(), self._sizes(), self.target)
 
-    def _bytes(self, rows: int, width: int) -> int:
-        """Return the bytes of a field's rows and projection."""
+    def _scores(self) -> np.ndarray:
+        """Return the logits at every width, between candidates on a straight line, float64 [blocks, dim]."""
+        every = np.arange(1, self.embedding_dim + 1)
+        return np.stack([np.interp(every, self.candidates, row) for row in self.logits.detach().double().numpy()])
+
+    def _sizes(self) -> np.ndarray:
+        """Return the bytes of each field's rows and projection at every width, int64 [blocks, dim]."""
         dim = self.embedding_dim
-        return 4 * width * (rows + (dim if width < dim else 0))
+        every = np.arange(1, dim + 1)
+        return np.stack([4 * every * (block.rows + dim * (every < dim)) for block in self.blocks])
 
     def _size(self, widths: Sequence[int]) -> int:
-        return sum(self._bytes(block.rows, width) for block, width in zip(self.blocks, widths, strict=True))
-
-    def _filled(self, widths: list[int], target: int) -> list[int]:
-        """Move single widths up, or down, by one column where that brings the size nearer to `target`."""
-        best = list(widths)
-        for place in sorted(range(len(best)), key=lambda number: -self.blocks[number].rows):
-            step = 1 if self._size(best) < target else -1
-            while 1 <= best[place] + step <= self.embedding_dim:
-                moved = [width + step * (number == place) for number, width in enumerate(best)]
-                if abs(self._size(moved) - target) >= abs(self._size(best) - target):
-                    break
-                best = moved
-        return best
+        return int(self._sizes()[np.arange(len(self.blocks)), np.array(widths) - 1].sum())
 
     def kept(self, start: SearchForm) -> StoredEmbedding:
         """Return a table of the chosen widths, started as that of `emb-mde`."""
@@ -104,7 +98,8 @@ class WidthSearchTable(SearchForm):
         """Return the bytes aimed at; without a target, those of the second widest candidate."""
         if self.target is None:
             return self._size([self.candidates[max(0, len(self.candidates) - 2)]] * len(self.blocks))
-        return self._size(self._filled([1] * len(self.blocks), self.target))
+        sizes = self._sizes()
+        return self._size(likeliest(np.zeros(sizes.shape), sizes, self.target))
 
     def outcome(self) -> dict[str, Any]:
         """Return the widths."""
@@ -124,28 +119,40 @@ def started(
     return made
 
 
-def likeliest(logits: Tensor, sizes: Tensor, target: int) -> Tensor:
-    """Return the choice of each field [fields] with the largest sum of logits among those found to fit `target` bytes.
+def likeliest(scores: np.ndarray, sizes: np.ndarray, target: int) -> list[int]:
+    """Return the widths with the largest sum of scores among those whose sizes sum to the target, within 1.5 %.
 
-    Every byte is given one price; the lowest price at which the best choices fit is found by bisection.
+    A knapsack over all fields: bytes are counted in units of 1/4000 of the target. Where no choice comes that near,
+    the nearest is returned.
+
+    Args:
+        scores: float64 [fields, widths], of the widths 1, 2, ...; sizes: bytes, the same shape.
     """
-
-    def choice(price: float) -> Tensor:
-        # the smaller of two equal choices
-        return (logits - price * sizes).flip(1).argmax(dim=1).neg() + logits.shape[1] - 1
-
-    def size(price: float) -> int:
-        return int(sizes.gather(1, choice(price).unsqueeze(1)).sum())
-
-    if size(0.0) <= target:
-        return choice(0.0)
-    low, high = 0.0, 1e-12
-    while size(high) > target and high < 1e12:
-        high *= 4
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if size(middle) > target else (low, middle)
-    return choice(high)
+    if target >= sizes.max(axis=1).sum():
+        return [int(size.argmax()) + 1 for size in sizes]
+    units, most = np.rint(sizes * (UNITS / max(target, 1))).astype(np.int64), 2 * UNITS
+    best = np.full(most + 1, -np.inf)
+    best[0] = 0.0
+    choices = []
+    for score, cost in zip(scores, units, strict=True):
+        tried = np.full((len(score), most + 1), -np.inf)
+        for place, (gain, unit) in enumerate(zip(score, cost, strict=True)):
+            if unit <= most:
+                tried[place, unit:] = best[: most + 1 - unit] + gain
+        choices.append(tried.argmax(axis=0))
+        best = tried.max(axis=0)
+    away = np.abs(np.arange(most + 1) - UNITS)
+    # a tie goes to the sum nearest to the target; without a sum within reach, nearness is all that counts
+    worth = np.where(away <= 0.015 * UNITS, best - 1e-12 * away, -np.inf)
+    if not np.isfinite(worth).any():
+        worth = np.where(np.isfinite(best), -away.astype(np.float64), -np.inf)
+    if not np.isfinite(worth).any():
+        return [1] * len(scores)
+    state, widths = int(worth.argmax()), []
+    for choice, cost in zip(reversed(choices), units[::-1], strict=True):
+        widths.append(int(choice[state]) + 1)
+        state -= int(cost[choice[state]])
+    return widths[::-1]
 
 
 class WidthSteps(ArchitectureSteps):
@@ -179,7 +186,7 @@ class LearnedWidthTables(SearchedTables):
 
     Source: AutoDim, WWW 2021 (arXiv 2006.14827), first-order: after each step of the weights the choice moves by the
     loss on train batches that the weights never see during the search. Candidates are 2, 4, 8, ... and the full width.
-    With `share` the likeliest widths that fit are taken (one price a byte) and then moved by single columns to hit it.
+    With `share` the likeliest widths that hit it are found by a knapsack over all fields, of any width in between.
     The tables trained last start as those of `emb-mde`: principal components of the rows that the search started
     from, or at random for `start: fresh`. Differences: blended rows are scaled to the table's own deviation, so that
     a trained network can be searched; projections have no bias, which batch norm cancels and bags would repeat;

@@ -160,10 +160,13 @@ class Dataset:
     def stream(self, split: str, size: int, seed: int | None = None, window: int = WINDOW_ROWS) -> Iterator[Batch]:
         """Yield batches without loading the split: file order, or shuffled by `seed`.
 
+        Labels are float32 [B], or [B, 2] with the weight in the second column where the schema has a weight.
+
         Shuffling reads runs of 4096 rows in random order, fills a window with them and permutes the window, so that
         memory holds one window while neighbours of the file are still spread over the epoch.
         """
         names = ["ids", "label", *(["numeric"] if self.layout.numeric else [])]
+        names += [spec.kind for spec in self.schema.of_kind("weight")]
         carried: list[NDArray[Any]] = []
         for rows in _windows(self.rows[split], window, seed):
             # opened anew for each window: pages of a mapping that is gone do not count as held memory
@@ -195,5 +198,5 @@ def _windows(rows: int, window: int, seed: int | None) -> Iterator[list[tuple[in
 
 def _batch(names: list[str], parts: list[NDArray[Any]]) -> Batch:
     tensors = {name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in zip(names, parts, strict=True)}
-    label = tensors.pop("label")
-    return tensors, label
+    label, weight = tensors.pop("label"), tensors.pop("weight", None)
+    return tensors, label if weight is None else torch.stack([label, weight.float()], dim=1)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lessen.errors import TaskError
-from lessen.metrics import ACCURACY, AUC, LOGLOSS, MSE, Array, Floats, Metric, bootstrap_weights
+from lessen.metrics import ACCURACY, AUC, LOGLOSS, MSE, Array, Floats, Metric, bootstrap_weights, split_targets
 
 Verdict = Literal["within margin", "worse", "not enough data to say"]
 WITHIN: Verdict = "within margin"
@@ -160,7 +160,7 @@ def resolution(metric: Metric, targets: Array) -> float:
     """
     examples = len(targets)
     if metric.name == AUC.name:
-        positive = int(np.asarray(targets, dtype=np.float64).sum())
+        positive = int(split_targets(targets)[0].sum())
         return 3.0 / max(1, min(positive, examples - positive))
     if metric.name == ACCURACY.name:
         return 3.0 / max(1, examples)
@@ -177,7 +177,8 @@ def chance(metric: Metric, targets: Array) -> float | None:
     if metric.name == ACCURACY.name:
         return float(np.unique(values, return_counts=True)[1].max() / len(values))
     if metric.name == LOGLOSS.name:
-        rate = float(values.mean())
+        labels, weights = split_targets(targets)
+        rate = float(np.average(labels, weights=weights))
         return 0.0 if rate in (0.0, 1.0) else -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
     if metric.name == MSE.name:
         return float(values.astype(np.float64).var(axis=0).mean())

@@ -11,6 +11,7 @@ import torch
 from lessen.data.encode import SplitRule, encode_logs
 from lessen.data.schema import FieldSchema, Schema
 from lessen.errors import ConfigError, DataError
+from lessen.measure import measure_quality
 from lessen.metrics import AUC
 from lessen.tasks import get_task
 from lessen.tasks.ctr.synthetic import SyntheticClicks, SyntheticOptions
@@ -65,3 +66,59 @@ def test_wrong_folder_and_wrong_argument_are_named(folder: Path, tmp_path: Path)
         get_task({"name": "ctr-logs", "data": str(tmp_path)})
     with pytest.raises(ConfigError, match=r"dcnv2 takes no argument 'hiden'; did you mean 'hidden'"):
         get_task({"name": "ctr-logs", "data": str(folder), "arguments": {"hiden": [3]}})
+
+
+# -- weights --------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def weighted(tmp_path: Path) -> Path:
+    """Rows with weights 0 to 3."""
+    generator = np.random.default_rng(0)
+    lines = ["label,a,b,weight"]
+    for _ in range(900):
+        a, b, weight = generator.integers(0, 12), generator.integers(0, 5), generator.integers(0, 4)
+        lines.append(f"{int(generator.random() < 0.2 + 0.05 * a)},a{a},b{b},{weight}")
+    (tmp_path / "log.csv").write_text("\n".join(lines) + "\n")
+    kinds = {"label": "label", "weight": "weight"}
+    fields = tuple(FieldSchema(name=name, kind=kinds.get(name, "categorical")) for name in lines[0].split(","))  # type: ignore[arg-type]
+    encode_logs([str(tmp_path / "log.csv")], Schema(fields=fields), tmp_path / "data", SplitRule())
+    return tmp_path / "data"
+
+
+def test_a_weight_counts_its_row_that_often_in_loss_gradient_and_metrics(weighted: Path) -> None:
+    options = {"model": "fm", "dim": 3, "batch_size": 4096, "arguments": {"std": 0.3}}
+    task = get_task({"name": "ctr-logs", "data": str(weighted), **options})
+    model = task.build()
+    ((inputs, target),) = task.batches("train")
+    rows = torch.repeat_interleave(torch.arange(len(target)), target[:, 1].long())
+    repeated = ({name: value[rows] for name, value in inputs.items()}, target[rows, 0])
+    found = []
+    for batch in ((inputs, target), repeated):
+        model.zero_grad()
+        loss = task.loss(model, batch)
+        loss.backward()
+        found.append((loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)))
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+    scores, targets = task.predictions(model, "test")
+    again = np.repeat(np.arange(len(targets)), targets[:, 1].astype(int))
+    for name, value in measure_quality(task, model, resamples=20).values.items():
+        assert value == pytest.approx(task.metrics[name](scores[again], targets[again, 0]), abs=1e-9)
+    validation = task.predictions(model, "validation")
+    assert task.score(model) == pytest.approx(AUC(*validation), abs=1e-12)
+    assert AUC(*validation) != AUC(validation[0], validation[1][:, 0])
+
+
+def test_a_batch_without_weight_teaches_nothing(weighted: Path) -> None:
+    task = get_task({"name": "ctr-logs", "data": str(weighted), "model": "lr"})
+    inputs, target = task.example_batch()
+    model = task.build()
+    loss = task.loss(model, (inputs, torch.stack([target[:, 0], torch.zeros(len(target))], 1)))
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    assert all(float(p.grad.abs().sum()) == 0.0 for p in model.parameters() if p.grad is not None)
+
+
+def test_streamed_validation_equals_the_metric(folder: Path) -> None:
+    task = get_task({"name": "ctr-logs", "data": str(folder), "model": "lr", "arguments": {"std": 0.5}})
+    model = task.build()
+    assert task.score(model) == pytest.approx(AUC(*task.predictions(model, "validation")), abs=1e-12)

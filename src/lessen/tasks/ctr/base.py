@@ -44,8 +44,16 @@ class ClickTask(Task):
         return columns.batches(self.batch_size, order)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the mean binary cross entropy of the logits."""
-        return nn.functional.binary_cross_entropy_with_logits(self.forward(model, batch), batch[1])
+        """Return the mean binary cross entropy of the logits, weighted where labels [B, 2] carry weights.
+
+        A weight of k counts an example k times: the sum of weighted losses over the sum of the weights of the batch.
+        """
+        logits, target = self.forward(model, batch), batch[1]
+        if target.ndim == 1:
+            return nn.functional.binary_cross_entropy_with_logits(logits, target)
+        label, weight = target.unbind(1)
+        losses = nn.functional.binary_cross_entropy_with_logits(logits, label, reduction="none")
+        return (losses * weight).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
 
     def baselines(self, log: Log = SILENT) -> dict[str, dict[str, Any]]:
         """Return test quality of simple models on the same features: `{name: {metric: value, metric_ci: [low, high]}}`.

@@ -7,12 +7,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+import torch
 from pydantic import Field
+from torch import nn
 
 from lessen.data.columns import Batch
 from lessen.data.folder import Dataset
-from lessen.errors import ConfigError, nearest
+from lessen.errors import ConfigError, NonFiniteError, TaskError, nearest
 from lessen.log import SILENT, Log
+from lessen.metrics import StreamedClicks
 from lessen.task import Split, TaskOptions
 from lessen.tasks.ctr.base import EVALUATION_BATCH, ClickTask
 from lessen.tasks.ctr.models import MODELS, ModelName
@@ -41,6 +45,9 @@ class LogOptions(TaskOptions):
 class LogClicks(ClickTask):
     """An encoded data set as a task; batches are read from disk, so that memory holds one window of rows.
 
+    Where the schema has a weight, labels are [B, 2] and it weighs the training loss and every metric; `baselines` are
+    fitted and judged without it.
+
     Raises:
         DataError: the folder is no whole data set.
         ConfigError: the model does not take one of `arguments`.
@@ -62,10 +69,31 @@ class LogClicks(ClickTask):
         super().__init__(options.model, self.dataset.layout, {}, arguments)
 
     def batches(self, split: Split, seed: int = 0) -> Iterable[Batch]:
-        """Yield `({"ids": int32 [B, columns], ...}, label float32 [B])`; the train split is shuffled by `seed`."""
+        """Yield `({"ids": int32 [B, columns], ...}, label float32 [B] or [B, 2])`; train is shuffled by `seed`."""
         if split == "train":
             return self.dataset.stream(split, self.batch_size, seed)
         return self.dataset.stream(split, EVALUATION_BATCH)
+
+    def score(self, model: nn.Module, split: Split = "validation") -> float:
+        """Return the AUC of a split, streamed: memory holds no scores beyond a fixed number, whatever the rows.
+
+        Raises:
+            TaskError: the split is empty or holds one class.
+            NonFiniteError: the model gave NaN or infinity.
+        """
+        was_training = model.training
+        model.eval()
+        stream = StreamedClicks()
+        with torch.no_grad():
+            for batch in self.batches(split):
+                scores = self.predict(model, batch).cpu().numpy()
+                if not np.isfinite(scores).all():
+                    raise NonFiniteError(f"the model gave NaN or infinity for {split} scores")
+                stream.add(scores, batch[1].numpy())
+        model.train(was_training)
+        if not stream.examples:
+            raise TaskError(f"task {self.name!r} has an empty {split} split; give it rows or choose another split")
+        return stream.result()["auc"]
 
     def baselines(self, log: Log = SILENT) -> dict[str, dict[str, Any]]:
         """Return test quality of simple models; loads all splits into memory."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from towers import IMAGES, build, output
 
-from lessen.errors import InputError
+from lessen.errors import InputError, NothingMatchedError
 from lessen.tokens import Keep, Merge, RankMerge, reduce_tokens
 from lessen.tokens.reducers import Pool
 
@@ -73,23 +73,45 @@ def test_repeated_calls_start_afresh():
     assert torch.equal(output(model), output(model))
 
 
-def test_bad_input():
-    model = build("plain")
-    with pytest.raises(InputError, match="cannot merge 40 of 65"):
-        reduce_tokens(model, Merge(removed=(40,) * 4), tokens=65)
-    with pytest.raises(InputError, match="speaks of 3 blocks, .* has 4"):
-        reduce_tokens(model, Merge(removed=(4,) * 3))
-    with pytest.raises(InputError, match="drops tokens"):
-        reduce_tokens(model, Keep(rates=(0.5,) * 4, fuse=False), restore=True)
-    with pytest.raises(InputError, match="has none"):
-        reduce_tokens(build("siglip"), Keep(rates=(0.5,) * 4))
+def test_r_too_large_is_refused_and_what_fits_is_named():
+    with pytest.raises(
+        InputError, match="cannot merge 40 of 65 .* largest constant r for 65 tokens and 4 blocks is 16"
+    ):
+        reduce_tokens(build("plain"), Merge(removed=(40,) * 4), tokens=65)
+    greedy = RankMerge(pruned=(65, 60, 20, 9), merged=(65, 30, 20, 9), matching="pairs")
     with pytest.raises(InputError, match="block 1 cannot merge 30 pairs of 60"):
-        reduce_tokens(model, RankMerge(pruned=(65, 60, 20, 9), merged=(65, 30, 20, 9), matching="pairs"), tokens=65)
+        reduce_tokens(build("plain"), greedy, tokens=65)
+
+
+def test_schedules_that_do_not_fit_the_tower_are_refused():
+    with pytest.raises(InputError, match="speaks of 3 blocks, .* has 4"):
+        reduce_tokens(build("plain"), Merge(removed=(4,) * 3))
     with pytest.raises(InputError, match="3 pruning counts for 4"):
         RankMerge(pruned=(5,) * 3, merged=(5,) * 4)
+    with pytest.raises(InputError, match="drops tokens"):
+        reduce_tokens(build("plain"), Keep(rates=(0.5,) * 4, fuse=False), restore=True)
+
+
+@pytest.mark.parametrize("scorer", ["class_attention", "class_similarity"])
+def test_a_class_score_needs_a_class_token(scorer):
+    model = build("siglip")
+    with pytest.raises(InputError, match="has none; use merging, or the scorer received_attention"):
+        reduce_tokens(model, Keep(rates=(0.5,) * 4, scorer=scorer))
+    reduce_tokens(model, Keep(rates=(0.5,) * 4, scorer="received_attention"))
+
+
+def test_a_model_already_patched_is_refused_until_the_patch_is_removed():
+    model = build("plain")
     patch = reduce_tokens(model, Merge(removed=(4,) * 4))
-    with pytest.raises(InputError, match="already patched"):
+    with pytest.raises(InputError, match="already patched; call remove"):
         reduce_tokens(model, Merge(removed=(4,) * 4))
+    patch.remove()
+    reduce_tokens(model, Merge(removed=(4,) * 4))
+
+
+def test_pictures_of_the_wrong_size_are_refused():
+    model = build("plain")
+    patch = reduce_tokens(model, Merge(removed=(4,) * 4))
     with pytest.raises(InputError, match=r"takes images \[batch, 3, 64, 64\]"):
         model(torch.randn(1, 3, 32, 32))
     patch.remove()
@@ -98,11 +120,21 @@ def test_bad_input():
         model(IMAGES)
 
 
-def test_padded_batches_are_refused():
+def test_variable_sizes_in_a_batch_are_refused():
+    """Towers for pictures of several sizes pad their batch and pass a mask; so does whoever packs them."""
     model = build("clip")
     patch = reduce_tokens(model, Merge(removed=(4,) * 4))
-    with pytest.raises(InputError, match="padded"):
+    with pytest.raises(InputError, match="padded .* batch images of one size"):
         patch.tower.blocks[0](torch.randn(1, 9, 48), torch.zeros(1, 1, 1, 9))
+
+
+def test_a_tower_for_padded_pictures_is_refused_by_name():
+    from transformers import Siglip2VisionConfig, Siglip2VisionModel
+
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = Siglip2VisionModel(Siglip2VisionConfig(**shape, num_patches=16, patch_size=8))
+    with pytest.raises(NothingMatchedError, match="Siglip2EncoderLayer; known blocks"):
+        reduce_tokens(model, Merge(removed=(2,) * 2))
 
 
 def test_merging_what_is_equal_changes_nothing():

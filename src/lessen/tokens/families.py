@@ -266,6 +266,10 @@ class Parts:
             return self._normed(self._split()[1], "k_norm")
         return self._by_head(self.key.value)
 
+    def forget(self) -> None:
+        """Let go of the projections: held until the next forward they would keep memory from being used again."""
+        self.query.value = self.key.value = torch.empty(0)
+
     def _by_head(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], self.heads, -1)
 

@@ -32,6 +32,7 @@ def reduce_block(parts: Parts, x: Tensor, layer: int, reducer: Reducer, state: T
     bias = state.bias() if reducer.proportional else None
     x = x + parts.residual(1, parts.attend(parts.norm1(x), bias))
     plan = reducer.plan(Signals(parts, x, bias, layer), state)
+    parts.forget()
     if plan is not None:
         x, state = state.apply(plan, x, sizes=sizes_matter(reducer))
     return x + parts.residual(2, parts.mlp(parts.norm2(x))), state

@@ -53,7 +53,7 @@ class ToCom(TokenMethod):
         """Distil, fold and patch. Raises as every token method; InputError for rates that do not fit."""
         scene = self._look(model, task, context)
         began = time.perf_counter()
-        plug_in = self._distil(scene)
+        plug_in = self.distil(scene)
         context.train_seconds += time.perf_counter() - began
         plug_in.fold(self.source, self.r, self.scale)
         context.findings["plug_in_parameters"] = sum(p.numel() for p in plug_in.parameters())
@@ -68,8 +68,8 @@ class ToCom(TokenMethod):
         """Return the constant merging schedule."""
         return Merge(removed=constant(self.r, scene.shape.depth))
 
-    def _distil(self, scene: Scene) -> Compensator:
-        """Train the plug-in; the model's weights are left as they were."""
+    def distil(self, scene: Scene) -> Compensator:
+        """Return a plug-in trained for all pairs of rates; the model's weights are left as they were."""
         depth = scene.shape.depth
         most = largest_constant(scene.shape.tokens, depth, scene.tower.protected)
         largest = self.largest or max(1, most)

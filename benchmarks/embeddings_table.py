@@ -55,7 +55,9 @@ def work(study: Study, folder: StudyFolder, only: str, seconds: float) -> None:
         made = compress_one(job(recipe, seed))
         if isinstance(made, Failure):
             folder.write_json(refusal(folder, recipe.name), {"hash": recipe.hash, "message": made.message})
-        print(f"{recipe.name}, seed {seed}: {made.message if isinstance(made, Failure) else made['quality']}", flush=True)
+        print(
+            f"{recipe.name}, seed {seed}: {made.message if isinstance(made, Failure) else made['quality']}", flush=True
+        )
 
 
 def refusal(folder: StudyFolder, recipe: str) -> Path:
@@ -79,7 +81,9 @@ def rows_of(study: Study, folder: StudyFolder) -> list[dict[str, Any]]:
         seeds = {seed: known_compressed(folder, recipe, seed) for seed in study.seeds}
         if not all(seeds.values()):
             continue
-        rows.append({"recipe": recipe.name, "composed": composed, **row_of(folder, recipe, seeds, tables, bootstrap, known)})
+        rows.append(
+            {"recipe": recipe.name, "composed": composed, **row_of(folder, recipe, seeds, tables, bootstrap, known)}
+        )
     return sorted(rows, key=lambda row: -row.get("share", 0.0))
 
 

@@ -143,8 +143,12 @@ class CafeTables(TrainedQuantizer):
     )
     ratio: float = Field(0.1, gt=0, lt=1, description="rows of both kinds as a share of each large field's rows")
     hash_part: float = Field(0.5, gt=0, lt=1, description="part of them that is shared (beta)")
-    threshold: float | None = Field(None, gt=0, le=1e9, description="score of a row of its own; none: the authors' for the size")
-    decay: float = Field(0.99, gt=0, le=1, description="factor on all scores, each time ten thresholds a bucket came in")
+    threshold: float | None = Field(
+        None, gt=0, le=1e9, description="score of a row of its own; none: the authors' for the size"
+    )
+    decay: float = Field(
+        0.99, gt=0, le=1, description="factor on all scores, each time ten thresholds a bucket came in"
+    )
 
     def replacement(self, wanted: Wanted, context: Context) -> StoredEmbedding:
         """Return an untrained table without any hot id."""

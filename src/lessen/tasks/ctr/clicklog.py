@@ -107,7 +107,9 @@ class ClickLog(ClickTask):
 
     def notes(self) -> list[str]:
         """Say the best AUC that is possible."""
-        return [f"Synthetic log of {self.layout.rows:,} table rows; the true probabilities have AUC {self.best_auc:.4f}."]
+        return [
+            f"Synthetic log of {self.layout.rows:,} table rows; the true probabilities have AUC {self.best_auc:.4f}."
+        ]
 
     def describe(self) -> dict[str, Any]:
         """Return the name and the options."""

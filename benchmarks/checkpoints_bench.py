@@ -192,9 +192,8 @@ def sizes() -> None:
             out = Path(scratch) / name.replace(" ", "-")
             result["lessen"][name] = progress.unit(name, partial(pack_run, paths, out, settings))
     result["peers"] = peer_sizes(paths, progress)
-    print(
-        f"{'method':44s} {'MB/step, late half':>18s} {'x smaller':>10s} {'pack MB/CPU-s':>14s} {'unpack':>8s} {'one step, CPU s':>16s}"
-    )
+    columns = f"{'MB/step, late half':>18s} {'x smaller':>10s} {'pack MB/CPU-s':>14s} {'unpack':>8s}"
+    print(f"{'method':44s} {columns} {'one step, CPU s':>16s}")
     for name, row in [*result["peers"].items(), *result["lessen"].items()]:
         late = row["bytes"][LATE] if len(row["bytes"]) == 20 else row["bytes"]
         mean = statistics.fmean(late)

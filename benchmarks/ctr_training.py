@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
@@ -113,24 +114,29 @@ def main() -> None:
     parser.add_argument("--ids", type=int, default=250_000, help="rows of each field")
     parser.add_argument("--updates", default="lazy-adam", choices=["dense", "lazy-adam", "rowwise-adagrad"])
     parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--repeat", type=int, default=3, help="fresh models each time")
     parser.add_argument("--block", type=int, default=3, help="steps of one side before the other has its turn")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    raw = alternate(arguments)
+    repetitions = [alternate(arguments) for _ in range(arguments.repeat)]
     # the first block of each pays for state that is built once
-    median = {who: statistics.median(values[1:]) for who, values in raw["seconds"].items()}
-    speed = {who: arguments.block * BATCH / value for who, value in median.items()}
-    ratio = median["fuxictr"] / median["lessen"]
+    medians = [{who: statistics.median(v[1:]) for who, v in raw["seconds"].items()} for raw in repetitions]
+    ratios = [median["fuxictr"] / median["lessen"] for median in medians]
+    ratio = statistics.median(ratios)
+    speed = {who: arguments.block * BATCH / statistics.median(m[who] for m in medians) for who in medians[0]}
+    raw = repetitions[-1]
     print(f"{'':10}{'samples per CPU-second':>24}{'last loss':>12}")
     for who in speed:
         print(f"{who:10}{speed[who]:>24,.0f}{np.mean(raw['losses'][who][-3:]):>12.4f}")
-    print(f"lessen ({arguments.updates}) / fuxictr at {FIELDS} x {arguments.ids:,} ids: {ratio:.2f}x")
+    print(f"lessen ({arguments.updates}) / fuxictr at {FIELDS} x {arguments.ids:,} ids: {ratio:.2f}x "
+          f"(repetitions: {', '.join(f'{one:.2f}' for one in ratios)})")  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
     options = {key: str(value) if key != "peer" else "FUXICTR_CHECKOUT" for key, value in vars(arguments).items()}
     result = {
-        "command": "benchmarks/ctr_training.py", "options": options, "ratio": ratio, "samples_per_cpu_second": speed,
+        "command": "benchmarks/ctr_training.py", "options": options, "ratio": ratio, "ratios": ratios,
+        "samples_per_cpu_second": speed, "load_average": os.getloadavg(),
         "machine": platform.processor() or platform.machine(), "torch": torch.__version__, "peer": "FuxiCTR 2.3.10",
-        **raw,
+        "repetitions": repetitions,
     }  # fmt: skip
     name = f"ctr_training_{arguments.ids}_{arguments.updates}.json"
     (RESULTS / name).write_text(json.dumps(result, indent=1) + "\n")

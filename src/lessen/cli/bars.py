@@ -63,17 +63,19 @@ def run_one(
     """
     from lessen.bars import RunSettings, load_recipe, read_result, run_bars
     from lessen.cli.progress import Reporting
+    from lessen.train.parallel import group
 
     recipe = load_recipe(dataset, model)
     if updates not in ("dense", "lazy-adam"):
         raise ConfigError(f"--updates {updates!r} is not one of dense, lazy-adam")
     paths = []
-    with Reporting() as log:
+    with group() as ranks, Reporting() as log:
         for number in seed or [recipe.training.seed]:
             settings = RunSettings(number, epochs, updates, own_split)  # type: ignore[arg-type]
             paths.append(run_bars(recipe, out, data, settings, log))
-    show([read_result(path) for path in paths], as_json)
-    say(f"results: {', '.join(map(str, paths))}")
+    if ranks.first:
+        show([read_result(path) for path in paths], as_json)
+        say(f"results: {', '.join(map(str, paths))}")
 
 
 @app.command("check")

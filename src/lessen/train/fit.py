@@ -24,6 +24,7 @@ from lessen.train.optimizers import (
     build_optimizers,
     clip_norm,
     learning_rate,
+    let_sparse,
     set_learning_rate,
     trainable_tables,
 )
@@ -145,14 +146,12 @@ def fit(
 def _prepared(model: nn.Module, settings: FitSettings, hooks: Sequence[Hook]) -> Iterator[None]:
     """Let tables give sparse gradients where the settings ask for it; undo that and the hooks at the end."""
     tables = [] if settings.table_updates == "dense" else trainable_tables(model)
-    before = [table.sparse for table in tables]
+    undo = [let_sparse(table) for table in tables]
     try:
-        for table in tables:
-            table.sparse = True
         yield
     finally:
-        for table, sparse in zip(tables, before, strict=True):
-            table.sparse = sparse
+        for back in undo:
+            back()
         for hook in hooks:
             hook.finish(model)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +20,31 @@ def trainable_tables(model: nn.Module) -> list[Table]:
     """Return the embedding modules with trainable weights; a weight that several share is listed once."""
     tables = [m for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.weight.requires_grad]
     return list({id(table.weight): table for table in tables}.values())
+
+
+def let_sparse(table: Table) -> Callable[[], None]:
+    """Let a table give sparse gradients; returns what undoes that.
+
+    torch takes padding out of a sparse gradient by copying it. Where the table's forward is torch's own, the one row of
+    padding is set to zero instead, after equal rows are summed.
+    """
+    sparse, padding = table.sparse, table.padding_idx
+    table.sparse = True
+    if padding is None or type(table).forward is not nn.Embedding.forward:
+        return lambda: setattr(table, "sparse", sparse)
+    table.padding_idx = None
+
+    def settle(weight: Tensor) -> None:
+        rows, values = touched(weight)
+        values[rows == padding] = 0.0
+
+    handle = table.weight.register_post_accumulate_grad_hook(settle)  # type: ignore[no-untyped-call]
+
+    def undo() -> None:
+        table.sparse, table.padding_idx = sparse, padding
+        handle.remove()
+
+    return undo
 
 
 def build_optimizers(model: nn.Module, settings: FitSettings) -> list[torch.optim.Optimizer]:
@@ -91,6 +116,7 @@ def clip_norm(parameters: Iterable[Tensor], largest: float) -> None:
     values = [touched(p)[1] if p.grad.is_sparse else p.grad for p in parameters if p.grad is not None]
     if not values:
         return
-    scale = (largest / (nn.utils.get_total_norm(values) + 1e-6)).clamp(max=1.0)
-    for value in values:
-        value.mul_(scale.to(value.device))
+    scale = largest / (nn.utils.get_total_norm(values) + 1e-6)
+    if not bool(scale >= 1.0):  # also where the norm is not a number
+        for value in values:
+            value.mul_(scale.to(value.device))

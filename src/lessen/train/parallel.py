@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lessen.errors import ConfigError, DataError, EnvironmentFault
+from lessen.train.tables import summed_rows
 
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PATIENCE = timedelta(hours=6)
@@ -250,7 +251,7 @@ def _gathered(parameter: nn.Parameter, size: int) -> Tensor:
     if parameter.grad is None:
         rows, values = torch.empty(0, dtype=torch.int64), parameter.new_empty(0, width)
     else:
-        own = parameter.grad.coalesce()
+        own = parameter.grad if parameter.grad.is_coalesced() else summed_rows(parameter.grad)
         rows, values = own.indices()[0], own.values()
     counts = [torch.zeros(1, dtype=torch.int64) for _ in range(size)]
     dist.all_gather(counts, torch.tensor([len(rows)]))
@@ -263,7 +264,7 @@ def _gathered(parameter: nn.Parameter, size: int) -> Tensor:
     dist.all_gather(all_values, nn.functional.pad(values, (0, 0, 0, longest - len(values))))
     indices = torch.cat([part[:length] for part, length in zip(all_rows, lengths, strict=True)])
     joined = torch.cat([part[:length] for part, length in zip(all_values, lengths, strict=True)])
-    return torch.sparse_coo_tensor(indices.unsqueeze(0), joined, parameter.shape, check_invariants=False).coalesce()
+    return summed_rows(torch.sparse_coo_tensor(indices.unsqueeze(0), joined, parameter.shape, check_invariants=False))
 
 
 def _state_name(rank: int) -> str:

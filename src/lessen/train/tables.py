@@ -9,7 +9,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.adam import adam
 
 
 class TouchedRows(torch.optim.Optimizer):
@@ -37,8 +39,25 @@ def touched(table: Tensor) -> tuple[Tensor, Tensor]:
     if not gradient.is_sparse:
         return torch.arange(len(table), device=table.device), gradient
     if not gradient.is_coalesced():
-        table.grad = gradient = gradient.coalesce()
+        table.grad = gradient = summed_rows(gradient)
     return gradient._indices()[0], gradient._values()
+
+
+def summed_rows(gradient: Tensor) -> Tensor:
+    """Return a sparse gradient [rows, d] coalesced: each row once, in order, its values summed in batch order.
+
+    The same as `Tensor.coalesce`, several times faster on the CPU: row numbers are sorted as int32, and the values are
+    summed by the vectorised kernel of `embedding_bag`.
+    """
+    rows, values = gradient._indices()[0], gradient._values()
+    if not len(rows):
+        return gradient.coalesce()
+    small = rows.int() if len(gradient) <= torch.iinfo(torch.int32).max else rows
+    ordered, order = torch.sort(small, stable=True)
+    starts = torch.cat([ordered.new_ones(1, dtype=torch.bool), ordered[1:] != ordered[:-1]]).nonzero().squeeze(1)
+    summed = F.embedding_bag(order, values, starts, mode="sum")
+    distinct = ordered[starts].long().unsqueeze(0)
+    return torch.sparse_coo_tensor(distinct, summed, gradient.shape, check_invariants=False, is_coalesced=True)
 
 
 def move(table: Tensor, rows: Tensor, direction: Tensor, scale: float) -> None:
@@ -58,27 +77,39 @@ class LazyAdam(TouchedRows):
         self, tables: Iterable[Tensor], lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
     ) -> None:
         super().__init__(tables, {"lr": lr, "betas": betas, "eps": eps})
+        self.room: dict[tuple[int, str], Tensor] = {}
+        """Memory for gathered rows, kept from step to step: asking for it anew costs more than filling it."""
 
     def update(self, table: Tensor, rows: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         """Apply one Adam step to the rows."""
         state = self.state[table]
         if not state:
-            # both moments side by side: one gather and one scatter a step; last is float as load_state_dict casts it
-            state["moments"] = torch.zeros(len(table), 2 * table.shape[1], dtype=table.dtype, device=table.device)
+            state["first"], state["second"] = torch.zeros_like(table), torch.zeros_like(table)
+            # float, because load_state_dict casts it
             state["last"] = torch.zeros(len(table), dtype=table.dtype, device=table.device)
-            state["step"] = torch.zeros(())
-        state["step"] += 1
-        step, width = float(state["step"]), table.shape[1]
+            state["step"] = torch.zeros((), device=table.device)
         beta1, beta2 = group["betas"]
-        missed = (step - state["last"].index_select(0, rows)).unsqueeze(1)
-        moments = state["moments"].index_select(0, rows)
-        first, second = moments[:, :width], moments[:, width:]
-        first.mul_(torch.pow(beta1, missed)).add_(gradient, alpha=1 - beta1)
-        second.mul_(torch.pow(beta2, missed)).addcmul_(gradient, gradient, value=1 - beta2)
-        state["moments"].index_copy_(0, rows, moments)
-        state["last"].index_fill_(0, rows, step)
-        denominator = (second / (1 - beta2**step)).sqrt_().add_(group["eps"])
-        move(table, rows, first / denominator, -group["lr"] / (1 - beta1**step))
+        # of the k steps since the row was touched, Adam itself does the last one's decay
+        missed = (state["step"] - state["last"].index_select(0, rows)).unsqueeze(1)
+        values = self.gather("values", table, rows)
+        first, second = (self.gather(name, state[name], rows) for name in ("first", "second"))
+        first.mul_(torch.pow(beta1, missed))
+        second.mul_(torch.pow(beta2, missed))
+        adam(
+            [values], [gradient], [first], [second], [], [state["step"]], fused=table.device.type in ("cpu", "cuda"),
+            amsgrad=False, beta1=beta1, beta2=beta2, lr=group["lr"], weight_decay=0.0, eps=group["eps"], maximize=False,
+        )  # fmt: skip
+        for part, moved in ((table, values), (state["first"], first), (state["second"], second)):
+            part.index_copy_(0, rows, moved)
+        state["last"].index_fill_(0, rows, float(state["step"]))
+
+    def gather(self, name: str, part: Tensor, rows: Tensor) -> Tensor:
+        """Return `part[rows]` [n, d] in memory that the next step uses again."""
+        key = (id(part), name)
+        known = self.room.get(key)
+        if known is None or len(known) < len(rows):
+            self.room[key] = known = part.new_empty(len(rows) + len(rows) // 4, *part.shape[1:])
+        return torch.index_select(part, 0, rows, out=known[: len(rows)])
 
 
 class RowwiseAdagrad(TouchedRows):

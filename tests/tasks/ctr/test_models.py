@@ -411,3 +411,62 @@ def test_fgcnn_without_layers_is_ipnn_and_even_kernels_are_refused() -> None:
         FGCNN(LAYOUT, kernel=4)
     shared = FGCNN(LAYOUT, dim=DIM, share_tables=True)
     assert sum(isinstance(m, nn.Embedding) for m in shared.modules()) == 1
+
+
+# -- variants that BARS ran -----------------------------------------------------------------------------------------
+def test_autoint_with_first_order_weights_is_autoint_plus_their_sum() -> None:
+    narrow, wide = (build(name, width=6, wide=w) for name, w in (("autoint", False), ("autoint", True)))
+    narrow.attention, narrow.output = wide.attention, wide.output
+    narrow.vectors.table.weight.data = wide.vectors.table.weight.data[:, :-1]
+    narrow.vectors.values.data = wide.vectors.values.data[:, :-1]
+    first = torch.stack([sum(v[-1] for v in row) for row in fields_of(wide.vectors, inputs())])  # type: ignore[arg-type]
+    assert torch.allclose(wide(**inputs()), narrow(**inputs()) + first)
+
+
+def test_attention_without_residual_and_with_dropout() -> None:
+    model, x = build("autoint", width=6, residual=False, layer_norm=False, attention_dropout=0.5), torch.randn(2, 5, 4)
+    layer = model.attention[0]
+    kept = layer.double()(x.double())
+    assert layer.residual is None
+    nn.init.zeros_(layer.values.weight)
+    assert torch.equal(layer(x.double()), torch.zeros_like(kept))
+    model.train()
+    assert not torch.equal(model.attention[1](kept), model.attention[1](kept))
+
+
+def test_dlrm_cat_sees_the_vectors_themselves() -> None:
+    model, batch = build("dlrm", interaction="cat", bottom_dropout=0.3, **SMALL), inputs()
+    assert [type(layer) for layer in model.bottom] == [
+        nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout, nn.Linear, nn.ReLU,
+    ]  # fmt: skip
+    rows = zip(fields_of(model.vectors, batch), batch["numeric"], strict=True)
+    expected = [perceptron(model.top, torch.cat([perceptron(model.bottom, n), *row])) for row, n in rows]
+    assert torch.allclose(model(**batch), torch.stack(expected)[:, 0])
+
+
+def test_finalmlp_gate_from_numbers_and_ids_and_streams_of_their_own() -> None:
+    model = build(
+        "finalmlp", hidden1=(8,), hidden2=(6,), heads=2, context1=("price", "user"), dropout=0.4, dropout2=0.1,
+        batch_norm2=False,
+    )  # fmt: skip
+    assert [type(layer).__name__ for layer in model.stream2] == ["Linear", "ReLU", "Dropout"]
+    assert (model.stream1[-1].p, model.stream2[-1].p) == (0.4, 0.1)
+    batch = inputs()
+    for gate, ids, numbers in zip(model.gate1(**batch), batch["ids"].tolist(), batch["numeric"], strict=True):
+        context = torch.cat([model.gate1.table.weight[ids[0]], numbers[0] * model.gate1.values[0]])
+        assert torch.allclose(gate, 2 * torch.sigmoid(perceptron(model.gate1.layers, context)))
+
+
+def test_finalmlp_without_gates_is_one_with_open_gates() -> None:
+    arguments = {"hidden1": (8,), "hidden2": (6,), "heads": 2}
+    plain_, gated = build("finalmlp", gates=False, **arguments), build("finalmlp", **arguments)
+    gated.load_state_dict(plain_.state_dict(), strict=False)
+    assert torch.allclose(
+        gated(**inputs()), plain_(**inputs())
+    )  # the constant of an untrained gate is 0: 2 sigmoid = 1
+
+
+def test_fgcnn_without_batch_norm_in_its_convolutions() -> None:
+    model = build("fgcnn", channels=(2, 3), convolution_batch_norm=False, **SMALL)
+    assert [type(layer) for layer in model.convolutions[0]] == [nn.Conv2d, nn.Tanh, nn.MaxPool2d]
+    assert model(**inputs()).shape == (6,)

@@ -36,6 +36,7 @@ class FieldVectors(nn.Module):
         self.values = nn.Parameter(torch.randn(len(layout.numeric), dim) * std) if layout.numeric else None
         self.count = len(layout.fields) + len(layout.numeric)
         self.widths, self.pooled = _sections(layout)
+        self.plain = self.values is None and not any(self.pooled)
 
     def forward(self, ids: Tensor, numeric: Tensor | None = None) -> Tensor:
         """Return [B, fields, d] float32 for `ids` [B, columns] int32 and `numeric` [B, n] float32."""
@@ -43,6 +44,8 @@ class FieldVectors(nn.Module):
 
     def combine(self, gathered: Tensor, ids: Tensor, numeric: Tensor | None = None) -> Tensor:
         """Return [B, fields, d] for table rows that are already gathered, [B, columns, d]."""
+        if self.plain:
+            return gathered
         # split, not index: its backward is one concatenation
         rows = torch.split(gathered, self.widths, dim=1)
         masks = torch.split(ids > 0, self.widths, dim=1)
@@ -82,7 +85,9 @@ def split_first_order(rows: Tensor) -> tuple[Tensor, Tensor]:
 
     The first-order weight of an id is the last column of its table row: one gather serves both.
     """
-    return rows[..., :-1], rows[..., -1].sum(dim=1)
+    # split, not index: its backward is one concatenation
+    vectors, first = torch.split(rows, [rows.shape[-1] - 1, 1], dim=-1)
+    return vectors, first.sum(dim=(1, 2))
 
 
 def mlp(

@@ -80,7 +80,9 @@ def encode(
     rule, sources = _rule(split, fractions, seed, files, validation, test)
     with interruptible(), Reporting() as log:
         dataset = encode_logs(sources, load_schema(schema), out, rule, log)
-    fields = [(f.name, f.kind, f"{dataset.layout.segment(f.name).rows:,}") for f in dataset.layout.fields]
+    fields: list[tuple[str, str, str]] = [
+        (f.name, f.kind, f"{dataset.layout.segment(f.name).rows:,}") for f in dataset.layout.fields
+    ]
     fields += [(name, "numeric", "") for name in dataset.layout.numeric]
     total = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     if as_json:

@@ -162,8 +162,9 @@ def combined(parts: list[Rows]) -> Rows:
 
 def merged(runs: list[Rows], block: int) -> Iterator[Rows]:
     """Merge sorted runs: between two cuts no run holds more than `block` rows, so that a block is what memory holds."""
-    cuts = np.concatenate([run[block::block][["group", "score"]] for run in runs]) if runs else np.empty(0)
-    cuts = np.unique(cuts)
+    if not runs:
+        return
+    cuts = np.unique(np.concatenate([run[block::block][["group", "score"]] for run in runs]))
     places = [[0, *_positions(run, cuts), len(run)] for run in runs]
     for number in range(len(cuts) + 1):
         parts = [np.asarray(run[p[number] : p[number + 1]]) for run, p in zip(runs, places, strict=True)]

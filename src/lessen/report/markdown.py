@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lessen.frontier import Frontier
-from lessen.report import content, words
+from lessen.report import calibration, content, words
 
 
 def markdown(frontier: Frontier) -> str:
@@ -28,6 +28,7 @@ def context(frontier: Frontier) -> dict[str, Any]:
     """Return what both layouts show."""
     rows = content.trade_rows(frontier)
     baseline_metrics, baselines = content.baseline_rows(frontier)
+    calibrated = calibration.calibrations(frontier)
     return {
         "title": f"{' + '.join(study.name for study in frontier.studies)}: quality against cost",
         "headline": words.headline(frontier),
@@ -43,6 +44,9 @@ def context(frontier: Frontier) -> dict[str, Any]:
         "noise": content.noise_rows(frontier),
         "baseline_metrics": baseline_metrics,
         "baselines": baselines,
+        "calibration": calibration.ratio_rows(calibrated),
+        "calibration_bins": calibration.bin_rows(calibrated),
+        "calibration_curves": calibration.drawing(calibrated) if calibrated else None,
         "environment": content.environment_rows(frontier),
     }
 

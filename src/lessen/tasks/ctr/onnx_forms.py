@@ -162,6 +162,8 @@ class HashedRows(nn.Module):
 class ComposedRows(nn.Module):
     """A quotient-remainder table without the check of the ids, which onnxruntime makes itself."""
 
+    starts: Tensor
+    shared: Tensor
     first: Tensor
     second: Tensor
 
@@ -237,6 +239,7 @@ class MixedWidthRows(nn.Module):
     """A table of several widths: each width is read for all ids, and the one that is theirs is kept."""
 
     where: Tensor
+    starts: Tensor
 
     def __init__(self, table: MixedWidthEmbedding) -> None:
         super().__init__()
@@ -287,7 +290,9 @@ FORMS: dict[str, Callable[[Any], nn.Module]] = {
 # -- operators that the exporter lacks -----------------------------------------------------------------------------
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Return the ONNX of torch operators that the exporter does not know. Needs onnxscript."""
-    from onnxscript import opset20 as op
+    from onnxscript import opset20
+
+    op: Any = opset20  # the functions below are traced, not run: their arguments are values of the graph
 
     def bucketize(values: Any, boundaries: Any, out_int32: bool = False, right: bool = False) -> Any:
         """Count the boundaries below (or at) each value: there is one a field, so that a search would not pay."""

@@ -5,6 +5,7 @@ Both take the sparse gradients that `nn.Embedding(sparse=True)` makes: row numbe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -93,8 +94,9 @@ class LazyAdam(TouchedRows):
         missed = (state["step"] - state["last"].index_select(0, rows)).unsqueeze(1)
         values = self.gather("values", table, rows)
         first, second = (self.gather(name, state[name], rows) for name in ("first", "second"))
-        first.mul_(torch.pow(beta1, missed))
-        second.mul_(torch.pow(beta2, missed))
+        # beta^missed; exp is several times faster than pow
+        first.mul_((missed * math.log(beta1)).exp_())
+        second.mul_((missed * math.log(beta2)).exp_())
         adam(
             [values], [gradient], [first], [second], [], [state["step"]], fused=table.device.type in ("cpu", "cuda"),
             amsgrad=False, beta1=beta1, beta2=beta2, lr=group["lr"], weight_decay=0.0, eps=group["eps"], maximize=False,

@@ -22,6 +22,7 @@ import json, sys
 from pathlib import Path
 import torch
 from torch import nn
+from lessen.errors import EnvironmentFault
 from lessen.train.fit import FitSettings, fit
 from lessen.train.parallel import group
 
@@ -61,17 +62,23 @@ def train(ranks, updates, epochs, checkpoint=None):
     assert type(model.deep[1]) is nn.BatchNorm1d
     return model, done
 
-with group() as ranks:
-    notes = {}
-    for updates in ("dense", "lazy-adam", "rowwise-adagrad"):
-        del calls[:]
-        model, done = train(ranks, updates, 3)
-        torch.save(dict(model.state_dict()), out / f"{updates}-{ranks.size}-{ranks.rank}.pt")
-        notes[updates] = {"calls": len(calls), "score": done.best_score, "loss": [h["loss"] for h in done.history]}
-    for epochs in (1, 3):
-        model, _ = train(ranks, "lazy-adam", epochs, out / f"state{ranks.size}")
-    torch.save(dict(model.state_dict()), out / f"resumed-{ranks.size}-{ranks.rank}.pt")
-    (out / f"notes-{ranks.size}-{ranks.rank}.json").write_text(json.dumps(notes))
+try:
+    with group() as ranks:
+        notes = {}
+        for updates in ("dense", "lazy-adam", "rowwise-adagrad"):
+            del calls[:]
+            model, done = train(ranks, updates, 3)
+            torch.save(dict(model.state_dict()), out / f"{updates}-{ranks.size}-{ranks.rank}.pt")
+            notes[updates] = {"calls": len(calls), "score": done.best_score, "loss": [h["loss"] for h in done.history]}
+        for epochs in (1, 3):
+            model, _ = train(ranks, "lazy-adam", epochs, out / f"state{ranks.size}")
+        torch.save(dict(model.state_dict()), out / f"resumed-{ranks.size}-{ranks.rank}.pt")
+        (out / f"notes-{ranks.size}-{ranks.rank}.json").write_text(json.dumps(notes))
+        if ranks.size == 2 and ranks.first:
+            raise SystemExit(0)  # leaves while the other still waits
+        ranks.wait()
+except EnvironmentFault as error:
+    (out / "left-alone").write_text(str(error))
 """
 
 
@@ -122,6 +129,10 @@ def test_a_stopped_pair_resumes_exactly(runs: Path) -> None:
     for name in ("1-0", "2-0", "2-1"):
         whole, parts = _weights(runs / f"lazy-adam-{name}.pt"), _weights(runs / f"resumed-{name}.pt")
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_a_process_that_is_left_alone_says_so(runs: Path) -> None:
+    assert (runs / "left-alone").read_text() == ("process 1 of 2: another process stopped; its own message says why")
 
 
 def _weights(path: Path) -> dict[str, torch.Tensor]:

@@ -20,7 +20,10 @@ def sparse(rows: list[int], values: Tensor, size: int) -> Tensor:
 def test_summed_rows_is_coalesce(rows: list[int], kind: torch.dtype) -> None:
     torch.manual_seed(0)
     gradient = torch.sparse_coo_tensor(
-        torch.tensor([rows], dtype=torch.int64), torch.randint(-4, 5, (len(rows), 3)).to(kind), (5, 3), check_invariants=True
+        torch.tensor([rows], dtype=torch.int64),
+        torch.randint(-4, 5, (len(rows), 3)).to(kind),
+        (5, 3),
+        check_invariants=True,
     )
     found, expected = summed_rows(gradient), gradient.coalesce()
     assert found.is_coalesced()

@@ -309,7 +309,7 @@ def group() -> Iterator[Group]:
 
     Raises:
         ConfigError: torchrun's variables are incomplete or contradict each other.
-        EnvironmentFault: the processes cannot reach each other.
+        EnvironmentFault: the processes cannot reach each other, or another one stopped.
     """
     size = _number("WORLD_SIZE", 1) if "WORLD_SIZE" in os.environ else 1
     if size == 1:
@@ -330,6 +330,12 @@ def group() -> Iterator[Group]:
             raise EnvironmentFault(f"process {rank} of {size} cannot meet the others at {place}: {error}") from error
     try:
         yield Group(rank, size)
+    except RuntimeError as error:
+        if "gloo" not in str(error):
+            raise
+        raise EnvironmentFault(
+            f"process {rank} of {size}: another process stopped; its own message says why"
+        ) from error
     finally:
         if joined:
             dist.destroy_process_group()

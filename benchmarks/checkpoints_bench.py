@@ -5,7 +5,7 @@
     python benchmarks/checkpoints_bench.py memory   # one checkpoint of 1.2 GB: peak memory of packing and unpacking
 
 Trains the runs of checkpoints_runs.py first if they are not in the cache. ZipNN and py7zr are used if installed.
-Sparse tables have a script of their own, checkpoints_tables.py.
+Sparse tables have a script of their own, checkpoints_ctr.py.
 What is done is kept in the cache: a benchmark that was stopped goes on, and `--one` does one unit of work and stops.
 """
 

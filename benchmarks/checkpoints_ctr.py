@@ -1,6 +1,6 @@
 """Checkpoints of a CTR model with sparse tables: what coding only touched rows saves, beside zstd and ZipNN.
 
-    python benchmarks/checkpoints_tables.py
+    python benchmarks/checkpoints_ctr.py
 
 Trains the run `ctr` of checkpoints_runs.py first if it is not in the cache. SparseAdam leaves the rows alone that no
 example of a batch names. What is done is kept in the cache; `--one` does one unit of work and stops.

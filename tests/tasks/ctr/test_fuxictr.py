@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lessen.errors import DataError
-from lessen.tasks.ctr.fuxictr import FIRST_ORDER, TABLES, import_fuxictr
+from lessen.errors import ConfigError, DataError
+from lessen.tasks.ctr.fuxictr import TABLES, import_fuxictr
+from lessen.tasks.ctr.fuxictr_weights import first_order_tables
 
 SIZES = {"user": 7, "item": 9, "hour": 5}
 DIM = 4
+FIRST_ORDER = first_order_tables("deepfm")
 
 
 def tower(prefix: str, widths: list[int], last: bool) -> dict[str, Tensor]:
@@ -125,9 +127,17 @@ def test_bad_files_are_named_in_one_line(tmp_path: Path) -> None:
     weights.write_bytes(b"not a checkpoint")
     with pytest.raises(DataError, match="as a state dict"):
         import_fuxictr(described, weights, "deepfm")
-    described.write_text('{"features": [{"p": {"type": "numeric"}}]}')
-    with pytest.raises(DataError, match="field 'p' is numeric"):
-        import_fuxictr(described, weights, "deepfm")
+    for spec, message in (
+        ('{"type": "embedding"}', "field 'p' is embedding; categorical, numeric and sequence"),
+        ('{"type": "sequence", "vocab_size": 9}', "field 'p' is sequence with no feature_encoder"),
+        ('{"type": "categorical", "vocab_size": 9, "pretrained_emb": "x.npz"}', "categorical with pretrained vectors"),
+        ('{"type": "numeric"}', "no field with ids"),
+    ):
+        described.write_text(f'{{"features": [{{"p": {spec}}}]}}')
+        with pytest.raises(DataError, match=message):
+            import_fuxictr(described, weights, "deepfm")
+    with pytest.raises(ConfigError, match="'AutoFIS' cannot be imported"):
+        import_fuxictr(described, weights, "AutoFIS")
     described.write_text("{}")
     with pytest.raises(DataError, match="no feature_map.json"):
         import_fuxictr(described, weights, "deepfm")
@@ -145,3 +155,131 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="as a state dict"):
         import_fuxictr(described, weights, "deepfm")
     assert not mark.exists()
+
+
+# -- all models, numbers and sequences in the order of the map ---------------------------------------------------------
+FIELDS: dict[str, tuple[str, int]] = {  # numbers before ids, so that the order of the map is not ours
+    "price": ("numeric", 0), "user": ("categorical", 7), "item": ("categorical", 9), "age": ("numeric", 0),
+    "hour": ("categorical", 5),
+}  # fmt: skip
+FIRST = {"lr": "lr_layer.", "fm": "fm.lr_layer.", "deepfm": "fm.lr_layer.", "xdeepfm": "lr_layer."}
+TOWERS = {"dnn": "mlp.mlp.", "ipnn": "dnn.mlp.", "deepfm": "mlp.mlp.", "dcn": "dnn.mlp.", "dcnv2": "parallel_dnn.mlp.",
+          "xdeepfm": "dnn.mlp."}  # fmt: skip
+
+
+def random_checkpoint(folder: Path, model: str, sequence: bool) -> tuple[Path, Path, dict[str, Tensor], list[str]]:
+    """Write a checkpoint with the names and shapes of FuxiCTR; a sequence shares the table of `item`."""
+    torch.manual_seed(0)
+    names = [*FIELDS, "history"] if sequence else list(FIELDS)
+    width, state = DIM * len(names), {}
+    for prefix, dim in ((TABLES, DIM), *(((first_order_tables(model), 1),) if model in FIRST else ())):
+        for name, (kind, size) in FIELDS.items():
+            key = f"{prefix}{name}.weight"
+            state[key] = torch.randn(dim, 1) if kind == "numeric" else torch.randn(size, dim)
+            if kind == "categorical":
+                state[key][0] = 0.0
+    if sequence:
+        state[f"{TABLES}history.weight"] = state[f"{TABLES}item.weight"]
+    pairs = len(names) * (len(names) - 1) // 2 if model == "ipnn" else 0
+    if model in TOWERS:
+        last = model not in ("dcn", "dcnv2")
+        state |= tower(TOWERS[model], [width + pairs, 8, 6, *([1] if last else [])], last=last)
+    if model in ("lr", "fm", "deepfm"):
+        state[f"{FIRST[model]}bias"] = torch.randn(1)
+    for layer in range(2):
+        if model == "dcn":
+            state |= {f"crossnet.cross_net.{layer}.weight.weight": torch.randn(1, width) / 4,
+                      f"crossnet.cross_net.{layer}.bias": torch.randn(width)}  # fmt: skip
+        elif model == "dcnv2":
+            state |= {f"crossnet.cross_layers.{layer}.weight": torch.randn(width, width) / 4,
+                      f"crossnet.cross_layers.{layer}.bias": torch.randn(width)}  # fmt: skip
+        elif model == "xdeepfm":
+            maps, below = (5, 3)[layer], (len(names), 5)[layer]
+            state |= {f"cin.cin_layer.layer_{layer + 1}.weight": torch.randn(maps, len(names) * below, 1) / 4,
+                      f"cin.cin_layer.layer_{layer + 1}.bias": torch.randn(maps)}  # fmt: skip
+    if model == "xdeepfm":
+        state |= {"cin.fc.weight": torch.randn(1, 8), "cin.fc.bias": torch.randn(1)}
+    if model in ("dcn", "dcnv2"):
+        state |= {"fc.weight": torch.randn(1, width + 6), "fc.bias": torch.randn(1)}
+    features: list[dict[str, dict[str, object]]] = [
+        {name: {"type": kind, "vocab_size": size} if size else {"type": kind}} for name, (kind, size) in FIELDS.items()
+    ]
+    if sequence:
+        shared = {"vocab_size": 9, "max_len": 3, "share_embedding": "item"}
+        features.append({"history": {"type": "sequence", "feature_encoder": "layers.MaskedAveragePooling()", **shared}})
+    (folder / "feature_map.json").write_text(json.dumps({"features": features}))
+    torch.save(state, folder / "x.model")
+    return folder / "feature_map.json", folder / "x.model", state, names
+
+
+def embedded(state: dict[str, Tensor], prefix: str, names: list[str], given: dict[str, Tensor]) -> Tensor:
+    """Return [B, fields, d] in the order of the map."""
+    parts = []
+    for name in names:
+        weight = state[f"{prefix}{name}.weight"]
+        if name == "history":
+            rows, mask = weight[given[name]], (given[name] > 0).float()
+            parts.append(rows.sum(1) / mask.sum(1, keepdim=True).clamp(min=1))
+        else:
+            parts.append(given[name][:, None] * weight[:, 0] if FIELDS[name][0] == "numeric" else weight[given[name]])
+    return torch.stack(parts, 1)
+
+
+def expected_logits(model: str, state: dict[str, Tensor], names: list[str], given: dict[str, Tensor]) -> Tensor:
+    e = embedded(state, TABLES, names, given) if model != "lr" else torch.zeros(len(given["user"]), 1, 1)
+    x0, logit = e.flatten(1), torch.zeros(len(e))
+    if model in FIRST:
+        logit = logit + embedded(state, first_order_tables(model), names, given).sum((1, 2))
+        logit = logit + state.get(f"{FIRST[model]}bias", torch.zeros(1))
+    if model in ("fm", "deepfm"):
+        logit = logit + (torch.einsum("bid,bjd->bij", e, e).triu(1)).sum((1, 2))
+    if model == "ipnn":
+        upper = torch.triu(torch.ones(len(names), len(names)), 1).bool()
+        x0 = torch.cat([x0, torch.einsum("bid,bjd->bij", e, e)[:, upper]], 1)
+    deep = run_tower(state, TOWERS[model], x0) if model in TOWERS else None
+    if model in ("dcn", "dcnv2"):
+        x = x0
+        for n in range(2):
+            if model == "dcn":
+                x = (
+                    x
+                    + x0 * (x @ state[f"crossnet.cross_net.{n}.weight.weight"].T)
+                    + state[f"crossnet.cross_net.{n}.bias"]
+                )
+            else:
+                key = f"crossnet.cross_layers.{n}."
+                x = x + x0 * (x @ state[f"{key}weight"].T + state[f"{key}bias"])
+        return (torch.cat([x, deep], 1) @ state["fc.weight"].T + state["fc.bias"])[:, 0]  # type: ignore[list-item]
+    if model == "xdeepfm":
+        x, pooled = e, []
+        for n in (1, 2):
+            key = f"cin.cin_layer.layer_{n}."
+            outer = torch.einsum("bhd,bmd->bhmd", e, x).flatten(1, 2)
+            x = torch.einsum("oc,bcd->bod", state[f"{key}weight"][..., 0], outer) + state[f"{key}bias"][:, None]
+            pooled.append(x.sum(2))
+        logit = logit + (torch.cat(pooled, 1) @ state["cin.fc.weight"].T + state["cin.fc.bias"])[:, 0]
+    return logit if deep is None else logit + deep[:, 0]
+
+
+CASES = [(name, False) for name in (*FIRST, "dnn", "ipnn", "dcn", "dcnv2")]
+CASES += [(name, True) for name in ("dnn", "ipnn", "dcn", "dcnv2")]
+
+
+@pytest.mark.parametrize(("model", "sequence"), CASES)
+def test_numbers_and_sequences_in_any_order_give_fuxictrs_logits(model: str, sequence: bool, tmp_path: Path) -> None:
+    described, weights, state, names = random_checkpoint(tmp_path, model, sequence)
+    found = import_fuxictr(described, weights, model)
+    given = {**batch(), "price": torch.rand(40), "age": torch.randn(40)}
+    if sequence:
+        given["history"] = torch.randint(0, 9, (40, 3))
+        given["history"][0] = 0
+    expected = expected_logits(model, state, names, given)
+    got = found.model(**found.inputs(given))
+    assert torch.allclose(got, expected, atol=1e-3, rtol=1e-4)
+    assert len({segment.name for segment in found.layout.segments}) == 3  # the sequence has no table of its own
+
+
+def test_a_sequence_with_first_order_weights_is_refused(tmp_path: Path) -> None:
+    described, weights, _, _ = random_checkpoint(tmp_path, "dnn", True)
+    with pytest.raises(DataError, match=r"'history' is a sequence, whose first-order weights deepfm adds up"):
+        import_fuxictr(described, weights, "deepfm")

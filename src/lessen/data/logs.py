@@ -168,17 +168,24 @@ def _parse(path: Path, block: bytes, separator: str, names: list[str] | None, li
 
 
 def _check_ragged(path: Path, block: bytes, separator: str, columns: int, line: int) -> None:
-    """Raise DataError naming the first line whose number of cells is wrong; blocks with quotes are left to polars."""
-    if b'"' in block:
-        return
+    """Raise DataError naming the first line whose number of cells is wrong.
+
+    Separators and newlines inside quotes belong to a cell; a doubled quote opens and closes at once.
+    """
     letters = np.frombuffer(block + b"\n", dtype=np.uint8)
-    ends = np.flatnonzero(letters == 10)
-    cells = np.diff(np.searchsorted(np.flatnonzero(letters == ord(separator)), ends), prepend=0) + 1
+    newline, cut = letters == ord("\n"), letters == ord(separator)
+    ends = newline
+    if b'"' in block:
+        outside = np.cumsum(letters == ord('"'), dtype=np.uint8) % 2 == 0  # the sum may wrap: its parity does not
+        ends, cut = newline & outside, cut & outside
+    last = np.flatnonzero(ends)
+    cells = np.diff(np.searchsorted(np.flatnonzero(cut), last), prepend=0) + 1
     bad = np.flatnonzero(cells != columns)
     if len(bad):
         row = int(bad[0])
+        before = int(newline[: last[row - 1] + 1].sum()) if row else 0  # lines, not records: cells may hold newlines
         raise DataError(
-            f"{path}, line {line + row}: {int(cells[row])} cells where {columns} are expected; "
+            f"{path}, line {line + before}: {int(cells[row])} cells where {columns} are expected; "
             f"repair the line or check the separator {separator!r}"
         )
 

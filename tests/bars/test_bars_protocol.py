@@ -14,7 +14,8 @@ from lessen.bars import RunSettings, load_recipe, read_result, run_bars
 from lessen.bars.datasets import DATASETS, SPLITS, checked_files, data_of
 from lessen.bars.protocol import BarsClicks
 from lessen.data.folder import Dataset
-from lessen.errors import DataError
+from lessen.errors import DataError, OutputError
+from lessen.log import Log
 
 from .tiny import ROWS, write
 
@@ -116,6 +117,35 @@ def test_a_bad_hour_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"valid.csv, line 8, column 'hour': not of the form YYMMDDHH"):
         run_bars(load_recipe("Avazu_x4", "lr"), tmp_path / "out", folder, QUICK)
     assert not list((tmp_path / "out").glob("data*"))
+
+
+class _Stop(Log):
+    """Stops the training after its second epoch, as Ctrl-C would."""
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        if what == "training" and done == 2:
+            raise KeyboardInterrupt
+
+
+def test_a_stopped_run_continues_to_the_same_result(tmp_path: Path) -> None:
+    recipe, files = load_recipe("Frappe_x1", "dnn"), write("Frappe_x1", tmp_path / "files")
+    settings = RunSettings(epochs=4, own_split=True)
+    with pytest.raises(KeyboardInterrupt):
+        run_bars(recipe, tmp_path / "out", files, settings, _Stop())
+    assert (tmp_path / "out" / "Frappe_x1_dnn_2021.checkpoint").exists()
+    stopped = read_result(run_bars(recipe, tmp_path / "out", files, settings))
+    whole = read_result(run_bars(recipe, tmp_path / "whole", files, settings))
+    for key in ("test", "validation", "epochs", "best_epoch"):
+        assert stopped[key] == whole[key]
+
+
+def test_times_of_other_files_are_not_used_again(tmp_path: Path) -> None:
+    recipe = load_recipe("Avazu_x4", "lr")
+    run_bars(recipe, tmp_path / "out", write("Avazu_x4", tmp_path / "files"), QUICK)
+    write("Avazu_x4", tmp_path / "files", seed=1)
+    settings = RunSettings(seed=1, epochs=1, own_split=True)
+    with pytest.raises(OutputError, match="was made from other files; remove it or choose another --out"):
+        run_bars(recipe, tmp_path / "out", tmp_path / "files", settings)
 
 
 def test_what_is_no_result_is_refused(tmp_path: Path) -> None:

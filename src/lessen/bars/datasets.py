@@ -16,13 +16,14 @@ from lessen.data.archives import verify
 from lessen.data.catalogue import ARCHIVES
 from lessen.data.logs import header_names, read_blocks
 from lessen.data.schema import FieldSchema, Schema
-from lessen.errors import DataError
-from lessen.files import atomic_folder
+from lessen.errors import DataError, OutputError
+from lessen.files import atomic_folder, dump_json, sha256
 
 SPLITS = {"train": "train.csv", "validation": "valid.csv", "test": "test.csv"}
 INTEGERS = tuple(f"I{i}" for i in range(1, 14))
 CODES = tuple(f"C{i}" for i in range(1, 27))
 HEADER_BYTES = 1 << 16
+ORIGIN = "sources.json"
 
 
 @dataclass(frozen=True)
@@ -130,14 +131,18 @@ def derived(paths: Mapping[str, Path], folder: Path) -> dict[str, Path]:
 
     Raises:
         DataError: an `hour` is not of the form YYMMDDHH.
+        OutputError: `folder` was made from other files.
     """
-    target = {split: folder / f"{split}.parquet" for split in paths}
+    origin = dump_json({split: sha256(path) for split, path in paths.items()})
     if not folder.exists():
         with atomic_folder(folder) as made:
             for split, path in paths.items():
                 _with_times(path).sink_parquet(made / f"{split}.parquet")
                 _check_times(path, made / f"{split}.parquet")
-    return target
+            (made / ORIGIN).write_text(origin)
+    elif not (folder / ORIGIN).is_file() or (folder / ORIGIN).read_text() != origin:
+        raise OutputError(f"{folder} was made from other files; remove it or choose another --out")
+    return {split: folder / f"{split}.parquet" for split in paths}
 
 
 def _with_times(path: Path) -> pl.LazyFrame:

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO
 
@@ -105,7 +106,7 @@ def _download(archive: Archive, path: Path, log: Log) -> None:
             while piece := answer.read(PIECE):
                 handle.write(piece)
                 log.progress(f"downloading {archive.name}", handle.tell(), max(total, handle.tell()))
-    except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError) as error:
+    except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise DataError(f"cannot download {archive.name} ({reason}); {by_hand(archive)}") from error
 

@@ -218,7 +218,9 @@ class AdaptiveLowPrecisionTables(TrainedQuantizer):
     any time. Stored in torch's row-wise layout, whose operators serve it; its 8 bit rows spend 4 bytes on a bias that
     the symmetric grid would not need. Differences: rows move by one root mean square a row in place of Adam, whose
     two moments for every value would cost twice the float32 table; table penalties reach the rows of the batch only;
-    from a given model rows start at its weights.
+    from a given model rows start at its weights. Measured on MovieLens at equal training: 8 bits cost no AUC, 4 bits
+    cost 0.011, because on so coarse a grid random rounding outweighs what a step learns. Where a float table fits in
+    memory while training, `emb-lsq` is the better choice below 8 bits.
     """
 
     card = Card(

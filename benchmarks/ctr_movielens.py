@@ -115,6 +115,7 @@ def main() -> None:
         for seed in options.seeds:
             for model in options.models:
                 train(options.out, model, seed)
+        return
     rows = rows_of(options.out)
     text = markdown(rows)
     print(text)

@@ -16,7 +16,7 @@ from study_tools import IMPOSSIBLE, TEXT, write
 
 ONE = TEXT.replace("[0, 1]", "[0]") + IMPOSSIBLE
 VERBS = (
-    "demo", "run", "report", "compress", "profile", "verify", "export", "rank", "generate", "methods", "tasks",
+    "demo", "run", "report", "compress", "profile", "verify", "export", "renumber", "rank", "generate", "methods", "tasks",
     "data list", "data get", "data infer", "data encode", "checkpoint pack", "checkpoint unpack", "checkpoint ls",
     "checkpoint verify", "checkpoint prune", "checkpoint prove", "tokens show", "new-method", "doctor", "version",
 )  # fmt: skip
@@ -116,7 +116,7 @@ def test_profile_shows_modules_and_forecasts(capsys, out):
     forecast = {one["method"]: one for one in found["forecasts"]}
     assert forecast["emb-half"]["bytes"] < found["total_bytes"]
     assert forecast["emb-hash"]["bytes"] is None
-    assert "retrains" in forecast["emb-hash"]["remark"]
+    assert "found nothing to act on" in forecast["emb-hash"]["remark"]  # its fields are smaller than min_rows
     small = as_json(capsys, "profile", out / "artifacts" / "int8-0")
     assert small["total_bytes"] < found["total_bytes"]
     assert "emb-half" in execute(capsys, "profile", "--task", SYNTHETIC)[1]

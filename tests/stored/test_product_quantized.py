@@ -50,3 +50,15 @@ def test_senseless_configurations_are_refused():
             ProductQuantizedEmbedding.from_config(
                 {"num_embeddings": 5, "embedding_dim": 10, "groups": 2, "centroids": 4, **change}
             )
+
+
+@pytest.mark.parametrize(("bags", "length"), [(0, 3), (5, 1), (4000, 7), (3, 0)])
+def test_bags_of_one_length_are_sums_of_lookups(bags, length):
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 40, (50, 3), generator=generator)
+    book = torch.randn(3, 40, 4, generator=generator)
+    made = ProductQuantizedEmbedding.from_codes(TableShape(50, 10, mode="sum"), codes, book)
+    ids = torch.randint(0, 50, (bags, length), generator=generator)
+    assert torch.allclose(made(ids), made.lookup(ids).sum(dim=1), atol=1e-5)
+    made(ids).sum().backward()
+    assert bool(made.codebook.weight.grad.any()) == bool(ids.numel())

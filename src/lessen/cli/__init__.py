@@ -11,7 +11,20 @@ from pathlib import Path
 
 import typer
 
-from lessen.cli import author, bars, catalogue, checkpoint, export, generate, models, rank, studies, system, tokens
+from lessen.cli import (
+    author,
+    bars,
+    catalogue,
+    checkpoint,
+    export,
+    generate,
+    models,
+    rank,
+    renumber,
+    studies,
+    system,
+    tokens,
+)
 from lessen.cli.talk import say
 from lessen.errors import LessenError
 
@@ -27,7 +40,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (studies, models, export, rank, generate, catalogue, author, system):
+for group in (studies, models, export, renumber, rank, generate, catalogue, author, system):
     group.register(app)
 for family in (checkpoint, tokens, bars):
     app.add_typer(family.app)

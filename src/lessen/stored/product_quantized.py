@@ -9,10 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lessen.stored import checks
 from lessen.stored.base import stored
 from lessen.stored.embedding import StoredEmbedding, TableShape, gather_bytes, inner_table
+
+BAG_BLOCK = 8192
+"""Ids of bags that are summed at a time: their codes stay in a core's cache."""
 
 
 @stored
@@ -54,6 +58,22 @@ class ProductQuantizedEmbedding(StoredEmbedding):
         packed = gather_bytes(self.codes, ids)
         base = torch.arange(self.groups, device=ids.device, dtype=torch.int32) * self.centroids
         return unpack_codes(packed, self.bits, self.groups) + base
+
+    def forward(self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
+        """Return rows, or bags of rows when the table replaced an `nn.EmbeddingBag`."""
+        plain = self.mode == "sum" and self.padding_idx is None and not self.include_last_offset
+        if plain and ids.dim() == 2 and ids.shape[1] and offsets is None and per_sample_weights is None:
+            parts = [self._sums(part) for part in torch.split(ids, max(1, BAG_BLOCK // ids.shape[1]))]
+            return torch.cat(parts) if parts else self.codebook.weight.new_zeros(0, self.embedding_dim)
+        return super().forward(ids, offsets, per_sample_weights)
+
+    def _sums(self, ids: Tensor) -> Tensor:
+        """Return the sums of bags [n, length]: a bag of centroids for each group, so that no row is decoded."""
+        bags, length = ids.shape
+        rows = self.centroid_rows(ids.reshape(-1)).view(bags, length, self.groups)
+        turned = rows.transpose(1, 2).reshape(bags * self.groups, length)
+        sums: Tensor = functional.embedding_bag(turned, self.codebook.weight, mode="sum").view(bags, -1)
+        return sums[:, : self.embedding_dim]
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Return the decoded row of each id: [*] to float32 [*, dim]."""

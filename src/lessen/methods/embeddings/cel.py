@@ -28,12 +28,12 @@ class ClusterLearningTables(RetrainedTables):
     ids' gradients, and ids may change to the other half of their last split.
 
     Source: clustered embedding learning (CEL), WWW 2023 (arXiv 2302.01478). The authors' code was not within reach;
-    what the paper's abstract and reviews leave open is filled in as follows. Clusters of a field split
-    when their sum of gradient norms is at least half the field's mean, the largest first; gradients are summed over the steps between
-    and scaled to length one; the split keeps ids without gradient where they are. At the next round
-    an id changes to the other half of its cluster's split where its summed gradient says that the loss falls to first
-    order; later the halves are too far apart for that test. Gradient sums take a full
-    table during training (the paper's lite form buffers less). Fields of fewer than `min_rows` ids keep rows of their
+    what the paper's abstract and reviews leave open is filled in as follows. Clusters of a field split when their sum
+    of gradient norms is at least half the field's mean, the largest first; gradients are summed over the steps between
+    and scaled to length one; the split keeps ids without gradient where they are. At the next round an id changes to
+    the other half of its cluster's split where its summed gradient says that the loss falls to first order; later the
+    halves are too far apart for that test. Gradient sums take a full table during training (the paper's lite form
+    buffers less). Fields of fewer than `min_rows` ids keep rows of their
     own.
     """
 

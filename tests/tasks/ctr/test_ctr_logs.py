@@ -12,7 +12,7 @@ from lessen.data.encode import SplitRule, encode_logs
 from lessen.data.schema import FieldSchema, Schema
 from lessen.errors import ConfigError, DataError
 from lessen.measure import measure_quality
-from lessen.metrics import AUC
+from lessen.metrics import AUC, StreamedClicks
 from lessen.tasks import get_task
 from lessen.tasks.ctr.synthetic import SyntheticClicks, SyntheticOptions
 
@@ -122,3 +122,20 @@ def test_streamed_validation_equals_the_metric(folder: Path) -> None:
     task = get_task({"name": "ctr-logs", "data": str(folder), "model": "lr", "arguments": {"std": 0.5}})
     model = task.build()
     assert task.score(model) == pytest.approx(AUC(*task.predictions(model, "validation")), abs=1e-12)
+
+
+def test_a_group_in_the_schema_adds_auc_inside_groups(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    rows = [f"{generator.integers(0, 2)},a{generator.integers(0, 9)},q{n // 5}" for n in range(1500)]
+    (tmp_path / "log.csv").write_text("label,a,query\n" + "\n".join(rows))
+    kinds = {"label": "label", "a": "categorical", "query": "group"}
+    fields = tuple(FieldSchema(name=name, kind=kind) for name, kind in kinds.items())  # type: ignore[arg-type]
+    data = encode_logs([str(tmp_path / "log.csv")], Schema(fields=fields), tmp_path / "data")
+    task = get_task({"name": "ctr-logs", "data": str(tmp_path / "data"), "model": "lr", "arguments": {"std": 1.0}})
+    model = task.build()
+    stream = StreamedClicks()
+    stream.add(*task.predictions(model, "test"), np.array(data.array("test", "group")))
+    values = measure_quality(task, model, resamples=20).values
+    assert list(values) == ["auc", "logloss", "gauc"]
+    assert values["gauc"] == pytest.approx(stream.result()["gauc"], abs=1e-9)
+    assert values["auc"] != values["gauc"]

@@ -11,6 +11,7 @@ from torch import nn
 
 from lessen.data.columns import IdField, Layout
 from lessen.errors import ConfigError, EnvironmentFault, GateFailed
+from lessen.stored.bitmap_embedding import BitmapEmbedding
 from lessen.stored.block_hashed import BlockHashedEmbedding
 from lessen.stored.clustered_embedding import ClusteredEmbedding
 from lessen.stored.deep_hash import DeepHashEmbedding
@@ -29,6 +30,7 @@ from lessen.stored.quotient_remainder import QuotientRemainderEmbedding
 from lessen.stored.sparse_embedding import SparseEmbedding
 from lessen.stored.step_quantized import StepQuantizedEmbedding
 from lessen.stored.tensor_train import TensorTrainEmbedding
+from lessen.stored.tiered_embedding import TieredEmbedding
 from lessen.stored.unified_embedding import UnifiedEmbedding
 from lessen.tasks.ctr import onnx as exporter
 from lessen.tasks.ctr.models import MODELS
@@ -89,6 +91,10 @@ def compact(kind: str, table: nn.Embedding) -> StoredEmbedding:
         made = FallbackEmbedding(shape)
     elif kind == "mixed-width":
         made = MixedWidthEmbedding(shape, [2, 3, 8])
+    elif kind == "tiered":
+        tiers = TieredEmbedding(shape, 30, QuantizedEmbedding.from_dense(table, 4))
+        tiers.fill_hot(torch.arange(2, 302, 10), torch.randn(30, 8))
+        return tiers.eval()
     else:
         given: dict[str, StoredEmbedding] = {
             "int2": QuantizedEmbedding.from_dense(table, 2),
@@ -108,7 +114,8 @@ def compact(kind: str, table: nn.Embedding) -> StoredEmbedding:
             "dhe": DeepHashEmbedding(shape, [0], 16, 16, 1),
             "clusters": ClusteredEmbedding(shape, 2, 16),
             "tensor-train": TensorTrainEmbedding(shape, [0], 2),
-            "sparse": SparseEmbedding.from_dense(shape, weight),
+            "sparse": SparseEmbedding.from_dense(shape, weight * (weight.abs() > 0.4)),
+            "bitmap": BitmapEmbedding.from_dense(shape, weight, weight.abs() > 0.4),
         }
         made = given[kind]
         if hasattr(made, "reset"):
@@ -121,7 +128,7 @@ def compact(kind: str, table: nn.Embedding) -> StoredEmbedding:
 
 KINDS = [
     "int2", "int4", "fp16", "bf16", "steps", "pq", "pruned", "hash", "signed-hashes", "qr", "unified", "robe", "dhe",
-    "clusters", "low-rank", "fallback", "mixed-width", "tensor-train",
+    "clusters", "low-rank", "fallback", "mixed-width", "tensor-train", "sparse", "tiered",
 ]  # fmt: skip
 
 
@@ -188,8 +195,8 @@ def test_one_row_is_enough_to_export(tmp_path: Path) -> None:
 
 def test_a_form_that_onnx_lacks_is_refused_by_name(tmp_path: Path) -> None:
     model = model_of("dnn")
-    model.vectors.table = compact("sparse", model.vectors.table)  # type: ignore[union-attr, arg-type]
-    with pytest.raises(ConfigError, match=r"vectors.table is a sparse-embedding, which has no ONNX form; .*quantized"):
+    model.vectors.table = compact("bitmap", model.vectors.table)  # type: ignore[union-attr, arg-type]
+    with pytest.raises(ConfigError, match=r"vectors.table is a bitmap-embedding, which has no ONNX form; .*quantized"):
         export_onnx(model, inputs(), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 

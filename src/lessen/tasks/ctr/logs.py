@@ -16,7 +16,7 @@ from lessen.data.columns import Batch
 from lessen.data.folder import Dataset
 from lessen.errors import ConfigError, NonFiniteError, TaskError, nearest
 from lessen.log import SILENT, Log
-from lessen.metrics import StreamedClicks
+from lessen.metrics import GroupAreaUnderCurve, Metric, StreamedClicks
 from lessen.task import Split, TaskOptions
 from lessen.tasks.ctr.base import EVALUATION_BATCH, ClickTask
 from lessen.tasks.ctr.models import MODELS, ModelName
@@ -46,7 +46,7 @@ class LogClicks(ClickTask):
     """An encoded data set as a task; batches are read from disk, so that memory holds one window of rows.
 
     Where the schema has a weight, labels are [B, 2] and it weighs the training loss and every metric; `baselines` are
-    fitted and judged without it.
+    fitted and judged without it. Where it has a group, AUC inside groups is a further metric of the test split.
 
     Raises:
         DataError: the folder is no whole data set.
@@ -67,6 +67,17 @@ class LogClicks(ClickTask):
         arguments = {"dim": options.dim, "std": 1e-4, **options.arguments}
         _check_arguments(options.model, arguments)
         super().__init__(options.model, self.dataset.layout, {}, arguments)
+        self.metrics = {**ClickTask.metrics, **self._group_metric()}
+
+    def _group_metric(self) -> dict[str, Metric]:
+        """Return gAUC where the schema has a group and some group of the test split holds both classes."""
+        if not self.dataset.schema.of_kind("group") or not self.dataset.rows["test"]:
+            return {}
+        groups, labels = (np.array(self.dataset.array("test", name)) for name in ("group", "label"))
+        _, place = np.unique(groups, return_inverse=True)
+        positives, count = np.bincount(place, labels), np.bincount(place)
+        mixed = bool(((positives > 0) & (positives < count)).any())
+        return {"gauc": GroupAreaUnderCurve(groups)} if mixed else {}
 
     def batches(self, split: Split, seed: int = 0) -> Iterable[Batch]:
         """Yield `({"ids": int32 [B, columns], ...}, label float32 [B] or [B, 2])`; train is shuffled by `seed`."""

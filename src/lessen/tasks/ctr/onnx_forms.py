@@ -29,7 +29,9 @@ from lessen.stored.partly_exact import Places
 from lessen.stored.product_quantized import ProductQuantizedEmbedding
 from lessen.stored.quantized_embedding import QuantizedEmbedding
 from lessen.stored.quotient_remainder import QuotientRemainderEmbedding
+from lessen.stored.sparse_embedding import SparseEmbedding
 from lessen.stored.step_quantized import StepQuantizedEmbedding
+from lessen.stored.tiered_embedding import TieredEmbedding
 
 TRACED = (
     "fallback-embedding", "half-embedding", "low-rank-embedding", "low-rank-linear",
@@ -265,6 +267,60 @@ class MixedWidthRows(nn.Module):
         return table._without_padding(ids, result.reshape(*ids.shape, table.embedding_dim))
 
 
+class SparseRows(nn.Module):
+    """A table of kept values: up to the longest row's count of them is read for each id, and put into their columns."""
+
+    def __init__(self, table: SparseEmbedding) -> None:
+        super().__init__()
+        _single(table)
+        self.source = table
+        self.longest = int((table.starts[1:] - table.starts[:-1]).max())
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return rows [*, dim] float32, with their zeros."""
+        table, flat = self.source, ids.reshape(-1).long()
+        if self.longest == 0:
+            return torch.zeros(1, table.embedding_dim).expand(flat.shape[0], -1).reshape(*ids.shape, -1)
+        first, end = table.starts[flat].long().unsqueeze(1), table.starts[flat + 1].long().unsqueeze(1)
+        place = first + torch.arange(self.longest)
+        there = place < end
+        place = torch.where(there, place, 0)
+        values = torch.where(there, table.values[place], 0.0)
+        own = table.columns[place].long().unsqueeze(2) == torch.arange(table.embedding_dim)
+        return (values.unsqueeze(2) * own.float()).sum(dim=1).reshape(*ids.shape, table.embedding_dim)
+
+
+class TieredRows(nn.Module):
+    """Two tiers: a bit for each id, eight a byte, and a running count a byte say which hot row is its, if any."""
+
+    marks: Tensor
+    before: Tensor
+    counts: Tensor
+
+    def __init__(self, table: TieredEmbedding) -> None:
+        super().__init__()
+        _single(table)
+        self.hot, self.cold, self.dim = table.hot, table.cold, table.embedding_dim
+        hot = table.hot_ids.long()
+        marks = torch.zeros(-(-table.num_embeddings // 8), dtype=torch.int64).scatter_add_(0, hot // 8, 2 ** (hot % 8))
+        starts = torch.arange(len(marks)) * 8
+        self.register_buffer("marks", marks.to(torch.uint8))
+        self.register_buffer("before", torch.searchsorted(hot, starts).int())
+        # set bits below each bit of each byte: ONNX counts no bits
+        bits = (torch.arange(256).unsqueeze(1) // 2 ** torch.arange(8)) % 2
+        self.register_buffer("counts", bits.cumsum(1) - bits)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return the hot row, or the cold table's row, of each id: [*, dim] float32."""
+        flat = ids.reshape(-1).long()
+        byte, bit = torch.div(flat, 8, rounding_mode="floor"), flat % 8
+        mark = self.marks[byte].long()
+        found = torch.div(mark, 2**bit, rounding_mode="floor") % 2 == 1
+        place = torch.where(found, self.before[byte].long() + self.counts[mark, bit], 0)
+        rows = torch.where(found.unsqueeze(1), self.hot(place), self.cold(flat))
+        return rows.reshape(*ids.shape, self.dim)
+
+
 def _by_row(layer: Int8Linear) -> Int8Linear:
     if layer.activations != "row":
         raise ConfigError(
@@ -283,6 +339,8 @@ FORMS: dict[str, Callable[[Any], nn.Module]] = {
     DeepHashEmbedding.kind: DeepHashRows,
     BlockHashedEmbedding.kind: BlockHashedRows,
     MixedWidthEmbedding.kind: MixedWidthRows,
+    SparseEmbedding.kind: SparseRows,
+    TieredEmbedding.kind: TieredRows,
     Int8Linear.kind: _by_row,
 }
 

@@ -11,7 +11,7 @@ Widths = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Evolution:
-    """Settings of a search: sizes of a generation and how much of it is new."""
+    """Settings of a search: sizes of a generation and how much of it is new. Parents are the best seen so far."""
 
     fields: int
     widest: int
@@ -37,7 +37,7 @@ class Evolution:
                 if member not in known:
                     known[member] = fitness(member)
             if generation + 1 < self.generations:
-                best = sorted(set(population), key=lambda member: -known[member])[: self.parents]
+                best = sorted(known, key=lambda member: -known[member])[: self.parents]
                 population = [repair(child) for child in self.offspring(best, draws)]
         winner = max(known, key=lambda member: known[member])
         return winner, known[winner], len(known)

@@ -71,7 +71,7 @@ def test_chunks_that_do_not_fit_go_to_disk_and_vanish(tmp_path: Path) -> None:
     scores, labels, _, _ = drawn(0, 5_000, 10**6)
     stream = StreamedClicks(200, tmp_path)
     stream.add(scores, labels)
-    assert len(list(tmp_path.rglob("*.npy"))) > 10
+    assert len(list(tmp_path.rglob("*.rows"))) > 10
     assert stream._buffered <= 200
     assert stream.result()["auc"] == pytest.approx(AUC(scores, labels), abs=1e-12)
     before = stream.result()

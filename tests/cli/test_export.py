@@ -5,9 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from lessen import cli
+from lessen.tasks.ctr.onnx import export_onnx, serve
+from lessen.tasks.vision.vit import PlainViT, ViTOptions
+from lessen.tokens.reducers import Merge
+from lessen.tokens.stored import TokenReduction
 
 pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
 pytest.importorskip("onnxscript", reason="the extra 'onnx' is not installed")
@@ -37,3 +43,15 @@ def test_what_cannot_be_exported_leaves_nothing(tmp_path: Path, capsys: pytest.C
     assert cli.execute(["export", str(tmp_path / "absent"), "-t", TASK, "--out", str(file)]) == 2
     assert "no model at" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_vision_transformer_with_reduced_tokens_goes_the_same_way(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = PlainViT(ViTOptions(width=48, depth=3)).eval()
+    TokenReduction(Merge(removed=(8, 8, 8))).attach(model)
+    pictures = torch.randn(6, 3, 32, 32)
+    assert export_onnx(model, pictures, tmp_path / "vit.onnx") <= 1e-5
+    with torch.no_grad():
+        more = torch.randn(9, 3, 32, 32)  # another batch than the traced one
+        assert np.allclose(serve(tmp_path / "vit.onnx")(more), model(more).numpy(), atol=1e-5)

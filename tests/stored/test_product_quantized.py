@@ -60,5 +60,6 @@ def test_bags_of_one_length_are_sums_of_lookups(bags, length):
     made = ProductQuantizedEmbedding.from_codes(TableShape(50, 10, mode="sum"), codes, book)
     ids = torch.randint(0, 50, (bags, length), generator=generator)
     assert torch.allclose(made(ids), made.lookup(ids).sum(dim=1), atol=1e-5)
-    made(ids).sum().backward()
-    assert bool(made.codebook.weight.grad.any()) == bool(ids.numel())
+    if ids.numel():
+        made(ids).sum().backward()
+        assert bool(made.codebook.weight.grad.any())

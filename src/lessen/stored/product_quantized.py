@@ -72,7 +72,9 @@ class ProductQuantizedEmbedding(StoredEmbedding):
         bags, length = ids.shape
         rows = self.centroid_rows(ids.reshape(-1)).view(bags, length, self.groups)
         turned = rows.transpose(1, 2).reshape(bags * self.groups, length)
-        sums: Tensor = functional.embedding_bag(turned, self.codebook.weight, mode="sum").view(bags, -1)
+        sums: Tensor = functional.embedding_bag(turned, self.codebook.weight, mode="sum").view(
+            bags, self.groups * self.width
+        )
         return sums[:, : self.embedding_dim]
 
     def lookup(self, ids: Tensor) -> Tensor:

@@ -104,11 +104,13 @@ def packed(base: nn.Module) -> nn.Module:
 def variants(base: nn.Module) -> dict[str, nn.Module]:
     models = {"reference": base, "patched, nothing merged": copy.deepcopy(base), "packed reference": packed(base)}
     reduce_tokens(models["patched, nothing merged"], Nothing(blocks=12))
+    models["linear layers r=0"] = LinearLayers(base, [197] * 12)
     for r in RATES:
         models[f"packed lessen r={r}"] = both = packed(base)
         reduce_tokens(both, Merge(removed=(r,) * 12))
         models[f"lessen r={r}"] = ours = copy.deepcopy(base)
         reduce_tokens(ours, Merge(removed=(r,) * 12))
+        models[f"linear layers r={r}"] = LinearLayers(base, Merge(removed=(r,) * 12).counts(197, 1))
         models[f"published style r={r}"] = theirs = copy.deepcopy(base)
         shared: dict = {}
         for block in theirs.layers:
@@ -132,6 +134,24 @@ def measure(models: dict[str, nn.Module], batch: int, rounds: int) -> dict[str, 
     return times
 
 
+class LinearLayers(nn.Module):
+    """The linear layers of all blocks alone, on the rows that a schedule leaves: a bound that no merging beats."""
+
+    def __init__(self, base: nn.Module, counts: list[int]) -> None:
+        super().__init__()
+        self.layers, self.counts = base.layers, counts
+
+    def forward(self, images: torch.Tensor) -> None:
+        before = 197
+        for block, after in zip(self.layers, self.counts, strict=True):
+            attention, rows = block.attention, torch.ones(len(images), before, 768)
+            for layer in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
+                layer(rows)
+            first, second = (m for m in block.mlp.modules() if isinstance(m, nn.Linear))
+            second(first(rows[:, :after]))
+            before = after
+
+
 def fastest(samples: list[list[float]]) -> float:
     """Return the least CPU time of all rounds."""
     return min(cpu for cpu, _ in samples)
@@ -143,7 +163,7 @@ def median_ratio(reference: list[list[float]], samples: list[list[float]]) -> fl
 
 
 def ratio_of(shape: TowerShape, name: str) -> float:
-    if "r=" not in name:
+    if "r=" not in name or name.endswith("r=0"):
         return 1.0
     counts = Merge(removed=(int(name.split("r=")[1]),) * 12).counts(197, 1)
     return full_macs(shape) / tower_macs(shape, counts)
@@ -156,7 +176,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     models, shape, rows = variants(build()), TowerShape.vit(768, 12, 196), []
-    outputs = {name: model(torch.ones(1, 3, 224, 224)).last_hidden_state.detach() for name, model in models.items()}
+    compared = {name: model for name, model in models.items() if name.startswith(("lessen", "published"))}
+    outputs = {name: model(torch.ones(1, 3, 224, 224)).last_hidden_state.detach() for name, model in compared.items()}
     for r in RATES:
         difference = float((outputs[f"lessen r={r}"] - outputs[f"published style r={r}"]).abs().max())
         print(f"r={r}: largest difference to the published style {difference:.1e}")
@@ -166,7 +187,8 @@ def main() -> None:
         rounds = arguments.rounds * (4 if batch == 1 else 1)
         times = measure(models, batch, rounds)
         for name, samples in times.items():
-            own = "packed reference" if name.startswith("packed") else "reference"
+            kind = name.split(" r=")[0]
+            own = {"packed lessen": "packed reference", "linear layers": "linear layers r=0"}.get(kind, "reference")
             gain, middle = fastest(times[own]) / fastest(samples), median_ratio(times[own], samples)
             macs, over_stock = ratio_of(shape, name), fastest(times["reference"]) / fastest(samples)
             text = f"{batch:>5} {name:26} {fastest(samples):9.1f} {gain:9.3f} {macs:9.3f} {gain / macs:6.3f} "

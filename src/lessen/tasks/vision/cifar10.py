@@ -42,7 +42,7 @@ class Cifar10Task(Task):
 
     name = "image-cifar10"
     metrics = {"accuracy": ACCURACY}
-    settings = FitSettings(epochs=1, learning_rate=2e-4, optimizer="adamw", weight_decay=0.05, clip_norm=1.0)
+    settings = FitSettings(epochs=1, learning_rate=3e-5, optimizer="adamw", weight_decay=0.05, clip_norm=1.0)
     Options = Cifar10Options
 
     def __init__(self, options: Cifar10Options | None = None) -> None:

@@ -48,7 +48,9 @@ def test_thresholds_get_the_negative_gradient_of_the_step():
     with torch.no_grad():
         table.thresholds[1] = table._margin(table.table.weight, table._block(torch.arange(30)))[3] - 0.2
     table(torch.tensor([3])).sum().backward()
-    assert float(table.thresholds.grad[1]) == pytest.approx(-1.2 * float(table.table.weight[3].detach().sum()), rel=1e-3)
+    assert float(table.thresholds.grad[1]) == pytest.approx(
+        -1.2 * float(table.table.weight[3].detach().sum()), rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("share", [0.6, 0.2])

@@ -47,7 +47,7 @@ class HotColdTable(TrainingForm):
         rows = torch.empty(len(flat), self.embedding_dim)
         rows = rows.index_put((owned,), self.hot(row[owned])).index_put((~owned,), self.cold(flat[~owned]))
         if self.training and rows.requires_grad:
-            rows.register_hook(lambda gradient: self._seen.append((flat, gradient.detach())))  # type: ignore[no-untyped-call]  # type: ignore[no-untyped-call]
+            rows.register_hook(lambda gradient: self._seen.append((flat, gradient.detach())))  # type: ignore[no-untyped-call]
         return rows.reshape(*ids.shape, self.embedding_dim)
 
     @torch.no_grad()

@@ -135,7 +135,7 @@ class Splitting(Hook):
 def _watch(growth: Growth, table: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
     """Have the gradient of a training forward added to the sums of its ids."""
     if table.training and output.requires_grad and output.shape[:-1] == arguments[0].shape:
-        output.register_hook(partial(_note, growth, arguments[0]))  # type: ignore[no-untyped-call]  # type: ignore[no-untyped-call]
+        output.register_hook(partial(_note, growth, arguments[0]))  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()

@@ -182,7 +182,8 @@ def _logits(local: NDArray[np.int64], options: ClickLogOptions) -> Floats:
 
 def planted_normals(ids: NDArray[np.int64], salt: int, count: int) -> Floats:
     """Return `count` standard normal numbers for each id [n], always the same for the same id and salt, [n, count]."""
-    keys: NDArray[np.uint64] = ids.astype(np.uint64)[:, None] * np.uint64(count) + np.arange(count, dtype=np.uint64)
+    columns: NDArray[np.uint64] = np.arange(count, dtype=np.uint64)
+    keys: NDArray[np.uint64] = np.multiply(ids.astype(np.uint64)[:, None], count, dtype=np.uint64) + columns
     bits = _mixed(_mixed(keys) ^ _mixed(np.array([salt], dtype=np.uint64)))
     radius = ((bits >> np.uint64(32)).astype(np.float64) + 1.0) / 2.0**32
     angle = (bits & np.uint64(2**32 - 1)).astype(np.float64) * (2.0 * math.pi / 2.0**32)

@@ -4,9 +4,8 @@
 
 Compresses what OUT lacks of the study's (recipe, seed) pairs, seed by seed of each recipe, until the seconds are over;
 call it again to go on. Then writes NAME.json (each seed), NAME.md and NAME.svg from the recipes with all seeds done.
-Intervals are Student's over the seeds' paired differences (three seeds make
-them wide). `lessen run` measures the same recipes with
-timings; this script leaves those out and can be cut into pieces.
+Intervals are Student's over the seeds' paired differences (three seeds make them wide). `lessen run` measures the same
+recipes with timings; this script leaves those out and can be cut into pieces.
 """
 
 from __future__ import annotations

@@ -193,7 +193,7 @@ def mismatch(task: Cifar10Task, arguments: argparse.Namespace, kept: Kept) -> di
         for target in arguments.rates:
             plain = served(task, reference, target, f"at {target}", kept)
             model = copy.deepcopy(reference)
-            folded = Compensator(model, largest=max(arguments.rates), rank=arguments.rank)
+            folded = Compensator(model, largest=arguments.largest, rank=arguments.rank)
             folded.load_state_dict(plug_in)
             folded.fold(0, target, arguments.scale)
             mended = served(task, model, target, f"at {target} compensated, seed {seed}", kept)
@@ -216,10 +216,9 @@ def distilled(
     """Return the weights of the plug-in, distilled on the reference for all pairs of rates at once."""
 
     def distil() -> dict[str, torch.Tensor]:
-        largest = max(arguments.rates)
         method = ToCom(
-            r=largest, source=0, steps=arguments.steps, scale=arguments.scale, largest=largest, rank=arguments.rank,
-            learning_rate=arguments.learning_rate,
+            r=max(arguments.rates), source=0, steps=arguments.steps, scale=arguments.scale, largest=arguments.largest,
+            rank=arguments.rank, learning_rate=arguments.learning_rate,
         )  # fmt: skip
         return method.distil(look(copy.deepcopy(reference), task, Context(seed=seed))).state_dict()
 
@@ -243,6 +242,7 @@ def main() -> None:
     parser.add_argument("--polish", type=int, default=40)
     parser.add_argument("--scale", type=float, default=1.0, help="of the plug-in")
     parser.add_argument("--rank", type=int, default=2, help="of the plug-in")
+    parser.add_argument("--largest", type=int, default=10, help="rate up to which the plug-in is distilled")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of the distillation")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--test-examples", type=int, default=10_000)

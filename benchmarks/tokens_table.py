@@ -78,16 +78,17 @@ def share() -> str:
 def mismatch() -> str:
     """Return what the plug-in recovers where the rate differs from the one trained at."""
     lines = [
-        "| served at | | as trained | there | compensated | lost | recovered |",
-        "|---|---|---|---|---|---|---|",
+        "| served at | seed of the plug-in | | as trained | there | compensated | lost | recovered |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for row in read("tokens_cifar10_mismatch")["rows"]:
+    rows = sorted(read("tokens_cifar10_mismatch")["rows"], key=lambda row: (row["target"], row["seed"]))
+    for row in rows:
         for key, title, digits in (("right", "accuracy, %", 2), ("loss", "cross-entropy", 4)):
             part = row[key]
             middle = " | ".join(f"{part[name]:.{digits}f}" for name in ("matched", "plain", "compensated"))
             back = "{:.0%} [{:.0%}, {:.0%}]".format(*part["recovered"]) if part["recovered"] else "-"
             lost = points(part["lost"], digits)
-            lines.append(f"| r = {row['target']} | {title} | {middle} | {lost} | {back} |")
+            lines.append(f"| r = {row['target']} | {row['seed']} | {title} | {middle} | {lost} | {back} |")
     return "\n".join(lines) + "\n"
 
 

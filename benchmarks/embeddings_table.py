@@ -65,6 +65,9 @@ def refusal(folder: StudyFolder, recipe: str) -> Path:
 def rows_of(study: Study, folder: StudyFolder) -> list[dict[str, Any]]:
     """Return one row for each recipe that is done for all seeds, or refused; largest share first."""
     reference = {seed: known_reference(folder, seed) for seed in study.seeds}
+    tables = sum(
+        4 * part.weight.numel() for part in study.task.build().modules() if isinstance(part, torch.nn.Embedding)
+    )
     rows = []
     for recipe in study.recipes:
         row: dict[str, Any] = {"recipe": recipe.name, "composed": len(recipe.steps) > 1}
@@ -73,19 +76,19 @@ def rows_of(study: Study, folder: StudyFolder) -> list[dict[str, Any]]:
         if refused is not None and refused["hash"] == recipe.hash:
             rows.append({**row, "refused": refused["message"]})
         elif all(seeds.values()):
-            rows.append({**row, **row_of(seeds, reference)})
+            rows.append({**row, **row_of(seeds, reference, tables)})
     return sorted(rows, key=lambda row: -row.get("share", 0.0))
 
 
-def row_of(seeds: dict[int, Any], reference: dict[int, Any]) -> dict[str, Any]:
-    """Return share and AUC differences; the interval is Student's over the seeds' paired differences."""
+def row_of(seeds: dict[int, Any], reference: dict[int, Any], tables: int) -> dict[str, Any]:
+    """Return what is left of the `tables` bytes, and AUC differences with Student's interval over paired seeds."""
     first = next(iter(seeds.values()))
-    tables, after = first["steps"][0]["bytes_before"], first["steps"][-1]["bytes_after"]
+    freed = first["steps"][0]["bytes_before"] - first["steps"][-1]["bytes_after"]
     found = [record["quality"]["auc"] - reference[seed]["quality"]["auc"] for seed, record in seeds.items()]
     middle, spread = statistics.mean(found), statistics.stdev(found)
     half = STUDENT[len(found)] * spread / math.sqrt(len(found))
     return {
-        "share": after / tables, "stored_bytes": first["cost"]["stored_bytes"], "auc_difference": middle,
+        "share": 1 - freed / tables, "stored_bytes": first["cost"]["stored_bytes"], "auc_difference": middle,
         "low": middle - half, "high": middle + half, "per_seed": found,
         "train_seconds": sum(record["cost"]["train_s"] for record in seeds.values()) / len(seeds),
         "steps": [{step["method"]: step["knobs"]} for step in first["steps"]],

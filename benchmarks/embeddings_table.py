@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from lessen.environment import environment
 from lessen.recipe import Recipe
 from lessen.study.folder import StudyFolder, read_json
 from lessen.study.jobs import Failure, Job, compress_one, known_compressed, known_reference, source_of, train_reference
@@ -168,7 +169,9 @@ def main() -> None:
     rows = rows_of(study, folder)
     text = markdown(rows)
     place = RESULTS / study.name.replace("-", "_")
-    place.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+    command = f"python benchmarks/embeddings_table.py studies/{study.name}.yaml OUT"
+    record = {"command": command, "environment": environment(1), "task": study.task.describe(), "rows": rows}
+    place.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     place.with_suffix(".md").write_text(text)
     place.with_suffix(".svg").write_text(drawing(rows))
     print(text)

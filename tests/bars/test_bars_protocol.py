@@ -26,7 +26,7 @@ QUICK = RunSettings(epochs=1, own_split=True)
     ("dataset", "model"),
     [
         ("Frappe_x1", "finalmlp"), ("MovielensLatest_x1", "fm"), ("Criteo_x1", "finalmlp"), ("Criteo_x4", "lr"),
-        ("Criteo_x4_002", "fgcnn"), ("Avazu_x1", "dlrm"), ("Avazu_x4", "autoint+"),
+        pytest.param("Criteo_x4_002", "fgcnn", marks=pytest.mark.slow), ("Avazu_x1", "dlrm"), ("Avazu_x4", "autoint+"),
     ],
 )  # fmt: skip
 def test_files_become_a_result(dataset: str, model: str, tmp_path: Path) -> None:

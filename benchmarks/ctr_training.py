@@ -17,6 +17,7 @@ import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -66,7 +67,7 @@ def peer(checkout: Path, ids: int, data: Columns) -> Callable[[int], float]:
     model = PeerDeepFM(
         features, gpu=-1, embedding_dim=DIM, hidden_units=list(HIDDEN), batch_norm=True, learning_rate=1e-3,
         optimizer="adam", loss="binary_crossentropy", task="binary_classification", metrics=["AUC"],
-        model_root="/tmp/fuxictr-bench", verbose=0,
+        model_root=tempfile.mkdtemp(), verbose=0,
     )  # fmt: skip
     model._max_gradient_norm = 10.0
     offsets = torch.tensor([segment.start for segment in data.layout.segments])

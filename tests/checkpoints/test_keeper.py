@@ -21,6 +21,7 @@ from lessen.checkpoints.keeper import BackgroundPacker, CheckpointKeeper
 from lessen.errors import ArtifactError, ConfigError, OutputError
 from lessen.log import Log
 
+from .faults import DyingFiles
 from .runs import Net, optimizer_of, state_of, train_step
 
 EXACT = PackSettings(mode="exact")
@@ -232,41 +233,6 @@ def finish(folder: Path, unbroken: Unbroken) -> None:
     archive = Archive(folder / "archive")
     assert archive.steps == list(range(1, step + 1))
     assert archive.verify() == []
-
-
-class DyingFiles(files.FileLayer):
-    """Ends the process at the n-th operation, without any clean-up; half of a write reaches the disk."""
-
-    def __init__(self, at: int) -> None:
-        self.left = at
-
-    def _tick(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            os._exit(9)
-
-    def open(self, path):
-        self._tick()
-        return super().open(path)
-
-    def write(self, handle, data):
-        if self.left == 1:
-            handle.write(data[: len(data) // 2])
-            handle.flush()
-        self._tick()
-        super().write(handle, data)
-
-    def sync(self, handle):
-        self._tick()
-        super().sync(handle)
-
-    def rename(self, source, target):
-        self._tick()
-        super().rename(source, target)
-
-    def sync_folder(self, folder):
-        self._tick()
-        super().sync_folder(folder)
 
 
 def save_two(folder: Path, die_at: int) -> None:

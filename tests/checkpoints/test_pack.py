@@ -16,6 +16,7 @@ from lessen.checkpoints import Archive, Packer, PackSettings, find_snapshots, pa
 from lessen.checkpoints.blocks import Form, is_table, row_digests
 from lessen.errors import ConfigError, DataError, LessenError, OutputError
 
+from .faults import FailingFiles
 from .runs import Net, make_run, optimizer_of, state_of, train_step
 
 EXACT = PackSettings(mode="exact")
@@ -186,40 +187,6 @@ def test_row_digests_tell_rows_apart():
 
 
 # -- faults --------------------------------------------------------------------------------------------------------
-class FailingFiles(files.FileLayer):
-    """Fails at the n-th operation, as a full disk does; half of a failing write reaches the disk."""
-
-    def __init__(self, fail_at: int) -> None:
-        self.count, self.fail_at = 0, fail_at
-
-    def _tick(self) -> None:
-        self.count += 1
-        if self.count == self.fail_at:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    def open(self, path):
-        self._tick()
-        return super().open(path)
-
-    def write(self, handle, data):
-        try:
-            self._tick()
-        except OSError:
-            handle.write(data[: len(data) // 2])
-            raise
-        super().write(handle, data)
-
-    def sync(self, handle):
-        self._tick()
-        super().sync(handle)
-
-    def rename(self, source, target):
-        self._tick()
-        super().rename(source, target)
-
-    def sync_folder(self, folder):
-        self._tick()
-        super().sync_folder(folder)
 
 
 @pytest.mark.parametrize("mode", ["exact", "near"])

@@ -12,6 +12,8 @@ from lessen.checkpoints import coder, exact, replay
 from lessen.checkpoints.blocks import REPLAY, Form, decode_piece, encode_piece
 from lessen.errors import ArtifactError
 
+from .faults import wild_pieces
+
 ROLES = ("weight", "first", "second")
 F32 = dict.fromkeys(ROLES, "F32")
 few = settings(max_examples=30, deadline=None)
@@ -90,15 +92,7 @@ def test_each_step_of_training_has_one_step_size():
 def test_any_bits_come_back(rows, columns, seed, wild):
     """NaN, infinities, zero rows and numbers that overflow are coded like any others, if worse."""
     random = np.random.default_rng(seed)
-    pieces = []
-    for _ in range(2):
-        piece = {role: random.normal(0, 1e-2, rows * columns).astype(np.float32).view(np.uint32) for role in ROLES}
-        for words in piece.values():
-            chosen = random.random(words.size) < wild
-            words[chosen] = random.integers(0, 2**32, words.size, dtype=np.uint32)[chosen]
-            words[random.random(words.size) < wild] = 0
-        pieces.append(piece)
-    now, before = pieces
+    now, before = wild_pieces(random, ROLES, rows * columns, wild)
     back = replay.decode(replay.encode(now, before, columns, (0.9, 0.999)), before, columns)
     assert all(np.array_equal(back[role], now[role]) for role in ROLES)
 

@@ -11,6 +11,7 @@ from lessen.checkpoints import coder, exact, replay, replay_twice
 from lessen.checkpoints.blocks import Form, decode_piece, encode_piece
 from lessen.errors import ArtifactError
 
+from .faults import wild_pieces
 from .test_replay import F32, ROLES, few, trained
 
 BETAS = (0.9, 0.999)
@@ -61,15 +62,7 @@ def test_rows_that_moved_twice_cost_two_arrays_and_come_back():
 @given(st.integers(1, 300), st.integers(1, 9), st.integers(0, 99), st.sampled_from([0.0, 0.3]))
 def test_any_bits_come_back(rows, columns, seed, wild):
     random = np.random.default_rng(seed)
-    pieces = []
-    for _ in range(2):
-        piece = {role: random.normal(0, 1e-2, rows * columns).astype(np.float32).view(np.uint32) for role in ROLES}
-        for words in piece.values():
-            chosen = random.random(words.size) < wild
-            words[chosen] = random.integers(0, 2**32, words.size, dtype=np.uint32)[chosen]
-            words[random.random(words.size) < wild] = 0
-        pieces.append(piece)
-    now, before = pieces
+    now, before = wild_pieces(random, ROLES, rows * columns, wild)
     book = np.sort(random.normal(0.01, 0.001, int(random.integers(1, 9)))).astype(np.float32)
     _, moves = replay_twice.moved_twice(now, before, columns, BETAS, book)
     blob = replay_twice.encode(now, before, columns, BETAS, book, moves)

@@ -4,13 +4,15 @@
 
 Compresses what OUT lacks of the study's (recipe, seed) pairs, seed by seed of each recipe, until the seconds are over;
 call it again to go on. Then writes NAME.json (each seed), NAME.md and NAME.svg from the recipes with all seeds done.
-Intervals are Student's over the seeds' paired differences (three seeds make them wide). `lessen run` measures the same
-recipes with timings; this script leaves those out and can be cut into pieces.
+Intervals are Student's over the seeds' paired differences (three seeds make them wide). `--times` also times the
+lookups of the test ids, compact against full tables, paired and in turns, where that was not done. `lessen run`
+measures the same recipes, with the latency of whole models; this script can be cut into pieces.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import re
@@ -21,7 +23,9 @@ from typing import Any
 
 import torch
 
+from lessen import artifact
 from lessen.environment import environment
+from lessen.latency import compare_latency
 from lessen.recipe import Recipe
 from lessen.study.folder import StudyFolder, read_json
 from lessen.study.jobs import Failure, Job, compress_one, known_compressed, known_reference, source_of, train_reference
@@ -29,6 +33,11 @@ from lessen.study.schema import Study
 
 RESULTS = Path(__file__).parent / "results"
 RESAMPLES = 100
+BATCH = 4096
+"""Examples of a timed lookup, at most."""
+HEADS = (
+    "recipe", "share of table bytes", "AUC difference", "95 % interval", "each seed", "training, s", "lookup time"
+)  # fmt: skip
 STUDENT = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """97.5 % quantiles of Student's t by number of seeds."""
 
@@ -63,6 +72,27 @@ def refusal(folder: StudyFolder, recipe: str) -> Path:
     return folder.root / "refused" / folder.compressed_file(recipe, 0).name
 
 
+def time_lookups(study: Study, folder: StudyFolder, rounds: int = 40) -> None:
+    """Time the field vectors of the test ids with the first seed's tables, one thread, against the full tables."""
+    seed = study.seeds[0]
+    batches = [batch[0]["ids"][:BATCH] for batch in itertools.islice(study.task.batches("test"), 8)]
+    full = artifact.load(folder.reference(seed)).get_submodule("vectors")
+    for recipe in study.recipes:
+        place = timing(folder, recipe.name)
+        made = folder.artifact(recipe.name, seed)
+        known = (read_json(place) or {}).get("hash") == recipe.hash
+        if known or known_compressed(folder, recipe, seed) is None or not made.exists():
+            continue
+        compact = artifact.load(made).get_submodule("vectors")
+        found = compare_latency(full, compact, batches, rounds=rounds, batch_examples=len(batches[0]))
+        interval = [found.ratio_low, found.ratio_high]
+        folder.write_json(place, {"hash": recipe.hash, "ratio": found.ratio, "interval": interval})
+
+
+def timing(folder: StudyFolder, recipe: str) -> Path:
+    return folder.root / "lookups" / folder.compressed_file(recipe, 0).name
+
+
 def rows_of(study: Study, folder: StudyFolder) -> list[dict[str, Any]]:
     """Return one row for each recipe that is done for all seeds, or refused; largest share first."""
     reference = {seed: known_reference(folder, seed) for seed in study.seeds}
@@ -77,7 +107,10 @@ def rows_of(study: Study, folder: StudyFolder) -> list[dict[str, Any]]:
         if refused is not None and refused["hash"] == recipe.hash:
             rows.append({**row, "refused": refused["message"]})
         elif all(seeds.values()):
-            rows.append({**row, **row_of(seeds, reference, tables)})
+            timed = read_json(timing(folder, recipe.name)) or {}
+            lookup = timed if timed.get("hash") == recipe.hash else {}
+            times = {"lookup_ratio": lookup.get("ratio"), "lookup_interval": lookup.get("interval")}
+            rows.append({**row, **row_of(seeds, reference, tables), **times})
     return sorted(rows, key=lambda row: -row.get("share", 0.0))
 
 
@@ -97,15 +130,15 @@ def row_of(seeds: dict[int, Any], reference: dict[int, Any], tables: int) -> dic
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    lines = ["| recipe | share of table bytes | AUC difference | 95 % interval | each seed | training, s |",
-             "|---|---:|---:|---|---|---:|"]  # fmt: skip
+    lines = [f"| {' | '.join(HEADS)} |", "|---|---:|---:|---|---|---:|---:|"]
     for row in rows:
         if "refused" in row:
             continue
         seeds = ", ".join(f"{value:+.4f}" for value in row["per_seed"])
+        lookup = "" if row["lookup_ratio"] is None else f"{row['lookup_ratio']:.1f}x"
         lines.append(
             f"| {row['recipe']} | {100 * row['share']:.2f} % | {row['auc_difference']:+.4f} "
-            f"| {row['low']:+.4f} to {row['high']:+.4f} | {seeds} | {row['train_seconds']:.0f} |"
+            f"| {row['low']:+.4f} to {row['high']:+.4f} | {seeds} | {row['train_seconds']:.0f} | {lookup} |"
         )
     refused = [row for row in rows if "refused" in row]
     if refused:
@@ -159,6 +192,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--only", default="", help="regular expression of recipe names")
+    parser.add_argument("--times", action="store_true", help="time lookups too: the machine should be quiet")
     args = parser.parse_args()
     torch.set_num_threads(1)
     study, folder = Study.load(args.study), StudyFolder(args.out)
@@ -166,6 +200,8 @@ def main() -> None:
     work(study, folder, args.only, args.seconds)
     if any(known_reference(folder, seed) is None for seed in study.seeds):
         raise SystemExit("not all references are trained yet; call it again")
+    if args.times:
+        time_lookups(study, folder)
     rows = rows_of(study, folder)
     text = markdown(rows)
     place = RESULTS / study.name.replace("-", "_")

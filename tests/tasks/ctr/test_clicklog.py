@@ -7,7 +7,17 @@ import torch
 from lessen.errors import ConfigError
 from lessen.metrics import AUC
 from lessen.tasks import get_task
-from lessen.tasks.ctr.clicklog import ClickLog, ClickLogOptions, expected_auc, field_sizes, planted_normals, zipf_ranks
+from lessen.tasks.ctr.clicklog import (
+    FACTORS,
+    HOT,
+    ClickLog,
+    ClickLogOptions,
+    expected_auc,
+    field_sizes,
+    kept_normals,
+    planted_normals,
+    zipf_ranks,
+)
 
 SMALL = ClickLogOptions(ids=2000, fields=4, rows=8000, held_out=4000, epochs=3, batch_size=256)
 
@@ -88,3 +98,8 @@ def test_it_is_built_by_name_and_refuses_sizes_that_make_no_sense():
     assert get_task({"name": "ctr-clicklog", "ids": 1000}).layout.rows == 1000 + 8 + 1
     with pytest.raises(ConfigError, match="at least 2560 ids"):
         get_task({"name": "ctr-clicklog", "ids": 1000, "fields": 64})
+
+
+def test_kept_numbers_are_the_drawn_ones():
+    ids = np.array([0, 5, HOT - 1, HOT, HOT + 1, 3 * HOT, 5])
+    assert np.array_equal(kept_normals(ids, 9), planted_normals(ids, 9, FACTORS + 1))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lessen.stored import checks
+from lessen.stored import checks, kernels
 from lessen.stored.base import StoredModule
 from lessen.stored.fields import Segment, segments_of
+from lessen.stored.kernels.sources import Floats, Source
 
 
 class TableShape:
@@ -66,6 +67,9 @@ class StoredEmbedding(StoredModule):
     `ids, offsets, per_sample_weights` exactly as `nn.EmbeddingBag` does and returns [bags, dim].
     """
 
+    zero_padding: ClassVar[bool] = False
+    """Whether a lookup of the padding id gives zeros; in bags it always counts as nothing."""
+
     def __init__(self, shape: TableShape) -> None:
         super().__init__()
         self.shape = shape
@@ -98,18 +102,47 @@ class StoredEmbedding(StoredModule):
 
     def forward(self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         """Return rows, or bags of rows when the table replaced an `nn.EmbeddingBag`."""
+        found = self.compiled(ids, offsets, per_sample_weights)
+        if found is not None:
+            return found
+        return self.plain(ids, offsets, per_sample_weights)
+
+    def plain(self, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None) -> Tensor:
+        """Answer `forward` with torch's operators."""
         if self.mode is None:
             return self.lookup(ids)
         if self.mode == "sum" and self.padding_idx is None:
             flat, starts, weights = flat_bags(ids, offsets, per_sample_weights)
-            found = self.gathered(flat)
-            if found is not None:
-                return _inner_bags(*found, starts, weights, self.include_last_offset)
+            inner = self.gathered(flat)
+            if inner is not None:
+                return _inner_bags(*inner, starts, weights, self.include_last_offset)
         return self._pool(ids, offsets, per_sample_weights)
 
     def gathered(self, ids: Tensor) -> tuple[nn.Module, Tensor] | None:  # noqa: ARG002
         """Return (inner table, its row for each flat id) where a lookup is one gather, so that bags can be fused."""
         return None
+
+    def source(self) -> Source | None:
+        """Return how a compiled lookup reads a row, or None where only torch's operators can."""
+        return None
+
+    def compiled(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor | None:
+        """Answer `forward` with a compiled kernel, or return None where torch's operators must (see `kernels`)."""
+        if not kernels.worthwhile(ids) or self.mode == "max" or (weights is not None and self.mode != "sum"):
+            return None
+        source = self.source()
+        if source is None:
+            return None
+        if self.mode is None:
+            padding = self.padding_idx if self.zero_padding else None
+            rows = kernels.look_up(source, self.embedding_dim, ids.reshape(-1), padding=padding)
+            return None if rows is None else rows.view(*ids.shape, self.embedding_dim)
+        if ids.dim() != (2 if offsets is None else 1):
+            return None
+        return kernels.look_up(
+            source, self.embedding_dim, ids, None if offsets is None else offsets.to(ids.dtype), weights,
+            last=self.include_last_offset and offsets is not None, mean=self.mode == "mean", padding=self.padding_idx,
+        )  # fmt: skip
 
     def _without_padding(self, ids: Tensor, rows: Tensor) -> Tensor:
         """Return rows [*, dim] with zeros where ids [*] are padding."""
@@ -168,6 +201,17 @@ def _inner_bags(table: nn.Module, rows: Tensor, offsets: Tensor, weights: Tensor
         )
     bags: Tensor = table.bags(rows, offsets, weights, last)  # type: ignore[operator]
     return bags
+
+
+def source_of(table: nn.Module) -> Source | None:
+    """Return how a compiled lookup reads a table inside another, or None: it is of no such kind, or is watched."""
+    if table._forward_hooks or table._forward_pre_hooks:
+        return None
+    if isinstance(table, nn.Embedding):
+        return Floats(table.weight) if table.weight.dtype == torch.float32 and table.max_norm is None else None
+    if not isinstance(table, StoredEmbedding) or table.mode is not None:
+        return None
+    return None if table.zero_padding and table.padding_idx is not None else table.source()
 
 
 def can_bag(table: nn.Module) -> bool:

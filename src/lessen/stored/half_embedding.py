@@ -11,6 +11,7 @@ from torch.nn import functional
 from lessen.stored import checks
 from lessen.stored.base import stored
 from lessen.stored.embedding import StoredEmbedding, TableShape
+from lessen.stored.kernels.sources import Floats, Source
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -39,6 +40,10 @@ class HalfEmbedding(StoredEmbedding):
         if not bool(torch.isfinite(made.rows).all()):
             raise ValueError("values beyond 65504 do not fit fp16; use bf16")
         return made
+
+    def source(self) -> Source:
+        """Return the rows."""
+        return Floats(self.rows)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Return the row of each id: [*] to float32 [*, dim]."""

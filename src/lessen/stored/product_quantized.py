@@ -14,6 +14,7 @@ from torch.nn import functional
 from lessen.stored import checks
 from lessen.stored.base import stored
 from lessen.stored.embedding import StoredEmbedding, TableShape, gather_bytes, inner_table
+from lessen.stored.kernels.sources import Product, Source
 
 BAG_BLOCK = 8192
 """Ids of bags that are summed at a time: their codes stay in a core's cache."""
@@ -28,6 +29,7 @@ class ProductQuantizedEmbedding(StoredEmbedding):
     """
 
     kind = "product-quantized-embedding"
+    zero_padding = True
     codes: Tensor
 
     def __init__(self, shape: TableShape, groups: int, centroids: int) -> None:
@@ -59,13 +61,17 @@ class ProductQuantizedEmbedding(StoredEmbedding):
         base = torch.arange(self.groups, device=ids.device, dtype=torch.int32) * self.centroids
         return unpack_codes(packed, self.bits, self.groups) + base
 
-    def forward(self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
-        """Return rows, or bags of rows when the table replaced an `nn.EmbeddingBag`."""
+    def source(self) -> Source | None:
+        """Return the codes and codebooks."""
+        return Product(self.codes, self.codebook.weight, self.groups, self.bits)
+
+    def plain(self, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None) -> Tensor:
+        """Return rows or bags; sums of bags of one length without decoding a row."""
         plain = self.mode == "sum" and self.padding_idx is None and not self.include_last_offset
         if plain and ids.dim() == 2 and ids.shape[1] and offsets is None and per_sample_weights is None:
             parts = [self._sums(part) for part in torch.split(ids, max(1, BAG_BLOCK // ids.shape[1]))]
             return torch.cat(parts) if parts else self.codebook.weight.new_zeros(0, self.embedding_dim)
-        return super().forward(ids, offsets, per_sample_weights)
+        return super().plain(ids, offsets, per_sample_weights)
 
     def _sums(self, ids: Tensor) -> Tensor:
         """Return the sums of bags [n, length]: a bag of centroids for each group, so that no row is decoded."""

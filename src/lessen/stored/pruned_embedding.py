@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from lessen.stored import checks
 from lessen.stored.base import stored
-from lessen.stored.embedding import StoredEmbedding, TableShape, can_bag, inner_table
+from lessen.stored.embedding import StoredEmbedding, TableShape, can_bag, inner_table, source_of
+from lessen.stored.kernels.sources import Mapped, Source
 
 
 @stored
@@ -40,6 +41,11 @@ class PrunedEmbedding(StoredEmbedding):
         made.table = inner_table(len(weight), shape.dim, weight)
         made.position.copy_(position)
         return made
+
+    def source(self) -> Source | None:
+        """Return the map and the kept rows."""
+        inner = source_of(self.table)
+        return None if inner is None else Mapped(self.position, inner)
 
     def gathered(self, ids: Tensor) -> tuple[nn.Module, Tensor] | None:
         """Return the inner table and the row of each id."""

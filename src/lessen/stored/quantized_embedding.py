@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lessen.stored import checks, rowwise
 from lessen.stored.base import stored
 from lessen.stored.embedding import StoredEmbedding, TableShape, flat_bags
+from lessen.stored.kernels.sources import Codes, Source
 
 
 @stored
@@ -59,8 +60,12 @@ class QuantizedEmbedding(StoredEmbedding):
         bags = torch.arange(flat.numel(), dtype=flat.dtype)
         return self._trim(rowwise.look_up(self.packed, self.bits, flat, bags)).reshape(*ids.shape, self.embedding_dim)
 
-    def forward(self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
-        """Return rows [*, dim], or sums or means of bags [bags, dim] as `nn.EmbeddingBag` does."""
+    def source(self) -> Source:
+        """Return the packed rows."""
+        return Codes(self.packed, self.bits)
+
+    def plain(self, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None) -> Tensor:
+        """Return rows [*, dim], or sums or means of bags [bags, dim], by torch's quantised operators."""
         if self.mode is None:
             return self.lookup(ids)
         if per_sample_weights is not None and self.mode != "sum":

@@ -1,0 +1,94 @@
+"""Compiles kernels with LLVM and runs them on the threads that torch itself uses.
+
+A pool of our own would compete with torch's: its threads spin for a while after every operator. Torch for Linux uses
+GNU OpenMP; its library is found where torch loaded it, never loaded a second time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import threading
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+LIBRARY = "libgomp.so.1"
+_PROCESS = os.getpid()
+_lock = threading.Lock()
+_engines: list[Any] = []
+
+
+@cache
+def available() -> bool:
+    """Tell whether kernels can be made here: llvmlite installed, torch on GNU OpenMP, a processor with half floats."""
+    try:
+        import llvmlite.binding as llvm
+    except (ImportError, OSError):
+        return False
+    arm = platform.machine() in ("aarch64", "arm64")
+    return _openmp() is not None and (arm or bool(llvm.get_host_cpu_features().get("f16c")))
+
+
+@cache
+def _openmp() -> Any:
+    """Return the OpenMP library that torch loaded, or None."""
+    try:
+        return ctypes.CDLL(LIBRARY, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+    except (OSError, AttributeError):
+        return None
+
+
+@cache
+def _target() -> Any:
+    """Return the machine that code is made for: this one."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    for name in ("omp_get_thread_num", "omp_get_num_threads"):
+        llvm.add_symbol(name, ctypes.cast(getattr(_openmp(), name), ctypes.c_void_p).value)
+    features = llvm.get_host_cpu_features().flatten()
+    target = llvm.Target.from_default_triple()
+    return target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features, opt=3, codemodel="jitdefault")
+
+
+def compiled(text: str) -> int:
+    """Return the address of the function `kernel` in LLVM assembly; it stays for the life of the process."""
+    import llvmlite.binding as llvm
+
+    with _lock:
+        target = _target()
+        module = llvm.parse_assembly(text)
+        module.verify()
+        builder = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=3))
+        builder.getModulePassManager().run(module, builder)
+        engine = llvm.create_mcjit_compiler(module, target)
+        engine.finalize_object()
+        _engines.append(engine)
+        return int(engine.get_function_address("kernel"))
+
+
+@cache
+def _callable(address: int) -> Callable[[Any], None]:
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
+
+
+@cache
+def _parallel() -> Any:
+    function = _openmp().GOMP_parallel
+    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    function.restype = None
+    return function
+
+
+def run(address: int, arguments: Any, threads: int) -> None:
+    """Call a kernel with an array of int64, on several of torch's threads if asked; the interpreter is free meanwhile.
+
+    A forked child has no threads of its parent: there the caller's thread does all the work.
+    """
+    if threads == 1 or os.getpid() != _PROCESS:
+        _callable(address)(ctypes.addressof(arguments))
+    else:
+        _parallel()(address, ctypes.addressof(arguments), threads, 0)

@@ -1,0 +1,169 @@
+"""The function around a source: bags of ids in, sums or means of their rows out, the bags shared out over threads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lessen.stored.kernels.assembly import Assembly, floats, multiply_add, spread
+from lessen.stored.kernels.sources import Columns, Source
+
+MOST_AHEAD, LEAST_AHEAD, AHEAD_BYTES = 64, 4, 1 << 14
+"""Ids between a row that is asked for and the row that is read: as many as a half of a core's first cache holds."""
+HEAD = ("ids", "offsets", "starts", "total", "bags", "length", "weights", "out", "padding")
+FAULT = len(HEAD)
+"""Place of the number that a call sets when ids, offsets or stored indices lie outside their tables."""
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """What the lines around a source depend on.
+
+    Attributes:
+        integer: "i32" or "i64", the kind of ids and offsets.
+        offsets: bags start where `offsets` say; else all have `length` ids.
+        single: every bag is one id (then no loop is written).
+    """
+
+    dim: int
+    integer: str
+    offsets: bool
+    single: bool
+    weighted: bool
+    mean: bool
+    padding: bool
+
+
+def write(source: Source, pooling: Pooling) -> str:
+    """Return the assembly of `kernel(ptr)`: the argument is an array of i64, `HEAD`, the fault, then the source's."""
+    code = Assembly()
+    names = [*HEAD, "fault", *source.values("s")]
+    entry = []
+    for number, name in enumerate(names):
+        entry.append(f"  %{name}place = getelementptr i64, ptr %arguments, i64 {number}")
+        entry.append(f"  %{name} = load i64, ptr %{name}place")
+    for name in HEAD:
+        entry.append(f"  %{name}ptr = inttoptr i64 %{name} to ptr")
+    _bags(code, source, pooling)
+    known = code.get("i1", code.bad)
+    with code.when(known):
+        code.set("i64", "1", "%faultplace")
+    body = "\n".join([*entry, *code.variables, *code.lines])
+    widths = sorted({width for block in source.blocks(pooling.dim) for _, width in block})
+    declared = [f"declare {floats(w)} @llvm.fmuladd.v{w}f32({floats(w)}, {floats(w)}, {floats(w)})" for w in widths]
+    return "\n".join([
+        "declare i32 @omp_get_thread_num()", "declare i32 @omp_get_num_threads()",
+        "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)", *declared,
+        "define void @kernel(ptr %arguments) {", body, "  ret void", "}",
+    ])  # fmt: skip
+
+
+def _bags(code: Assembly, source: Source, pooling: Pooling) -> None:
+    """Write the loop over this thread's bags."""
+    part = code.wide(code.let("call i32 @omp_get_thread_num()"), "i32")
+    parts = code.wide(code.let("call i32 @omp_get_num_threads()"), "i32")
+    share = [code.let(f"sdiv i64 {code.multiply('%bags', number)}, {parts}") for number in (part, code.add(part, 1))]
+    with code.loop(*share) as bag:
+        start, end = _range(code, pooling, bag)
+        row = code.place("%outptr", code.multiply(bag, pooling.dim), "float")
+        for number, columns in enumerate(source.blocks(pooling.dim)):
+            _bag(code, source, pooling, columns, (start, end), row, number == 0)
+
+
+def _range(code: Assembly, pooling: Pooling, bag: str) -> tuple[str, str]:
+    """Return the first place of a bag and the place after its last, checked."""
+    if not pooling.offsets:
+        start = code.multiply(bag, "%length")
+        return start, code.add(start, "%length")
+    start = _integer(code, pooling, "%offsetsptr", bag)
+    following = code.add(bag, 1)
+    known = code.compare("slt", following, "%starts")
+    given = _integer(code, pooling, "%offsetsptr", code.choose(known, following, 0))
+    end = code.choose(known, given, "%total")
+    right = code.compare("sge", start, 0)
+    for low, high in ((start, end), (end, "%total")):
+        right = code.let(f"and i1 {right}, {code.compare('sle', low, high)}")
+    code.require(right)
+    return code.choose(right, start, 0), code.choose(right, end, 0)
+
+
+def _integer(code: Assembly, pooling: Pooling, base: str, number: str) -> str:
+    value = code.get(pooling.integer, code.place(base, number, pooling.integer))
+    return value if pooling.integer == "i64" else code.wide(value, "i32", "sext")
+
+
+def _bag(
+    code: Assembly, source: Source, pooling: Pooling, columns: list[Columns], places: tuple[str, str], row: str,
+    first: bool,
+) -> None:  # fmt: skip
+    """Write what sums some columns of one bag and stores them; the first block asks for rows ahead."""
+    if pooling.single:
+        _ahead(code, source, pooling, places[0])
+        number = _integer(code, pooling, "%idsptr", places[0])
+        values = source.read(code, "s", number, columns)
+        if pooling.padding:
+            gone = code.compare("eq", number, "%padding")
+            values = [
+                code.choose(gone, "zeroinitializer", value, floats(width))
+                for value, (_, width) in zip(values, columns, strict=True)
+            ]
+    else:
+        values = _sums(code, source, pooling, columns, places, first)
+    for value, (start, width) in zip(values, columns, strict=True):
+        code.set(floats(width), value, code.place(row, str(start), "float"))
+
+
+def _sums(
+    code: Assembly, source: Source, pooling: Pooling, columns: list[Columns], places: tuple[str, str], first: bool
+) -> list[str]:
+    """Write the loop over the ids of a bag; return the sums or means."""
+    sums = [code.variable(floats(width), "zeroinitializer") for _, width in columns]
+    count = code.variable("i64", "0")
+    for place, (_, width) in zip([*sums], columns, strict=True):
+        code.set(floats(width), "zeroinitializer", place)
+    code.set("i64", "0", count)
+    with code.loop(*places) as number:
+        if first:
+            _ahead(code, source, pooling, number)
+        chosen = _integer(code, pooling, "%idsptr", number)
+        if pooling.padding:
+            with code.when(code.compare("ne", chosen, "%padding")):
+                _add(code, source, pooling, columns, (number, chosen), [*sums, count])
+        else:
+            _add(code, source, pooling, columns, (number, chosen), [*sums, count])
+    found = [code.get(floats(width), place) for place, (_, width) in zip(sums, columns, strict=True)]
+    if not pooling.mean:
+        return found
+    counted = code.get("i64", count)
+    divisor = code.let(f"sitofp i64 {code.choose(code.compare('sgt', counted, 1), counted, 1)} to float")
+    return [
+        code.let(f"fdiv {floats(width)} {value}, {spread(code, divisor, width)}")
+        for value, (_, width) in zip(found, columns, strict=True)
+    ]
+
+
+def _add(
+    code: Assembly, source: Source, pooling: Pooling, columns: list[Columns], which: tuple[str, str], sums: list[str]
+) -> None:
+    """Write the addition of one row (place in the call, id) to the sums and to the count, which is the last of them."""
+    weight = code.get("float", code.place("%weightsptr", which[0], "float")) if pooling.weighted else ""
+    for value, place, (_, width) in zip(source.read(code, "s", which[1], columns), sums, columns, strict=False):
+        before = code.get(floats(width), place)
+        if pooling.weighted:
+            after = multiply_add(code, width, spread(code, weight, width), value, before)
+        else:
+            after = code.let(f"fadd {floats(width)} {before}, {value}")
+        code.set(floats(width), after, place)
+    code.set("i64", code.add(code.get("i64", sums[-1]), 1), sums[-1])
+
+
+def _ahead(code: Assembly, source: Source, pooling: Pooling, number: str) -> None:
+    """Write the requests for rows that come up."""
+    stride = max(LEAST_AHEAD, min(MOST_AHEAD, AHEAD_BYTES // source.bytes_read))
+
+    def upcoming(strides: int) -> str:
+        later = code.add(number, stride * strides)
+        last = code.add("%total", -1)
+        place = code.choose(code.compare("slt", later, "%total"), later, last)
+        return _integer(code, pooling, "%idsptr", place)
+
+    source.prefetch(code, "s", upcoming)

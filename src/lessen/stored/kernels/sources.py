@@ -1,0 +1,276 @@
+"""Where a kernel finds the row of an id: each kind of source writes the lines that read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from lessen.stored.kernels.assembly import Assembly, constant, floats, multiply_add, same, spread
+
+Columns = tuple[int, int]
+"""First column and number of columns of one vector."""
+Upcoming = Callable[[int], str]
+"""Gives the id that is looked up so many strides later."""
+WIDEST = 64
+"""Columns that are summed in registers at a time."""
+
+
+class Source:
+    """A tree of tensors and constants. `key` is all that its lines depend on, `values` what they are given each call.
+
+    Values are addresses of tensors and i64 numbers; `at` is the prefix of their registers.
+    """
+
+    depth = 1
+    """Loads that depend on one another before the row is known."""
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that a row takes in memory."""
+        raise NotImplementedError
+
+    def tensors(self) -> list[Tensor]:
+        """Return every tensor that the lines read; all must be dense, on the CPU and without gradient."""
+        raise NotImplementedError
+
+    def values(self, at: str) -> dict[str, int]:
+        """Return the values of the registers that the lines use."""
+        raise NotImplementedError
+
+    def key(self) -> tuple[Any, ...]:
+        """Return all that the lines depend on."""
+        raise NotImplementedError
+
+    def blocks(self, dim: int) -> list[list[Columns]]:
+        """Return the vectors of a row that are summed together, block by block."""
+        return [[(first, min(WIDEST, dim - first))] for first in range(0, dim, WIDEST)]
+
+    def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
+        """Return the columns of row `number` (i64, unchecked), a vector of float32 each."""
+        raise NotImplementedError
+
+    def prefetch(self, code: Assembly, at: str, upcoming: Upcoming) -> None:
+        """Ask for what a row read soon will touch; the ids may be any numbers."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Rows(Source):
+    """Rows of bytes, one after the other: the base of what lies in one two-dimensional tensor [rows, *]."""
+
+    table: Tensor
+
+    def tensors(self) -> list[Tensor]:
+        """Return the table."""
+        return [self.table]
+
+    def values(self, at: str) -> dict[str, int]:
+        """Return the table's address and rows."""
+        return {f"{at}table": self.table.data_ptr(), f"{at}rows": len(self.table)}
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of a row."""
+        return self.stride
+
+    @property
+    def stride(self) -> int:
+        """Bytes from one row to the next."""
+        return self.table.shape[1] * self.table.element_size()
+
+    def key(self) -> tuple[Any, ...]:
+        """Return the kind, the element type and the width."""
+        return (type(self).__name__, self.table.dtype, self.table.shape[1])
+
+    def start(self, code: Assembly, at: str, number: str) -> str:
+        """Return the address of a row; the number is checked."""
+        row = code.below(number, f"%{at}rows")
+        return code.place(code.let(f"inttoptr i64 %{at}table to ptr"), code.multiply(row, self.stride))
+
+    def prefetch(self, code: Assembly, at: str, upcoming: Upcoming) -> None:
+        """Ask for the lines of the row."""
+        base = code.let(f"inttoptr i64 %{at}table to ptr")
+        code.prefetch(code.place(base, code.multiply(upcoming(1), self.stride)), self.stride)
+
+
+class Floats(Rows):
+    """Rows of float32, float16 or bfloat16."""
+
+    def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
+        """Return the row's columns, widened."""
+        start, size = self.start(code, at, number), self.table.element_size()
+        name = str(self.table.dtype).removeprefix("torch.")
+        found = []
+        for first, width in columns:
+            place = code.place(start, str(first * size))
+            if name == "float32":
+                found.append(code.get(floats(width), place))
+            elif name == "float16":
+                found.append(
+                    code.let(f"fpext <{width} x half> {code.get(f'<{width} x half>', place)} to {floats(width)}")
+                )
+            else:
+                whole = f"<{width} x i32>"
+                raw = code.let(f"zext <{width} x i16> {code.get(f'<{width} x i16>', place)} to {whole}")
+                high = code.let(f"shl {whole} {raw}, {same(width, 'i32', 16)}")
+                found.append(code.let(f"bitcast {whole} {high} to {floats(width)}"))
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Codes(Rows):
+    """Rows of 8, 4 or 2 bit codes, then scale and bias of the row: float32 each at 8 bits, float16 below."""
+
+    bits: int
+
+    def key(self) -> tuple[Any, ...]:
+        """Return the layout."""
+        return (*super().key(), self.bits)
+
+    def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
+        """Return code * scale + bias."""
+        start = self.start(code, at, number)
+        size, kind = (4, "float") if self.bits == 8 else (2, "half")
+        pair = []
+        for offset in (2 * size, size):
+            value = code.get(kind, code.place(start, str(self.stride - offset)))
+            pair.append(value if kind == "float" else code.let(f"fpext half {value} to float"))
+        found = []
+        for first, width in columns:
+            levels = unpacked(code, code.place(start, str(first * self.bits // 8)), width, self.bits)
+            scale, bias = (spread(code, value, width) for value in pair)
+            found.append(multiply_add(code, width, levels, scale, bias))
+        return found
+
+
+def unpacked(code: Assembly, start: str, width: int, bits: int) -> str:
+    """Return `width` codes from an address as float32, the first in the low bits of its byte."""
+    count = -(-width * bits // 8)
+    raw = code.get(f"<{count} x i8>", start)
+    for half in (4, 2):
+        if bits <= half:
+            kind = f"<{count} x i8>"
+            low = code.let(f"and {kind} {raw}, {same(count, 'i8', 2**half - 1)}")
+            high = code.let(f"lshr {kind} {raw}, {same(count, 'i8', half)}")
+            order = constant(
+                "i32", [place for pair in zip(range(count), range(count, 2 * count), strict=True) for place in pair]
+            )
+            raw = code.let(f"shufflevector {kind} {low}, {kind} {high}, <{2 * count} x i32> {order}")
+            count *= 2
+    if count > width:
+        order = constant("i32", range(width))
+        raw = code.let(f"shufflevector <{count} x i8> {raw}, <{count} x i8> poison, <{width} x i32> {order}")
+    whole = code.let(f"zext <{width} x i8> {raw} to <{width} x i32>")
+    return code.let(f"sitofp <{width} x i32> {whole} to {floats(width)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Product(Rows):
+    """Rows of short codes; group m of the columns is centroid `code m` of its own codebook.
+
+    `codebook` float32 [groups * centroids, width].
+    """
+
+    codebook: Tensor
+    groups: int
+    bits: int
+
+    def tensors(self) -> list[Tensor]:
+        """Return codes and codebooks."""
+        return [self.table, self.codebook]
+
+    def values(self, at: str) -> dict[str, int]:
+        """Return the codebooks' address too."""
+        return {**super().values(at), f"{at}codebook": self.codebook.data_ptr()}
+
+    def key(self) -> tuple[Any, ...]:
+        """Return the layout."""
+        return (*super().key(), self.codebook.shape, self.groups, self.bits)
+
+    def blocks(self, dim: int) -> list[list[Columns]]:
+        """Return a vector for each group, as many at a time as registers hold."""
+        width = self.codebook.shape[1]
+        columns = [(first, min(width, dim - first)) for first in range(0, dim, width)]
+        together = max(1, min(16, WIDEST * 2 // width))
+        return [columns[number : number + together] for number in range(0, len(columns), together)]
+
+    def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
+        """Return the centroids side by side."""
+        start = self.start(code, at, number)
+        book = code.let(f"inttoptr i64 %{at}codebook to ptr")
+        width, centroids = self.codebook.shape[1], len(self.codebook) // self.groups
+        found = []
+        for first, count in columns:
+            group = first // width
+            chosen = self._code(code, start, group)
+            if centroids < 2**self.bits:
+                chosen = code.below(chosen, centroids)
+            row = code.multiply(code.add(chosen, group * centroids), 4 * width)
+            found.append(code.get(floats(count), code.place(book, row)))
+        return found
+
+    def _code(self, code: Assembly, start: str, group: int) -> str:
+        """Return the code of a group, i64."""
+        byte = code.wide(code.get("i8", code.place(start, str(group * self.bits // 8))), "i8")
+        if self.bits == 8:
+            return byte
+        return code.let(f"lshr i64 {byte}, 4") if group % 2 else code.let(f"and i64 {byte}, 15")
+
+
+@dataclass(frozen=True, eq=False)
+class Mapped(Source):
+    """Row `position[id]` of another source; `position` int32 [ids]."""
+
+    position: Tensor
+    inner: Source
+
+    @property
+    def depth(self) -> int:  # type: ignore[override]
+        """One load more than the inner source."""
+        return self.inner.depth + 1
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of an inner row."""
+        return self.inner.bytes_read
+
+    def tensors(self) -> list[Tensor]:
+        """Return the map and the inner tensors."""
+        return [self.position, *self.inner.tensors()]
+
+    def values(self, at: str) -> dict[str, int]:
+        """Return the map's address and length, and the inner values."""
+        own = {f"{at}map": self.position.data_ptr(), f"{at}ids": len(self.position)}
+        return {**own, **self.inner.values(f"{at}i")}
+
+    def key(self) -> tuple[Any, ...]:
+        """Return the inner key."""
+        return ("Mapped", *self.inner.key())
+
+    def blocks(self, dim: int) -> list[list[Columns]]:
+        """Return those of the inner source."""
+        return self.inner.blocks(dim)
+
+    def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
+        """Return the columns of the row that the map gives."""
+        place = self._row(code, at, code.below(number, f"%{at}ids"))
+        return self.inner.read(code, f"{at}i", place, columns)
+
+    def prefetch(self, code: Assembly, at: str, upcoming: Upcoming) -> None:
+        """Ask for the map's entry first, for the row later."""
+        base = code.let(f"inttoptr i64 %{at}map to ptr")
+        code.prefetch(code.place(base, upcoming(self.depth), "i32"), 4)
+
+        def mapped(strides: int) -> str:
+            number = upcoming(strides)
+            inside = code.compare("ult", number, f"%{at}ids")
+            return self._row(code, at, code.choose(inside, number, 0))
+
+        self.inner.prefetch(code, f"{at}i", mapped)
+
+    def _row(self, code: Assembly, at: str, number: str) -> str:
+        base = code.let(f"inttoptr i64 %{at}map to ptr")
+        return code.wide(code.get("i32", code.place(base, number, "i32")), "i32", "sext")

@@ -6,6 +6,17 @@ import torch
 from torch import Tensor
 
 BLOCK = 65_536
+MULTINOMIAL_MOST = 2**24
+"""Categories that `torch.multinomial` takes."""
+
+
+def draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return `count` different positions int64, drawn with probabilities in proportion to positive weights [n]."""
+    if len(weights) <= MULTINOMIAL_MOST:
+        return torch.multinomial(weights.double(), count, generator=generator)
+    # the first `count` of exponential arrivals at these rates: the same law (Efraimidis and Spirakis, 2006)
+    arrivals = torch.empty(len(weights), dtype=torch.float64).exponential_(generator=generator).div_(weights)
+    return arrivals.topk(count, largest=False).indices
 
 
 def nearest(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,10 +40,11 @@ def weighted_kmeans(
         points: float32 [n, width], n >= 1. With fewer distinct points than clusters some centroids repeat.
         weights: float32 [n], positive.
     """
-    clusters_drawn = torch.multinomial(
-        weights.double(), clusters, replacement=clusters > len(points), generator=generator
-    )
-    centroids = points[clusters_drawn].clone()
+    if clusters > len(points):
+        drawn = torch.multinomial(weights.double(), clusters, replacement=True, generator=generator)
+    else:
+        drawn = draw(weights, clusters, generator)
+    centroids = points[drawn].clone()
     index, distance = nearest(points, centroids)
     for _ in range(iterations):
         totals = torch.zeros(clusters).index_add_(0, index, weights)

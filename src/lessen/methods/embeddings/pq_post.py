@@ -12,7 +12,7 @@ from lessen.method import Card, Context, Method
 from lessen.methods import retrain
 from lessen.methods.calibration import count_ids
 from lessen.methods.embeddings.budget import check_share, share_field, size_of, table_bytes, targets
-from lessen.methods.embeddings.kmeans import nearest, weighted_kmeans
+from lessen.methods.embeddings.kmeans import draw, nearest, weighted_kmeans
 from lessen.methods.sites import TABLES, Site, find, module_bytes, replace, require, too_small
 from lessen.stored.embedding import StoredEmbedding, TableShape
 from lessen.stored.product_quantized import ProductQuantizedEmbedding
@@ -137,7 +137,7 @@ def fit_codes(
     padded = torch.cat([weight, weight.new_zeros(rows, groups * width - dim)], dim=1)
     chosen = torch.arange(rows)
     if rows > sample:
-        chosen = torch.multinomial(weights.double(), sample, generator=generator)
+        chosen = draw(weights, sample, generator)
     codes, codebooks = [], []
     for group in torch.split(padded, width, dim=1):
         codebook, _ = weighted_kmeans(group[chosen], weights[chosen], centroids, generator)

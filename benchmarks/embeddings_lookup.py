@@ -1,41 +1,40 @@
-"""Lookups of every stored table against `nn.EmbeddingBag` in float32: paired, alternated, ratio of times.
+"""Lookups of every stored table against `nn.EmbeddingBag` in float32: paired, interleaved, ratio of times.
 
-    python benchmarks/embeddings_lookup.py [--rows 10000000 --dim 16] [--threads 1 2] [--rounds 200]
+    python benchmarks/embeddings_lookup.py [--rows 10000000 --dim 16] [--threads 1 2] [--tables int4 fp16] [--seconds 1]
 
-Ids follow a Zipf law (s = 1.05) scattered by a permutation. "one": 53,248 bags of one id; "bag20": 4,096 bags of 20
-ids, summed. The bars: int8 and int4 at most the time of float32, pruned + int4 the same, product-quantised and hashed
-at most twice; resident bytes within 3 % of the arithmetic. Values do not change the speed: tables are filled at random.
+Ids follow a Zipf law (s = 1.05) scattered by a permutation. "one": 53,248 lookups of one id; "bag20": 4,096 bags of 20
+ids, summed. One timed unit is all eight batches of one table; units of the two tables alternate, and who goes first
+changes every round. Single calls do not alternate: the 20 MB that a float32 batch reads would evict the rows of the
+small table before each of its calls, and no server holds both. Each table is timed by compiled kernels and by torch's
+operators. The bars: int8, int4 and pruned + int4 at most the time of float32, product-quantised and hashed at most
+twice. Values do not change the speed: tables are filled at random.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from embeddings_forms import FORMS, REFERENCE
 from torch import Tensor, nn
 
-from lessen.latency import compare_latency
-from lessen.stored import rowwise
-from lessen.stored.block_hashed import BlockHashedEmbedding
+from lessen.environment import environment
+from lessen.latency import compare_latency, pinned_threads
+from lessen.stored import kernels
 from lessen.stored.embedding import StoredEmbedding, TableShape
-from lessen.stored.half_embedding import HalfEmbedding
-from lessen.stored.hashed_embedding import HashedEmbedding
-from lessen.stored.product_quantized import ProductQuantizedEmbedding
-from lessen.stored.pruned_embedding import PrunedEmbedding
-from lessen.stored.quantized_embedding import QuantizedEmbedding
-from lessen.stored.quotient_remainder import QuotientRemainderEmbedding
-from lessen.stored.step_quantized import StepQuantizedEmbedding
-from lessen.stored.tiered_embedding import TieredEmbedding, bare
-from lessen.stored.unified_embedding import UnifiedEmbedding
 
 RESULTS = Path(__file__).parent / "results" / "embeddings_lookup.json"
-BARS = {"int8": 1.0, "int4": 1.0, "pruned 25 % + int4": 1.0, "product-quantised": 2.0, "hashed 10 %": 2.0}
-SINGLES, BAGS, BAG = 53_248, 4096, 20
+SINGLES, BAGS, BAG, BATCHES = 53_248, 4096, 20, 8
+ROUNDS = (9, 100)
+"""Least and most rounds of a comparison."""
+Call = Callable[[list[Tensor]], Any]
 
 
 def zipf_ids(rows: int, count: int, generator: torch.Generator, exponent: float = 1.05) -> Tensor:
@@ -44,73 +43,6 @@ def zipf_ids(rows: int, count: int, generator: torch.Generator, exponent: float 
     ranks = torch.searchsorted(shares / shares[-1], torch.rand(count, dtype=torch.float64, generator=generator))
     scatter = torch.randperm(rows, generator=generator)
     return scatter[ranks.clamp(max=rows - 1)]
-
-
-def random_bytes(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-
-
-def quantised(shape: TableShape, bits: int, weight: Tensor) -> QuantizedEmbedding:
-    made = QuantizedEmbedding(shape, bits)
-    for start in range(0, shape.rows, 1_000_000):
-        made.packed[start : start + 1_000_000] = rowwise.pack(weight[start : start + 1_000_000], bits)
-    return made
-
-
-def half(shape: TableShape, weight: Tensor) -> HalfEmbedding:
-    made = HalfEmbedding(shape, "fp16")
-    made.rows.copy_(weight)
-    return made
-
-
-def pruned(shape: TableShape, weight: Tensor, generator: torch.Generator) -> PrunedEmbedding:
-    kept = shape.rows // 4
-    position = torch.randint(0, kept, (shape.rows,), dtype=torch.int32, generator=generator)
-    made = PrunedEmbedding.from_dense(shape, weight[:kept], position)
-    made.table = quantised(TableShape(kept, shape.dim), 4, weight[:kept])
-    return made
-
-
-def product(shape: TableShape, centroids: int, generator: torch.Generator) -> ProductQuantizedEmbedding:
-    made = ProductQuantizedEmbedding(shape, shape.dim // 4, centroids)
-    made.codes.copy_(random_bytes(made.codes.shape, generator))
-    return made
-
-
-def hashed(shape: TableShape, generator: torch.Generator, hashes: int = 1) -> HashedEmbedding:
-    made = HashedEmbedding(shape, [shape.rows // 10], hashes, False)
-    made.reset(0.1, generator)
-    return made
-
-
-def tiered(shape: TableShape, generator: torch.Generator) -> TieredEmbedding:
-    hot = shape.rows // 20
-    made = TieredEmbedding(shape, hot, product(bare(shape), 256, generator))
-    made.fill_hot(torch.randperm(shape.rows, generator=generator)[:hot].sort().values, torch.zeros(hot, shape.dim))
-    return made
-
-
-def contenders(shape: TableShape, weight: Tensor, g: torch.Generator) -> dict[str, Callable[[], nn.Module]]:
-    bag = nn.EmbeddingBag(1, 1, mode="sum")
-    bag.weight = nn.Parameter(weight, requires_grad=False)
-    bag.num_embeddings, bag.embedding_dim = weight.shape
-    return {
-        "float32 (A/A)": lambda: bag,
-        "fp16": lambda: half(shape, weight),
-        "int8": lambda: quantised(shape, 8, weight),
-        "int4": lambda: quantised(shape, 4, weight),
-        "int2": lambda: quantised(shape, 2, weight),
-        "2 bit, one step": lambda: StepQuantizedEmbedding(shape, 2),
-        "pruned 25 % + int4": lambda: pruned(shape, weight, g),
-        "product-quantised": lambda: product(shape, 256, g),
-        "product-quantised, 4 bit": lambda: product(shape, 16, g),
-        "5 % hot + product-quantised": lambda: tiered(shape, g),
-        "hashed 10 %": lambda: hashed(shape, g),
-        "double hash 10 %": lambda: hashed(shape, g, 2),
-        "unified 10 %": lambda: UnifiedEmbedding(shape, [], shape.rows // 10, 1),
-        "ROBE 10 %": lambda: BlockHashedEmbedding(shape, [], shape.rows * shape.dim // 10, shape.dim),
-        "quotient-remainder": lambda: QuotientRemainderEmbedding(shape, [int(shape.rows**0.5)], "multiply"),
-    }
 
 
 def judge(ratio: float, low: float, high: float, bar: float | None) -> str:
@@ -125,62 +57,110 @@ def held_bytes(module: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()])
 
 
+@contextmanager
+def only_torch(wanted: bool) -> Iterator[None]:
+    """Leave lookups to torch's operators, as where the extra is not installed."""
+    before = kernels.SMALLEST
+    kernels.SMALLEST = sys.maxsize if wanted else before
+    try:
+        yield
+    finally:
+        kernels.SMALLEST = before
+
+
+def unit(module: nn.Module) -> Call:
+    """Return a callable that looks all batches up: flat ids one by one, [bags, length] ids as bags."""
+    if isinstance(module, nn.EmbeddingBag):
+        starts = torch.arange(SINGLES)
+        return lambda batches: [module(ids, starts) if ids.dim() == 1 else module(ids) for ids in batches]
+    return lambda batches: [module(ids) for ids in batches]
+
+
+def rounds_for(reference: Call, table: Call, batches: list[Tensor], seconds: float, threads: int) -> int:
+    """Return the rounds that take about `seconds`."""
+    with pinned_threads(threads), torch.no_grad():
+        for call in (reference, table):
+            call(batches)
+        start = time.perf_counter()
+        for call in (reference, table):
+            call(batches)
+        pair = time.perf_counter() - start
+    return max(ROUNDS[0], min(ROUNDS[1], int(seconds / pair)))
+
+
+def measure(
+    name: str, table: nn.Module, reference: nn.Module, batches: list[Tensor], threads: int, seconds: float
+) -> list[dict[str, Any]]:
+    """Time one table in both ways; return a record each."""
+    compiled = isinstance(table, StoredEmbedding) and table.source() is not None
+    records = []
+    for way in ("kernels", "torch") if compiled else ("torch",):
+        with only_torch(way == "torch"):
+            pair = (unit(reference), unit(table))
+            rounds = rounds_for(*pair, batches, seconds, threads)
+            examples = sum(ids.numel() for ids in batches)
+            timing = compare_latency(
+                *pair, [batches], rounds=rounds, warmup=2, threads=threads, batch_examples=examples
+            )
+        verdict = judge(timing.ratio, timing.ratio_low, timing.ratio_high, FORMS[name].bar)
+        records.append({"table": name, "way": way, "bytes": held_bytes(table), "verdict": verdict, **timing.__dict__})
+    return records
+
+
+def show(work: str, records: list[dict[str, Any]]) -> None:
+    for r in records:
+        print(
+            f"{r['table']:32}{r['bytes'] / 1e6:8.1f}{work:>7}{r['threads']:8}  {r['way']:8}"
+            f"{r['batch_examples'] / r['p50_ms'] / 1e3:8.1f}{r['ratio']:7.2f}  "
+            f"[{r['ratio_low']:.2f}, {r['ratio_high']:.2f}]  {r['verdict']}",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
-    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--tables", nargs="+", default=list(FORMS), choices=list(FORMS), metavar="NAME")
+    parser.add_argument("--seconds", type=float, default=0.4, help="of each comparison")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(args.rows, args.dim, generator=generator)
+    g = torch.Generator().manual_seed(0)
+    weight = torch.randn(args.rows, args.dim, generator=g)
     reference = nn.EmbeddingBag.from_pretrained(weight, mode="sum")
-    ids = zipf_ids(args.rows, 8 * (SINGLES + BAGS * BAG), generator).split([SINGLES] * 8 + [BAGS * BAG] * 8)
-    batches = {"one": ids[:8], "bag20": [flat.view(BAGS, BAG) for flat in ids[8:]]}
-    starts = torch.arange(SINGLES)
+    ids = zipf_ids(args.rows, BATCHES * (SINGLES + BAGS * BAG), g).split([SINGLES] * BATCHES + [BAGS * BAG] * BATCHES)
+    works = {"one": list(ids[:BATCHES]), "bag20": [flat.view(BAGS, BAG) for flat in ids[BATCHES:]]}
     records = []
     print(f"{args.rows:,} x {args.dim}, zipf 1.05, torch {torch.__version__}")
-    print(f"{'table':29}{'MB':>8}{'work':>7}{'threads':>8}{'M/s':>8}{'ratio':>7}  [95 % interval]  bar")
-    for name in contenders(TableShape(args.rows, args.dim), weight, generator):
-        for work, inputs in batches.items():
-            mode = "sum" if work == "bag20" else None
-            table = contenders(TableShape(args.rows, args.dim, mode=mode), weight, generator)[name]()
-            call = table if isinstance(table, StoredEmbedding) else _single(table, starts)
+    print(f"{'table':32}{'MB':>8}{'work':>7}{'threads':>8}  {'way':8}{'M/s':>8}{'ratio':>7}  [95 % interval]  bar")
+    for name in args.tables:
+        table = FORMS[name].make(TableShape(args.rows, args.dim), weight, g)
+        for work, batches in works.items():
+            given: nn.Module = bagged(table) if work == "bag20" and name != REFERENCE else table
+            given = reference if name == REFERENCE else given
             for threads in args.threads:
-                timing = compare_latency(
-                    _single(reference, starts), call, inputs, rounds=args.rounds, threads=threads,
-                    batch_examples=inputs[0].numel(),
-                )  # fmt: skip
-                bar = BARS.get(name)
-                verdict = judge(timing.ratio, timing.ratio_low, timing.ratio_high, bar)
-                print(
-                    f"{name:29}{held_bytes(table) / 1e6:8.1f}{work:>7}{threads:8}{timing.throughput_per_s / 1e6:8.1f}"
-                    f"{timing.ratio:7.2f}  [{timing.ratio_low:.2f}, {timing.ratio_high:.2f}]  {verdict}",
-                    flush=True,
-                )
-                records.append({
-                    "table": name, "rows": args.rows, "dim": args.dim, "work": work, "bytes": held_bytes(table),
-                    "bar": bar, "verdict": verdict, **timing.__dict__,
-                })  # fmt: skip
-    write(args.out, records)
+                found = measure(name, given, reference, batches, threads, args.seconds)
+                show(work, found)
+                records += [{"rows": args.rows, "dim": args.dim, "work": work, **record} for record in found]
+    write(args.out, "records", records, ("rows", "dim", "threads", "work", "table", "way"))
 
 
-def _single(module: nn.Module, starts: Tensor) -> Callable[[Tensor], Tensor]:
-    """Look flat ids up as bags of one, and [bags, length] ids as bags."""
-    return lambda ids: module(ids, starts) if ids.dim() == 1 else module(ids)
+def bagged(table: nn.Module) -> nn.Module:
+    """Let a stored table sum bags from now on."""
+    assert isinstance(table, StoredEmbedding)
+    table.mode = "sum"
+    return table
 
 
-def write(path: Path, records: list[dict[str, object]]) -> None:
-    """Add the records of this run to those of other table sizes."""
-    known = json.loads(path.read_text())["records"] if path.exists() else []
-    size = (records[0]["rows"], records[0]["dim"])
-    kept = [record for record in known if (record["rows"], record["dim"]) != size]
-    content = {
-        "command": " ".join(["python", "benchmarks/embeddings_lookup.py", *sys.argv[1:]]),
-        "machine": platform.processor() or platform.machine(), "torch": str(torch.__version__),
-        "python": platform.python_version(), "records": [*kept, *records],
-    }  # fmt: skip
+def write(path: Path, part: str, records: list[dict[str, Any]], same: tuple[str, ...]) -> None:
+    """Add the records of this run to one part of the results, in the place of those that measured the same."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    new = {tuple(record[key] for key in same) for record in records}
+    kept = [record for record in known.get(part, []) if tuple(record[key] for key in same) not in new]
+    command = f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}"
+    commands = [*(item for item in known.get("commands", []) if item != command), command]
+    content = {**known, "commands": commands, "environment": environment(), part: [*kept, *records]}
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
 

@@ -12,12 +12,23 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lessen.stored import kernels
+from lessen.stored.bitmap_embedding import BitmapEmbedding
+from lessen.stored.block_hashed import BlockHashedEmbedding
 from lessen.stored.embedding import StoredEmbedding, TableShape
+from lessen.stored.group_columns import GroupColumnsEmbedding
 from lessen.stored.half_embedding import HalfEmbedding
+from lessen.stored.hashed_embedding import HashedEmbedding
 from lessen.stored.kernels import machine
+from lessen.stored.mixed_bits import MixedBitsEmbedding
+from lessen.stored.narrow_rows import NarrowRowsEmbedding
 from lessen.stored.product_quantized import ProductQuantizedEmbedding
 from lessen.stored.pruned_embedding import PrunedEmbedding
 from lessen.stored.quantized_embedding import QuantizedEmbedding
+from lessen.stored.quotient_remainder import QuotientRemainderEmbedding
+from lessen.stored.step_quantized import StepQuantizedEmbedding
+from lessen.stored.tiered_embedding import TieredEmbedding, bare
+from lessen.stored.unified_embedding import UnifiedEmbedding
+from lessen.stored.weighted_hash import WeightedHashEmbedding
 
 pytestmark = pytest.mark.skipif(not machine.available(), reason="the [kernels] extra is not installed, or not Linux")
 ROWS = 90
@@ -72,11 +83,123 @@ def pruned(inner):
     return build
 
 
+def random(*shape):
+    return torch.randn(*shape, generator=generator())
+
+
+def stepped(bits):
+    def build(shape):
+        shape = fields(shape)
+        steps = torch.rand(5 if shape.segments else 1, generator=generator()) * 0.1 + 0.01
+        return StepQuantizedEmbedding.from_dense(shape, random(shape.rows, shape.dim), steps, bits)
+
+    return build
+
+
+def fields(shape):
+    """The same table with fields of 60, 10 and 15 rows after a row of none; 4 rows are of none at the end."""
+    segments = [("a", 1, 60), ("b", 61, 10), ("c", 71, 15)]
+    return TableShape(**{**shape.config(), "segments": segments})
+
+
+def hashed(hashes, signed, buckets, modulo=True):
+    def build(shape):
+        made = HashedEmbedding(fields(shape) if len(buckets) > 1 else shape, list(buckets), hashes, signed)
+        made.reset(1.0, generator(), modulo)
+        return made.requires_grad_(False)
+
+    return build
+
+
+def shared(exact):
+    def parts(shape):
+        return (fields(shape), [0, 2]) if exact else (shape, [])
+
+    return parts
+
+
+def unified(exact, chunks):
+    def build(shape):
+        made = UnifiedEmbedding(*shared(exact)(shape), 17, chunks if shape.dim % chunks == 0 else 1)
+        made.reset(1.0, generator())
+        return made.requires_grad_(False)
+
+    return build
+
+
+def robe(exact, block):
+    def build(shape):
+        size = block if shape.dim % block == 0 else shape.dim
+        made = BlockHashedEmbedding(*shared(exact)(shape), 3 * shape.dim + 5, size)
+        made.reset(1.0, generator())
+        return made.requires_grad_(False)
+
+    return build
+
+
+def weighted(exact):
+    def build(shape):
+        rows, slots = ([20, 7, 4], [60, 5, 4]) if exact else ([25], [40])
+        made = WeightedHashEmbedding(*shared(exact)(shape), rows, slots, 3)
+        made.reset(1.0, generator())
+        return made.requires_grad_(False)
+
+    return build
+
+
+def quotient(collisions, operation):
+    def build(shape):
+        made = QuotientRemainderEmbedding(fields(shape) if len(collisions) > 1 else shape, list(collisions), operation)
+        made.reset(1.0, generator())
+        return made.requires_grad_(False)
+
+    return build
+
+
+def tiered(cold):
+    def build(shape):
+        made = TieredEmbedding(shape, 11, cold(bare(TableShape(shape.rows, shape.dim))))
+        made.fill_hot(torch.arange(2, 90, 8), random(11, shape.dim))
+        return made.requires_grad_(False)
+
+    return build
+
+
+def bitmap(shape):
+    return BitmapEmbedding.from_dense(shape, random(shape.rows, shape.dim), random(shape.rows, shape.dim) > 0.3)
+
+
+def narrow(shape):
+    shape, wide = fields(shape), shape.dim
+    widths = [wide, max(1, wide // 2), max(1, wide - 1), 1, 1]
+    return NarrowRowsEmbedding.from_dense(shape, random(shape.rows, wide), random(shape.rows) > -0.5, widths)
+
+
+def mixed_bits(shape):
+    bits = torch.randint(0, 9, (shape.rows,), generator=generator())
+    steps, offset = torch.rand(9, generator=generator()) * 0.1 + 0.01, random(shape.dim)
+    return MixedBitsEmbedding.from_dense(shape, random(shape.rows, shape.dim), bits, steps, offset)
+
+
+def group_columns(shape):
+    group = torch.randint(0, 5, (shape.rows,), generator=generator())
+    columns = random(5, shape.dim) > -0.2
+    columns[0], columns[1] = True, False
+    return GroupColumnsEmbedding.from_dense(shape, random(shape.rows, shape.dim), group, columns)
+
+
 FORMS = {
     "int8": quantised(8), "int4": quantised(4), "int2": quantised(2), "fp16": half("fp16"), "bf16": half("bf16"),
     "product of 256": product(256, 4), "product of 200": product(200, 3), "product of 16": product(16, 2),
     "product of 11": product(11, 4), "pruned": pruned(None), "pruned int4": pruned(quantised(4)),
-    "pruned product": pruned(product(256, 4)),
+    "pruned product": pruned(product(256, 4)), "step of 8": stepped(8), "step of 2": stepped(2),
+    "hashed": hashed(1, False, (13,)), "two hashes": hashed(2, True, (13,)),
+    "hashed fields": hashed(3, True, (1, 11, 10, 7, 4), False), "unified": unified(False, 1),
+    "unified fields": unified(True, 4), "robe": robe(False, 8), "robe fields": robe(True, 2),
+    "weighted hash": weighted(False), "weighted fields": weighted(True),
+    "quotient": quotient((9,), "multiply"), "quotient fields": quotient((1, 8, 1, 4, 2), "add"),
+    "tiered": tiered(product(256, 4)), "tiered int4": tiered(quantised(4)), "bitmap": bitmap, "narrow": narrow,
+    "mixed bits": mixed_bits, "group columns": group_columns,
 }  # fmt: skip
 
 
@@ -90,36 +213,43 @@ def agree(table: StoredEmbedding, *given) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("dim", [1, 7, 67])
-def test_rows_are_those_of_torch(form, dim):
+@pytest.mark.parametrize(("dim", "kind"), [(7, torch.int32), (68, torch.int64)])
+def test_rows_are_those_of_torch(form, dim, kind):
     table = FORMS[form](TableShape(ROWS, dim, padding_idx=3))
-    for kind in (torch.int32, torch.int64):
-        ids = torch.randint(0, ROWS, (41,), dtype=kind, generator=generator())
-        ids[5] = 3
-        agree(table, ids, None, None)
-        agree(table, ids[:40].view(2, 5, 4), None, None)
-        agree(table, ids[:40].view(8, 5).t(), None, None)
+    ids = torch.randint(0, ROWS, (41,), dtype=kind, generator=generator())
+    ids[5] = 3
+    agree(table, ids, None, None)
+    agree(table, ids[:40].view(2, 5, 4), None, None)
+    agree(table, ids[:40].view(8, 5).t(), None, None)
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("mode", ["sum", "mean"])
-@pytest.mark.parametrize("padding", [None, 3])
-def test_bags_are_those_of_torch(form, mode, padding):
+@pytest.mark.parametrize(
+    ("mode", "padding", "dim", "kind"), [("mean", 3, 5, torch.int32), ("sum", None, 16, torch.int64)]
+)
+def test_bags_are_those_of_torch(form, mode, padding, dim, kind):
     torch.set_num_threads(1 if padding is None else 2)
-    for dim, kind in ((5, torch.int32), (16, torch.int64)):
-        ids = torch.randint(0, ROWS, (60,), dtype=kind, generator=generator())
-        ids[:2] = 3
-        table = FORMS[form](TableShape(ROWS, dim, padding, mode))
-        agree(table, ids.view(12, 5), None, None)
-        agree(table, ids.view(60, 1), None, None)
-        agree(table, ids, torch.tensor([0, 2, 2, 30, 60]), None)
-        last = FORMS[form](TableShape(ROWS, dim, padding, mode, include_last_offset=True))
-        agree(last, ids, torch.tensor([0, 0, 7, 31, 60]), None)
-        if mode == "sum":
-            weights = torch.randn(60, generator=generator())
-            agree(table, ids, torch.tensor([0, 2, 2, 30]), weights)
-            agree(table, ids.view(12, 5), None, weights.view(12, 5))
-            agree(table, ids.view(60, 1), None, weights.view(60, 1))
+    ids = torch.randint(0, ROWS, (60,), dtype=kind, generator=generator())
+    ids[:2] = 3
+    table = FORMS[form](TableShape(ROWS, dim, padding, mode))
+    agree(table, ids.view(12, 5), None, None)
+    agree(table, ids.view(60, 1), None, None)
+    agree(table, ids, torch.tensor([0, 2, 2, 30, 60]), None)
+    last = FORMS[form](TableShape(ROWS, dim, padding, mode, include_last_offset=True))
+    agree(last, ids, torch.tensor([0, 0, 7, 31, 60]), None)
+    if mode == "sum":
+        weights = torch.randn(60, generator=generator())
+        agree(table, ids, torch.tensor([0, 2, 2, 30]), weights)
+        agree(table, ids.view(12, 5), None, weights.view(12, 5))
+        agree(table, ids.view(60, 1), None, weights.view(60, 1))
+
+
+@pytest.mark.parametrize("form", ["int4", "product of 16", "robe", "tiered", "bitmap", "mixed bits"])
+def test_padding_counts_as_nothing_in_weighted_sums(form):
+    table = FORMS[form](TableShape(ROWS, 8, 3, "sum"))
+    ids = torch.tensor([3, 3, 7, 3, 20, 3])
+    agree(table, ids, torch.tensor([0, 2, 2]), torch.tensor([1.0, -2.0, 0.5, 4.0, 3.0, 1.0]))
+    agree(table, ids.view(6, 1), None, None)
 
 
 @given(bits=st.sampled_from([8, 4, 2]), dim=st.integers(1, 150), count=st.integers(1, 40), seed=st.integers(0, 999))
@@ -129,17 +259,39 @@ def test_any_width_and_number_of_ids(bits, dim, count, seed):
     agree(table, torch.randint(0, 9, (count,), generator=torch.Generator().manual_seed(seed)), None, None)
 
 
+ANY_ID = {
+    "hashed",
+    "two hashes",
+    "hashed fields",
+    "unified",
+    "unified fields",
+    "robe",
+    "robe fields",
+    "weighted hash",
+    "weighted fields",
+}
+"""Forms that answer some ids outside the table, by arithmetic: then both ways say the same."""
+
+
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("bad", [-1, ROWS, 2**31 - 1, 2**60, -(2**62)])
-def test_ids_outside_the_table_are_refused_and_never_read(form, bad):
-    table = FORMS[form](TableShape(ROWS, 8))
-    bags = FORMS[form](TableShape(ROWS, 8, mode="sum"))
+def test_ids_outside_the_table_are_refused_and_never_read(form):
     ids = torch.randint(0, ROWS, (50,), generator=generator())
-    ids[30] = bad
-    assert table.compiled(ids, None, None) is None
-    assert bags.compiled(ids.view(5, 10), None, None) is None
-    with pytest.raises((IndexError, RuntimeError)):
-        table(ids)
+    for mode in (None, "sum"):
+        table, given = FORMS[form](TableShape(ROWS, 8, mode=mode)), ids if mode is None else ids.view(5, 10)
+        for bad in (-1, ROWS, 2**31 - 1, 2**60, -(2**62)):
+            ids[30] = bad
+            found = table.compiled(given, None, None)
+            if form in ANY_ID and found is not None:
+                agree(table, given, None, None)
+            else:
+                assert found is None, bad
+
+
+@pytest.mark.parametrize("form", ["int8", "int4", "pruned int4", "product of 256", "quotient", "tiered int4"])
+def test_torch_says_what_is_wrong_with_an_id(form):
+    for bad in (-1, ROWS, 2**40):
+        with pytest.raises((IndexError, RuntimeError)):
+            FORMS[form](TableShape(ROWS, 8))(torch.tensor([1, bad]))
 
 
 @pytest.mark.parametrize("offsets", [[1, 3], [0, 9, 3], [0, 51], [0, -5], [0, 2**60], [0, 2, -(2**60)]])
@@ -158,6 +310,19 @@ def test_stored_indices_outside_their_tables_are_refused():
     coded.codes[7, 1] = 200
     assert coded.compiled(ids, None, None) is None
     assert coded.compiled(ids[8:], None, None) is not None
+    for form, name in (("bitmap", "ranks"), ("narrow", "ranks"), ("mixed bits", "starts"), ("group columns", "starts")):
+        for wrong in (-5, 2**30):
+            table = FORMS[form](TableShape(ROWS, 9))
+            getattr(table, name)[0] = wrong
+            assert table.compiled(ids, None, None) is None, (form, wrong)
+    kinds = FORMS["mixed bits"](TableShape(ROWS, 9))
+    kinds.classes[3] = 255
+    assert kinds.compiled(ids, None, None) is None
+    robe = FORMS["robe"](TableShape(ROWS, 8))
+    for wrong in (-1, 2**63 - 1, 12345 - 2**61):
+        robe.constants.fill_(wrong)
+        if robe.compiled(ids, None, None) is not None:
+            agree(robe, ids, None, None)
 
 
 def test_operators_of_torch_answer_where_gradients_or_observers_need_them():

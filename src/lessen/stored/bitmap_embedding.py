@@ -13,6 +13,8 @@ from torch import Tensor
 from lessen.stored import checks, ranked_bits
 from lessen.stored.base import stored
 from lessen.stored.embedding import StoredEmbedding, TableShape
+from lessen.stored.kernels.sources import Source
+from lessen.stored.kernels.sparse import Bitmap
 
 
 @stored
@@ -20,7 +22,8 @@ class BitmapEmbedding(StoredEmbedding):
     """State: `values` float32 [kept], `words` int64 and `ranks` int32 [ceil(rows * dim / 64)] (see `ranked_bits`).
 
     A kept value costs 4 bytes and every place 1.5 bits. Compressed rows cost 5 bytes a value and 4 a row, so at 16
-    columns this form is smaller at every density. Lookups gather one value for every place; there is no kernel.
+    columns this form is smaller at every density. Without the extra
+    `kernels` lookups gather one value for every place.
     """
 
     kind = "bitmap-embedding"
@@ -49,6 +52,10 @@ class BitmapEmbedding(StoredEmbedding):
         made.words.copy_(words)
         made.ranks.copy_(ranks)
         return made
+
+    def source(self) -> Source:
+        """Return values and bits."""
+        return Bitmap(self.values, self.words, self.ranks, self.num_embeddings, self.embedding_dim)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Return the row of each id with its zeros: [*] to float32 [*, dim]."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lessen.stored import checks, hashing
 from lessen.stored.base import stored
 from lessen.stored.embedding import TableShape
+from lessen.stored.kernels.hashes import BlockHashed, Computed
 from lessen.stored.partly_exact import PartlyExactEmbedding, Places
 
 
@@ -55,6 +56,10 @@ class BlockHashedEmbedding(PartlyExactEmbedding):
         shift = torch.remainder(chunk * b + s, hashing.PRIME)
         row = hashing.mixed(hashing.residue(compact).unsqueeze(-1), a, shift)
         return hashing.into(row, self.size - self.block + 1)
+
+    def computed_source(self) -> Computed:
+        """Return the array and its hash."""
+        return BlockHashed(self.memory, self.constants, self.block, self.embedding_dim)
 
     def computed(self, places: Places) -> Tensor:
         """Return the chunks of each row side by side."""

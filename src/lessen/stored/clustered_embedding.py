@@ -23,6 +23,7 @@ class ClusteredEmbedding(StoredEmbedding):
     """
 
     kind = "clustered-embedding"
+    zero_padding = True
     codes: Tensor
     constants: Tensor
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from lessen.stored import checks, row_classes
 from lessen.stored.base import stored
 from lessen.stored.embedding import StoredEmbedding, TableShape
+from lessen.stored.kernels.sources import Source
+from lessen.stored.kernels.sparse import GroupColumns
 
 
 @stored
@@ -24,6 +26,7 @@ class GroupColumnsEmbedding(StoredEmbedding):
     """
 
     kind = "group-columns-embedding"
+    zero_padding = True
     values: Tensor
     columns: Tensor
     classes: Tensor
@@ -54,6 +57,16 @@ class GroupColumnsEmbedding(StoredEmbedding):
         made.classes.copy_(classes)
         made.starts.copy_(starts)
         return made
+
+    def source(self) -> Source:
+        """Return the values, the columns of each group as bits, and the classes of the rows."""
+        words = -(-self.embedding_dim // 64)
+        bits = torch.zeros(16, words * 64, dtype=torch.int64)
+        bits[: self.kinds, : self.embedding_dim] = self.columns
+        masks = (bits.view(16, words, 64) << torch.arange(64)).sum(dim=2)
+        sizes = bits.sum(dim=1)
+        pairs = (sizes + sizes.unsqueeze(1)).flatten()
+        return GroupColumns(self.values, masks, sizes, pairs, self.classes, self.starts, self.num_embeddings)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Return the row of each id with its zeros: [*] to float32 [*, dim]."""

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from lessen.stored import checks, hashing
 from lessen.stored.base import stored
-from lessen.stored.embedding import StoredEmbedding, TableShape, can_bag, inner_table
+from lessen.stored.embedding import StoredEmbedding, TableShape, can_bag, inner_table, source_of
 from lessen.stored.fields import cover
+from lessen.stored.kernels.hashes import Hashed
+from lessen.stored.kernels.sources import Source
 
 
 @stored
@@ -28,6 +30,7 @@ class HashedEmbedding(StoredEmbedding):
     """
 
     kind = "hashed-embedding"
+    zero_padding = True
     constants: Tensor
     table: nn.Module
 
@@ -100,6 +103,12 @@ class HashedEmbedding(StoredEmbedding):
         block = torch.bucketize(ids, starts[1:], right=True)
         firsts = sizes.cumsum(0) - sizes
         return ids - starts[block], sizes[block].unsqueeze(-1), firsts[block].unsqueeze(-1), self.constants[block]
+
+    def source(self) -> Source | None:
+        """Return the hashes and the shared rows."""
+        table = source_of(self.table)
+        starts = tuple(block.start for block in self.blocks)
+        return None if table is None else Hashed(self.constants, table, starts, tuple(self.buckets), self.signed)
 
     def gathered(self, ids: Tensor) -> tuple[nn.Module, Tensor] | None:
         """Return the shared rows and the row of each id, where each id reads one."""

@@ -13,6 +13,8 @@ from torch import Tensor
 from lessen.stored import checks, row_classes
 from lessen.stored.base import stored
 from lessen.stored.embedding import StoredEmbedding, TableShape
+from lessen.stored.kernels.sources import Source
+from lessen.stored.kernels.sparse import MixedBits
 
 MOST_BITS = 8
 
@@ -36,6 +38,7 @@ class MixedBitsEmbedding(StoredEmbedding):
     """  # fmt: skip
 
     kind = "mixed-bits-embedding"
+    zero_padding = True
     packed: Tensor
     classes: Tensor
     starts: Tensor
@@ -75,6 +78,11 @@ class MixedBitsEmbedding(StoredEmbedding):
                 rows = _pack((levels - lowest(width)).to(torch.uint8), width)
                 made.packed[places[members].unsqueeze(1) + torch.arange(rows.shape[1])] = rows
         return made
+
+    def source(self) -> Source:
+        """Return codes, classes, steps and offset."""
+        sizes = tuple(row_bytes(self.embedding_dim, bits) for bits in range(MOST_BITS + 1))
+        return MixedBits(self.packed, self.classes, self.starts, self.steps, self.offset, sizes, self.num_embeddings)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Return the row of each id: [*] to float32 [*, dim]."""

@@ -24,6 +24,7 @@ class MixedWidthEmbedding(StoredEmbedding):
     """
 
     kind = "mixed-width-embedding"
+    zero_padding = True
 
     def __init__(self, shape: TableShape, widths: list[int]) -> None:
         super().__init__(shape)

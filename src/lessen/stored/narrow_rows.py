@@ -14,6 +14,8 @@ from lessen.stored import checks, ranked_bits
 from lessen.stored.base import stored
 from lessen.stored.embedding import StoredEmbedding, TableShape
 from lessen.stored.fields import cover
+from lessen.stored.kernels.sources import Source
+from lessen.stored.kernels.sparse import Narrow
 
 
 @stored
@@ -65,6 +67,12 @@ class NarrowRowsEmbedding(StoredEmbedding):
             found.append((width, rank, value))
             rank, value = rank + count, value + count * width
         return torch.tensor(found, device=device)
+
+    def source(self) -> Source:
+        """Return values and bits."""
+        starts = tuple(block.start for block in self.blocks)
+        sizes = (tuple(self.widths), tuple(self.kept))
+        return Narrow(self.values, self.words, self.ranks, self.num_embeddings, starts, *sizes)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Return the row of each id with its zeros: [*] to float32 [*, dim]."""

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from lessen.stored import checks
-from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table
+from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table, source_of
 from lessen.stored.fields import cover
+from lessen.stored.kernels.hashes import Computed, PartlyExact
+from lessen.stored.kernels.sources import Source
 
 
 class Places(NamedTuple):
@@ -41,6 +43,20 @@ class PartlyExactEmbedding(StoredEmbedding):
     def computed(self, places: Places) -> Tensor:
         """Return the vectors of ids of large fields: [*] to float32 [*, dim]; ids of exact blocks give anything."""
         raise NotImplementedError(f"{type(self).__name__}.computed")
+
+    zero_padding = True
+
+    def computed_source(self) -> Computed | None:
+        """Return how a compiled lookup reads the ids of large fields, or None."""
+        return None
+
+    def source(self) -> Source | None:
+        """Return the exact rows and the computed ones."""
+        computed, exact = self.computed_source(), source_of(self.exact)
+        if computed is None or exact is None or not self.computed_rows:
+            return None
+        starts = tuple(block.start for block in self.blocks)
+        return PartlyExact(exact, computed, starts, *map(tuple, self._offsets()))
 
     @torch.no_grad()
     def reset_exact(self, std: float, generator: torch.Generator) -> None:

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from lessen.stored import checks
 from lessen.stored.base import stored
-from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table
+from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table, source_of
 from lessen.stored.fields import cover
+from lessen.stored.kernels.hashes import QuotientRemainder
+from lessen.stored.kernels.sources import Source
 
 
 def quotient_rows(rows: int, collisions: int) -> int:
@@ -31,6 +33,7 @@ class QuotientRemainderEmbedding(StoredEmbedding):
     """
 
     kind = "quotient-remainder-embedding"
+    zero_padding = True
 
     def __init__(self, shape: TableShape, collisions: list[int], operation: str) -> None:
         super().__init__(shape)
@@ -78,6 +81,15 @@ class QuotientRemainderEmbedding(StoredEmbedding):
             torch.div(own, divisor, rounding_mode="floor") + (quotients.cumsum(0) - quotients)[block],
             torch.remainder(own, divisor) + (shared.cumsum(0) - shared)[block],
         )
+
+    def source(self) -> Source | None:
+        """Return both tables."""
+        left, right = source_of(self.quotient), source_of(self.remainder)
+        if left is None or right is None:
+            return None
+        starts = tuple(block.start for block in self.blocks)
+        sizes = (tuple(self.collisions), tuple(self.quotients))
+        return QuotientRemainder(left, right, self.num_embeddings, starts, *sizes, self.operation == "multiply")
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Return the composed vector of each id: [*] to float32 [*, dim]; padding gives zeros."""

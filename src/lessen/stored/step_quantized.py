@@ -14,6 +14,7 @@ from lessen.stored import checks, rowwise
 from lessen.stored.base import stored
 from lessen.stored.embedding import StoredEmbedding, TableShape, gather_bytes
 from lessen.stored.fields import cover
+from lessen.stored.kernels.sources import Source, Stepped
 
 BLOCK = 4096
 """Ids decoded at a time."""
@@ -49,6 +50,10 @@ class StepQuantizedEmbedding(StoredEmbedding):
         levels = torch.round(weight.detach() / each.unsqueeze(1)).clamp_(low, high) - low
         made.codes.copy_(_pack(levels.to(torch.uint8), bits))
         return made
+
+    def source(self) -> Source:
+        """Return codes and steps."""
+        return Stepped(self.codes, self.steps, tuple(block.start for block in self.blocks), self.bits)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Return the row of each id: [*] to float32 [*, dim], decoded in blocks that fit a core's cache."""

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from lessen.stored import checks
 from lessen.stored.base import STORED, stored
-from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table, split_config
+from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table, source_of, split_config
+from lessen.stored.kernels.sources import Source
+from lessen.stored.kernels.sparse import Tiered
 
 
 @stored
@@ -66,6 +68,11 @@ class TieredEmbedding(StoredEmbedding):
             raise TypeError("the hot table is stored in a form of its own")
         self.hot_ids.copy_(ids)
         self.hot.weight.copy_(rows)
+
+    def source(self) -> Source | None:
+        """Return both tiers and the index of the hot ids."""
+        hot, cold = source_of(self.hot), source_of(self.cold)
+        return None if hot is None or cold is None else Tiered(*self._bits(), hot, cold, self.num_embeddings)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Return the hot row or the cold table's row of each id: [*] to float32 [*, dim]."""

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lessen.stored import checks, hashing
 from lessen.stored.base import stored
-from lessen.stored.embedding import TableShape, inner_table
+from lessen.stored.embedding import TableShape, inner_table, source_of
+from lessen.stored.kernels.hashes import Computed, Unified
 from lessen.stored.partly_exact import PartlyExactEmbedding, Places
 
 
@@ -56,6 +57,11 @@ class UnifiedEmbedding(PartlyExactEmbedding):
         salts = self.salts[0] if len(self.blocks) == 1 else self.salts[block]
         a, b = salts.unbind(-1)
         return hashing.into(hashing.mixed(hashing.residue(own).unsqueeze(-1), a, b), self.memory_rows)
+
+    def computed_source(self) -> Computed | None:
+        """Return the memory and its hashes."""
+        memory = source_of(self.memory)
+        return None if memory is None else Unified(self.salts, memory, self.memory_rows, self.embedding_dim)
 
     def computed(self, places: Places) -> Tensor:
         """Return the chunks of each id side by side."""

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from lessen.stored import checks, hashing
 from lessen.stored.base import stored
-from lessen.stored.embedding import TableShape, inner_table
+from lessen.stored.embedding import TableShape, inner_table, source_of
+from lessen.stored.kernels.hashes import Computed, WeightedHash
 from lessen.stored.partly_exact import PartlyExactEmbedding, Places
 
 
@@ -68,6 +69,14 @@ class WeightedHashEmbedding(PartlyExactEmbedding):
         chosen = hashing.into(hashed[..., :-1], rows.unsqueeze(-1)) + first[0].unsqueeze(-1)
         slot = torch.where(slots == ids, torch.minimum(places.own, slots - 1), hashing.into(hashed[..., -1], slots))
         return chosen, slot + first[1]
+
+    def computed_source(self) -> Computed | None:
+        """Return rows, weights and hashes."""
+        table = source_of(self.table)
+        if table is None or source_of(self.weights) is None:
+            return None
+        sizes = (tuple(self._order()), tuple(self.rows), tuple(self.slots), tuple(block.rows for block in self.large))
+        return WeightedHash(self.constants, table, self.weights.weight, *sizes)
 
     def computed(self, places: Places) -> Tensor:
         """Return the weighted sums of rows: [*] to float32 [*, dim]."""

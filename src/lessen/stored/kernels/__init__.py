@@ -74,14 +74,14 @@ def _kernel(source: Source, kind: pooling.Pooling) -> int:
 
 
 def worthwhile(ids: Tensor) -> bool:
-    """Tell whether a lookup is large enough, and not being compiled or traced by something that needs operators."""
+    """Tell whether kernels can be made here, and a lookup is large, on the CPU, and not compiled or traced by torch."""
     recorded = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    return not recorded and type(ids) is Tensor and ids.numel() >= SMALLEST
+    return not recorded and type(ids) is Tensor and ids.numel() >= SMALLEST and ids.is_cpu and machine.available()
 
 
 def fits(source: Source, ids: Tensor, offsets: Tensor | None, weights: Tensor | None, dim: int) -> bool:
     """Tell whether a kernel may answer: a large lookup, plain dense tensors on the CPU, nobody watching or training."""
-    if not worthwhile(ids) or dim > WIDEST_ROW or not machine.available() or _watched():
+    if not worthwhile(ids) or dim > WIDEST_ROW or _watched():
         return False
     given = [tensor for tensor in (ids, offsets, weights) if tensor is not None]
     integers = ids.dtype in (torch.int32, torch.int64) and (offsets is None or offsets.dtype == ids.dtype)
@@ -90,6 +90,7 @@ def fits(source: Source, ids: Tensor, offsets: Tensor | None, weights: Tensor | 
     return (
         integers
         and right
+        and source.sound()
         and all(_plain(tensor, grad) for tensor in (*given, *source.tensors()))
         and all(tensor.is_contiguous() and tensor.numel() > 0 for tensor in source.tensors())
     )

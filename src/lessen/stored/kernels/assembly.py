@@ -16,6 +16,8 @@ class Assembly:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.variables: list[str] = []
+        self.constants: list[str] = []
+        self.declared: dict[str, str] = {}
         self.count = 0
         self.bad = self.variable("i1", "false")
 
@@ -47,6 +49,24 @@ class Assembly:
     def set(self, kind: str, value: str, place: str) -> None:
         """Store a value at an address."""
         self.do(f"store {kind} {value}, ptr {place}, align 1")
+
+    def call(self, kind: str, name: str, kinds: Sequence[str], values: Sequence[str]) -> str:
+        """Return what a function outside, named without "@", answers."""
+        self.declared[name] = f"declare {kind} @{name}({', '.join(kinds)})"
+        given = ", ".join(f"{one} {value}" for one, value in zip(kinds, values, strict=True))
+        return self.let(f"call {kind} @{name}({given})")
+
+    def number(self, address: str, index: str) -> str:
+        """Return element `index` of int64 numbers at an address given as i64."""
+        return self.get("i64", self.place(self.let(f"inttoptr i64 {address} to ptr"), index, "i64"))
+
+    def entry(self, values: Sequence[int], index: str) -> str:
+        """Return values[index] of numbers that are known now; the index must lie inside."""
+        if len(set(values)) == 1:
+            return str(values[0])
+        name = f"@table{len(self.constants)}"
+        self.constants.append(f"{name} = private constant [{len(values)} x i64] [{constant('i64', values)[1:-1]}]")
+        return self.get("i64", self.place(name, index, "i64"))
 
     def place(self, base: str, index: str, kind: str = "i8") -> str:
         """Return the address of element `index` (i64) after `base`."""
@@ -86,6 +106,7 @@ class Assembly:
 
     def prefetch(self, start: str, size: int) -> None:
         """Ask for the cache lines of `size` bytes from an address, which may be any number at all."""
+        self.declared["llvm.prefetch.p0"] = "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"
         for offset in [*range(0, size, 64), *([size - 1] if size % 64 else [])]:
             place = self.place(start, str(offset))
             self.do(f"call void @llvm.prefetch.p0(ptr {place}, i32 0, i32 3, i32 1)")
@@ -141,4 +162,23 @@ def spread(code: Assembly, value: str, width: int) -> str:
 def multiply_add(code: Assembly, width: int, left: str, right: str, to: str) -> str:
     """Return left * right + to, rounded once where the processor can."""
     kind = floats(width)
-    return code.let(f"call {kind} @llvm.fmuladd.v{width}f32({kind} {left}, {kind} {right}, {kind} {to})")
+    return code.call(kind, f"llvm.fmuladd.v{width}f32", [kind] * 3, [left, right, to])
+
+
+def firsts(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the sum of all sizes before each."""
+    return tuple(sum(sizes[:number]) for number in range(len(sizes)))
+
+
+def block_of(code: Assembly, number: str, starts: tuple[int, ...]) -> tuple[str, str]:
+    """Return the block that an id lies in and the id inside it; `starts` are the blocks' first ids, the first is 0."""
+    if len(starts) == 1:
+        return "0", number
+    count = len(starts) - 1
+    kind = f"<{count} x i64>"
+    one = code.let(f"insertelement {kind} poison, i64 {number}, i32 0")
+    every = code.let(f"shufflevector {kind} {one}, {kind} poison, <{count} x i32> zeroinitializer")
+    reached = code.let(f"icmp sge {kind} {every}, {constant('i64', starts[1:])}")
+    ones = code.let(f"zext <{count} x i1> {reached} to {kind}")
+    block = code.call("i64", f"llvm.vector.reduce.add.v{count}i64", [kind], [ones])
+    return block, code.let(f"sub i64 {number}, {code.entry(starts, block)}")

@@ -48,19 +48,14 @@ def write(source: Source, pooling: Pooling) -> str:
     with code.when(known):
         code.set("i64", "1", "%faultplace")
     body = "\n".join([*entry, *code.variables, *code.lines])
-    widths = sorted({width for block in source.blocks(pooling.dim) for _, width in block})
-    declared = [f"declare {floats(w)} @llvm.fmuladd.v{w}f32({floats(w)}, {floats(w)}, {floats(w)})" for w in widths]
-    return "\n".join([
-        "declare i32 @omp_get_thread_num()", "declare i32 @omp_get_num_threads()",
-        "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)", *declared,
-        "define void @kernel(ptr %arguments) {", body, "  ret void", "}",
-    ])  # fmt: skip
+    head = [*code.declared.values(), *code.constants, "define void @kernel(ptr %arguments) {"]
+    return "\n".join([*head, body, "  ret void", "}"])
 
 
 def _bags(code: Assembly, source: Source, pooling: Pooling) -> None:
     """Write the loop over this thread's bags."""
-    part = code.wide(code.let("call i32 @omp_get_thread_num()"), "i32")
-    parts = code.wide(code.let("call i32 @omp_get_num_threads()"), "i32")
+    part = code.wide(code.call("i32", "omp_get_thread_num", [], []), "i32")
+    parts = code.wide(code.call("i32", "omp_get_num_threads", [], []), "i32")
     share = [code.let(f"sdiv i64 {code.multiply('%bags', number)}, {parts}") for number in (part, code.add(part, 1))]
     with code.loop(*share) as bag:
         start, end = _range(code, pooling, bag)

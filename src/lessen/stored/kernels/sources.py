@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from lessen.stored.kernels.assembly import Assembly, constant, floats, multiply_add, same, spread
+from lessen.stored.kernels.assembly import Assembly, block_of, constant, floats, multiply_add, same, spread
 
 Columns = tuple[int, int]
 """First column and number of columns of one vector."""
@@ -43,6 +44,10 @@ class Source:
     def key(self) -> tuple[Any, ...]:
         """Return all that the lines depend on."""
         raise NotImplementedError
+
+    def sound(self) -> bool:
+        """Tell whether all floating tensors have the types that the lines read."""
+        return all(not tensor.is_floating_point() or tensor.dtype == torch.float32 for tensor in self.tensors())
 
     def blocks(self, dim: int) -> list[list[Columns]]:
         """Return the vectors of a row that are summed together, block by block."""
@@ -98,6 +103,10 @@ class Rows(Source):
 
 class Floats(Rows):
     """Rows of float32, float16 or bfloat16."""
+
+    def sound(self) -> bool:
+        """Tell whether the rows are of one of these types."""
+        return self.table.dtype in (torch.float32, torch.float16, torch.bfloat16)
 
     def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
         """Return the row's columns, widened."""
@@ -168,6 +177,40 @@ def unpacked(code: Assembly, start: str, width: int, bits: int) -> str:
 
 
 @dataclass(frozen=True, eq=False)
+class Stepped(Rows):
+    """Rows of 8, 4 or 2 bit codes without parameters; `steps` float32 [fields], `starts` the fields' first ids."""
+
+    steps: Tensor
+    starts: tuple[int, ...]
+    bits: int
+
+    def tensors(self) -> list[Tensor]:
+        """Return codes and steps."""
+        return [self.table, self.steps]
+
+    def values(self, at: str) -> dict[str, int]:
+        """Return the steps' address too."""
+        return {**super().values(at), f"{at}steps": self.steps.data_ptr()}
+
+    def key(self) -> tuple[Any, ...]:
+        """Return the layout."""
+        return (*super().key(), self.starts, self.bits)
+
+    def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
+        """Return (code - half) * step of the field."""
+        start = self.start(code, at, number)
+        block, _ = block_of(code, number, self.starts)
+        step = code.get("float", code.place(code.let(f"inttoptr i64 %{at}steps to ptr"), block, "float"))
+        found = []
+        for first, width in columns:
+            levels = unpacked(code, code.place(start, str(first * self.bits // 8)), width, self.bits)
+            middle = same(width, "float", float(2 ** (self.bits - 1)))
+            levels = code.let(f"fsub {floats(width)} {levels}, {middle}")
+            found.append(code.let(f"fmul {floats(width)} {levels}, {spread(code, step, width)}"))
+        return found
+
+
+@dataclass(frozen=True, eq=False)
 class Product(Rows):
     """Rows of short codes; group m of the columns is centroid `code m` of its own codebook.
 
@@ -220,44 +263,67 @@ class Product(Rows):
         return code.let(f"lshr i64 {byte}, 4") if group % 2 else code.let(f"and i64 {byte}, 15")
 
 
-@dataclass(frozen=True, eq=False)
-class Mapped(Source):
+class Node(Source):
+    """Tensors, inner sources and constants under names of their own.
+
+    The registers of tensor `t` are `t` (its address) and `tn` (its elements); those of part `p` start with `p_`.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], parts: dict[str, Source], constants: tuple[Any, ...]) -> None:
+        self.own, self.parts, self.constants = tensors, parts, constants
+
+    @property
+    def depth(self) -> int:  # type: ignore[override]
+        """That of the deepest part."""
+        return max((part.depth for part in self.parts.values()), default=1)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of the parts' rows, and a line for each tensor."""
+        return sum(part.bytes_read for part in self.parts.values()) + 64 * len(self.own)
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors of this node and of its parts."""
+        return [*self.own.values(), *(tensor for part in self.parts.values() for tensor in part.tensors())]
+
+    def values(self, at: str) -> dict[str, int]:
+        """Return addresses and elements of all tensors."""
+        found = {f"{at}{name}": tensor.data_ptr() for name, tensor in self.own.items()}
+        found |= {f"{at}{name}n": tensor.numel() for name, tensor in self.own.items()}
+        for name, part in self.parts.items():
+            found |= part.values(f"{at}{name}_")
+        return found
+
+    def key(self) -> tuple[Any, ...]:
+        """Return the kind, the constants and the keys of the parts."""
+        return (type(self).__name__, self.constants, *(part.key() for part in self.parts.values()))
+
+    def sound(self) -> bool:
+        """Tell whether all tensors have the types that the lines read."""
+        own = all(not tensor.is_floating_point() or tensor.dtype == torch.float32 for tensor in self.own.values())
+        return own and all(part.sound() for part in self.parts.values())
+
+    def blocks(self, dim: int) -> list[list[Columns]]:
+        """Return those of the first part."""
+        return next(iter(self.parts.values())).blocks(dim) if self.parts else super().blocks(dim)
+
+
+class Mapped(Node):
     """Row `position[id]` of another source; `position` int32 [ids]."""
 
-    position: Tensor
-    inner: Source
+    def __init__(self, position: Tensor, inner: Source) -> None:
+        super().__init__({"map": position}, {"inner": inner}, ())
+        self.inner = inner
 
     @property
     def depth(self) -> int:  # type: ignore[override]
         """One load more than the inner source."""
-        return self.inner.depth + 1
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes of an inner row."""
-        return self.inner.bytes_read
-
-    def tensors(self) -> list[Tensor]:
-        """Return the map and the inner tensors."""
-        return [self.position, *self.inner.tensors()]
-
-    def values(self, at: str) -> dict[str, int]:
-        """Return the map's address and length, and the inner values."""
-        own = {f"{at}map": self.position.data_ptr(), f"{at}ids": len(self.position)}
-        return {**own, **self.inner.values(f"{at}i")}
-
-    def key(self) -> tuple[Any, ...]:
-        """Return the inner key."""
-        return ("Mapped", *self.inner.key())
-
-    def blocks(self, dim: int) -> list[list[Columns]]:
-        """Return those of the inner source."""
-        return self.inner.blocks(dim)
+        return super().depth + 1
 
     def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
         """Return the columns of the row that the map gives."""
-        place = self._row(code, at, code.below(number, f"%{at}ids"))
-        return self.inner.read(code, f"{at}i", place, columns)
+        place = self._row(code, at, code.below(number, f"%{at}mapn"))
+        return self.inner.read(code, f"{at}inner_", place, columns)
 
     def prefetch(self, code: Assembly, at: str, upcoming: Upcoming) -> None:
         """Ask for the map's entry first, for the row later."""
@@ -266,10 +332,10 @@ class Mapped(Source):
 
         def mapped(strides: int) -> str:
             number = upcoming(strides)
-            inside = code.compare("ult", number, f"%{at}ids")
+            inside = code.compare("ult", number, f"%{at}mapn")
             return self._row(code, at, code.choose(inside, number, 0))
 
-        self.inner.prefetch(code, f"{at}i", mapped)
+        self.inner.prefetch(code, f"{at}inner_", mapped)
 
     def _row(self, code: Assembly, at: str, number: str) -> str:
         base = code.let(f"inttoptr i64 %{at}map to ptr")

@@ -1,0 +1,322 @@
+"""Sources whose rows are found by arithmetic on the id: hashes, quotients, fields with rows of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from lessen.stored.hashing import PRIME
+from lessen.stored.kernels.assembly import Assembly, block_of, firsts, floats, multiply_add, same, spread
+from lessen.stored.kernels.sources import Columns, Node, Source, Upcoming
+
+
+def residue(code: Assembly, number: str) -> str:
+    """Return an id modulo the prime (see `stored.hashing`)."""
+    parts = [code.let(f"and i64 {number}, {PRIME}")]
+    for shift, mask in ((31, PRIME), (62, 3)):
+        high = code.let(f"ashr i64 {number}, {shift}")
+        parts.append(code.let(f"and i64 {high}, {mask}"))
+    return _fold(code, code.add(code.add(parts[0], parts[1]), parts[2]))
+
+
+def _fold(code: Assembly, value: str) -> str:
+    return code.add(code.let(f"and i64 {value}, {PRIME}"), code.let(f"ashr i64 {value}, 31"))
+
+
+def mixed(code: Assembly, number: str, a: str, b: str) -> str:
+    """Return (a x + b) modulo the prime."""
+    folded = _fold(code, _fold(code, code.add(code.multiply(number, a), b)))
+    return code.choose(code.compare("slt", folded, PRIME), folded, PRIME)
+
+
+def into(code: Assembly, value: str, size: str | int) -> str:
+    """Map a hash onto [0, size)."""
+    return code.let(f"ashr i64 {code.multiply(value, size)}, 31")
+
+
+def remainder(code: Assembly, number: str, size: str | int) -> str:
+    """Return the remainder that is never negative."""
+    left = code.let(f"srem i64 {number}, {size}")
+    return code.choose(code.compare("slt", left, 0), code.add(left, size), left)
+
+
+class Hashed(Node):
+    """Mean of k (signed) rows of one table: `constants` int64 [blocks, k, 4] (a, b, sign a, b), a = 0: remainder."""
+
+    def __init__(
+        self, constants: Tensor, table: Source, starts: tuple[int, ...], sizes: tuple[int, ...], signed: bool
+    ) -> None:
+        hashes = constants.shape[1]
+        super().__init__({"constants": constants}, {"rows": table}, (starts, sizes, hashes, signed))
+        self.starts, self.sizes, self.hashes, self.signed = starts, sizes, hashes, signed
+        self.firsts = firsts(sizes)
+
+    def _places(self, code: Assembly, at: str, number: str) -> list[tuple[str, str]]:
+        """Return the row of each hash and the number whose lowest bit is its sign."""
+        block, own = block_of(code, number, self.starts)
+        size, first = code.entry(self.sizes, block), code.entry(self.firsts, block)
+        mixable, left = residue(code, own), remainder(code, own, size)
+        found = []
+        for hash_number in range(self.hashes):
+            place = code.add(code.multiply(block, 4 * self.hashes), 4 * hash_number)
+            a, b, c, d = (code.number(f"%{at}constants", code.add(place, offset)) for offset in range(4))
+            hashed = into(code, mixed(code, mixable, a, b), size)
+            row = code.choose(code.compare("eq", a, 0), left, hashed)
+            found.append((code.add(row, first), mixed(code, mixable, c, d) if self.signed else ""))
+        return found
+
+    def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
+        """Return the mean of the rows."""
+        total: list[str] = []
+        for row, sign in self._places(code, at, number):
+            values = self.parts["rows"].read(code, f"{at}rows_", row, columns)
+            if self.signed:
+                odd = code.let(f"trunc i64 {sign} to i1")
+                values = [
+                    code.choose(odd, code.let(f"fneg {floats(width)} {value}"), value, floats(width))
+                    for value, (_, width) in zip(values, columns, strict=True)
+                ]
+            total = added(code, total, values, columns) if total else values
+        if self.hashes == 1:
+            return total
+        return [
+            code.let(f"fdiv {floats(width)} {value}, {same(width, 'float', float(self.hashes))}")
+            for value, (_, width) in zip(total, columns, strict=True)
+        ]
+
+    def prefetch(self, code: Assembly, at: str, upcoming: Upcoming) -> None:
+        """Ask for every row."""
+        for row, _ in self._places(code, at, upcoming(1)):
+            self.parts["rows"].prefetch(code, f"{at}rows_", lambda _, row=row: row)  # type: ignore[misc]
+
+
+def added(code: Assembly, left: list[str], right: list[str], columns: list[Columns], how: str = "fadd") -> list[str]:
+    """Return the sums (or another operation) of two lists of vectors."""
+    return [
+        code.let(f"{how} {floats(width)} {one}, {other}")
+        for one, other, (_, width) in zip(left, right, columns, strict=True)
+    ]
+
+
+class PartlyExact(Node):
+    """Rows of their own for the ids of some blocks; `computed` reads all others.
+
+    `computed` has a method `places(code, at, block, own, compact)` that returns what its `read_from` and
+    `prefetch_from` take.
+    """
+
+    def __init__(
+        self, exact: Source, computed: Computed, starts: tuple[int, ...], exact_first: tuple[int, ...],
+        computed_first: tuple[int, ...],
+    ) -> None:  # fmt: skip
+        parts: dict[str, Source] = {"computed": computed}
+        if max(exact_first) >= 0:
+            parts["exact"] = exact
+        super().__init__({}, parts, (starts, exact_first, computed_first))
+        self.starts, self.exact_first, self.computed_first = starts, exact_first, computed_first
+        self.computed = computed
+        self.others = next((n for n, first in enumerate(exact_first) if first < 0), 0)
+
+    def _split(self, code: Assembly, number: str) -> tuple[str, str, tuple[str, str, str]]:
+        """Return whether the id has a row of its own, that row (or 0), and block, own and compact id for all others."""
+        block, own = block_of(code, number, self.starts)
+        first = code.entry(self.exact_first, block)
+        known = code.compare("sge", first, 0)
+        row = code.choose(known, code.add(first, own), 0)
+        if "exact" in self.parts:
+            block, own = code.choose(known, str(self.others), block), code.choose(known, "0", own)
+        return known, row, (block, own, code.add(code.entry(self.computed_first, block), own))
+
+    def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
+        """Return the own or the computed row."""
+        known, row, place = self._split(code, number)
+        values = self.computed.read_from(code, f"{at}computed_", place, columns)
+        if "exact" not in self.parts:
+            return values
+        rows = self.parts["exact"].read(code, f"{at}exact_", row, columns)
+        return [
+            code.choose(known, own, value, floats(width))
+            for own, value, (_, width) in zip(rows, values, columns, strict=True)
+        ]
+
+    def prefetch(self, code: Assembly, at: str, upcoming: Upcoming) -> None:
+        """Ask for both."""
+        _, row, place = self._split(code, upcoming(1))
+        self.computed.prefetch_from(code, f"{at}computed_", place)
+        if "exact" in self.parts:
+            self.parts["exact"].prefetch(code, f"{at}exact_", lambda _: row)
+
+
+Place = tuple[str, str, str]
+"""Block, id inside the block, id among all computed rows."""
+
+
+class Computed(Node):
+    """What reads the ids that have no row of their own."""
+
+    def read_from(self, code: Assembly, at: str, place: Place, columns: list[Columns]) -> list[str]:
+        """Return the vectors of the id at a place."""
+        raise NotImplementedError
+
+    def prefetch_from(self, code: Assembly, at: str, place: Place) -> None:
+        """Ask for what `read_from` will touch."""
+        raise NotImplementedError
+
+
+class Unified(Computed):
+    """Chunks from rows of one memory; `salts` int64 [blocks, chunks, 2]."""
+
+    def __init__(self, salts: Tensor, memory: Source, rows: int, dim: int) -> None:
+        super().__init__({"salts": salts}, {"memory": memory}, (salts.shape, rows, dim))
+        self.chunks, self.rows, self.width = salts.shape[1], rows, dim // salts.shape[1]
+
+    def blocks(self, dim: int) -> list[list[Columns]]:
+        """Return a vector for each chunk."""
+        return chunked(dim, self.width)
+
+    def _row(self, code: Assembly, at: str, place: Place, chunk: int) -> str:
+        start = code.add(code.multiply(place[0], 2 * self.chunks), 2 * chunk)
+        a, b = (code.number(f"%{at}salts", code.add(start, offset)) for offset in range(2))
+        return into(code, mixed(code, residue(code, place[1]), a, b), self.rows)
+
+    def read_from(self, code: Assembly, at: str, place: Place, columns: list[Columns]) -> list[str]:
+        """Return the chunks side by side."""
+        found = []
+        for first, width in columns:
+            row = self._row(code, at, place, first // self.width)
+            found += self.parts["memory"].read(code, f"{at}memory_", row, [(first % self.width, width)])
+        return found
+
+    def prefetch_from(self, code: Assembly, at: str, place: Place) -> None:
+        """Ask for the row of each chunk."""
+        for chunk in range(self.chunks):
+            row = self._row(code, at, place, chunk)
+            self.parts["memory"].prefetch(code, f"{at}memory_", lambda _, row=row: row)  # type: ignore[misc]
+
+
+def chunked(dim: int, chunk: int) -> list[list[Columns]]:
+    """Return columns cut at multiples of `chunk` and into vectors of at most 64, about 64 at a time."""
+    single = [
+        (first + part, min(64, chunk - part, dim - first - part))
+        for first in range(0, dim, chunk)
+        for part in range(0, min(chunk, dim - first), 64)
+    ]
+    together = max(1, 64 // chunk)
+    return [single[number : number + together] for number in range(0, len(single), together)]
+
+
+class BlockHashed(Computed):
+    """Chunks cut from one flat array `memory` at hashed places; `constants` int64 [3] (a, b, s)."""
+
+    def __init__(self, memory: Tensor, constants: Tensor, chunk: int, dim: int) -> None:
+        super().__init__({"memory": memory, "constants": constants}, {}, (chunk, dim))
+        self.chunk, self.dim = chunk, dim
+
+    def blocks(self, dim: int) -> list[list[Columns]]:
+        """Return a vector for each chunk."""
+        return chunked(dim, self.chunk)
+
+    def _start(self, code: Assembly, at: str, place: Place, chunk: int) -> str:
+        a, b, s = (code.number(f"%{at}constants", str(number)) for number in range(3))
+        shift = remainder(code, code.add(code.multiply(b, chunk), s), PRIME)
+        places = code.add(f"%{at}memoryn", 1 - self.chunk)
+        start = code.below(into(code, mixed(code, residue(code, place[2]), a, shift), places), places)
+        return code.place(code.let(f"inttoptr i64 %{at}memory to ptr"), start, "float")
+
+    def read_from(self, code: Assembly, at: str, place: Place, columns: list[Columns]) -> list[str]:
+        """Return the chunks side by side."""
+        found = []
+        for first, width in columns:
+            start = self._start(code, at, place, first // self.chunk)
+            found.append(code.get(floats(width), code.place(start, str(first % self.chunk), "float")))
+        return found
+
+    def prefetch_from(self, code: Assembly, at: str, place: Place) -> None:
+        """Ask for each chunk."""
+        for chunk in range(self.dim // self.chunk):
+            code.prefetch(self._start(code, at, place, chunk), 4 * self.chunk)
+
+
+class WeightedHash(Computed):
+    """Sums of k weighted rows; `constants` int64 [large blocks, k + 1, 2], the last hash picks a row of weights."""
+
+    def __init__(
+        self, constants: Tensor, table: Source, weights: Tensor, order: tuple[int, ...], rows: tuple[int, ...],
+        slots: tuple[int, ...], ids: tuple[int, ...],
+    ) -> None:  # fmt: skip
+        given = (constants.shape, order, rows, slots, ids)
+        super().__init__({"constants": constants, "weights": weights}, {"table": table}, given)
+        self.hashes, self.order, self.rows, self.slots, self.ids = constants.shape[1] - 1, order, rows, slots, ids
+
+    def _places(self, code: Assembly, at: str, place: Place) -> tuple[list[str], str]:
+        """Return the rows and the slot of an id."""
+        order = code.entry(self.order, place[0])
+        rows, slots, ids = (code.entry(sizes, order) for sizes in (self.rows, self.slots, self.ids))
+        first, slot_first = (code.entry(firsts(sizes), order) for sizes in (self.rows, self.slots))
+        number, start = residue(code, place[1]), code.multiply(order, 2 * (self.hashes + 1))
+        hashed = []
+        for hash_number in range(self.hashes + 1):
+            a, b = (code.number(f"%{at}constants", code.add(start, 2 * hash_number + offset)) for offset in range(2))
+            hashed.append(mixed(code, number, a, b))
+        last = code.add(slots, -1)
+        own = code.choose(code.compare("slt", place[1], last), place[1], last)
+        slot = code.choose(code.compare("eq", slots, ids), own, into(code, hashed[-1], slots))
+        return [code.add(into(code, value, rows), first) for value in hashed[:-1]], code.add(slot, slot_first)
+
+    def read_from(self, code: Assembly, at: str, place: Place, columns: list[Columns]) -> list[str]:
+        """Return the weighted sums."""
+        rows, slot = self._places(code, at, place)
+        count = code.let(f"sdiv i64 %{at}weightsn, {self.hashes}")
+        base = code.multiply(code.below(slot, count), self.hashes)
+        total = ["zeroinitializer"] * len(columns)
+        for number, row in enumerate(rows):
+            start = code.let(f"inttoptr i64 %{at}weights to ptr")
+            weight = code.get("float", code.place(start, code.add(base, number), "float"))
+            values = self.parts["table"].read(code, f"{at}table_", row, columns)
+            total = [
+                multiply_add(code, width, spread(code, weight, width), value, before)
+                for value, before, (_, width) in zip(values, total, columns, strict=True)
+            ]
+        return total
+
+    def prefetch_from(self, code: Assembly, at: str, place: Place) -> None:
+        """Ask for every row and for the weights."""
+        rows, slot = self._places(code, at, place)
+        start = code.let(f"inttoptr i64 %{at}weights to ptr")
+        code.prefetch(code.place(start, code.multiply(slot, self.hashes), "float"), 4 * self.hashes)
+        for row in rows:
+            self.parts["table"].prefetch(code, f"{at}table_", lambda _, row=row: row)  # type: ignore[misc]
+
+
+class QuotientRemainder(Node):
+    """Product or sum of a quotient row and a remainder row."""
+
+    def __init__(
+        self, quotient: Source, left: Source, rows: int, starts: tuple[int, ...], shared: tuple[int, ...],
+        quotients: tuple[int, ...], multiply: bool,
+    ) -> None:  # fmt: skip
+        super().__init__({}, {"quotient": quotient, "left": left}, (rows, starts, shared, quotients, multiply))
+        self.rows, self.starts, self.shared, self.quotients = rows, starts, shared, quotients
+        self.how = "fmul" if multiply else "fadd"
+
+    def _places(self, code: Assembly, number: str) -> dict[str, str]:
+        """Return the row in both tables of an id that lies in the table."""
+        block, own = block_of(code, number, self.starts)
+        divisor = code.entry(self.shared, block)
+        found: dict[str, Any] = {"quotient": (f"sdiv i64 {own}, {divisor}", self.quotients)}
+        found["left"] = (f"srem i64 {own}, {divisor}", self.shared)
+        return {
+            name: code.add(code.let(text), code.entry(firsts(sizes), block)) for name, (text, sizes) in found.items()
+        }
+
+    def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
+        """Return the composed row."""
+        places = self._places(code, code.below(number, self.rows))
+        rows = [self.parts[name].read(code, f"{at}{name}_", place, columns) for name, place in places.items()]
+        return added(code, rows[0], rows[1], columns, self.how)
+
+    def prefetch(self, code: Assembly, at: str, upcoming: Upcoming) -> None:
+        """Ask for both rows."""
+        for name, place in self._places(code, upcoming(1)).items():
+            self.parts[name].prefetch(code, f"{at}{name}_", lambda _, place=place: place)  # type: ignore[misc]

@@ -1,0 +1,348 @@
+"""Sources whose rows lack values, or lie at places that are counted: hot rows, bitmaps, narrow rows, classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from lessen.stored.kernels.assembly import Assembly, block_of, constant, firsts, floats, same, spread
+from lessen.stored.kernels.sources import Columns, Node, Source, Upcoming
+
+LANES = 16
+"""Columns that one load spreads out."""
+
+
+def ones(code: Assembly, word: str) -> str:
+    """Return the set bits of an i64."""
+    return code.call("i64", "llvm.ctpop.i64", ["i64"], [word])
+
+
+def low_bits(code: Assembly, word: str, count: str) -> str:
+    """Return the lowest `count` bits of an i64, fewer than 64."""
+    mask = code.add(code.let(f"shl i64 1, {count}"), -1)
+    return code.let(f"and i64 {word}, {mask}")
+
+
+def ranked(code: Assembly, at: str, names: tuple[str, str], position: str) -> tuple[str, str, str]:
+    """Return the word of a position, its bit number, and the set bits before it (see `stored.ranked_bits`)."""
+    place, bit = code.let(f"lshr i64 {position}, 6"), code.let(f"and i64 {position}, 63")
+    word = code.number(f"%{at}{names[0]}", place)
+    start = code.place(code.let(f"inttoptr i64 %{at}{names[1]} to ptr"), place, "i32")
+    before = code.wide(code.get("i32", start), "i32", "sext")
+    return word, bit, code.add(before, ones(code, low_bits(code, word, bit)))
+
+
+def spread_out(code: Assembly, base: str, start: str, mask: str, columns: list[Columns]) -> list[str]:
+    """Return values that follow one another from `start`, each at the place of a set bit of `mask`, zeros between."""
+    found, kind = [], floats(LANES)
+    for first, width in columns:
+        bits = code.let(f"lshr i64 {mask}, {first - columns[0][0]}")
+        bits = code.let(f"and i64 {bits}, {2**width - 1}")
+        lanes = code.let(f"bitcast i{LANES} {code.let(f'trunc i64 {bits} to i{LANES}')} to <{LANES} x i1>")
+        place = code.place(base, start, "float")
+        kinds = ["ptr", f"<{LANES} x i1>", kind]
+        value = code.call(kind, f"llvm.masked.expandload.v{LANES}f32", kinds, [place, lanes, "zeroinitializer"])
+        if width < LANES:
+            order = constant("i32", range(width))
+            value = code.let(f"shufflevector {kind} {value}, {kind} poison, <{width} x i32> {order}")
+        found.append(value)
+        start = code.add(start, ones(code, bits))
+    return found
+
+
+def lanes_of(dim: int) -> list[list[Columns]]:
+    """Return columns in vectors that one load spreads out, 64 columns at a time."""
+    single = [(first, min(LANES, dim - first)) for first in range(0, dim, LANES)]
+    return [single[number : number + 4] for number in range(0, len(single), 4)]
+
+
+class Tiered(Node):
+    """Rows of hot ids from one source, all others from another; a bit an id says which, counts say where."""
+
+    def __init__(self, words: Tensor, counts: Tensor, hot: Source, cold: Source, rows: int) -> None:
+        super().__init__({"words": words, "counts": counts}, {"cold": cold, "hot": hot}, (rows,))
+        self.rows = rows
+
+    @property
+    def depth(self) -> int:  # type: ignore[override]
+        """One load more than the tiers."""
+        return super().depth + 1
+
+    def _find(self, code: Assembly, at: str, number: str) -> tuple[str, str]:
+        """Return whether an id is hot, and its place among the hot ids (0 if it is not)."""
+        word, bit, place = ranked(code, at, ("words", "counts"), number)
+        hot = code.let(f"trunc i64 {code.let(f'lshr i64 {word}, {bit}')} to i1")
+        return hot, code.choose(hot, place, 0)
+
+    def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
+        """Return the row from its tier."""
+        number = code.below(number, self.rows)
+        hot, place = self._find(code, at, number)
+        kept = [code.variable(floats(width), "zeroinitializer") for _, width in columns]
+        tiers = [(hot, "hot", place), (code.let(f"xor i1 {hot}, true"), "cold", number)]
+        for chosen, name, row in tiers:
+            with code.when(chosen):
+                values = self.parts[name].read(code, f"{at}{name}_", row, columns)
+                for value, variable, (_, width) in zip(values, kept, columns, strict=True):
+                    code.set(floats(width), value, variable)
+        return [code.get(floats(width), variable) for variable, (_, width) in zip(kept, columns, strict=True)]
+
+    def prefetch(self, code: Assembly, at: str, upcoming: Upcoming) -> None:
+        """Ask for the bits first, for both rows later."""
+        word = code.let(f"lshr i64 {upcoming(self.depth)}, 6")
+        for name, kind, size in (("words", "i64", 8), ("counts", "i32", 4)):
+            code.prefetch(code.place(code.let(f"inttoptr i64 %{at}{name} to ptr"), word, kind), size)
+
+        def hot(strides: int) -> str:
+            number = upcoming(strides)
+            inside = code.compare("ult", number, self.rows)
+            return self._find(code, at, code.choose(inside, number, 0))[1]
+
+        self.parts["cold"].prefetch(code, f"{at}cold_", upcoming)
+        self.parts["hot"].prefetch(code, f"{at}hot_", hot)
+
+
+class Bitmap(Node):
+    """Rows with a bit for every value; kept values float32 follow one another."""
+
+    def __init__(self, values: Tensor, words: Tensor, ranks: Tensor, rows: int, dim: int) -> None:
+        super().__init__({"values": values, "words": words, "ranks": ranks}, {}, (rows, dim))
+        self.rows, self.dim = rows, dim
+
+    def blocks(self, dim: int) -> list[list[Columns]]:
+        """Return vectors of 16."""
+        return lanes_of(dim)
+
+    def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
+        """Return the row's values at their places."""
+        first, count = columns[0][0], sum(width for _, width in columns)
+        position = code.add(code.multiply(code.below(number, self.rows), self.dim), first)
+        word, bit, start = ranked(code, at, ("words", "ranks"), position)
+        following = code.add(code.let(f"lshr i64 {position}, 6"), 1)
+        known = code.compare("ult", following, f"%{at}wordsn")
+        after = code.number(f"%{at}words", code.choose(known, following, 0))
+        mask = code.call("i64", "llvm.fshr.i64", ["i64", "i64", "i64"], [after, word, bit])
+        if count < 64:
+            mask = code.let(f"and i64 {mask}, {2**count - 1}")
+        start, mask = inside(code, start, mask, f"%{at}valuesn")
+        return spread_out(code, code.let(f"inttoptr i64 %{at}values to ptr"), start, mask, columns)
+
+    @property
+    def depth(self) -> int:  # type: ignore[override]
+        """Bits, then values."""
+        return 2
+
+    def prefetch(self, code: Assembly, at: str, upcoming: Upcoming) -> None:
+        """Ask for the bits first, for the values later."""
+        word = code.let(f"lshr i64 {code.multiply(upcoming(2), self.dim)}, 6")
+        code.prefetch(code.place(code.let(f"inttoptr i64 %{at}words to ptr"), word, "i64"), -(-self.dim // 8))
+        code.prefetch(code.place(code.let(f"inttoptr i64 %{at}ranks to ptr"), word, "i32"), 4)
+        number = upcoming(1)
+        number = code.choose(code.compare("ult", number, self.rows), number, 0)
+        start = ranked(code, at, ("words", "ranks"), code.multiply(number, self.dim))[2]
+        code.prefetch(code.place(code.let(f"inttoptr i64 %{at}values to ptr"), start, "float"), 64)
+
+
+def inside(code: Assembly, start: str, mask: str, count: str) -> tuple[str, str]:
+    """Return start and mask if as many values as set bits lie between start and `count`; else note it and read none."""
+    end = code.add(start, ones(code, mask))
+    right = code.let(f"and i1 {code.compare('sge', start, 0)}, {code.compare('sle', end, count)}")
+    code.require(right)
+    return code.choose(right, start, 0), code.choose(right, mask, 0)
+
+
+class Narrow(Node):
+    """Kept rows of the width of their block, zeros after it; a bit a row says which are kept."""
+
+    def __init__(
+        self, values: Tensor, words: Tensor, ranks: Tensor, rows: int, starts: tuple[int, ...],
+        widths: tuple[int, ...], kept: tuple[int, ...],
+    ) -> None:  # fmt: skip
+        super().__init__({"values": values, "words": words, "ranks": ranks}, {}, (rows, starts, widths, kept))
+        self.rows, self.starts, self.widths, self.ranks = rows, starts, widths, firsts(kept)
+        self.begins = firsts(tuple(width * count for width, count in zip(widths, kept, strict=True)))
+
+    @property
+    def depth(self) -> int:  # type: ignore[override]
+        """Bits, then values."""
+        return 2
+
+    def _place(self, code: Assembly, at: str, number: str) -> tuple[str, str]:
+        """Return where the values of a row start and how many they are (0: the row is gone)."""
+        word, bit, rank = ranked(code, at, ("words", "ranks"), number)
+        member = code.let(f"trunc i64 {code.let(f'lshr i64 {word}, {bit}')} to i1")
+        block, _ = block_of(code, number, self.starts)
+        width, first = code.entry(self.widths, block), code.entry(self.ranks, block)
+        own = code.multiply(code.let(f"sub i64 {rank}, {first}"), width)
+        return code.add(own, code.entry(self.begins, block)), code.choose(member, width, 0)
+
+    def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
+        """Return the row's columns."""
+        start, count = self._place(code, at, code.below(number, self.rows))
+        end = code.add(start, count)
+        right = code.let(f"and i1 {code.compare('sge', start, 0)}, {code.compare('sle', end, f'%{at}valuesn')}")
+        gone = code.compare("eq", count, 0)
+        code.require(code.let(f"or i1 {right}, {gone}"))
+        count = code.choose(right, count, 0)
+        place = code.place(code.let(f"inttoptr i64 %{at}values to ptr"), code.choose(right, start, 0), "float")
+        found = []
+        for first, width in columns:
+            kind = f"<{width} x i64>"
+            one = code.let(f"insertelement {kind} poison, i64 {count}, i32 0")
+            limit = code.let(f"shufflevector {kind} {one}, {kind} poison, <{width} x i32> zeroinitializer")
+            mask = code.let(f"icmp slt {kind} {constant('i64', range(first, first + width))}, {limit}")
+            kinds = ["ptr", "i32", f"<{width} x i1>", floats(width)]
+            given = [code.place(place, str(first), "float"), "4", mask, "zeroinitializer"]
+            found.append(code.call(floats(width), f"llvm.masked.load.v{width}f32.p0", kinds, given))
+        return found
+
+    def prefetch(self, code: Assembly, at: str, upcoming: Upcoming) -> None:
+        """Ask for the bits first, for the values later."""
+        word = code.let(f"lshr i64 {upcoming(2)}, 6")
+        code.prefetch(code.place(code.let(f"inttoptr i64 %{at}words to ptr"), word, "i64"), 8)
+        code.prefetch(code.place(code.let(f"inttoptr i64 %{at}ranks to ptr"), word, "i32"), 4)
+        number = upcoming(1)
+        start, _ = self._place(code, at, code.choose(code.compare("ult", number, self.rows), number, 0))
+        code.prefetch(code.place(code.let(f"inttoptr i64 %{at}values to ptr"), start, "float"), 4 * max(self.widths))
+
+
+Sizes = Callable[[str], str]
+"""Gives the size of a class (or of the two classes in a byte)."""
+
+
+def class_of(code: Assembly, at: str, number: str, sizes: Sizes, pairs: Sizes) -> tuple[str, str]:
+    """Return the class of a row and where it starts (see `stored.row_classes`)."""
+    block, place = code.let(f"lshr i64 {number}, 4"), code.let(f"and i64 {number}, 15")
+    packed, start = code.number(f"%{at}classes", block), code.number(f"%{at}starts", block)
+    whole = code.let(f"lshr i64 {place}, 1")
+    for byte in range(7):
+        both = code.let(f"and i64 {code.let(f'lshr i64 {packed}, {8 * byte}')}, 255")
+        start = code.add(start, code.choose(code.compare("ugt", whole, byte), pairs(both), 0))
+    shift = code.multiply(place, 4)
+    even = code.let(f"and i64 {shift}, 56")
+    left = code.let(f"and i64 {code.let(f'lshr i64 {packed}, {even}')}, 15")
+    odd = code.let(f"trunc i64 {place} to i1")
+    start = code.add(start, code.choose(odd, sizes(left), 0))
+    return code.let(f"and i64 {code.let(f'lshr i64 {packed}, {shift}')}, 15"), start
+
+
+def ask_for_class(code: Assembly, at: str, number: str) -> None:
+    """Prefetch what `class_of` reads."""
+    block = code.let(f"lshr i64 {number}, 4")
+    for name in ("classes", "starts"):
+        code.prefetch(code.place(code.let(f"inttoptr i64 %{at}{name} to ptr"), block, "i64"), 8)
+
+
+class GroupColumns(Node):
+    """Rows with the columns of their group; `masks` int64 [16, blocks of 64 columns], `sizes` [16], `pairs` [256]."""
+
+    def __init__(
+        self, values: Tensor, masks: Tensor, sizes: Tensor, pairs: Tensor, classes: Tensor, starts: Tensor, rows: int
+    ) -> None:
+        given = {"values": values, "masks": masks, "sizes": sizes, "pairs": pairs, "classes": classes, "starts": starts}
+        super().__init__(given, {}, (rows, masks.shape[1]))
+        self.rows, self.words = rows, masks.shape[1]
+
+    @property
+    def depth(self) -> int:  # type: ignore[override]
+        """Class, then values."""
+        return 2
+
+    def blocks(self, dim: int) -> list[list[Columns]]:
+        """Return vectors of 16."""
+        return lanes_of(dim)
+
+    def _place(self, code: Assembly, at: str, number: str) -> tuple[str, str]:
+        sizes, pairs = (lambda index, name=name: code.number(f"%{at}{name}", index) for name in ("sizes", "pairs"))
+        return class_of(code, at, number, sizes, pairs)
+
+    def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
+        """Return the row's values at the places of its group."""
+        kind, start = self._place(code, at, code.below(number, self.rows))
+        first = code.multiply(kind, self.words)
+        chosen = columns[0][0] // 64
+        for word in range(chosen):
+            start = code.add(start, ones(code, code.number(f"%{at}masks", code.add(first, word))))
+        mask = code.number(f"%{at}masks", code.add(first, chosen))
+        start, mask = inside(code, start, mask, f"%{at}valuesn")
+        return spread_out(code, code.let(f"inttoptr i64 %{at}values to ptr"), start, mask, columns)
+
+    def prefetch(self, code: Assembly, at: str, upcoming: Upcoming) -> None:
+        """Ask for the class first, for the values later."""
+        ask_for_class(code, at, upcoming(2))
+        number = upcoming(1)
+        _, start = self._place(code, at, code.choose(code.compare("ult", number, self.rows), number, 0))
+        code.prefetch(code.place(code.let(f"inttoptr i64 %{at}values to ptr"), start, "float"), 64)
+
+
+class MixedBits(Node):
+    """Rows of 0 to 8 bits a value, codes without gaps (see `stored.mixed_bits`)."""
+
+    def __init__(
+        self, packed: Tensor, classes: Tensor, starts: Tensor, steps: Tensor, offset: Tensor, sizes: tuple[int, ...],
+        rows: int,
+    ) -> None:  # fmt: skip
+        given = {"packed": packed, "classes": classes, "starts": starts, "steps": steps, "offset": offset}
+        super().__init__(given, {}, (sizes, rows))
+        self.sizes, self.rows = (*sizes, *[0] * (16 - len(sizes))), rows
+        self.pairs = tuple(self.sizes[both & 15] + self.sizes[both >> 4] for both in range(256))
+
+    @property
+    def depth(self) -> int:  # type: ignore[override]
+        """Class, then codes."""
+        return 2
+
+    def blocks(self, dim: int) -> list[list[Columns]]:
+        """Return columns that start at whole bytes for every number of bits."""
+        return [[(first, min(64, dim - first))] for first in range(0, dim, 64)]
+
+    def _place(self, code: Assembly, at: str, number: str) -> tuple[str, str]:
+        return class_of(
+            code, at, number, lambda index: code.entry(self.sizes, index), lambda index: code.entry(self.pairs, index)
+        )
+
+    def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
+        """Return the decoded columns."""
+        bits, start = self._place(code, at, code.below(number, self.rows))
+        end = code.add(start, code.entry(self.sizes, bits))
+        right = code.let(f"and i1 {code.compare('sge', start, 0)}, {code.compare('sle', end, f'%{at}packedn')}")
+        right = code.let(f"and i1 {right}, {code.compare('ule', bits, 8)}")
+        code.require(right)
+        bits, start = code.choose(right, bits, 0), code.choose(right, start, 0)
+        (first, width), kind = columns[0], floats(columns[0][1])
+        kept = code.variable(kind, "zeroinitializer")
+        code.set(kind, "zeroinitializer", kept)
+        row = code.place(code.let(f"inttoptr i64 %{at}packed to ptr"), start)
+        step = code.get("float", code.place(code.let(f"inttoptr i64 %{at}steps to ptr"), bits, "float"))
+        offset = code.get(kind, code.place(code.let(f"inttoptr i64 %{at}offset to ptr"), str(first), "float"))
+        for count in range(1, 9):
+            with code.when(code.compare("eq", bits, count)):
+                levels = _levels(code, code.place(row, str(first * count // 8)), width, count)
+                scaled = code.let(f"fmul {kind} {levels}, {spread(code, step, width)}")
+                code.set(kind, code.let(f"fadd {kind} {scaled}, {offset}"), kept)
+        return [code.get(kind, kept)]
+
+    def prefetch(self, code: Assembly, at: str, upcoming: Upcoming) -> None:
+        """Ask for the class first, for the codes later."""
+        ask_for_class(code, at, upcoming(2))
+        number = upcoming(1)
+        _, start = self._place(code, at, code.choose(code.compare("ult", number, self.rows), number, 0))
+        code.prefetch(code.place(code.let(f"inttoptr i64 %{at}packed to ptr"), start), max(self.sizes))
+
+
+def _levels(code: Assembly, start: str, width: int, bits: int) -> str:
+    """Return `width` signed codes of `bits` bits from an address, as float32."""
+    count = -(-width * bits // 8)
+    raw = code.get(f"<{count} x i8>", start)
+    kind, halves = f"<{width} x i32>", []
+    for further in (0, 1):
+        order = constant("i32", [min(number * bits // 8 + further, count - 1) for number in range(width)])
+        picked = code.let(f"shufflevector <{count} x i8> {raw}, <{count} x i8> poison, {kind} {order}")
+        halves.append(code.let(f"zext <{width} x i8> {picked} to {kind}"))
+    high = code.let(f"shl {kind} {halves[1]}, {same(width, 'i32', 8)}")
+    both = code.let(f"or {kind} {halves[0]}, {high}")
+    shifted = code.let(f"lshr {kind} {both}, {constant('i32', [number * bits % 8 for number in range(width)])}")
+    level = code.let(f"and {kind} {shifted}, {same(width, 'i32', 2**bits - 1)}")
+    signed = code.let(f"sub {kind} {level}, {same(width, 'i32', 2 ** (bits - 1))}")
+    return code.let(f"sitofp {kind} {signed} to {floats(width)}")

@@ -34,7 +34,7 @@ RESULTS = Path(__file__).parent / "results" / "embeddings_lookup.json"
 SINGLES, BAGS, BAG, BATCHES = 53_248, 4096, 20, 8
 ROUNDS = (9, 100)
 """Least and most rounds of a comparison."""
-Call = Callable[[list[Tensor]], Any]
+Call = Callable[[list[Tensor]], None]
 
 
 def zipf_ids(rows: int, count: int, generator: torch.Generator, exponent: float = 1.05) -> Tensor:
@@ -69,11 +69,17 @@ def only_torch(wanted: bool) -> Iterator[None]:
 
 
 def unit(module: nn.Module) -> Call:
-    """Return a callable that looks all batches up: flat ids one by one, [bags, length] ids as bags."""
-    if isinstance(module, nn.EmbeddingBag):
-        starts = torch.arange(SINGLES)
-        return lambda batches: [module(ids, starts) if ids.dim() == 1 else module(ids) for ids in batches]
-    return lambda batches: [module(ids) for ids in batches]
+    """Return a callable that looks all batches up, flat ids one by one and [bags, length] ids as bags."""
+    starts = torch.arange(SINGLES)
+
+    def call(batches: list[Tensor]) -> None:
+        for ids in batches:
+            if isinstance(module, nn.EmbeddingBag) and ids.dim() == 1:
+                module(ids, starts)
+            else:
+                module(ids)
+
+    return call
 
 
 def rounds_for(reference: Call, table: Call, batches: list[Tensor], seconds: float, threads: int) -> int:

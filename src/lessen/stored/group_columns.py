@@ -64,9 +64,8 @@ class GroupColumnsEmbedding(StoredEmbedding):
         bits = torch.zeros(16, words * 64, dtype=torch.int64)
         bits[: self.kinds, : self.embedding_dim] = self.columns
         masks = (bits.view(16, words, 64) << torch.arange(64)).sum(dim=2)
-        sizes = bits.sum(dim=1)
-        pairs = (sizes + sizes.unsqueeze(1)).flatten()
-        return GroupColumns(self.values, masks, sizes, pairs, self.classes, self.starts, self.num_embeddings)
+        sizes = tuple(bits.sum(dim=1).tolist())
+        return GroupColumns(self.values, masks, sizes, self.classes, self.starts, self.num_embeddings)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Return the row of each id with its zeros: [*] to float32 [*, dim]."""

@@ -104,10 +104,13 @@ class Assembly:
         self.require(inside)
         return self.choose(inside, index, 0)
 
-    def prefetch(self, start: str, size: int) -> None:
-        """Ask for the cache lines of `size` bytes from an address, which may be any number at all."""
+    def prefetch(self, start: str, size: int, aligned: bool = False) -> None:
+        """Ask for the cache lines of `size` bytes from an address, which may be any number at all.
+
+        `aligned`: the bytes start with a line, or are one number; else their last may lie in one line more.
+        """
         self.declared["llvm.prefetch.p0"] = "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"
-        for offset in [*range(0, size, 64), *([size - 1] if size % 64 else [])]:
+        for offset in [*range(0, size, 64), *([] if aligned else [size - 1])]:
             place = self.place(start, str(offset))
             self.do(f"call void @llvm.prefetch.p0(ptr {place}, i32 0, i32 3, i32 1)")
 

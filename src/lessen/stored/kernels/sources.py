@@ -98,7 +98,8 @@ class Rows(Source):
     def prefetch(self, code: Assembly, at: str, upcoming: Upcoming) -> None:
         """Ask for the lines of the row."""
         base = code.let(f"inttoptr i64 %{at}table to ptr")
-        code.prefetch(code.place(base, code.multiply(upcoming(1), self.stride)), self.stride)
+        place = code.place(base, code.multiply(upcoming(1), self.stride))
+        code.prefetch(place, self.stride, aligned=self.stride % 64 == 0)
 
 
 class Floats(Rows):
@@ -328,7 +329,7 @@ class Mapped(Node):
     def prefetch(self, code: Assembly, at: str, upcoming: Upcoming) -> None:
         """Ask for the map's entry first, for the row later."""
         base = code.let(f"inttoptr i64 %{at}map to ptr")
-        code.prefetch(code.place(base, upcoming(self.depth), "i32"), 4)
+        code.prefetch(code.place(base, upcoming(self.depth), "i32"), 4, aligned=True)
 
         def mapped(strides: int) -> str:
             number = upcoming(strides)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from lessen.stored.kernels.assembly import Assembly, block_of, constant, firsts, floats, same, spread
@@ -92,7 +90,7 @@ class Tiered(Node):
         """Ask for the bits first, for both rows later."""
         word = code.let(f"lshr i64 {upcoming(self.depth)}, 6")
         for name, kind, size in (("words", "i64", 8), ("counts", "i32", 4)):
-            code.prefetch(code.place(code.let(f"inttoptr i64 %{at}{name} to ptr"), word, kind), size)
+            code.prefetch(code.place(code.let(f"inttoptr i64 %{at}{name} to ptr"), word, kind), size, aligned=True)
 
         def hot(strides: int) -> str:
             number = upcoming(strides)
@@ -137,7 +135,7 @@ class Bitmap(Node):
         """Ask for the bits first, for the values later."""
         word = code.let(f"lshr i64 {code.multiply(upcoming(2), self.dim)}, 6")
         code.prefetch(code.place(code.let(f"inttoptr i64 %{at}words to ptr"), word, "i64"), -(-self.dim // 8))
-        code.prefetch(code.place(code.let(f"inttoptr i64 %{at}ranks to ptr"), word, "i32"), 4)
+        code.prefetch(code.place(code.let(f"inttoptr i64 %{at}ranks to ptr"), word, "i32"), 4, aligned=True)
         number = upcoming(1)
         number = code.choose(code.compare("ult", number, self.rows), number, 0)
         start = ranked(code, at, ("words", "ranks"), code.multiply(number, self.dim))[2]
@@ -184,14 +182,14 @@ class Narrow(Node):
         right = code.let(f"and i1 {code.compare('sge', start, 0)}, {code.compare('sle', end, f'%{at}valuesn')}")
         gone = code.compare("eq", count, 0)
         code.require(code.let(f"or i1 {right}, {gone}"))
-        count = code.choose(right, count, 0)
+        short = code.let(f"trunc i64 {code.choose(right, count, 0)} to i16")
         place = code.place(code.let(f"inttoptr i64 %{at}values to ptr"), code.choose(right, start, 0), "float")
         found = []
         for first, width in columns:
-            kind = f"<{width} x i64>"
-            one = code.let(f"insertelement {kind} poison, i64 {count}, i32 0")
+            kind = f"<{width} x i16>"
+            one = code.let(f"insertelement {kind} poison, i16 {short}, i32 0")
             limit = code.let(f"shufflevector {kind} {one}, {kind} poison, <{width} x i32> zeroinitializer")
-            mask = code.let(f"icmp slt {kind} {constant('i64', range(first, first + width))}, {limit}")
+            mask = code.let(f"icmp slt {kind} {constant('i16', range(first, first + width))}, {limit}")
             kinds = ["ptr", "i32", f"<{width} x i1>", floats(width)]
             given = [code.place(place, str(first), "float"), "4", mask, "zeroinitializer"]
             found.append(code.call(floats(width), f"llvm.masked.load.v{width}f32.p0", kinds, given))
@@ -200,49 +198,53 @@ class Narrow(Node):
     def prefetch(self, code: Assembly, at: str, upcoming: Upcoming) -> None:
         """Ask for the bits first, for the values later."""
         word = code.let(f"lshr i64 {upcoming(2)}, 6")
-        code.prefetch(code.place(code.let(f"inttoptr i64 %{at}words to ptr"), word, "i64"), 8)
-        code.prefetch(code.place(code.let(f"inttoptr i64 %{at}ranks to ptr"), word, "i32"), 4)
+        code.prefetch(code.place(code.let(f"inttoptr i64 %{at}words to ptr"), word, "i64"), 8, aligned=True)
+        code.prefetch(code.place(code.let(f"inttoptr i64 %{at}ranks to ptr"), word, "i32"), 4, aligned=True)
         number = upcoming(1)
         start, _ = self._place(code, at, code.choose(code.compare("ult", number, self.rows), number, 0))
         code.prefetch(code.place(code.let(f"inttoptr i64 %{at}values to ptr"), start, "float"), 4 * max(self.widths))
 
 
-Sizes = Callable[[str], str]
-"""Gives the size of a class (or of the two classes in a byte)."""
-
-
-def class_of(code: Assembly, at: str, number: str, sizes: Sizes, pairs: Sizes) -> tuple[str, str]:
-    """Return the class of a row and where it starts (see `stored.row_classes`)."""
+def class_of(code: Assembly, at: str, number: str, sizes: tuple[int, ...]) -> tuple[str, str]:
+    """Return the class of a row and where it starts (see `stored.row_classes`); `sizes` are those of 16 classes."""
     block, place = code.let(f"lshr i64 {number}, 4"), code.let(f"and i64 {number}, 15")
     packed, start = code.number(f"%{at}classes", block), code.number(f"%{at}starts", block)
-    whole = code.let(f"lshr i64 {place}, 1")
-    for byte in range(7):
-        both = code.let(f"and i64 {code.let(f'lshr i64 {packed}, {8 * byte}')}, 255")
-        start = code.add(start, code.choose(code.compare("ugt", whole, byte), pairs(both), 0))
     shift = code.multiply(place, 4)
-    even = code.let(f"and i64 {shift}, 56")
-    left = code.let(f"and i64 {code.let(f'lshr i64 {packed}, {even}')}, 15")
-    odd = code.let(f"trunc i64 {place} to i1")
-    start = code.add(start, code.choose(odd, sizes(left), 0))
-    return code.let(f"and i64 {code.let(f'lshr i64 {packed}, {shift}')}, 15"), start
+    kind = code.let(f"and i64 {code.let(f'lshr i64 {packed}, {shift}')}, 15")
+    before = low_bits(code, packed, shift)
+    if all(size == number * sizes[1] for number, size in enumerate(sizes)):
+        return kind, code.add(start, code.multiply(_digits(code, before), sizes[1]))
+    pairs = tuple(sizes[both & 15] + sizes[both >> 4] for both in range(256))
+    for byte in range(8):
+        both = code.let(f"and i64 {code.let(f'lshr i64 {before}, {8 * byte}')}, 255")
+        start = code.add(start, code.entry(pairs, both))
+    # the places from this row on were counted as class 0
+    return kind, code.let(f"sub i64 {start}, {code.multiply(code.let(f'sub i64 16, {place}'), sizes[0])}")
+
+
+def _digits(code: Assembly, packed: str) -> str:
+    """Return the sum of the 16 half bytes of an i64, at most 255 together."""
+    halves = [packed, code.let(f"lshr i64 {packed}, 4")]
+    low, high = (code.let(f"and i64 {half}, {0x0F0F0F0F0F0F0F0F}") for half in halves)
+    return code.let(f"lshr i64 {code.multiply(code.add(low, high), 0x0101010101010101)}, 56")
 
 
 def ask_for_class(code: Assembly, at: str, number: str) -> None:
     """Prefetch what `class_of` reads."""
     block = code.let(f"lshr i64 {number}, 4")
     for name in ("classes", "starts"):
-        code.prefetch(code.place(code.let(f"inttoptr i64 %{at}{name} to ptr"), block, "i64"), 8)
+        code.prefetch(code.place(code.let(f"inttoptr i64 %{at}{name} to ptr"), block, "i64"), 8, aligned=True)
 
 
 class GroupColumns(Node):
-    """Rows with the columns of their group; `masks` int64 [16, blocks of 64 columns], `sizes` [16], `pairs` [256]."""
+    """Rows with the columns of their group; `masks` int64 [16, blocks of 64 columns], `sizes` of 16 groups."""
 
     def __init__(
-        self, values: Tensor, masks: Tensor, sizes: Tensor, pairs: Tensor, classes: Tensor, starts: Tensor, rows: int
+        self, values: Tensor, masks: Tensor, sizes: tuple[int, ...], classes: Tensor, starts: Tensor, rows: int
     ) -> None:
-        given = {"values": values, "masks": masks, "sizes": sizes, "pairs": pairs, "classes": classes, "starts": starts}
-        super().__init__(given, {}, (rows, masks.shape[1]))
-        self.rows, self.words = rows, masks.shape[1]
+        given = {"values": values, "masks": masks, "classes": classes, "starts": starts}
+        super().__init__(given, {}, (rows, masks.shape[1], sizes))
+        self.rows, self.words, self.sizes = rows, masks.shape[1], sizes
 
     @property
     def depth(self) -> int:  # type: ignore[override]
@@ -253,13 +255,9 @@ class GroupColumns(Node):
         """Return vectors of 16."""
         return lanes_of(dim)
 
-    def _place(self, code: Assembly, at: str, number: str) -> tuple[str, str]:
-        sizes, pairs = (lambda index, name=name: code.number(f"%{at}{name}", index) for name in ("sizes", "pairs"))
-        return class_of(code, at, number, sizes, pairs)
-
     def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
         """Return the row's values at the places of its group."""
-        kind, start = self._place(code, at, code.below(number, self.rows))
+        kind, start = class_of(code, at, code.below(number, self.rows), self.sizes)
         first = code.multiply(kind, self.words)
         chosen = columns[0][0] // 64
         for word in range(chosen):
@@ -272,7 +270,7 @@ class GroupColumns(Node):
         """Ask for the class first, for the values later."""
         ask_for_class(code, at, upcoming(2))
         number = upcoming(1)
-        _, start = self._place(code, at, code.choose(code.compare("ult", number, self.rows), number, 0))
+        _, start = class_of(code, at, code.choose(code.compare("ult", number, self.rows), number, 0), self.sizes)
         code.prefetch(code.place(code.let(f"inttoptr i64 %{at}values to ptr"), start, "float"), 64)
 
 
@@ -285,8 +283,10 @@ class MixedBits(Node):
     ) -> None:  # fmt: skip
         given = {"packed": packed, "classes": classes, "starts": starts, "steps": steps, "offset": offset}
         super().__init__(given, {}, (sizes, rows))
-        self.sizes, self.rows = (*sizes, *[0] * (16 - len(sizes))), rows
-        self.pairs = tuple(self.sizes[both & 15] + self.sizes[both >> 4] for both in range(256))
+        even = sizes == tuple(number * sizes[1] for number in range(len(sizes)))
+        # classes that no row has cost nothing to count, if counting is then a sum
+        self.sizes = sizes + tuple(number * sizes[1] if even else 0 for number in range(len(sizes), 16))
+        self.rows = rows
 
     @property
     def depth(self) -> int:  # type: ignore[override]
@@ -297,14 +297,9 @@ class MixedBits(Node):
         """Return columns that start at whole bytes for every number of bits."""
         return [[(first, min(64, dim - first))] for first in range(0, dim, 64)]
 
-    def _place(self, code: Assembly, at: str, number: str) -> tuple[str, str]:
-        return class_of(
-            code, at, number, lambda index: code.entry(self.sizes, index), lambda index: code.entry(self.pairs, index)
-        )
-
     def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
         """Return the decoded columns."""
-        bits, start = self._place(code, at, code.below(number, self.rows))
+        bits, start = class_of(code, at, code.below(number, self.rows), self.sizes)
         end = code.add(start, code.entry(self.sizes, bits))
         right = code.let(f"and i1 {code.compare('sge', start, 0)}, {code.compare('sle', end, f'%{at}packedn')}")
         right = code.let(f"and i1 {right}, {code.compare('ule', bits, 8)}")
@@ -327,7 +322,7 @@ class MixedBits(Node):
         """Ask for the class first, for the codes later."""
         ask_for_class(code, at, upcoming(2))
         number = upcoming(1)
-        _, start = self._place(code, at, code.choose(code.compare("ult", number, self.rows), number, 0))
+        _, start = class_of(code, at, code.choose(code.compare("ult", number, self.rows), number, 0), self.sizes)
         code.prefetch(code.place(code.let(f"inttoptr i64 %{at}packed to ptr"), start), max(self.sizes))
 
 

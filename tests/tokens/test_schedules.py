@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from lessen.errors import InputError
-from lessen.tokens.schedules import constant, kept_counts, largest_constant, merged_counts, sloped
+from lessen.tokens.schedules import constant, kept_counts, largest_constant, merged_counts, possible, sloped
 
 
 def test_published_counts():
@@ -32,3 +32,9 @@ def test_too_much_is_an_error_that_names_what_fits():
         merged_counts(65, constant(fits + 3, 6), 1)
     with pytest.raises(InputError, match="keep rate of block 1 is 0"):
         kept_counts(65, [1.0, 0.0], 1, False)
+
+
+def test_a_schedule_is_lowered_to_the_pairs_that_exist():
+    assert possible(65, constant(16, 6), 1) == (16, 16, 16, 8, 4, 2)
+    assert possible(65, constant(5, 6), 1) == constant(5, 6)
+    assert merged_counts(9, possible(9, constant(9, 4), 3), 3) == [6, 5, 4, 4]

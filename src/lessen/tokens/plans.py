@@ -26,19 +26,15 @@ def match_alternating(metric: Tensor, removed: int, protected: int) -> tuple[Ten
     Returns:
         source, int64 [B,removed]: indices among the even tokens; target, int64 [B,removed]: among the odd tokens.
     """
-    even, odd = metric[:, ::2], metric[:, 1::2]
-    # the length of an even row changes neither its argmax nor needs a scaled copy of the rows
-    similarity = even @ (odd * inverse_norm(odd)).transpose(1, 2)
+    # at batch 1 what an operator costs is its call, so protected rows are cut off instead of masked
+    metric = metric.detach()
+    metric = metric * inverse_norm(metric)
     hidden_even, hidden_odd = (protected + 1) // 2, protected // 2
-    column = torch.arange(odd.shape[1], device=metric.device)
-    if hidden_odd:
-        similarity = similarity.masked_fill(column < hidden_odd, -torch.inf)
-    best, target = similarity.max(-1)
-    best = best * inverse_norm(even)[..., 0]
-    if hidden_even:
-        best = best.masked_fill(torch.arange(even.shape[1], device=metric.device) < hidden_even, -torch.inf)
+    even, odd = metric[:, 2 * hidden_even :: 2], metric[:, 2 * hidden_odd + 1 :: 2]
+    best, target = torch.bmm(even, odd.transpose(1, 2)).max(-1)
     source = best.topk(removed, dim=-1, sorted=False).indices
-    return source, target.gather(1, source)
+    target = target.gather(1, source)
+    return source + hidden_even if hidden_even else source, target + hidden_odd if hidden_odd else target
 
 
 def merge_similar(metric: Tensor, removed: int, protected: int) -> Plan:
@@ -63,13 +59,11 @@ def merge_pairs(tokens: int, source: Tensor, target: Tensor) -> Plan:
     Interleaving is deliberate: the next block splits even/odd again, so that new pairs are compared.
     """
     batch, removed = source.shape
-    even, odd = (tokens + 1) // 2, tokens // 2
+    even = (tokens + 1) // 2
     survives = torch.ones(batch, even, dtype=torch.long, device=source.device).scatter(1, source, 0)
-    row_even = (survives.cumsum(1) - 1).scatter(1, source, target + (even - removed))
-    row_odd = torch.arange(even - removed, even - removed + odd, device=source.device).expand(batch, -1)
-    if tokens % 2:
-        row_odd = torch.cat([row_odd, row_odd[:, :1]], 1)
-    row = torch.stack([row_even, row_odd], 2).flatten(1)[:, :tokens]
+    row = torch.empty(batch, tokens, dtype=torch.long, device=source.device)
+    row[:, ::2] = (survives.cumsum(1) - 1).scatter(1, source, target + (even - removed))
+    row[:, 1::2] = torch.arange(even - removed, tokens - removed, device=source.device)
     return Plan(row, tokens - removed)
 
 

@@ -75,10 +75,10 @@ class Room:
 
     def even(self, like: RankMerge) -> RankMerge:
         """Return the gentlest schedule that merges evenly in all blocks but the last, which prunes all it may:
-        after it only the class token is read."""
+        after it only the class token is read. Where a block runs out of pairs or tokens, the others give more."""
         spared, blocks = (0,) * self.first, self.shape.depth - 1 - self.first
         last = (0,) * (self.shape.depth - 1) + (self.shape.tokens,)
-        for total in range(self.shape.tokens):
+        for total in range(self.shape.tokens * max(1, blocks)):
             each = tuple(total * (b + 1) // blocks - total * b // blocks for b in range(blocks))
             found = self.schedule(Removals(last, (*spared, *each, 0)), like)
             if self.needs(found) <= self.share:

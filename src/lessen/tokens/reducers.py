@@ -136,7 +136,7 @@ class Merge(Reducer):
             noise = signals.score("random", self.seed)
             source, target = plans.match_random(batch, tokens, removed, state.protected, noise)
         else:
-            metric = signals.parts.keys().mean(2) if self.metric == "keys" else signals.hidden
+            metric = signals.parts.keys().sum(2) if self.metric == "keys" else signals.hidden
             return plans.merge_similar(metric, removed, state.protected)
         return plans.merge_pairs(tokens, source, target)
 
@@ -244,7 +244,7 @@ class RankMerge(Reducer):
         if self.matching == "tail":
             score = signals.score("class_attention", 0)
             return plans.rank_and_merge(score, signals.hidden, pruned, merged, state.protected)
-        keys = signals.parts.keys().mean(2)
+        keys = signals.parts.keys().sum(2)  # cosines do not need the mean over heads divided
         if pruned == tokens:
             return plans.merge_similar(keys, pruned - merged, state.protected)
         kept = plans.keep_best(signals.score("class_attention", 0), pruned, state.protected)

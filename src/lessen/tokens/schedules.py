@@ -47,6 +47,15 @@ def merged_counts(tokens: int, removed: Sequence[int], protected: int) -> list[i
     return counts
 
 
+def possible(tokens: int, removed: Sequence[int], protected: int) -> tuple[int, ...]:
+    """Return `removed` with each block's number lowered to the pairs it has, half of the unprotected tokens."""
+    lowered: list[int] = []
+    for number in removed:
+        lowered.append(min(number, max(0, (tokens - protected) // 2)))
+        tokens -= lowered[-1]
+    return tuple(lowered)
+
+
 def largest_constant(tokens: int, depth: int, protected: int) -> int:
     """Return the largest number of pairs that every block but the last can merge."""
     blocks = max(1, depth - 1)

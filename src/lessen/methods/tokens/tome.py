@@ -9,7 +9,7 @@ from pydantic import Field
 from lessen.method import Card
 from lessen.methods.tokens.common import BLOCKS, FREES, Scene, TokenMethod, gentlest, spread
 from lessen.tokens.reducers import Merge, Reducer
-from lessen.tokens.schedules import largest_constant, sloped
+from lessen.tokens.schedules import possible, sloped
 
 Metric = Literal["keys", "hidden", "random"]
 
@@ -28,8 +28,8 @@ class _Merging(TokenMethod):
 
         if self.r is not None:
             return make(sloped(self.r, self.slope, depth))
-        most = largest_constant(scene.shape.tokens, depth, scene.tower.protected) * depth
-        candidates = [spread(total, depth) for total in range(most + 1)]
+        tokens, protected = scene.shape.tokens, scene.tower.protected
+        candidates = [possible(tokens, spread(total, depth), protected) for total in range(tokens // 2 * depth + 1)]
         return gentlest(scene, candidates, make, self.macs, self.card.name)
 
 
@@ -40,7 +40,7 @@ class ToMe(_Merging):
     odd token by the cosine of their keys (mean over heads); the r most similar pairs become size-weighted means, and
     log(size) is added to the logits of each key. Differences: any number of leading tokens is protected, a zero key
     matches nothing instead of giving NaN, sizes stay float32, and an r that an early block cannot reach is an error
-    instead of being lowered silently.
+    instead of being lowered silently (a budget `macs` does lower it, to halving in every block at most).
     """
 
     card = Card(

@@ -32,7 +32,7 @@ from lessen.stored.embedding import StoredEmbedding, TableShape
 
 RESULTS = Path(__file__).parent / "results" / "embeddings_lookup.json"
 SINGLES, BAGS, BAG, BATCHES = 53_248, 4096, 20, 8
-ROUNDS = (9, 100)
+ROUNDS = (7, 100)
 """Least and most rounds of a comparison."""
 Call = Callable[[list[Tensor]], None]
 

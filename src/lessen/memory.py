@@ -126,10 +126,12 @@ def _serve(task: Mapping[str, Any]) -> None:
     import torch
 
     from lessen.stored.base import load_builtin_kinds
+    from lessen.stored.kernels import machine
     from lessen.tasks import get_task
 
     torch.set_num_threads(1)
     load_builtin_kinds()
+    machine.prepare()  # the compiler is no part of an artifact
     get_task(task).build()  # reads the data once, before any fork
     for line in sys.stdin:
         sys.stdout.write(json.dumps(_fork_and_measure(Path(json.loads(line)))) + "\n")

@@ -135,26 +135,6 @@ def test_rows_beyond_fp16_are_refused_below_8_bits():
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
-@pytest.mark.parametrize("last", [False, True])
-def test_splitting_over_threads_changes_nothing(bits, last, monkeypatch):
-    monkeypatch.setattr(rowwise, "SPLIT_ABOVE", 10)
-    weight = torch.randn(50, 8)
-    packed = rowwise.pack(weight, bits)
-    ids = torch.randint(0, 50, (101,), dtype=torch.int32)
-    offsets = torch.tensor([0, 0, 3, 50, 77, 101] if last else [0, 0, 3, 50, 77, 100], dtype=torch.int32)
-    weights = torch.rand(101)
-    one = rowwise.look_up(packed, bits, ids, offsets, weights, last)
-    try:
-        torch.set_num_threads(2)
-        two = rowwise.look_up(packed, bits, ids, offsets, weights, last)
-        empty = rowwise.look_up(packed, bits, ids[:0], offsets[:0], None, False)
-    finally:
-        torch.set_num_threads(1)
-    assert torch.equal(one, two)
-    assert empty.shape == (0, 8)
-
-
-@pytest.mark.parametrize("bits", [8, 4, 2])
 def test_fbgemm_rows_carry_fp16_parameters_first(bits):
     weight = table(50, 16)
     packed = rowwise.pack(weight, bits)

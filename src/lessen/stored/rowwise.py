@@ -8,18 +8,11 @@ value = scale * code + bias. The packing and lookup operators are torch's own (`
 
 from __future__ import annotations
 
-import itertools
-import os
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
 import torch
 from torch import Tensor
 
 BITS = (8, 4, 2)
 _OPERATOR = {8: "byte", 4: "4bit", 2: "2bit"}
-SPLIT_ABOVE = 16_384
-"""Lookups from which the single-threaded 4 and 2 bit operators are split over threads."""
 HALF_MAX = 65_504.0
 
 
@@ -111,49 +104,9 @@ def look_up(
         ids: int32 or int64 [n]; offsets: same dtype, start of each bag; weights: float32 [n] or None.
         last: the last offset is the end of the last bag, not a bag (`include_last_offset`).
 
-    The 4 and 2 bit operators run on one thread however many torch has: large calls are split here.
+    The 4 and 2 bit operators run on one thread however many torch has. Splitting a call over threads of our own is
+    slower still: torch's threads spin for a while after every operator. Compiled lookups run on torch's (`kernels`).
     """
-    ids, threads = ids.contiguous(), torch.get_num_threads()
-    if bits == 8 or threads == 1 or ids.numel() < SPLIT_ABOVE:
-        return _bag(packed, bits, ids, offsets, weights, last)
-    ends = offsets if last else torch.cat([offsets, offsets.new_tensor([ids.numel()])])
-    bags = ends.numel() - 1
-    cuts = [bags * part // threads for part in range(threads + 1)]
-    parts = [
-        _Part(packed, bits, ids, ends, weights, first, stop) for first, stop in itertools.pairwise(cuts) if stop > first
-    ]
-    futures = [_pool(threads).submit(part) for part in parts[1:]]
-    return torch.cat([parts[0](), *(future.result() for future in futures)])
-
-
-class _Part:
-    """The bags `first` to `stop` of one lookup, to be run on some thread."""
-
-    def __init__(
-        self, packed: Tensor, bits: int, ids: Tensor, ends: Tensor, weights: Tensor | None, first: int, stop: int
-    ) -> None:
-        start, end = int(ends[first]), int(ends[stop])
-        self.arguments = (packed, bits, ids[start:end], ends[first : stop + 1] - start)
-        self.weights = None if weights is None else weights[start:end]
-
-    def __call__(self) -> Tensor:
-        return _bag(*self.arguments, self.weights, True)
-
-
-def _bag(packed: Tensor, bits: int, ids: Tensor, offsets: Tensor, weights: Tensor | None, last: bool) -> Tensor:
     operator = getattr(torch.ops.quantized, f"embedding_bag_{_OPERATOR[bits]}_rowwise_offsets")
-    result: Tensor = operator(packed, ids, offsets, False, 0, False, weights, None, last)
+    result: Tensor = operator(packed, ids.contiguous(), offsets, False, 0, False, weights, None, last)
     return result
-
-
-_pools: dict[tuple[int, int], Any] = {}
-
-
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Return this process's worker threads; keyed by process because threads do not survive a fork."""
-    key = (os.getpid(), threads)
-    if key not in _pools:
-        _pools.clear()
-        _pools[key] = ThreadPoolExecutor(max_workers=threads - 1, thread_name_prefix="lessen-lookup")
-    pool: ThreadPoolExecutor = _pools[key]
-    return pool

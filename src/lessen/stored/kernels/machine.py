@@ -70,6 +70,12 @@ def compiled(text: str) -> int:
         return int(engine.get_function_address("kernel"))
 
 
+def prepare() -> None:
+    """Load the compiler now, some 75 MB, so that the first large lookup does not."""
+    if available():
+        compiled("define void @kernel(ptr %arguments) {\n  ret void\n}")
+
+
 @cache
 def _callable(address: int) -> Callable[[Any], None]:
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)

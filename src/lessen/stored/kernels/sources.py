@@ -150,16 +150,17 @@ class Codes(Rows):
             pair.append(value if kind == "float" else code.let(f"fpext half {value} to float"))
         found = []
         for first, width in columns:
-            levels = unpacked(code, code.place(start, str(first * self.bits // 8)), width, self.bits)
+            levels = unpacked(code, start, first, width, self.bits)
             scale, bias = (spread(code, value, width) for value in pair)
             found.append(multiply_add(code, width, levels, scale, bias))
         return found
 
 
-def unpacked(code: Assembly, start: str, width: int, bits: int) -> str:
-    """Return `width` codes from an address as float32, the first in the low bits of its byte."""
-    count = -(-width * bits // 8)
-    raw = code.get(f"<{count} x i8>", start)
+def unpacked(code: Assembly, start: str, first: int, width: int, bits: int) -> str:
+    """Return codes `first` to `first + width` of a row as float32; the first of a byte is in its low bits."""
+    skipped = first * bits % 8 // bits
+    count = -(-(skipped + width) * bits // 8)
+    raw = code.get(f"<{count} x i8>", code.place(start, str(first * bits // 8)))
     for half in (4, 2):
         if bits <= half:
             kind = f"<{count} x i8>"
@@ -171,7 +172,7 @@ def unpacked(code: Assembly, start: str, width: int, bits: int) -> str:
             raw = code.let(f"shufflevector {kind} {low}, {kind} {high}, <{2 * count} x i32> {order}")
             count *= 2
     if count > width:
-        order = constant("i32", range(width))
+        order = constant("i32", range(skipped, skipped + width))
         raw = code.let(f"shufflevector <{count} x i8> {raw}, <{count} x i8> poison, <{width} x i32> {order}")
     whole = code.let(f"zext <{width} x i8> {raw} to <{width} x i32>")
     return code.let(f"sitofp <{width} x i32> {whole} to {floats(width)}")
@@ -204,7 +205,7 @@ class Stepped(Rows):
         step = code.get("float", code.place(code.let(f"inttoptr i64 %{at}steps to ptr"), block, "float"))
         found = []
         for first, width in columns:
-            levels = unpacked(code, code.place(start, str(first * self.bits // 8)), width, self.bits)
+            levels = unpacked(code, start, first, width, self.bits)
             middle = same(width, "float", float(2 ** (self.bits - 1)))
             levels = code.let(f"fsub {floats(width)} {levels}, {middle}")
             found.append(code.let(f"fmul {floats(width)} {levels}, {spread(code, step, width)}"))
@@ -242,19 +243,33 @@ class Product(Rows):
         return [columns[number : number + together] for number in range(0, len(columns), together)]
 
     def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
-        """Return the centroids side by side."""
+        """Return the centroids side by side; a vector may begin and end anywhere."""
         start = self.start(code, at, number)
+        return [self._cut(code, at, start, first, count) for first, count in columns]
+
+    def _cut(self, code: Assembly, at: str, start: str, first: int, count: int) -> str:
+        """Return `count` columns from `first` on, put together where they are of several groups."""
+        width, stop = self.codebook.shape[1], first + count
+        if first // width == (stop - 1) // width:
+            return code.get(floats(count), self._centroid(code, at, start, first))
+        whole = code.variable(floats(count), "zeroinitializer")
+        while first < stop:
+            part = min(width - first % width, stop - first)
+            values = code.get(floats(part), self._centroid(code, at, start, first))
+            code.set(floats(part), values, code.place(whole, str(first - stop + count), "float"))
+            first += part
+        return code.get(floats(count), whole)
+
+    def _centroid(self, code: Assembly, at: str, start: str, column: int) -> str:
+        """Return the address of the value that the row at `start` has in a column."""
         book = code.let(f"inttoptr i64 %{at}codebook to ptr")
         width, centroids = self.codebook.shape[1], len(self.codebook) // self.groups
-        found = []
-        for first, count in columns:
-            group = first // width
-            chosen = self._code(code, start, group)
-            if centroids < 2**self.bits:
-                chosen = code.below(chosen, centroids)
-            row = code.multiply(code.add(chosen, group * centroids), 4 * width)
-            found.append(code.get(floats(count), code.place(book, row)))
-        return found
+        group = column // width
+        chosen = self._code(code, start, group)
+        if centroids < 2**self.bits:
+            chosen = code.below(chosen, centroids)
+        place = code.add(code.multiply(code.add(chosen, group * centroids), width), column % width)
+        return code.place(book, place, "float")
 
     def _code(self, code: Assembly, start: str, group: int) -> str:
         """Return the code of a group, i64."""

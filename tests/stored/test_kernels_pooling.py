@@ -244,6 +244,27 @@ def test_bags_are_those_of_torch(form, mode, padding, dim, kind):
         agree(table, ids.view(60, 1), None, weights.view(60, 1))
 
 
+INNER = ["int8", "int4", "int2", "fp16", "product of 256", "product of 200", "product of 16", "product of 11"]
+OUTER = ["pruned", "two hashes", "hashed fields", "unified", "unified fields", "quotient"]
+
+
+@pytest.mark.parametrize("inner", INNER)
+@pytest.mark.parametrize("outer", OUTER)
+def test_composed_forms_are_those_of_torch(outer, inner):
+    for dim in (7, 72):
+        table = FORMS[outer](TableShape(ROWS, dim))
+        for name, part in [*table.named_modules()]:
+            if type(part) is nn.Embedding and part.num_embeddings > 0:
+                holder, _, last = name.rpartition(".")
+                made = FORMS[inner](TableShape(part.num_embeddings, part.embedding_dim))
+                setattr(table.get_submodule(holder), last, made)
+        ids = torch.randint(0, ROWS, (41,), generator=generator())
+        with torch.no_grad():
+            found = table.compiled(ids, None, None)
+            assert found is None or torch.allclose(found, table.plain(ids, None, None), atol=2e-6, rtol=1e-6)
+        assert found is not None
+
+
 @pytest.mark.parametrize("form", ["int4", "product of 16", "robe", "tiered", "bitmap", "mixed bits"])
 def test_padding_counts_as_nothing_in_weighted_sums(form):
     table = FORMS[form](TableShape(ROWS, 8, 3, "sum"))

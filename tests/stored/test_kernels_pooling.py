@@ -265,6 +265,20 @@ def test_composed_forms_are_those_of_torch(outer, inner):
         assert found is not None
 
 
+@pytest.mark.parametrize("hot", ["int4", "int2", "product of 200"])
+@pytest.mark.parametrize("cold", ["product of 200", "mixed bits", "group columns", "bitmap", "narrow", "int4"])
+def test_two_tiers_of_any_kind_agree_with_torch(cold, hot):
+    for dim in (9, 72):
+        table = TieredEmbedding(
+            TableShape(ROWS, dim), 11, FORMS[cold](TableShape(ROWS, dim)), FORMS[hot](TableShape(11, dim))
+        )
+        table.hot_ids.copy_(torch.arange(2, 90, 8))
+        ids = torch.randint(0, ROWS, (41,), generator=generator())
+        with torch.no_grad():
+            found = table.compiled(ids, None, None)
+            assert found is None or torch.allclose(found, table.plain(ids, None, None), atol=2e-6, rtol=1e-6)
+
+
 @pytest.mark.parametrize("form", ["int4", "product of 16", "robe", "tiered", "bitmap", "mixed bits"])
 def test_padding_counts_as_nothing_in_weighted_sums(form):
     table = FORMS[form](TableShape(ROWS, 8, 3, "sum"))

@@ -91,6 +91,7 @@ def fits(source: Source, ids: Tensor, offsets: Tensor | None, weights: Tensor | 
         integers
         and right
         and source.sound()
+        and all(map(source.accepts, source.blocks(dim)))
         and all(_plain(tensor, grad) for tensor in (*given, *source.tensors()))
         and all(tensor.is_contiguous() and tensor.numel() > 0 for tensor in source.tensors())
     )

@@ -172,8 +172,14 @@ class Unified(Computed):
         self.chunks, self.rows, self.width = salts.shape[1], rows, dim // salts.shape[1]
 
     def blocks(self, dim: int) -> list[list[Columns]]:
-        """Return a vector for each chunk."""
-        return chunked(dim, self.width)
+        """Return the vectors of each chunk."""
+        return chunked(dim, self.width, self.parts["memory"].blocks(self.width))
+
+    def accepts(self, columns: list[Columns]) -> bool:
+        """Tell whether no vector reaches beyond its chunk, and the memory can give it."""
+        inner = [(first % self.width, count) for first, count in columns]
+        inside = all(first + count <= self.width for first, count in inner)
+        return inside and all(self.parts["memory"].accepts([one]) for one in inner)
 
     def _row(self, code: Assembly, at: str, place: Place, chunk: int) -> str:
         start = code.add(code.multiply(place[0], 2 * self.chunks), 2 * chunk)
@@ -195,14 +201,10 @@ class Unified(Computed):
             self.parts["memory"].prefetch(code, f"{at}memory_", lambda _, row=row: row)  # type: ignore[misc]
 
 
-def chunked(dim: int, chunk: int) -> list[list[Columns]]:
-    """Return columns cut at multiples of `chunk` and into vectors of at most 64, about 64 at a time."""
-    single = [
-        (first + part, min(64, chunk - part, dim - first - part))
-        for first in range(0, dim, chunk)
-        for part in range(0, min(chunk, dim - first), 64)
-    ]
-    together = max(1, 64 // chunk)
+def chunked(dim: int, chunk: int, inner: list[list[Columns]]) -> list[list[Columns]]:
+    """Return the vectors of chunks side by side, each cut like `inner`, some 64 columns or 16 vectors a block."""
+    single = [(start + first, count) for start in range(0, dim, chunk) for block in inner for first, count in block]
+    together = max(1, min(16, 64 * len(single) // dim))
     return [single[number : number + together] for number in range(0, len(single), together)]
 
 
@@ -214,8 +216,12 @@ class BlockHashed(Computed):
         self.chunk, self.dim = chunk, dim
 
     def blocks(self, dim: int) -> list[list[Columns]]:
-        """Return a vector for each chunk."""
-        return chunked(dim, self.chunk)
+        """Return the vectors of each chunk."""
+        return chunked(dim, self.chunk, [[(first, min(64, self.chunk - first)) for first in range(0, self.chunk, 64)]])
+
+    def accepts(self, columns: list[Columns]) -> bool:
+        """Tell whether no vector reaches beyond its chunk."""
+        return all(first % self.chunk + count <= self.chunk for first, count in columns)
 
     def _start(self, code: Assembly, at: str, place: Place, chunk: int) -> str:
         a, b, s = (code.number(f"%{at}constants", str(number)) for number in range(3))

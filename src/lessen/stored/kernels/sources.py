@@ -53,6 +53,10 @@ class Source:
         """Return the vectors of a row that are summed together, block by block."""
         return [[(first, min(WIDEST, dim - first))] for first in range(0, dim, WIDEST)]
 
+    def accepts(self, columns: list[Columns]) -> bool:
+        """Tell whether `read` can give these vectors; it can give those of `blocks`."""
+        raise NotImplementedError
+
     def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
         """Return the columns of row `number` (i64, unchecked), a vector of float32 each."""
         raise NotImplementedError
@@ -89,6 +93,10 @@ class Rows(Source):
     def key(self) -> tuple[Any, ...]:
         """Return the kind, the element type and the width."""
         return (type(self).__name__, self.table.dtype, self.table.shape[1])
+
+    def accepts(self, columns: list[Columns]) -> bool:  # noqa: ARG002
+        """Tell that any columns of a row can be read."""
+        return True
 
     def start(self, code: Assembly, at: str, number: str) -> str:
         """Return the address of a row; the number is checked."""
@@ -320,8 +328,13 @@ class Node(Source):
         return own and all(part.sound() for part in self.parts.values())
 
     def blocks(self, dim: int) -> list[list[Columns]]:
-        """Return those of the first part."""
-        return next(iter(self.parts.values())).blocks(dim) if self.parts else super().blocks(dim)
+        """Return those of the first part whose vectors all parts can give."""
+        found = [part.blocks(dim) for part in self.parts.values()] or [super().blocks(dim)]
+        return next((blocks for blocks in found if all(map(self.accepts, blocks))), found[0])
+
+    def accepts(self, columns: list[Columns]) -> bool:
+        """Tell whether every part can give these vectors."""
+        return all(part.accepts(columns) for part in self.parts.values())
 
 
 class Mapped(Node):

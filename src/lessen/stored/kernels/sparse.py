@@ -112,6 +112,10 @@ class Bitmap(Node):
         """Return vectors of 16."""
         return lanes_of(dim)
 
+    def accepts(self, columns: list[Columns]) -> bool:
+        """Tell whether the vectors are those of one load each, in a run of 64 columns."""
+        return columns[0][0] % 64 == 0 and columns in lanes_of(columns[-1][0] + columns[-1][1])
+
     def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
         """Return the row's values at their places."""
         first, count = columns[0][0], sum(width for _, width in columns)
@@ -255,6 +259,10 @@ class GroupColumns(Node):
         """Return vectors of 16."""
         return lanes_of(dim)
 
+    def accepts(self, columns: list[Columns]) -> bool:
+        """Tell whether the vectors are those of one load each, in a run of 64 columns."""
+        return columns[0][0] % 64 == 0 and columns in lanes_of(columns[-1][0] + columns[-1][1])
+
     def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
         """Return the row's values at the places of its group."""
         kind, start = class_of(code, at, code.below(number, self.rows), self.sizes)
@@ -296,6 +304,10 @@ class MixedBits(Node):
     def blocks(self, dim: int) -> list[list[Columns]]:
         """Return columns that start at whole bytes for every number of bits."""
         return [[(first, min(64, dim - first))] for first in range(0, dim, 64)]
+
+    def accepts(self, columns: list[Columns]) -> bool:
+        """Tell whether it is one vector that starts with a byte."""
+        return len(columns) == 1 and columns[0][0] % 8 == 0
 
     def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
         """Return the decoded columns."""

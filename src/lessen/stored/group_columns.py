@@ -61,9 +61,9 @@ class GroupColumnsEmbedding(StoredEmbedding):
     def source(self) -> Source:
         """Return the values, the columns of each group as bits, and the classes of the rows."""
         words = -(-self.embedding_dim // 64)
-        bits = torch.zeros(16, words * 64, dtype=torch.int64)
+        bits = torch.zeros(16, words * 64, dtype=torch.int64, device=self.columns.device)
         bits[: self.kinds, : self.embedding_dim] = self.columns
-        masks = (bits.view(16, words, 64) << torch.arange(64)).sum(dim=2)
+        masks = (bits.view(16, words, 64) << torch.arange(64, device=bits.device)).sum(dim=2)
         sizes = tuple(bits.sum(dim=1).tolist())
         return GroupColumns(self.values, masks, sizes, self.classes, self.starts, self.num_embeddings)
 

@@ -54,14 +54,16 @@ def look_up(
     )  # fmt: skip
     offsets = None if offsets is None else offsets.contiguous()
     weights = None if weights is None else weights.contiguous()
-    out = torch.empty(bags, dim)
+    out = torch.empty(bags, dim, dtype=torch.float32, device="cpu")
+    threads = machine.threads_for(ids.numel() // SHARE)
     head = [
         ids.data_ptr(), 0 if offsets is None else offsets.data_ptr(), starts, ids.numel(), bags, length,
-        0 if weights is None else weights.data_ptr(), out.data_ptr(), -1 if padding is None else padding, 0,
+        0 if weights is None else weights.data_ptr(), out.data_ptr(), -1 if padding is None else padding,
+        threads == 1, 0,
     ]  # fmt: skip
     values = [*head, *source.values("s").values()]
     arguments = (ctypes.c_int64 * len(values))(*values)
-    machine.run(_kernel(source, kind), arguments, max(1, min(torch.get_num_threads(), ids.numel() // SHARE)))
+    machine.run(_kernel(source, kind), arguments, threads)
     return None if arguments[pooling.FAULT] else out
 
 

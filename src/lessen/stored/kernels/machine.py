@@ -14,6 +14,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import torch
+
 LIBRARY = "libgomp.so.1"
 _PROCESS = os.getpid()
 _lock = threading.Lock()
@@ -89,12 +91,17 @@ def _parallel() -> Any:
     return function
 
 
-def run(address: int, arguments: Any, threads: int) -> None:
-    """Call a kernel with an array of int64, on several of torch's threads if asked; the interpreter is free meanwhile.
+def threads_for(work: int) -> int:
+    """Return how many of torch's threads are worth using for so many shares of work; one in a forked child.
 
-    A forked child has no threads of its parent: there the caller's thread does all the work.
+    A fork has none of its parent's threads.
     """
-    if threads == 1 or os.getpid() != _PROCESS:
+    return 1 if os.getpid() != _PROCESS else max(1, min(torch.get_num_threads(), work))
+
+
+def run(address: int, arguments: Any, threads: int) -> None:
+    """Call a kernel with an array of int64, on so many of torch's threads; the interpreter is free meanwhile."""
+    if threads == 1:
         _callable(address)(ctypes.addressof(arguments))
     else:
         _parallel()(address, ctypes.addressof(arguments), threads, 0)

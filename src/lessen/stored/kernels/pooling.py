@@ -9,7 +9,7 @@ from lessen.stored.kernels.sources import Columns, Source
 
 MOST_AHEAD, LEAST_AHEAD, AHEAD_BYTES = 64, 4, 1 << 14
 """Ids between a row that is asked for and the row that is read: as many as a half of a core's first cache holds."""
-HEAD = ("ids", "offsets", "starts", "total", "bags", "length", "weights", "out", "padding")
+HEAD = ("ids", "offsets", "starts", "total", "bags", "length", "weights", "out", "padding", "alone")
 FAULT = len(HEAD)
 """Place of the number that a call sets when ids, offsets or stored indices lie outside their tables."""
 
@@ -53,9 +53,10 @@ def write(source: Source, pooling: Pooling) -> str:
 
 
 def _bags(code: Assembly, source: Source, pooling: Pooling) -> None:
-    """Write the loop over this thread's bags."""
-    part = code.wide(code.call("i32", "omp_get_thread_num", [], []), "i32")
-    parts = code.wide(code.call("i32", "omp_get_num_threads", [], []), "i32")
+    """Write the loop over this thread's bags: all of them where the caller is alone."""
+    alone = code.compare("ne", "%alone", 0)
+    part = code.choose(alone, "0", code.wide(code.call("i32", "omp_get_thread_num", [], []), "i32"))
+    parts = code.choose(alone, "1", code.wide(code.call("i32", "omp_get_num_threads", [], []), "i32"))
     share = [code.let(f"sdiv i64 {code.multiply('%bags', number)}, {parts}") for number in (part, code.add(part, 1))]
     with code.loop(*share) as bag:
         start, end = _range(code, pooling, bag)

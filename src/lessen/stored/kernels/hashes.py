@@ -52,18 +52,26 @@ class Hashed(Node):
         self.starts, self.sizes, self.hashes, self.signed = starts, sizes, hashes, signed
         self.firsts = firsts(sizes)
 
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of all rows."""
+        return self.hashes * super().bytes_read
+
     def _places(self, code: Assembly, at: str, number: str) -> list[tuple[str, str]]:
         """Return the row of each hash and the number whose lowest bit is its sign."""
         block, own = block_of(code, number, self.starts)
         size, first = code.entry(self.sizes, block), code.entry(self.firsts, block)
-        mixable, left = residue(code, own), remainder(code, own, size)
-        found = []
+        mixable, found = residue(code, own), []
         for hash_number in range(self.hashes):
             place = code.add(code.multiply(block, 4 * self.hashes), 4 * hash_number)
             a, b, c, d = (code.number(f"%{at}constants", code.add(place, offset)) for offset in range(4))
-            hashed = into(code, mixed(code, mixable, a, b), size)
-            row = code.choose(code.compare("eq", a, 0), left, hashed)
-            found.append((code.add(row, first), mixed(code, mixable, c, d) if self.signed else ""))
+            kept = code.variable("i64", "0")
+            with code.when(code.compare("ne", a, 0)):
+                code.set("i64", into(code, mixed(code, mixable, a, b), size), kept)
+            with code.when(code.compare("eq", a, 0)):
+                code.set("i64", remainder(code, own, size), kept)
+            row = code.add(code.get("i64", kept), first)
+            found.append((row, mixed(code, mixable, c, d) if self.signed else ""))
         return found
 
     def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
@@ -254,6 +262,11 @@ class WeightedHash(Computed):
         given = (constants.shape, order, rows, slots, ids)
         super().__init__({"constants": constants, "weights": weights}, {"table": table}, given)
         self.hashes, self.order, self.rows, self.slots, self.ids = constants.shape[1] - 1, order, rows, slots, ids
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of all rows."""
+        return self.hashes * super().bytes_read
 
     def _places(self, code: Assembly, at: str, place: Place) -> tuple[list[str], str]:
         """Return the rows and the slot of an id."""

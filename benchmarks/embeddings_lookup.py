@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ import torch
 from embeddings_forms import FORMS, REFERENCE
 from torch import Tensor, nn
 
-from lessen.environment import environment
+from lessen.environment import environment, package_version
 from lessen.latency import compare_latency, pinned_threads
 from lessen.stored import kernels
 from lessen.stored.embedding import StoredEmbedding, TableShape
@@ -109,7 +110,8 @@ def measure(
                 *pair, [batches], rounds=rounds, warmup=2, threads=threads, batch_examples=examples
             )
         verdict = judge(timing.ratio, timing.ratio_low, timing.ratio_high, FORMS[name].bar)
-        records.append({"table": name, "way": way, "bytes": held_bytes(table), "verdict": verdict, **timing.__dict__})
+        made = {"table": name, "way": way, "bytes": held_bytes(table), "bar": FORMS[name].bar, "verdict": verdict}
+        records.append({**made, **timing.__dict__})
     return records
 
 
@@ -164,9 +166,14 @@ def write(path: Path, part: str, records: list[dict[str, Any]], same: tuple[str,
     known = json.loads(path.read_text()) if path.exists() else {}
     new = {tuple(record[key] for key in same) for record in records}
     kept = [record for record in known.get(part, []) if tuple(record[key] for key in same) not in new]
-    command = f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}"
+    command = f"python benchmarks/{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}"
     commands = [*(item for item in known.get("commands", []) if item != command), command]
-    content = {**known, "commands": commands, "environment": environment(), part: [*kept, *records]}
+    content = {
+        **known,
+        "commands": commands,
+        "environment": {**environment(), "llvmlite": package_version("llvmlite")},
+        part: [*kept, *records],
+    }
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
 

@@ -1,17 +1,14 @@
 """What token reductions cost in accuracy on CIFAR-10 at the same multiply-adds, with paired intervals.
 
-    python benchmarks/tokens_cifar10.py share       # DiffRate against ToMe, EViT and the random controls
-    python benchmarks/tokens_cifar10.py mismatch    # ToCom where the rate differs from the one trained at
+    python benchmarks/tokens_cifar10.py [--shares 0.6 0.5 0.4] [--seeds 0 1 2]
 
-`share`: nothing is fine-tuned; DiffRate searches on training pictures and chooses on validation pictures. Every method
-may use the same share of the model's multiply-adds.
-
-`mismatch`: the reference, trained without merging, is served at other rates. What is lost is the difference to the
-reference served as it was trained; recovered is the share that one plug-in, distilled without labels, brings back.
-Test cross-entropy says more than accuracy here, which changes by a few pictures only.
+DiffRate against ToMe, EViT and the random controls. Nothing is fine-tuned; DiffRate searches on training pictures and
+chooses on validation pictures, once for each seed, and is judged by the mean over seeds. Every method may use the same
+share of the model's multiply-adds. Cross-entropy is told beside accuracy: it changes with every picture.
 
 Differences are paired over test pictures, with 95 % bootstrap intervals. What is finished is kept in the cache folder
-by its settings, so a run that was stopped goes on where it was; `--budget-seconds` stops it in good order.
+by its settings, so a run that was stopped goes on where it was; `--budget-seconds` stops it in good order. The result
+file holds the newest run of each share.
 """
 
 from __future__ import annotations
@@ -36,18 +33,14 @@ from tokens_speed import packed
 from lessen.data.cache import cache_folder
 from lessen.environment import environment
 from lessen.files import atomic_write, dump_json, sha256
-from lessen.method import Context
-from lessen.methods.tokens.common import look
+from lessen.method import Method
 from lessen.methods.tokens.diffrate import DiffRate
 from lessen.methods.tokens.evit import EViT, RandomDrop
-from lessen.methods.tokens.glsim import GLSim
-from lessen.methods.tokens.tocom import ToCom
 from lessen.methods.tokens.tome import RandomMerge, ToMe
 from lessen.metrics import bootstrap_weights
 from lessen.recipe import Recipe
 from lessen.tasks.vision.cifar10 import WEIGHTS, Cifar10Options, Cifar10Task
 from lessen.tokens import RankMerge, reduce_tokens
-from lessen.tokens.compensate import Compensator
 
 RESULTS = Path(__file__).parent / "results"
 DRAWS = 2000
@@ -111,37 +104,54 @@ def recovered(gain: torch.Tensor, loss: torch.Tensor) -> tuple[float, float, flo
     return float(gain.mean() / loss.mean()), float(low), float(high)
 
 
-# -- the same multiply-adds -----------------------------------------------------------------------------------------
 def share(task: Cifar10Task, arguments: argparse.Namespace, kept: Kept) -> dict:
     reference = task.reference()
-    base = kept.get("reference", lambda: outcomes(task, reference))["right"]
-    print(f"reference {100 * base.mean():.2f} %")
-    rows, hits = [], {}
+    base = kept.get("reference", lambda: outcomes(task, reference))
+    print(f"reference {100 * base['right'].mean():.2f} %, cross-entropy {base['loss'].mean():.4f}")
+    rows = []
     for budget in arguments.shares:
-        methods = {
-            "diffrate": DiffRate(macs=budget, steps=arguments.steps, polish=arguments.polish),
-            "tome": ToMe(macs=budget), "evit": EViT(macs=budget), "evit, no fusing": EViT(macs=budget, fuse=False),
-            "glsim": GLSim(macs=budget), "random merge": RandomMerge(macs=budget),
-            "random drop": RandomDrop(macs=budget),
-            "diffrate, search alone": DiffRate(macs=budget, steps=arguments.steps, polish=0),
-            "diffrate, as released": DiffRate(macs=budget, steps=arguments.steps, polish=0, matching="tail"),
-        }  # fmt: skip
-        for name in arguments.methods or methods:
-            found = measured(task, reference, methods[name], f"{budget} {name}", arguments.seed, kept)
-            hits[name] = found["right"]
+        ours: dict[str, torch.Tensor] = {}
+        for name, methods in candidates(budget, arguments).items():
+            if name not in (arguments.methods or [name]):
+                continue
+            found = [
+                measured(task, reference, method, f"{budget} {name}, seed {seed}", seed, kept)
+                for seed, method in methods.items()
+            ]
+            mean = {key: torch.stack([one[key] for one in found]).mean(0) for key in ("right", "loss")}
+            ours = ours or mean
             rows.append({
-                "budget": budget, "method": name, "accuracy": float(100 * hits[name].mean()),
-                "change": interval(hits[name] - base), "macs_share": float(found["macs_share"]),
-                "tokens": found["tokens"].tolist(), "pruned": found["pruned"].tolist(),
-                "seconds": float(found["seconds"]),
-                **({} if name == "diffrate" else {"diffrate_minus_it": interval(hits["diffrate"] - hits[name])}),
+                "budget": budget, "method": name, "accuracy": float(100 * mean["right"].mean()),
+                "change": interval(mean["right"] - base["right"]), "cross_entropy": float(mean["loss"].mean()),
+                "cross_entropy_change": interval(mean["loss"] - base["loss"], 1.0),
+                "accuracies": [float(100 * one["right"].mean()) for one in found],
+                "macs_share": max(float(one["macs_share"]) for one in found),
+                "tokens": [one["tokens"].tolist() for one in found],
+                "pruned": [one["pruned"].tolist() for one in found],
+                "seconds": [float(one["seconds"]) for one in found],
             })  # fmt: skip
+            if ours is not mean:
+                rows[-1]["diffrate_minus_it"] = interval(ours["right"] - mean["right"])
+                rows[-1]["cross_entropy_it_minus_diffrate"] = interval(mean["loss"] - ours["loss"], 1.0)
             show(rows[-1])
-    return {"reference": float(100 * base.mean()), "rows": rows}
+    return {"reference": float(100 * base["right"].mean()), "cross_entropy": float(base["loss"].mean()), "rows": rows}
+
+
+def candidates(budget: float, arguments: argparse.Namespace) -> dict[str, dict[int, Method]]:
+    """Return the methods by name and seed, DiffRate first; what draws nothing runs once."""
+    search = {"macs": budget, "steps": arguments.steps}
+    return {
+        "diffrate": {seed: DiffRate(**search, polish=arguments.polish) for seed in arguments.seeds},
+        "tome": {0: ToMe(macs=budget)}, "evit": {0: EViT(macs=budget)},
+        "random merge": {seed: RandomMerge(macs=budget) for seed in arguments.seeds},
+        "random drop": {seed: RandomDrop(macs=budget) for seed in arguments.seeds},
+        "diffrate, search alone": {0: DiffRate(**search, polish=0)},
+        "diffrate, as released": {0: DiffRate(**search, polish=0, matching="tail")},
+    }  # fmt: skip
 
 
 def measured(
-    task: Cifar10Task, reference: torch.nn.Module, method: object, name: str, seed: int, kept: Kept
+    task: Cifar10Task, reference: torch.nn.Module, method: Method, name: str, seed: int, kept: Kept
 ) -> dict[str, torch.Tensor]:
     """Return the outcomes of a method on the test pictures, with what it did."""
 
@@ -180,88 +190,32 @@ def show(row: dict) -> None:
     text = f"{row['budget']:.2f} {row['method']:22} {row['accuracy']:6.2f} %  change {change[0]:+.2f} "
     text += f"[{change[1]:+.2f}, {change[2]:+.2f}]  share {row['macs_share']:.3f}"
     text += "  DiffRate better by {:+.2f} [{:+.2f}, {:+.2f}]".format(*better) if better else ""
-    print(text, row["tokens"], f"{row['seconds']:.0f} s", flush=True)
-
-
-# -- trained at one rate, served at another -------------------------------------------------------------------------
-def mismatch(task: Cifar10Task, arguments: argparse.Namespace, kept: Kept) -> dict:
-    reference = task.reference()
-    base = kept.get("reference", lambda: outcomes(task, reference))
-    rows = []
-    for seed in arguments.seeds:
-        plug_in = distilled(task, reference, seed, arguments, kept)
-        for target in arguments.rates:
-            plain = served(task, reference, target, f"at {target}", kept)
-            model = copy.deepcopy(reference)
-            folded = Compensator(model, largest=arguments.largest, rank=arguments.rank)
-            folded.load_state_dict(plug_in)
-            folded.fold(0, target, arguments.scale)
-            mended = served(task, model, target, f"at {target} compensated, seed {seed}", kept)
-            row = {"source": 0, "target": target, "seed": seed}
-            for key, sign, factor in (("right", 1, 100.0), ("loss", -1, 1.0)):
-                loss, gain = sign * (base[key] - plain[key]), sign * (mended[key] - plain[key])
-                row[key] = {
-                    "matched": float(factor * base[key].mean()), "plain": float(factor * plain[key].mean()),
-                    "compensated": float(factor * mended[key].mean()), "lost": interval(loss, factor),
-                    "gained": interval(gain, factor), "recovered": recovered(gain, loss),
-                }  # fmt: skip
-                print(f"seed {seed}, 0 -> {target}", key, row[key])
-            rows.append(row)
-    return {"rows": rows}
-
-
-def distilled(
-    task: Cifar10Task, reference: torch.nn.Module, seed: int, arguments: argparse.Namespace, kept: Kept
-) -> dict[str, torch.Tensor]:
-    """Return the weights of the plug-in, distilled on the reference for all pairs of rates at once."""
-
-    def distil() -> dict[str, torch.Tensor]:
-        method = ToCom(
-            r=max(arguments.rates), source=0, steps=arguments.steps, scale=arguments.scale, largest=arguments.largest,
-            rank=arguments.rank, learning_rate=arguments.learning_rate,
-        )  # fmt: skip
-        return method.distil(look(copy.deepcopy(reference), task, Context(seed=seed))).state_dict()
-
-    weights = kept.get(f"plug-in {seed}", distil)
-    return {name: tensor for name, tensor in weights.items() if name != "seconds"}
-
-
-def served(task: Cifar10Task, model: torch.nn.Module, rate: int, name: str, kept: Kept) -> dict[str, torch.Tensor]:
-    """Return the outcomes of a model whose blocks merge `rate` pairs each."""
-    return kept.get(name, lambda: outcomes(task, Recipe([ToMe(r=rate)]).apply(model, task)[0]))
+    nats = row.get("cross_entropy_it_minus_diffrate")
+    text += "  {:+.4f} [{:+.4f}, {:+.4f}] nats".format(*nats) if nats else ""
+    print(text, row["tokens"], f"{max(row['seconds']):.0f} s", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("share", "mismatch"))
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.6])
-    parser.add_argument("--rates", type=int, nargs="+", default=[4, 7, 10])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the distillation")
-    parser.add_argument("--methods", nargs="+", help="some of the methods of `share`, diffrate first; default all")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--polish", type=int, default=40)
-    parser.add_argument("--scale", type=float, default=1.0, help="of the plug-in")
-    parser.add_argument("--rank", type=int, default=2, help="of the plug-in")
-    parser.add_argument("--largest", type=int, default=10, help="rate up to which the plug-in is distilled")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of the distillation")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--test-examples", type=int, default=10_000)
-    parser.add_argument("--train-examples", type=int, default=45_000)
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.6, 0.5, 0.4], help="of the multiply-adds")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the searches and the controls")
+    parser.add_argument("--methods", nargs="+", help="some of the methods, diffrate first; default all")
+    parser.add_argument("--steps", type=int, default=60, help="of DiffRate's gradient search")
+    parser.add_argument("--polish", type=int, default=60, help="schedules that DiffRate tries after it")
     parser.add_argument("--budget-seconds", type=float, default=1e9, help="begin no new piece after this time")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    task = Cifar10Task(
-        Cifar10Options(test_examples=arguments.test_examples, train_examples=arguments.train_examples, batch=64)
-    )
-    ignored = ("budget_seconds", "methods", "shares", "rates" if arguments.what == "share" else "seeds", "seeds")
-    settings = {k: v for k, v in vars(arguments).items() if k not in ignored} | {"weights": sha256(WEIGHTS)}
-    kept = Kept(arguments.what, settings, arguments.budget_seconds)
-    result = (share if arguments.what == "share" else mismatch)(task, arguments, kept)
+    task = Cifar10Task(Cifar10Options(batch=64))
+    settings = {"steps": arguments.steps, "polish": arguments.polish, "weights": sha256(WEIGHTS)}
+    result = share(task, arguments, Kept("share", settings, arguments.budget_seconds))
     result |= {
         "command": " ".join(["python", "benchmarks/tokens_cifar10.py", *sys.argv[1:]]), "env": environment(),
         "task": task.describe(), "weights_sha256": sha256(WEIGHTS),
     }  # fmt: skip
-    atomic_write(RESULTS / f"tokens_cifar10_{arguments.what}.json", dump_json(result))
+    target = RESULTS / "tokens_cifar10_share.json"
+    runs = json.loads(target.read_text())["runs"] if target.exists() else []
+    others = [run for run in runs if not {row["budget"] for row in run["rows"]} & set(arguments.shares)]
+    atomic_write(target, dump_json({"runs": [*others, result]}))
 
 
 if __name__ == "__main__":

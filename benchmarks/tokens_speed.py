@@ -1,6 +1,8 @@
 """Does the time of a merged ViT-B/16 follow its multiply-adds on a CPU? Against the published way of merging.
 
-    python benchmarks/tokens_speed.py [--rounds 5] [--batches 1 8]
+    python benchmarks/tokens_speed.py --batch 1 --r 16 [--rounds 20]
+
+One rate and one batch size a run; the result file holds the newest run of each.
 
 The tower is Hugging Face's ViT of the published size with random weights: time does not depend on them. The peer is
 the pattern of the published ToMe code (a score matrix with the bias added by hand, even/odd copies, scatter_reduce,
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import statistics
 import sys
 import time
@@ -32,7 +35,6 @@ from lessen.tokens import Merge, reduce_tokens
 from lessen.tokens.macs import TowerShape, full_macs, tower_macs
 from lessen.tokens.reducers import Nothing
 
-RATES = (8, 13, 16)
 RESULTS = Path(__file__).parent / "results" / "tokens_speed.json"
 
 
@@ -101,20 +103,19 @@ def packed(base: nn.Module) -> nn.Module:
     return model
 
 
-def variants(base: nn.Module) -> dict[str, nn.Module]:
+def variants(base: nn.Module, r: int) -> dict[str, nn.Module]:
     models = {"reference": base, "patched, nothing merged": copy.deepcopy(base), "packed reference": packed(base)}
     reduce_tokens(models["patched, nothing merged"], Nothing(blocks=12))
     models["linear layers r=0"] = LinearLayers(base, [197] * 12)
-    for r in RATES:
-        models[f"packed lessen r={r}"] = both = packed(base)
-        reduce_tokens(both, Merge(removed=(r,) * 12))
-        models[f"lessen r={r}"] = ours = copy.deepcopy(base)
-        reduce_tokens(ours, Merge(removed=(r,) * 12))
-        models[f"linear layers r={r}"] = LinearLayers(base, Merge(removed=(r,) * 12).counts(197, 1))
-        models[f"published style r={r}"] = theirs = copy.deepcopy(base)
-        shared: dict = {}
-        for block in theirs.layers:
-            block.__dict__["forward"] = PublishedStyle(block, r, shared)
+    models[f"packed lessen r={r}"] = both = packed(base)
+    reduce_tokens(both, Merge(removed=(r,) * 12))
+    models[f"lessen r={r}"] = ours = copy.deepcopy(base)
+    reduce_tokens(ours, Merge(removed=(r,) * 12))
+    models[f"linear layers r={r}"] = LinearLayers(base, Merge(removed=(r,) * 12).counts(197, 1))
+    models[f"published style r={r}"] = theirs = copy.deepcopy(base)
+    shared: dict = {}
+    for block in theirs.layers:
+        block.__dict__["forward"] = PublishedStyle(block, r, shared)
     return models
 
 
@@ -171,38 +172,39 @@ def ratio_of(shape: TowerShape, name: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--r", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=20)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    models, shape, rows = variants(build()), TowerShape.vit(768, 12, 196), []
-    compared = {name: model for name, model in models.items() if name.startswith(("lessen", "published"))}
-    outputs = {name: model(torch.ones(1, 3, 224, 224)).last_hidden_state.detach() for name, model in compared.items()}
-    for r in RATES:
-        difference = float((outputs[f"lessen r={r}"] - outputs[f"published style r={r}"]).abs().max())
-        print(f"r={r}: largest difference to the published style {difference:.1e}")
+    batch, r = arguments.batch, arguments.r
+    models, shape, rows = variants(build(), r), TowerShape.vit(768, 12, 196), []
+    images = torch.ones(1, 3, 224, 224)
+    ours, theirs = (models[f"{kind} r={r}"](images).last_hidden_state for kind in ("lessen", "published style"))
+    print(f"r={r}: largest difference to the published style {float((ours - theirs).detach().abs().max()):.1e}")
     titles = f"{'batch':>5} {'variant':26} {'CPU ms':>9} {'speed-up':>9} {'MAC ratio':>9} {'share':>6} {'median':>6}"
     print(titles, f"{'over stock':>10}")
-    for batch in arguments.batches:
-        rounds = arguments.rounds * (4 if batch == 1 else 1)
-        times = measure(models, batch, rounds)
-        for name, samples in times.items():
-            kind = name.split(" r=")[0]
-            own = {"packed lessen": "packed reference", "linear layers": "linear layers r=0"}.get(kind, "reference")
-            gain, middle = fastest(times[own]) / fastest(samples), median_ratio(times[own], samples)
-            macs, over_stock = ratio_of(shape, name), fastest(times["reference"]) / fastest(samples)
-            text = f"{batch:>5} {name:26} {fastest(samples):9.1f} {gain:9.3f} {macs:9.3f} {gain / macs:6.3f} "
-            print(text + f"{middle / macs:6.3f} {over_stock:10.3f}", flush=True)
-            rows.append({
-                "batch": batch, "variant": name, "cpu_ms": fastest(samples), "speed_up": gain, "mac_ratio": macs,
-                "share_of_mac_ratio": gain / macs, "median_share": middle / macs, "over_stock": over_stock,
-                "samples_cpu_wall_ms": samples,
-            })  # fmt: skip
-    result = {
-        "command": " ".join(["python", "benchmarks/tokens_speed.py", *sys.argv[1:]]), "threads": 1,
-        "env": environment(), "transformers": __import__("transformers").__version__, "rows": rows,
+    times = measure(models, batch, arguments.rounds)
+    for name, samples in times.items():
+        kind = name.split(" r=")[0]
+        own = {"packed lessen": "packed reference", "linear layers": "linear layers r=0"}.get(kind, "reference")
+        gain, middle = fastest(times[own]) / fastest(samples), median_ratio(times[own], samples)
+        macs, over_stock = ratio_of(shape, name), fastest(times["reference"]) / fastest(samples)
+        text = f"{batch:>5} {name:26} {fastest(samples):9.1f} {gain:9.3f} {macs:9.3f} {gain / macs:6.3f} "
+        print(text + f"{middle / macs:6.3f} {over_stock:10.3f}", flush=True)
+        rows.append({
+            "batch": batch, "variant": name, "cpu_ms": fastest(samples), "speed_up": gain, "mac_ratio": macs,
+            "share_of_mac_ratio": gain / macs, "median_share": middle / macs, "over_stock": over_stock,
+            "samples_cpu_wall_ms": samples,
+        })  # fmt: skip
+    run = {
+        "batch": batch, "r": r, "command": " ".join(["python", "benchmarks/tokens_speed.py", *sys.argv[1:]]),
+        "threads": 1, "env": environment(), "transformers": __import__("transformers").__version__, "rows": rows,
     }  # fmt: skip
-    atomic_write(RESULTS, dump_json(result))
+    runs = json.loads(RESULTS.read_text()).get("runs", []) if RESULTS.exists() else []
+    others = [kept for kept in runs if (kept["batch"], kept["r"]) != (batch, r)]
+    ordered = sorted([*others, run], key=lambda one: (one["batch"], one["r"]))
+    atomic_write(RESULTS, dump_json({"runs": ordered}))
 
 
 if __name__ == "__main__":

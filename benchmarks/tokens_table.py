@@ -34,20 +34,18 @@ def points(values: list[float], digits: int = 2) -> str:
 
 def speed() -> str:
     """Return the speed-ups with both kernels, as shares of the ratio of multiply-adds."""
-    found = {(row["batch"], row["variant"]): row for row in read("tokens_speed")["rows"]}
     lines = [
-        "| batch | r | multiply-adds | speed-up | share of it | linear layers alone | published style "
+        "| batch | r | multiply-adds | speed-up | share of it | by the median | linear layers alone | published style "
         "| speed-up, packed | share of it | packed over stock |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for batch, variant in found:
-        if not variant.startswith("lessen"):
-            continue
-        r = variant.removeprefix("lessen r=")
+    for run in read("tokens_speed")["runs"]:
+        batch, r, found = run["batch"], run["r"], {row["variant"]: row for row in run["rows"]}
         kinds = ("lessen", "linear layers", "published style", "packed lessen")
-        ours, bound, theirs, packed = (found[batch, f"{kind} r={r}"] for kind in kinds)
+        ours, bound, theirs, packed = (found[f"{kind} r={r}"] for kind in kinds)
         cells = [
-            f"{batch}", r, f"{ours['mac_ratio']:.2f}x", f"{ours['speed_up']:.2f}x", f"{ours['share_of_mac_ratio']:.2f}",
+            f"{batch}", f"{r}", f"{ours['mac_ratio']:.2f}x", f"{ours['speed_up']:.2f}x",
+            f"{ours['share_of_mac_ratio']:.2f}", f"{ours['median_share']:.2f}",
             f"{bound['share_of_mac_ratio']:.2f}", f"{theirs['speed_up']:.2f}x",
             f"{packed['speed_up']:.2f}x", f"{packed['share_of_mac_ratio']:.2f}",
             f"{packed['over_stock']:.2f}x",
@@ -58,38 +56,57 @@ def speed() -> str:
 
 def share() -> str:
     """Return accuracy at the same multiply-adds."""
-    result = read("tokens_cifar10_share")
+    runs = read("tokens_cifar10_share")["runs"]
     lines = [
-        f"Reference: {result['reference']:.2f} % (weights {result['weights_sha256'][:12]}).",
+        f"Reference: {runs[0]['reference']:.2f} % (weights {runs[0]['weights_sha256'][:12]}).",
         "",
-        "| multiply-adds | method | accuracy | change | DiffRate better by | tokens after each block |",
-        "|---|---|---|---|---|---|",
+        "| multiply-adds | method | seeds | accuracy, % | change | DiffRate better by, points | by, nats "
+        "| tokens after each block, first seed |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for row in result["rows"]:
+    rows = [row for run in runs for row in run["rows"]]
+    for row in sorted(rows, key=lambda row: -row["budget"]):
         better = points(row["diffrate_minus_it"]) if "diffrate_minus_it" in row else "-"
-        counts = " ".join(map(str, row["tokens"]))
+        nats = row.get("cross_entropy_it_minus_diffrate")
+        last = f"{points(nats, 3) if nats else '-'} | {' '.join(map(str, row['tokens'][0]))}"
         lines.append(
-            f"| {row['macs_share']:.3f} | {row['method']} | {row['accuracy']:.2f} % | {points(row['change'])} "
-            f"| {better} | {counts} |"
+            f"| {row['macs_share']:.3f} | {row['method']} | {len(row['accuracies'])} | {row['accuracy']:.2f} "
+            f"| {points(row['change'])} | {better} | {last} |"
         )
     return "\n".join(lines) + "\n"
 
 
 def mismatch() -> str:
-    """Return what the plug-in recovers where the rate differs from the one trained at."""
+    """Return what the plug-ins recover on average where the rate differs from the one trained at."""
     lines = [
-        "| served at | seed of the plug-in | | as trained | there | compensated | lost | recovered |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model, served at | | there | compensated | lost to the rate trained at | recovered "
+        "| lost to a model fine-tuned there | recovered | each seed |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    rows = sorted(read("tokens_cifar10_mismatch")["rows"], key=lambda row: (row["target"], row["seed"]))
-    for row in rows:
+    rows = read("tokens_mismatch")["rows"]
+    most = max(len(row["seeds"]) for row in rows)
+    for row in (row for row in rows if len(row["seeds"]) == most):
+        place = row["model"], row["target"]
+        single = [one for one in rows if (one["model"], one["target"]) == place and len(one["seeds"]) == 1]
         for key, title, digits in (("right", "accuracy, %", 2), ("loss", "cross-entropy", 4)):
-            part = row[key]
-            middle = " | ".join(f"{part[name]:.{digits}f}" for name in ("matched", "plain", "compensated"))
-            back = "{:.0%} [{:.0%}, {:.0%}]".format(*part["recovered"]) if part["recovered"] else "-"
-            lost = points(part["lost"], digits)
-            lines.append(f"| r = {row['target']} | {row['seed']} | {title} | {middle} | {lost} | {back} |")
+            part, cells = row[key], []
+            for what in ("change", "mismatch"):
+                found = part.get(what)
+                back = found and found["recovered"]
+                cells += [points(found["lost"], digits) if found else "-", share_back(back) if back else "-"]
+                if back:
+                    each = " ".join(f"{one[key][what]['recovered'][0]:.0%}" for one in single)
+            seeds = each if cells[1] != "-" or cells[3] != "-" else "-"
+            lines.append(
+                f"| {row['model']}, r = {row['target']} | {title} | {part['plain']:.{digits}f} "
+                f"| {part['compensated']:.{digits}f} | {' | '.join(cells)} | {seeds} |"
+            )
     return "\n".join(lines) + "\n"
+
+
+def share_back(values: list[float]) -> str:
+    """Return a recovered share with its interval."""
+    return "{:.0%} [{:.0%}, {:.0%}]".format(*values)
 
 
 def study() -> str:

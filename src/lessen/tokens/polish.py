@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from lessen.tokens.macs import TowerShape, full_macs, tower_macs
 from lessen.tokens.reducers import RankMerge
+from lessen.tokens.schedules import possible
 
 STEPS = (6, 4, 3, 2, 1)
 """Tokens moved at once, largest first."""
@@ -73,14 +74,17 @@ class Room:
             dropped[-1] = self.shape.tokens
         return Removals(tuple(dropped), tuple(merged))
 
-    def even(self, like: RankMerge) -> RankMerge:
-        """Return the gentlest schedule that merges evenly in all blocks but the last, which prunes all it may:
-        after it only the class token is read. Where a block runs out of pairs or tokens, the others give more."""
-        spared, blocks = (0,) * self.first, self.shape.depth - 1 - self.first
-        last = (0,) * (self.shape.depth - 1) + (self.shape.tokens,)
+    def even(self, like: RankMerge, last: bool = True) -> RankMerge:
+        """Return the gentlest schedule that merges evenly in all blocks; where one runs out of pairs, others give more.
+
+        With `last`, the last block prunes all it may instead: after it only the class token is read.
+        """
+        spared, blocks = (0,) * self.first, self.shape.depth - last - self.first
+        drops = (0,) * (self.shape.depth - 1) + (self.shape.tokens if last else 0,)
         for total in range(self.shape.tokens * max(1, blocks)):
             each = tuple(total * (b + 1) // blocks - total * b // blocks for b in range(blocks))
-            found = self.schedule(Removals(last, (*spared, *each, 0)), like)
+            merged = possible(self.shape.tokens, (*spared, *each, *(0,) * last), self.protected)
+            found = self.schedule(Removals(drops, merged), like)
             if self.needs(found) <= self.share:
                 break
         return found

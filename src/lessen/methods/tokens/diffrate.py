@@ -33,7 +33,7 @@ class DiffRate(TokenMethod):
 
     Two additions. Merging joins the most similar pairs of keys, size-weighted, which is how the paper describes it;
     `matching: tail` merges the lowest ranks into the head as the released code does. And `polish` trials move counts
-    between blocks, starting from the searched and from an even schedule, and keep what brings the outputs on
+    between blocks, starting from the searched and from even schedules, and keep what brings the outputs on
     validation pictures nearer to those of the unreduced model; `polish: 0` is the published search alone.
     """
 
@@ -82,9 +82,10 @@ class DiffRate(TokenMethod):
         return chosen
 
     def _polished(self, scene: Scene, searched: RankMerge) -> RankMerge:
-        """Return the best schedule near the searched and the even one. Raises TaskError without validation data."""
+        """Return the best schedule near the searched and the even ones. Raises TaskError without validation data."""
         room = Room(scene.shape, scene.tower.protected, self.macs, self._first(scene))
-        starts = [start for start in (searched, room.even(searched)) if room.needs(start) <= self.macs]
+        tried = (searched, room.even(searched), room.even(searched, last=False))
+        starts = [start for start in tried if room.needs(start) <= self.macs]
         if not starts:
             return searched
         judge = Judge(scene, self.polish_batches)

@@ -57,3 +57,11 @@ def test_the_better_start_is_improved_within_the_trials():
     assert history[0] == judge(room.even(LIKE)) < judge(worse)
     assert abs(best.merged[2] - wanted) <= 1 < abs(room.even(LIKE).merged[2] - wanted)
     assert polish(room, [worse], judge, 1, 0) == (worse, [judge(worse)])
+
+
+def test_an_even_schedule_reaches_a_harsh_budget_by_merging_what_pairs_there_are():
+    room = Room(SHAPE, 1, 0.4)
+    start = room.even(LIKE, last=False)
+    assert 0.35 < room.needs(start) <= 0.4
+    assert all(before == after for before, after in zip(start.pruned, (65, *start.merged), strict=False))
+    assert room.even(LIKE).merged[-1] == 2 < start.merged[-1]

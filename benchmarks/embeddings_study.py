@@ -1,9 +1,9 @@
 """Frontier of embedding methods: share of the tables' bytes, AUC difference with paired interval, training time.
 
-    python benchmarks/embeddings_table.py studies/embeddings-movielens.yaml OUT [--seconds 200] [--only "10 %"]
+    python benchmarks/embeddings_study.py studies/embeddings-movielens.yaml OUT [--seconds 200] [--only "10 %"]
 
 Compresses what OUT lacks of the study's (recipe, seed) pairs, seed by seed of each recipe, until the seconds are over;
-call it again to go on. Then writes NAME.json (each seed), NAME.md and NAME.svg from the recipes with all seeds done.
+call it again to go on. Then writes NAME.json (each seed), NAME.md and a picture from the recipes with all seeds done.
 Intervals are Student's over the seeds' paired differences (three seeds make them wide). `--times` also times the
 lookups of the test ids, compact against full tables, paired and in turns, where that was not done. `lessen run`
 measures the same recipes, with the latency of whole models; this script can be cut into pieces.
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib import pyplot
 
 from lessen import artifact
 from lessen.environment import environment
@@ -32,6 +33,9 @@ from lessen.study.jobs import Failure, Job, compress_one, known_compressed, know
 from lessen.study.schema import Study
 
 RESULTS = Path(__file__).parent / "results"
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
+FEW = 5
+"""Recipes that need no picture."""
 RESAMPLES = 100
 BATCH = 4096
 """Examples of a timed lookup, at most."""
@@ -124,7 +128,7 @@ def row_of(seeds: dict[int, Any], reference: dict[int, Any], tables: int) -> dic
     return {
         "share": 1 - freed / tables, "stored_bytes": first["cost"]["stored_bytes"], "auc_difference": middle,
         "low": middle - half, "high": middle + half, "per_seed": found,
-        "train_seconds": sum(record["cost"]["train_s"] for record in seeds.values()) / len(seeds),
+        "train_seconds": min(record["cost"]["train_s"] for record in seeds.values()),
         "steps": [{step["method"]: step["knobs"]} for step in first["steps"]],
     }  # fmt: skip
 
@@ -146,44 +150,40 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def drawing(rows: list[dict[str, Any]]) -> str:
-    """Return the frontier as SVG: share of the bytes (logarithmic) against the AUC difference, composed ones hollow."""
-    done = [row for row in rows if "share" in row]
-    lowest = min([*(max(row["auc_difference"], -0.1) for row in done), -0.01])
-    highest = max([*(row["auc_difference"] for row in done), 0.002])
-    parts = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 560" font-family="sans-serif" font-size="11">',
-             '<rect width="900" height="560" fill="white"/>']  # fmt: skip
-
-    def place(share: float, difference: float) -> tuple[float, float]:
-        x = 70 + 700 * (math.log10(max(share, 1e-3)) + 3) / 3
-        return x, 30 + 470 * (highest - max(difference, lowest)) / (highest - lowest)
-
-    for share in (1.0, 0.5, 0.2, 0.1, 0.05, 0.01, 0.001):
-        x, _ = place(share, 0)
-        parts.append(f'<line x1="{x:.0f}" x2="{x:.0f}" y1="30" y2="500" stroke="#ddd"/>')
-        parts.append(f'<text x="{x:.0f}" y="518" text-anchor="middle">{100 * share:g} %</text>')
-    for step in range(6):
-        value = highest + (lowest - highest) * step / 5
-        _, y = place(1, value)
-        parts.append(f'<text x="62" y="{y + 4:.0f}" text-anchor="end">{value:+.3f}</text>')
-    _, zero = place(1, 0)
-    parts.append(f'<line x1="70" x2="770" y1="{zero:.1f}" y2="{zero:.1f}" stroke="#888"/>')
-    best = -math.inf
-    for row in sorted(done, key=lambda row: row["share"]):
-        x, y = place(row["share"], row["auc_difference"])
-        leads, best = row["auc_difference"] > best, max(best, row["auc_difference"])
-        colour = "#1f6f4a" if leads else "#9a9a9a"
-        fill = "white" if row["composed"] else colour
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" stroke="{colour}"><title>{row["recipe"]}: '
-                     f'{100 * row["share"]:.2f} %, {row["auc_difference"]:+.4f}</title></circle>')  # fmt: skip
-        if leads:
-            parts.append(f'<text x="{x + 6:.1f}" y="{y - 5:.1f}" fill="{colour}">{row["recipe"]}</text>')
-    legend = (
-        "share of the bytes of all tables; height: AUC difference from the full tables, cut at -0.1; "
-        "hollow: composed; green: nothing smaller is better"
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw share of the bytes against the AUC difference; name what nothing smaller or equal beats."""
+    done = sorted((row for row in rows if "share" in row), key=lambda row: (row["share"], -row["auc_difference"]))
+    figure, axes = pyplot.subplots(figsize=(9, 5.2), layout="constrained")
+    for composed, marker, label in ((False, "o", "one method"), (True, "D", "composed")):
+        chosen = [row for row in done if row["composed"] == composed]
+        where = [[100 * row["share"] for row in chosen], [row["auc_difference"] for row in chosen]]
+        axes.scatter(
+            *where, s=22, marker=marker, facecolors="none" if composed else "#9a9a9a", edgecolors="#777", label=label
+        )
+    best, leaders = -math.inf, []
+    for row in done:
+        if row["auc_difference"] > best:
+            best = row["auc_difference"]
+            leaders.append(row)
+    axes.plot(
+        [100 * row["share"] for row in leaders], [row["auc_difference"] for row in leaders], color="#1f6f4a", lw=1
     )
-    parts.append(f'<text x="420" y="545" text-anchor="middle">{legend}</text></svg>')
-    return "\n".join(parts) + "\n"
+    for number, row in enumerate(leaders):
+        axes.annotate(
+            row["recipe"], (100 * row["share"], row["auc_difference"]), color="#1f6f4a", fontsize=8, rotation=20,
+            xytext=(4, 5 if number % 2 else -14), textcoords="offset points",
+        )  # fmt: skip
+    axes.axhline(0, color="#bbb", lw=0.8, zorder=0)
+    axes.set_xscale("log")
+    axes.set_yscale("symlog", linthresh=0.002)
+    axes.set_ylim(-0.3, 0.01)
+    ticks = [share for share in (0.1, 1, 5, 10, 20, 50) if share >= 50 * done[0]["share"]]
+    axes.set_xticks(ticks, [f"{share:g} %" for share in ticks])
+    axes.minorticks_off()
+    axes.set(xlabel="share of the bytes of all tables", ylabel="AUC difference from the full tables")
+    axes.legend(loc="lower right", frameon=False)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    pyplot.close(figure)
 
 
 def main() -> None:
@@ -205,11 +205,12 @@ def main() -> None:
     rows = rows_of(study, folder)
     text = markdown(rows)
     place = RESULTS / study.name.replace("-", "_")
-    command = f"python benchmarks/embeddings_table.py studies/{study.name}.yaml OUT"
+    command = f"python benchmarks/embeddings_study.py studies/{study.name}.yaml OUT"
     record = {"command": command, "environment": environment(1), "task": study.task.describe(), "rows": rows}
     place.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     place.with_suffix(".md").write_text(text)
-    place.with_suffix(".svg").write_text(drawing(rows))
+    if len(rows) > FEW:
+        draw(rows, IMAGES / f"{place.name}.png")
     print(text)
 
 

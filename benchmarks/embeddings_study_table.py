@@ -1,6 +1,6 @@
 """Writes the tables of docs/embeddings.md from the committed results of the table studies.
 
-python benchmarks/embeddings_page.py
+python benchmarks/embeddings_study_table.py
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "embeddings.md"
-MARKS = re.compile(r"(<!-- (synthetic|ten-million|movielens):begin -->\n).*?(<!-- \2:end -->)", re.DOTALL)
+MARKS = re.compile(r"(<!-- (synthetic|ten-million|movielens|ten-seeds):begin -->\n).*?(<!-- \2:end -->)", re.DOTALL)
 STUDIES = {
     "synthetic": "embeddings_synthetic",
     "ten-million": "embeddings_synthetic_10m",
     "movielens": "embeddings_movielens",
+    "ten-seeds": "embeddings_movielens_ten_seeds",
 }
 BUDGETS = ("50", "20", "10", "5", "1", "0.1")
 AT_BUDGET = re.compile(r"(.+) (50|20|10|5|1|0\.1) %")

@@ -26,6 +26,7 @@ from matplotlib import pyplot
 
 from lessen import artifact
 from lessen.environment import environment
+from lessen.errors import BudgetError, NothingMatchedError
 from lessen.latency import compare_latency
 from lessen.recipe import Recipe
 from lessen.study.folder import StudyFolder, read_json
@@ -36,6 +37,7 @@ RESULTS = Path(__file__).parent / "results"
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 FEW = 5
 """Recipes that need no picture."""
+REFUSALS = (BudgetError.__name__, NothingMatchedError.__name__)
 RESAMPLES = 100
 BATCH = 4096
 """Examples of a timed lookup, at most."""
@@ -65,7 +67,7 @@ def work(study: Study, folder: StudyFolder, only: str, seconds: float) -> None:
         if refused.get("hash") == recipe.hash or known_compressed(folder, recipe, seed) is not None:
             continue
         made = compress_one(job(recipe, seed))
-        if isinstance(made, Failure):
+        if isinstance(made, Failure) and made.kind in REFUSALS:
             folder.write_json(refusal(folder, recipe.name), {"hash": recipe.hash, "message": made.message})
         print(
             f"{recipe.name}, seed {seed}: {made.message if isinstance(made, Failure) else made['quality']}", flush=True

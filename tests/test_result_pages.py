@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
+import re
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+from benchmark_scripts import BENCHMARKS, load_script
+
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if "def page(" in path.read_text())
 
 
@@ -20,10 +19,8 @@ def test_the_scripts_are_found():
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_guide_shows_the_committed_results(name, monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
-    spec = importlib.util.spec_from_file_location(f"page_{name}", BENCHMARKS / f"{name}.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script(name, monkeypatch)
     text = script.PAGE.read_text()
-    assert script.MARKS.search(text), f"{script.PAGE.name} has no place for a table of {name}.py"
+    named = re.search(r"<!-- \(?([\w|-]+)\)?:begin", script.MARKS.pattern)
+    assert {found for found in named[1].split("|") if f"<!-- {found}:begin -->" not in text} == set()
     assert script.page(text) == text, f"run: python benchmarks/{name}.py"

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from benchmark_scripts import load_script
 
 
 @pytest.fixture
-def table():
-    script = ROOT / "benchmarks" / "checkpoints_table.py"
-    results = [
-        ROOT / "benchmarks" / "results" / f"checkpoints_{name}.json" for name in ("sizes", "gap", "ctr", "memory")
-    ]
-    if not script.exists() or not all(path.exists() for path in results):
-        pytest.skip("benchmarks are not part of this installation")
-    spec = importlib.util.spec_from_file_location("checkpoints_table", script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def table(monkeypatch):
+    return load_script("checkpoints_table", monkeypatch)
 
 
 def test_the_committed_results_meet_what_is_claimed(table):

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from benchmark_scripts import load_script
 
 
-@pytest.fixture(scope="module")
-def table():
-    script = ROOT / "benchmarks" / "embeddings_lookup_table.py"
-    if not script.exists() or not (ROOT / "docs" / "embeddings.md").exists():
-        pytest.skip("benchmarks and docs are not part of this installation")
-    spec = importlib.util.spec_from_file_location("embeddings_lookup_table", script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def table(monkeypatch):
+    return load_script("embeddings_lookup_table", monkeypatch)
 
 
 def test_a_verdict_names_every_cell_that_misses(table):

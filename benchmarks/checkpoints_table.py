@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
-from pathlib import Path
-from typing import Any
 
-HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "checkpoints.md"
-MARKS = re.compile(r"(<!-- (sizes|gap|ctr|memory):begin -->\n).*?(<!-- \2:end -->)", re.DOTALL)
+from guides import Guide, read
+
 MEGA = 1e6
-
-
-def load(name: str) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((HERE / "results" / f"checkpoints_{name}.json").read_text())
-    return document
 
 
 def code(name: str) -> str:
@@ -26,7 +17,7 @@ def code(name: str) -> str:
 
 def sizes() -> str:
     """Return bytes and speed of every method on the language model, and what one late step costs."""
-    found = load("sizes")
+    found = read("checkpoints_sizes")
     lines = [
         "| method | MB a step | times smaller | pack, MB per CPU-second | unpack the series | the last step alone |",
         "|---|---|---|---|---|---|",
@@ -51,7 +42,7 @@ def sizes() -> str:
 
 def gap() -> str:
     """Return size and resume gap of our settings and of the published recipe."""
-    found = load("gap")
+    found = read("checkpoints_gap")
     noise = found["noise_between_two_seeds"]
     lines = [
         f"| method | times smaller | loss over the first ten steps | validation loss after {found['steps']} steps |",
@@ -72,7 +63,7 @@ def gap() -> str:
 
 def ctr() -> str:
     """Return bytes of the CTR run by variant and peer."""
-    found = load("ctr")
+    found = read("checkpoints_ctr")
     lines = ["| method | MB a step | times smaller | tables alone, MB a step |", "|---|---|---|---|"]
     late = slice(10, 20)
     whole = statistics.fmean(peer["raw"] for peer in found["peers"].values())
@@ -93,7 +84,7 @@ def ctr() -> str:
 
 def memory() -> str:
     """Return peak memory for one large checkpoint."""
-    found = load("memory")
+    found = read("checkpoints_memory")
     lines = ["| | checkpoint, MB | memory with nothing read, MB | peak, MB |", "|---|---|---|---|"]
     for name in ("near pack", "near unpack", "exact pack", "exact unpack"):
         row = found[name]
@@ -101,11 +92,7 @@ def memory() -> str:
     return "\n".join(lines) + "\n"
 
 
-def page(text: str) -> str:
-    """Return the page with its tables replaced by those of the committed results."""
-    tables = {"sizes": sizes, "gap": gap, "ctr": ctr, "memory": memory}
-    return MARKS.sub(lambda found: found[1] + tables[found[2]]() + found[3], text)
-
+GUIDE = Guide("checkpoints", {"sizes": sizes, "gap": gap, "ctr": ctr, "memory": memory})
 
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text()))
+    GUIDE.write()

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import re
-from pathlib import Path
+from guides import Guide, read
 
-HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "decoding.md"
-MARKS = re.compile(r"(<!-- (copying|batches):begin -->\n).*?(<!-- \2:end -->)", re.DOTALL)
 SETS = {
     "edit": "light edits",
     "mt_turn2": "MT-Redundant, turn 2",
@@ -32,7 +27,7 @@ def cell(ratio: list[float], count: int) -> str:
 
 def copying() -> str:
     """Return the speed-ups over plain `generate`, total processor time, with 95 % intervals."""
-    summary = json.loads((HERE / "results" / "decoding_copying.json").read_text())["summary"]
+    summary = read("decoding_copying")["summary"]
     lines = [f"| prompts | {' | '.join(MODES.values())} | identical |", f"|---{'|---' * (len(MODES) + 1)}|"]
     for name, label in SETS.items():
         if name not in summary:
@@ -48,7 +43,7 @@ def copying() -> str:
 
 def batches() -> str:
     """Return the throughput of unpadded batches over other ways, total processor time."""
-    summary = json.loads((HERE / "results" / "decoding_batches.json").read_text())["summary"]
+    summary = read("decoding_batches")["summary"]
     lines = [
         "| batch, drafts | over padding the same drafts | over plain batched `generate` | rows saved |",
         "|---|---|---|---|",
@@ -60,11 +55,7 @@ def batches() -> str:
     return "\n".join(lines) + "\n"
 
 
-def page(text: str) -> str:
-    """Return the page with fresh tables."""
-    tables = {"copying": copying, "batches": batches}
-    return MARKS.sub(lambda found: found[1] + tables[found[2]]() + found[3], text)
-
+GUIDE = Guide("decoding", {"copying": copying, "batches": batches})
 
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text()))
+    GUIDE.write()

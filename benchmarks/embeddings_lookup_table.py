@@ -5,14 +5,8 @@ python benchmarks/embeddings_lookup_table.py
 
 from __future__ import annotations
 
-import json
-import re
-from pathlib import Path
+from guides import Guide, read
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "embeddings_lookup.json"
-PAGE = ROOT / "docs" / "embeddings.md"
-MARKS = re.compile(r"(<!-- lookups:begin -->\n).*?(<!-- lookups:end -->)", re.DOTALL)
 CELLS = [("one", 1), ("one", 2), ("bag20", 1), ("bag20", 2)]
 
 
@@ -68,11 +62,13 @@ def where(result: dict) -> str:
     return f"Measured on {known['processor']}, two cores, {versions}.\n\n"
 
 
-def page(text: str) -> str:
-    """Return the page with fresh tables."""
-    result = json.loads(RESULTS.read_text())
-    return MARKS.sub(lambda mark: mark[1] + where(result) + lookups(result) + mark[2], text)
+def section() -> str:
+    """Return the machine and the tables of every size."""
+    result = read("embeddings_lookup")
+    return where(result) + lookups(result)
 
+
+GUIDE = Guide("embeddings", {"lookups": section})
 
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text()))
+    GUIDE.write()

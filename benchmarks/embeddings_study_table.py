@@ -5,15 +5,12 @@ python benchmarks/embeddings_study_table.py
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "embeddings.md"
-MARKS = re.compile(r"(<!-- (synthetic|ten-million|movielens|ten-seeds):begin -->\n).*?(<!-- \2:end -->)", re.DOTALL)
+from guides import Guide, read
+
 STUDIES = {
     "synthetic": "embeddings_synthetic",
     "ten-million": "embeddings_synthetic_10m",
@@ -24,12 +21,6 @@ BUDGETS = ("50", "20", "10", "5", "1", "0.1")
 AT_BUDGET = re.compile(r"(.+) (50|20|10|5|1|0\.1) %")
 TOLERANCE = 1.02
 """A single method may take this many times a composition's bytes and still be compared with it."""
-
-
-def rows_of(name: str) -> list[dict[str, Any]]:
-    """Return the rows of one study."""
-    rows: list[dict[str, Any]] = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
-    return rows
 
 
 def difference(row: dict[str, Any]) -> str:
@@ -99,19 +90,13 @@ def others(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def page(text: str) -> str:
-    """Return the page with its tables made anew."""
-
-    def fill(match: re.Match[str]) -> str:
-        rows = rows_of(STUDIES[match[2]])
-        return f"{match[1]}{budgets(rows)}\n{others(rows)}{match[3]}"
-
-    return MARKS.sub(fill, text)
+def study(name: str) -> str:
+    """Return both tables of one study."""
+    rows = read(name)["rows"]
+    return f"{budgets(rows)}\n{others(rows)}"
 
 
-def main() -> None:
-    PAGE.write_text(page(PAGE.read_text()))
-
+GUIDE = Guide("embeddings", {mark: partial(study, name) for mark, name in STUDIES.items()})
 
 if __name__ == "__main__":
-    main()
+    GUIDE.write()

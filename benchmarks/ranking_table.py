@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import re
-from pathlib import Path
-from typing import Any
-
 import ranking_planted
-
-HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "ranking.md"
-MARKS = re.compile(r"(<!-- (planted|outrank|memory):begin -->\n).*?(<!-- \2:end -->)", re.DOTALL)
-
-
-def read(name: str) -> dict[str, Any]:
-    return dict(json.loads((HERE / "results" / f"ranking_{name}.json").read_text()))
+from guides import ROOT, Guide, read
 
 
 def planted() -> str:
@@ -24,7 +12,7 @@ def planted() -> str:
         "| selection | AUC | difference [95 %] | bytes | time | precision | real of 9 | crosses |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    found = ranking_planted.summary(read("planted")["seeds"])
+    found = ranking_planted.summary(read("ranking_planted")["seeds"])
     for line in found:
         kept = line["kept"]
         counts = "- | - | -"
@@ -40,7 +28,7 @@ def planted() -> str:
 
 def outrank() -> str:
     """Return CPU seconds beside those of outrank on the same file."""
-    found = read("outrank")
+    found = read("ranking_outrank")
     peer, rows = found["peer_cpu_s_at_rows"], found["rows"]
     how = "extrapolated" if found["peer_extrapolated"] else "measured"
     lines = [
@@ -60,21 +48,16 @@ def outrank() -> str:
 
 def memory() -> str:
     """Return the peak memory of the large run as one sentence."""
-    found = read("memory")
+    found = read("ranking_memory")
     return (
         f"{found['rows']:,} rows of eight columns, one of them all unique: {found['peak_rss_mb']:.0f} MB at the peak "
         f"and {found['cpu_s']:.0f} CPU seconds (`benchmarks/ranking_memory.py`).\n"
     )
 
 
-def page(text: str) -> str:
-    """Return the page with fresh tables."""
-    tables = {"planted": planted, "outrank": outrank, "memory": memory}
-    return MARKS.sub(lambda found: found[1] + tables[found[2]]() + found[3], text)
-
+GUIDE = Guide("ranking", {"planted": planted, "outrank": outrank, "memory": memory})
 
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text()))
-    ranking_planted.plot(
-        ranking_planted.summary(read("planted")["seeds"]), HERE.parent / "docs" / "images" / "ranking.png"
-    )
+    GUIDE.write()
+    picture = ROOT / "docs" / "images" / "ranking.png"
+    ranking_planted.plot(ranking_planted.summary(read("ranking_planted")["seeds"]), picture)

@@ -6,24 +6,15 @@ python benchmarks/tokens_table.py out/tokens    take a finished study into bench
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+from guides import RESULTS, ROOT, Guide, read
+
 STUDY = RESULTS / "tokens"
-PAGE = ROOT / "docs" / "tokens.md"
 PICTURE = ROOT / "docs" / "images" / "tokens_frontier.png"
 KEPT = ("measurements.jsonl", "frontier.csv", "frontier.md", "study.yaml", "noise.json", "notes.json")
-MARKS = re.compile(r"(<!-- (speed|share|mismatch|study):begin -->\n).*?(<!-- \2:end -->)", re.DOTALL)
-
-
-def read(name: str) -> dict:
-    """Return one committed result."""
-    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def points(values: list[float], digits: int = 2) -> str:
@@ -119,12 +110,6 @@ def study() -> str:
     return "\n".join("| " + " | ".join(row[at] for at in wanted) + " |" for row in rows) + "\n"
 
 
-def page(text: str) -> str:
-    """Return the page with fresh tables."""
-    tables = {"speed": speed, "share": share, "mismatch": mismatch, "study": study}
-    return MARKS.sub(lambda found: found[1] + tables[found[2]]() + found[3], text)
-
-
 def take(out: Path) -> None:
     """Copy a finished study's figures and draw its accuracy against multiply-adds."""
     from lessen.frontier import Frontier
@@ -136,7 +121,9 @@ def take(out: Path) -> None:
     PICTURE.write_bytes(picture(Frontier.load(out), "png", "macs"))
 
 
+GUIDE = Guide("tokens", {"speed": speed, "share": share, "mismatch": mismatch, "study": study})
+
 if __name__ == "__main__":
     if sys.argv[1:]:
         take(Path(sys.argv[1]))
-    PAGE.write_text(page(PAGE.read_text()))
+    GUIDE.write()

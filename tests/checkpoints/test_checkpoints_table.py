@@ -13,7 +13,7 @@ def table(monkeypatch):
 
 
 def test_the_committed_results_meet_what_is_claimed(table):
-    sizes, gap, ctr = (table.load(name) for name in ("sizes", "gap", "ctr"))
+    sizes, gap, ctr = (table.read(f"checkpoints_{name}") for name in ("sizes", "gap", "ctr"))
     near = sizes["lessen"]["near"]
     assert near["late_half_ratio"] > 40
     assert near["pack_mb_per_cpu_second"] > 100

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from lessen.stored import checks, hashing
 from lessen.stored.base import stored
 from lessen.stored.embedding import TableShape
-from lessen.stored.kernels.hashes import BlockHashed, Computed
+from lessen.stored.kernels.hashes import BlockHashed
+from lessen.stored.kernels.located import Computed
 from lessen.stored.partly_exact import PartlyExactEmbedding, Places
 
 

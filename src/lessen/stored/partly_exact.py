@@ -10,7 +10,7 @@ from torch import Tensor
 from lessen.stored import checks
 from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table, source_of
 from lessen.stored.fields import cover
-from lessen.stored.kernels.hashes import Computed, PartlyExact
+from lessen.stored.kernels.located import Computed, PartlyExact
 from lessen.stored.kernels.sources import Source
 
 

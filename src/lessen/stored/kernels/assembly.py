@@ -42,6 +42,12 @@ class Assembly:
         self.variables += [f"  {name} = alloca {kind}", f"  store {kind} {initial}, ptr {name}"]
         return name
 
+    def room(self, kind: str, count: int) -> str:
+        """Return the place of `count` variables side by side, which hold anything until they are set."""
+        name = self.name()
+        self.variables.append(f"  {name} = alloca [{count} x {kind}]")
+        return name
+
     def get(self, kind: str, place: str) -> str:
         """Return what lies at an address; it need not be aligned."""
         return self.let(f"load {kind}, ptr {place}, align 1")

@@ -1,4 +1,4 @@
-"""Sources whose rows are found by arithmetic on the id: hashes, quotients, fields with rows of their own."""
+"""Sources whose rows are found by arithmetic on the id: hashes, chunks of one memory, quotients."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lessen.stored.hashing import PRIME
 from lessen.stored.kernels.assembly import Assembly, block_of, firsts, floats, multiply_add, same, spread
+from lessen.stored.kernels.located import Computed, Located, Place
 from lessen.stored.kernels.sources import Columns, Node, Source, Upcoming
 
 
@@ -41,7 +42,7 @@ def remainder(code: Assembly, number: str, size: str | int) -> str:
     return code.choose(code.compare("slt", left, 0), code.add(left, size), left)
 
 
-class Hashed(Node):
+class Hashed(Located):
     """Mean of k (signed) rows of one table: `constants` int64 [blocks, k, 4] (a, b, sign a, b), a = 0: remainder."""
 
     def __init__(
@@ -57,8 +58,13 @@ class Hashed(Node):
         """Bytes of all rows."""
         return self.hashes * super().bytes_read
 
-    def _places(self, code: Assembly, at: str, number: str) -> list[tuple[str, str]]:
-        """Return the row of each hash and the number whose lowest bit is its sign."""
+    @property
+    def numbers(self) -> int:
+        """A row for each hash, and a sign."""
+        return self.hashes * (1 + self.signed)
+
+    def locate(self, code: Assembly, at: str, number: str) -> list[str]:
+        """Return the row of each hash and, of signed ones, the number whose lowest bit is its sign."""
         block, own = block_of(code, number, self.starts)
         size, first = code.entry(self.sizes, block), code.entry(self.firsts, block)
         mixable, found = residue(code, own), []
@@ -70,17 +76,19 @@ class Hashed(Node):
                 code.set("i64", into(code, mixed(code, mixable, a, b), size), kept)
             with code.when(code.compare("eq", a, 0)):
                 code.set("i64", remainder(code, own, size), kept)
-            row = code.add(code.get("i64", kept), first)
-            found.append((row, mixed(code, mixable, c, d) if self.signed else ""))
+            found.append(code.add(code.get("i64", kept), first))
+            if self.signed:
+                found.append(mixed(code, mixable, c, d))
         return found
 
-    def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
+    def read_at(self, code: Assembly, at: str, places: list[str], columns: list[Columns]) -> list[str]:
         """Return the mean of the rows."""
         total: list[str] = []
-        for row, sign in self._places(code, at, number):
-            values = self.parts["rows"].read(code, f"{at}rows_", row, columns)
+        step = 1 + self.signed
+        for place in range(0, len(places), step):
+            values = self.parts["rows"].read(code, f"{at}rows_", places[place], columns)
             if self.signed:
-                odd = code.let(f"trunc i64 {sign} to i1")
+                odd = code.let(f"trunc i64 {places[place + 1]} to i1")
                 values = [
                     code.choose(odd, code.let(f"fneg {floats(width)} {value}"), value, floats(width))
                     for value, (_, width) in zip(values, columns, strict=True)
@@ -93,9 +101,9 @@ class Hashed(Node):
             for value, (_, width) in zip(total, columns, strict=True)
         ]
 
-    def prefetch(self, code: Assembly, at: str, upcoming: Upcoming) -> None:
+    def prefetch_at(self, code: Assembly, at: str, places: list[str]) -> None:
         """Ask for every row."""
-        for row, _ in self._places(code, at, upcoming(1)):
+        for row in places[:: 1 + self.signed]:
             self.parts["rows"].prefetch(code, f"{at}rows_", lambda _, row=row: row)  # type: ignore[misc]
 
 
@@ -105,71 +113,6 @@ def added(code: Assembly, left: list[str], right: list[str], columns: list[Colum
         code.let(f"{how} {floats(width)} {one}, {other}")
         for one, other, (_, width) in zip(left, right, columns, strict=True)
     ]
-
-
-class PartlyExact(Node):
-    """Rows of their own for the ids of some blocks; `computed` reads all others.
-
-    `computed` has a method `places(code, at, block, own, compact)` that returns what its `read_from` and
-    `prefetch_from` take.
-    """
-
-    def __init__(
-        self, exact: Source, computed: Computed, starts: tuple[int, ...], exact_first: tuple[int, ...],
-        computed_first: tuple[int, ...],
-    ) -> None:  # fmt: skip
-        parts: dict[str, Source] = {"computed": computed}
-        if max(exact_first) >= 0:
-            parts["exact"] = exact
-        super().__init__({}, parts, (starts, exact_first, computed_first))
-        self.starts, self.exact_first, self.computed_first = starts, exact_first, computed_first
-        self.computed = computed
-        self.others = next((n for n, first in enumerate(exact_first) if first < 0), 0)
-
-    def _split(self, code: Assembly, number: str) -> tuple[str, str, tuple[str, str, str]]:
-        """Return whether the id has a row of its own, that row (or 0), and block, own and compact id for all others."""
-        block, own = block_of(code, number, self.starts)
-        first = code.entry(self.exact_first, block)
-        known = code.compare("sge", first, 0)
-        row = code.choose(known, code.add(first, own), 0)
-        if "exact" in self.parts:
-            block, own = code.choose(known, str(self.others), block), code.choose(known, "0", own)
-        return known, row, (block, own, code.add(code.entry(self.computed_first, block), own))
-
-    def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
-        """Return the own or the computed row."""
-        known, row, place = self._split(code, number)
-        values = self.computed.read_from(code, f"{at}computed_", place, columns)
-        if "exact" not in self.parts:
-            return values
-        rows = self.parts["exact"].read(code, f"{at}exact_", row, columns)
-        return [
-            code.choose(known, own, value, floats(width))
-            for own, value, (_, width) in zip(rows, values, columns, strict=True)
-        ]
-
-    def prefetch(self, code: Assembly, at: str, upcoming: Upcoming) -> None:
-        """Ask for both."""
-        _, row, place = self._split(code, upcoming(1))
-        self.computed.prefetch_from(code, f"{at}computed_", place)
-        if "exact" in self.parts:
-            self.parts["exact"].prefetch(code, f"{at}exact_", lambda _: row)
-
-
-Place = tuple[str, str, str]
-"""Block, id inside the block, id among all computed rows."""
-
-
-class Computed(Node):
-    """What reads the ids that have no row of their own."""
-
-    def read_from(self, code: Assembly, at: str, place: Place, columns: list[Columns]) -> list[str]:
-        """Return the vectors of the id at a place."""
-        raise NotImplementedError
-
-    def prefetch_from(self, code: Assembly, at: str, place: Place) -> None:
-        """Ask for what `read_from` will touch."""
-        raise NotImplementedError
 
 
 class Unified(Computed):
@@ -189,23 +132,31 @@ class Unified(Computed):
         inside = all(first + count <= self.width for first, count in inner)
         return inside and all(self.parts["memory"].accepts([one]) for one in inner)
 
-    def _row(self, code: Assembly, at: str, place: Place, chunk: int) -> str:
-        start = code.add(code.multiply(place[0], 2 * self.chunks), 2 * chunk)
-        a, b = (code.number(f"%{at}salts", code.add(start, offset)) for offset in range(2))
-        return into(code, mixed(code, residue(code, place[1]), a, b), self.rows)
+    @property
+    def numbers(self) -> int:
+        """A row for each chunk."""
+        return self.chunks
 
-    def read_from(self, code: Assembly, at: str, place: Place, columns: list[Columns]) -> list[str]:
+    def locate(self, code: Assembly, at: str, place: Place) -> list[str]:
+        """Return the row of each chunk."""
+        number, first = residue(code, place[1]), code.multiply(place[0], 2 * self.chunks)
+        rows = []
+        for chunk in range(self.chunks):
+            a, b = (code.number(f"%{at}salts", code.add(first, 2 * chunk + offset)) for offset in range(2))
+            rows.append(into(code, mixed(code, number, a, b), self.rows))
+        return rows
+
+    def read_at(self, code: Assembly, at: str, places: list[str], columns: list[Columns]) -> list[str]:
         """Return the chunks side by side."""
         found = []
         for first, width in columns:
-            row = self._row(code, at, place, first // self.width)
+            row = places[first // self.width]
             found += self.parts["memory"].read(code, f"{at}memory_", row, [(first % self.width, width)])
         return found
 
-    def prefetch_from(self, code: Assembly, at: str, place: Place) -> None:
+    def prefetch_at(self, code: Assembly, at: str, places: list[str]) -> None:
         """Ask for the row of each chunk."""
-        for chunk in range(self.chunks):
-            row = self._row(code, at, place, chunk)
+        for row in places:
             self.parts["memory"].prefetch(code, f"{at}memory_", lambda _, row=row: row)  # type: ignore[misc]
 
 
@@ -231,25 +182,36 @@ class BlockHashed(Computed):
         """Tell whether no vector reaches beyond its chunk."""
         return all(first % self.chunk + count <= self.chunk for first, count in columns)
 
-    def _start(self, code: Assembly, at: str, place: Place, chunk: int) -> str:
+    @property
+    def numbers(self) -> int:
+        """A start for each chunk."""
+        return self.dim // self.chunk
+
+    def locate(self, code: Assembly, at: str, place: Place) -> list[str]:
+        """Return the place in `memory` at which each chunk starts."""
         a, b, s = (code.number(f"%{at}constants", str(number)) for number in range(3))
-        shift = remainder(code, code.add(code.multiply(b, chunk), s), PRIME)
-        places = code.add(f"%{at}memoryn", 1 - self.chunk)
-        start = code.below(into(code, mixed(code, residue(code, place[2]), a, shift), places), places)
+        number, starts = residue(code, place[2]), code.add(f"%{at}memoryn", 1 - self.chunk)
+        found = []
+        for chunk in range(self.numbers):
+            shift = remainder(code, code.add(code.multiply(b, chunk), s), PRIME)
+            found.append(into(code, mixed(code, number, a, shift), starts))
+        return found
+
+    def _address(self, code: Assembly, at: str, start: str) -> str:
         return code.place(code.let(f"inttoptr i64 %{at}memory to ptr"), start, "float")
 
-    def read_from(self, code: Assembly, at: str, place: Place, columns: list[Columns]) -> list[str]:
+    def read_at(self, code: Assembly, at: str, places: list[str], columns: list[Columns]) -> list[str]:
         """Return the chunks side by side."""
-        found = []
+        starts, found = code.add(f"%{at}memoryn", 1 - self.chunk), []
         for first, width in columns:
-            start = self._start(code, at, place, first // self.chunk)
+            start = self._address(code, at, code.below(places[first // self.chunk], starts))
             found.append(code.get(floats(width), code.place(start, str(first % self.chunk), "float")))
         return found
 
-    def prefetch_from(self, code: Assembly, at: str, place: Place) -> None:
+    def prefetch_at(self, code: Assembly, at: str, places: list[str]) -> None:
         """Ask for each chunk."""
-        for chunk in range(self.dim // self.chunk):
-            code.prefetch(self._start(code, at, place, chunk), 4 * self.chunk)
+        for start in places:
+            code.prefetch(self._address(code, at, start), 4 * self.chunk)
 
 
 class WeightedHash(Computed):
@@ -268,7 +230,12 @@ class WeightedHash(Computed):
         """Bytes of all rows."""
         return self.hashes * super().bytes_read
 
-    def _places(self, code: Assembly, at: str, place: Place) -> tuple[list[str], str]:
+    @property
+    def numbers(self) -> int:
+        """A row for each hash, and the slot of the weights."""
+        return self.hashes + 1
+
+    def locate(self, code: Assembly, at: str, place: Place) -> list[str]:
         """Return the rows and the slot of an id."""
         order = code.entry(self.order, place[0])
         rows, slots, ids = (code.entry(sizes, order) for sizes in (self.rows, self.slots, self.ids))
@@ -281,11 +248,11 @@ class WeightedHash(Computed):
         last = code.add(slots, -1)
         own = code.choose(code.compare("slt", place[1], last), place[1], last)
         slot = code.choose(code.compare("eq", slots, ids), own, into(code, hashed[-1], slots))
-        return [code.add(into(code, value, rows), first) for value in hashed[:-1]], code.add(slot, slot_first)
+        return [*(code.add(into(code, value, rows), first) for value in hashed[:-1]), code.add(slot, slot_first)]
 
-    def read_from(self, code: Assembly, at: str, place: Place, columns: list[Columns]) -> list[str]:
+    def read_at(self, code: Assembly, at: str, places: list[str], columns: list[Columns]) -> list[str]:
         """Return the weighted sums."""
-        rows, slot = self._places(code, at, place)
+        *rows, slot = places
         count = code.let(f"sdiv i64 %{at}weightsn, {self.hashes}")
         base = code.multiply(code.below(slot, count), self.hashes)
         total = ["zeroinitializer"] * len(columns)
@@ -299,9 +266,9 @@ class WeightedHash(Computed):
             ]
         return total
 
-    def prefetch_from(self, code: Assembly, at: str, place: Place) -> None:
+    def prefetch_at(self, code: Assembly, at: str, places: list[str]) -> None:
         """Ask for every row and for the weights."""
-        rows, slot = self._places(code, at, place)
+        *rows, slot = places
         start = code.let(f"inttoptr i64 %{at}weights to ptr")
         code.prefetch(code.place(start, code.multiply(slot, self.hashes), "float"), 4 * self.hashes)
         for row in rows:

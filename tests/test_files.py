@@ -4,47 +4,16 @@ from pathlib import Path
 
 import pytest
 
+from breaking_files import FailingFiles
 from lessen import files
 from lessen.errors import ArtifactError, ConfigError, OutputError
-
-
-class FailAt(files.FileLayer):
-    """Fails at the n-th file operation."""
-
-    def __init__(self, at: int) -> None:
-        self.left = at
-
-    def _count(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise OSError(28, "No space left on device")
-
-    def open(self, path):
-        self._count()
-        return super().open(path)
-
-    def write(self, handle, data):
-        self._count()
-        super().write(handle, data)
-
-    def sync(self, handle):
-        self._count()
-        super().sync(handle)
-
-    def rename(self, source, target):
-        self._count()
-        super().rename(source, target)
-
-    def sync_folder(self, folder):
-        self._count()
-        super().sync_folder(folder)
 
 
 @pytest.mark.parametrize("operation", range(1, 7))
 def test_every_failing_operation_leaves_old_or_new(tmp_path, monkeypatch, operation):
     target = tmp_path / "file"
     files.atomic_write(target, "old")
-    monkeypatch.setattr(files, "FILES", FailAt(operation))
+    monkeypatch.setattr(files, "FILES", FailingFiles(operation))
     try:
         files.atomic_write(target, "new")
         finished = True
@@ -59,7 +28,7 @@ def test_every_failing_operation_leaves_old_or_new(tmp_path, monkeypatch, operat
 @pytest.mark.parametrize("operation", range(1, 9))
 def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch, operation):
     target = tmp_path / "folder"
-    monkeypatch.setattr(files, "FILES", FailAt(operation))
+    monkeypatch.setattr(files, "FILES", FailingFiles(operation))
     try:
         with files.atomic_folder(target) as folder:
             files.atomic_write(folder / "a", "1")

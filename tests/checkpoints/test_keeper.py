@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from breaking_files import DyingFiles
 from lessen import files
 from lessen.checkpoints import Archive, Packer, PackSettings, find_snapshots, pack
 from lessen.checkpoints.background import remove
@@ -21,7 +22,6 @@ from lessen.checkpoints.keeper import BackgroundPacker, CheckpointKeeper
 from lessen.errors import ArtifactError, ConfigError, OutputError
 from lessen.log import Log
 
-from .faults import DyingFiles
 from .runs import Net, optimizer_of, state_of, train_step
 
 EXACT = PackSettings(mode="exact")

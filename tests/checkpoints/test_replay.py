@@ -12,7 +12,7 @@ from lessen.checkpoints import coder, exact, replay
 from lessen.checkpoints.blocks import REPLAY, Form, decode_piece, encode_piece
 from lessen.errors import ArtifactError
 
-from .faults import wild_pieces
+from .wild_bits import wild_pieces
 
 ROLES = ("weight", "first", "second")
 F32 = dict.fromkeys(ROLES, "F32")

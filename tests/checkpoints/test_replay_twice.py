@@ -11,8 +11,8 @@ from lessen.checkpoints import coder, exact, replay, replay_twice
 from lessen.checkpoints.blocks import Form, decode_piece, encode_piece
 from lessen.errors import ArtifactError
 
-from .faults import wild_pieces
 from .test_replay import F32, ROLES, few, trained
+from .wild_bits import wild_pieces
 
 BETAS = (0.9, 0.999)
 

@@ -63,39 +63,31 @@ def test_the_count_starts_at_the_target_and_its_gradient_is_right():
         assert float(rate.logits.grad[index]) == pytest.approx(slope, rel=1e-2, abs=5.0)
 
 
-def test_masked_pruning_equals_real_removal():
-    """With hard masks and nothing merged, the search's forward is the pruned model's."""
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({"1": (11.0, 16.0), "2": (7.0, 16.0)}, RankMerge(pruned=(17, 12, 8), merged=(17, 12, 8))),
+        ({"1": (14.0, 10.0), "2": (9.0, 6.0)}, RankMerge(pruned=(17, 15, 10), merged=(17, 11, 7))),
+    ],
+    ids=["pruning", "merging"],
+)
+def test_masked_reduction_equals_the_real_one(counts, expected):
+    """With hard masks, the search's forward is that of the model whose tokens are removed (first case) or merged."""
     model, images = tower(), torch.randn(2, 3, 16, 16)
     search = search_on(model)
     with torch.no_grad():
-        for layer, (pruned, merged) in {"1": (11.0, 16.0), "2": (7.0, 16.0)}.items():
+        for layer, (pruned, merged) in counts.items():
             for rate, count in ((search.prune[layer], pruned), (search.merge[layer], merged)):
                 rate.logits.copy_(torch.where(rate.candidates == count, 200.0, -200.0))
         with search:
             masked = model(images)
-        found = search.reducer()
-        assert found == RankMerge(pruned=(17, 12, 8), merged=(17, 12, 8))
+        assert search.reducer() == expected
         plain = model(images)
-        patch = reduce_tokens(model, RankMerge(pruned=found.pruned, merged=found.merged))
-        removed = model(images)
+        patch = reduce_tokens(model, expected)
+        reduced = model(images)
         patch.remove()
-    assert torch.allclose(masked, removed, atol=1e-4)
-    assert not torch.allclose(plain, removed, atol=1e-4)
-
-
-def test_masked_merging_equals_real_merging():
-    model, images = tower(), torch.randn(2, 3, 16, 16)
-    search = search_on(model)
-    with torch.no_grad():
-        for layer, (pruned, merged) in {"1": (14.0, 10.0), "2": (9.0, 6.0)}.items():
-            for rate, count in ((search.prune[layer], pruned), (search.merge[layer], merged)):
-                rate.logits.copy_(torch.where(rate.candidates == count, 200.0, -200.0))
-        with search:
-            masked = model(images)
-        patch = reduce_tokens(model, search.reducer())
-        removed = model(images)
-        patch.remove()
-    assert torch.allclose(masked, removed, atol=1e-4)
+    assert torch.allclose(masked, reduced, atol=1e-4)
+    assert not torch.allclose(plain, reduced, atol=1e-4)
 
 
 def test_the_tail_stays_in_place_and_sizes_never_shrink():

@@ -70,6 +70,8 @@ class Method(BaseModel):
     card: ClassVar[Card]
     version: ClassVar[int] = 1
     """Raised when the meaning of a knob or the numbers it produces change."""
+    later_knobs: ClassVar[frozenset[str]] = frozenset()
+    """Knobs that came after results were published; None, where they change nothing, is left out of a recipe's hash."""
 
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
         """Return a smaller model; `model` is a private copy and may be changed.

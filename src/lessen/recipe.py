@@ -51,7 +51,7 @@ class Recipe:
     @property
     def hash(self) -> str:
         """Twelve hexadecimal digits that change when a method, a knob or a method's version changes."""
-        body = [[step.card.name, step.version, step.model_dump(mode="json")] for step in self.steps]
+        body = [[step.card.name, step.version, _hashed_knobs(step)] for step in self.steps]
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
 
     def describe(self) -> dict[str, Any]:
@@ -109,6 +109,12 @@ class Recipe:
                 )
             )
         return current, ledger
+
+
+def _hashed_knobs(step: Method) -> dict[str, Any]:
+    """Return the knobs that tell results apart: all but `later_knobs` that are not used."""
+    unused = {name for name in step.later_knobs if getattr(step, name) is None}
+    return {name: value for name, value in step.model_dump(mode="json").items() if name not in unused}
 
 
 def parse_step(value: Any, where: str) -> Method:

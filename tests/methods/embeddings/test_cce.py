@@ -49,7 +49,7 @@ def test_trained_model_learns_and_counts_one_byte_a_chunk():
     assert task.score(result, "train") > 0.6
 
 
-@pytest.mark.parametrize("share", [0.2, 0.1])
+@pytest.mark.parametrize("share", [0.35, 0.3, 0.2, 0.1])
 def test_a_share_is_met_by_clusters(share):
     task = TableTask()
     model = task.reference(0)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lessen.methods.embeddings.budget import table_bytes
-from lessen.methods.embeddings.dpq import CodebookTable, DifferentiablePQTables, MultiGranularTables
+from lessen.methods.embeddings.budget import size_of, table_bytes
+from lessen.methods.embeddings.dpq import CodebookTable, DifferentiablePQTables, MultiGranularTables, _empty
 from lessen.recipe import Recipe
 from lessen.stored.embedding import TableShape
 from lessen.testing.toys import TableTask
@@ -77,3 +77,17 @@ def test_a_share_picks_the_groups():
     result, ledger = Recipe([DifferentiablePQTables(share=0.0785)]).apply(task.reference(0), task)
     assert table_bytes(result) == pytest.approx(0.0785 * 2700 * 48, rel=0.02)
     assert ledger[0].findings["tables"]["items"]["groups"] in (5, 6)
+
+
+@pytest.mark.parametrize("method", [DifferentiablePQTables, MultiGranularTables])
+def test_other_codebooks_are_tried_where_the_given_one_misses_a_share(method):
+    shape = TableShape(9000, 16)
+    head, tail = method().tiers(shape)
+
+    def stored(groups, centroids):
+        return size_of(lambda: _empty(shape, groups, centroids, head, tail))
+
+    for share in (0.2, 0.1, 0.05):
+        wanted = int(share * 9000 * 64)
+        assert stored(*method().sizes_for(shape, head, tail, wanted)) == pytest.approx(wanted, rel=0.02)
+    assert method(centroids=64).sizes_for(shape, head, tail, stored(5, 64)) == (5, 64)

@@ -3,9 +3,11 @@ from __future__ import annotations
 import pytest
 
 from lessen.errors import BudgetError
+from lessen.methods.embeddings.budget import table_bytes
 from lessen.methods.embeddings.quotient_remainder import (
     QuotientRemainderTables,
     collisions_for,
+    nearest_collisions,
     table_rows,
 )
 from lessen.recipe import Recipe
@@ -33,3 +35,22 @@ def test_trained_model_is_smaller_and_better_than_chance(operation):
     assert rows <= 0.3 * 1500
     assert ledger[0].findings["tables"]["items"]["operation"] == operation
     assert task.score(result, "train") > 0.6
+
+
+def test_a_share_is_hit_from_above_where_the_next_smaller_table_is_out_of_reach():
+    sizes = [100_000]
+    assert collisions_for(sizes, 50_000, 100_000, 0) == 3
+    assert nearest_collisions(sizes, 50_000) == 2
+    assert nearest_collisions(sizes, 10_000) == 10
+    assert (table_rows(sizes, 100), table_rows(sizes, 101)) == (1100, 1092)
+    assert nearest_collisions(sizes, 1098) == 101  # both are within 2 %: the one that fits
+
+
+def test_the_nearest_share_that_is_named_can_be_asked_for():
+    task = TableTask()
+    model = task.reference(0)
+    with pytest.raises(BudgetError, match="nearest it can reach is") as refused:
+        Recipe([QuotientRemainderTables(share=0.01)]).apply(model, task)
+    nearest = float(str(refused.value).rpartition(" ")[2])
+    small, _ = Recipe([QuotientRemainderTables(share=nearest)]).apply(model, task)
+    assert table_bytes(small) == pytest.approx(nearest * table_bytes(model), rel=0.02)

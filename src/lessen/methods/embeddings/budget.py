@@ -8,7 +8,7 @@ that can be reached.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import Field
@@ -19,6 +19,8 @@ from lessen.methods.sites import TABLES, Site, module_bytes
 from lessen.stored.embedding import StoredEmbedding
 
 TOLERANCE = 0.02
+Made = TypeVar("Made")
+Weigh = Callable[[int, Any], int]
 
 
 def share_field(replaces: str) -> Any:
@@ -41,23 +43,40 @@ def tables_of(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def targets(model: nn.Module, sites: Sequence[Site], share: float, method: str) -> list[int]:
+def targets(model: nn.Module, sites: Sequence[Site], share: float) -> list[int]:
     """Return the bytes that each site may take so that all tables together take `share` of what they take now.
 
-    Sites shrink by one factor; what the other tables take is subtracted first.
-
-    Raises:
-        BudgetError: the other tables alone take more than the share.
+    Sites shrink by one factor; what the other tables take is subtracted first. Where those alone take more than the
+    share, a site may take one byte: what is made then is the smallest there is, which `check_share` names.
     """
     total = sum(module_bytes(table) for table in tables_of(model))
     own = [module_bytes(site.module) for site in sites]
-    fixed = total - sum(own)
-    left = share * total - fixed
-    if left <= 0:
-        raise BudgetError(
-            f"{method} cannot reach the share {share:g}: tables that it leaves alone take {fixed / total:.4g} already"
-        )
-    return [int(left * size / sum(own)) for size in own]
+    left = share * total - (total - sum(own))
+    return [max(1, int(left * size / sum(own))) for size in own]
+
+
+def share_out(
+    sizes: Sequence[int], aims: Sequence[int], slack: float, make: Callable[[int, int], Made], weigh: Weigh
+) -> list[Made]:
+    """Return what `make(number, aim)` gives for each site, so that together they take what they may.
+
+    Where the sum misses by more than `slack`, because a table cannot get as small or as large as its part, the sites
+    are made again, those first that missed most, and each of the others gets its part of what is left.
+
+    Args:
+        sizes: bytes of each site now; aims: bytes that each may take.
+        weigh: returns the bytes that site `number` takes with what was made for it.
+    """
+    made = [make(number, aim) for number, aim in enumerate(aims)]
+    taken = [weigh(number, one) for number, one in enumerate(made)]
+    if len(sizes) == 1 or abs(sum(taken) - sum(aims)) <= slack:
+        return made
+    again, left, rest = list(made), sum(aims), sum(sizes)
+    for number in sorted(range(len(sizes)), key=lambda number: -abs(taken[number] - aims[number])):
+        again[number] = make(number, max(1, left * sizes[number] // rest))
+        left -= weigh(number, again[number])
+        rest -= sizes[number]
+    return again if abs(left) < abs(sum(taken) - sum(aims)) else made
 
 
 def size_of(build: Callable[[], nn.Module]) -> int:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from lessen.method import Card, Context
-from lessen.methods.embeddings.budget import size_of, solve
+from lessen.methods.embeddings.budget import TOLERANCE, size_of, solve
 from lessen.methods.embeddings.kmeans import nearest, weighted_kmeans
 from lessen.methods.embeddings.retrained import RetrainedTables, Wanted, largest_divisor, spread
 from lessen.methods.sites import TABLES
 from lessen.stored.clustered_embedding import ClusteredEmbedding
-from lessen.stored.embedding import StoredEmbedding
+from lessen.stored.embedding import StoredEmbedding, TableShape
 from lessen.train.fit import Hook
 
 
@@ -47,18 +49,34 @@ class ClusteredTables(RetrainedTables):
         chunks = largest_divisor(shape.dim, self.chunks)
         clusters = min(self.clusters, shape.rows)
         if wanted.target is not None:
-            while chunks > 1 and shape.rows * chunks > wanted.target / 2:
-                chunks = largest_divisor(shape.dim, chunks - 1)
-            clusters = solve(
-                lambda count: size_of(lambda: ClusteredEmbedding(shape, chunks, count)), 2, 256, wanted.target
-            )
+            chunks, clusters = self._sizes(shape, wanted.target)
         made = ClusteredEmbedding(shape, chunks, clusters)
         made.reset(spread(wanted.table), context.generator)
         return made
 
+    def _sizes(self, shape: TableShape, target: int) -> tuple[int, int]:
+        """Return the (chunks, clusters) that take `target` bytes, or come nearest to it.
+
+        Codes may take half of the bytes and `chunks` pieces at most; where that misses, every division is tried.
+        """
+        divisors = [count for count in range(shape.dim, 0, -1) if shape.dim % count == 0]
+        usual = [count for count in divisors if count <= self.chunks and shape.rows * count <= target / 2]
+        sizes = {}
+        for chunks in [*(usual[:1] or [1]), *divisors]:
+            size = partial(_bytes, shape, chunks)
+            clusters = solve(size, 2, min(256, shape.rows), target)
+            sizes[chunks, clusters] = abs(size(clusters) - target)
+            if sizes[chunks, clusters] <= TOLERANCE * target:
+                return chunks, clusters
+        return min(sizes, key=lambda choice: sizes[choice])
+
     def training_hooks(self, context: Context) -> tuple[Hook, ...]:
         """Return the hook that clusters."""
         return (Clustering(self.clusterings, context.seed),)
+
+
+def _bytes(shape: TableShape, chunks: int, clusters: int) -> int:
+    return size_of(lambda: ClusteredEmbedding(shape, chunks, clusters))
 
 
 class Clustering(Hook):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from lessen.method import Card, Context
-from lessen.methods.embeddings.budget import nearest_choice, size_of
+from lessen.methods.embeddings.budget import TOLERANCE, size_of
 from lessen.methods.embeddings.pq_post import fit_codes
 from lessen.methods.embeddings.retrained import Wanted
 from lessen.methods.embeddings.trained_form import TrainedQuantizer, TrainingForm
@@ -103,6 +104,8 @@ class DifferentiablePQTables(TrainedQuantizer):
         tags=frozenset({"trains", "tables"}),
     )
     makes = (ProductQuantizedEmbedding, TieredEmbedding)
+    codebooks: ClassVar[tuple[int, ...]] = (16, 64, 256)
+    """Centroids that a share may need in place of the given number."""
     counts_ids = True
     groups: int | None = Field(None, ge=1, le=4096, description="groups of columns; none: one for every two columns")
     centroids: int = Field(16, ge=2, le=256, description="centroids of a group; up to 16 take 4 bits, more take 8")
@@ -111,11 +114,11 @@ class DifferentiablePQTables(TrainedQuantizer):
         """Return the training form, its codebook fitted to the table it starts from."""
         shape = wanted.shape
         head, tail = self.tiers(shape)
-        groups = min(self.groups or max(1, shape.dim // 2), shape.dim)
+        groups, centroids = min(self.groups or max(1, shape.dim // 2), shape.dim), min(self.centroids, shape.rows)
         if wanted.target is not None:
-            groups = self.groups_for(shape, head, tail, wanted.target)
+            groups, centroids = self.sizes_for(shape, head, tail, wanted.target)
         assert wanted.counts is not None
-        weight, centroids = wanted.table.weight.detach().float(), min(self.centroids, shape.rows)
+        weight = wanted.table.weight.detach().float()
         _, book = fit_codes(weight, wanted.counts.float() + 0.1, groups, centroids, 65_536, context.generator)
         order = torch.argsort(wanted.counts, descending=True, stable=True)
         rank = torch.empty_like(order)
@@ -124,16 +127,22 @@ class DifferentiablePQTables(TrainedQuantizer):
 
     def tiers(self, shape: TableShape) -> tuple[int, int]:
         """Return how many ids are head, and the centroids that the others may use."""
-        return shape.rows, self.centroids
+        return shape.rows, 256
 
-    def groups_for(self, shape: TableShape, head: int, tail: int, target: int) -> int:
-        """Return the groups whose stored size comes nearest to `target`."""
+    def sizes_for(self, shape: TableShape, head: int, tail: int, target: int) -> tuple[int, int]:
+        """Return the (groups, centroids) whose stored size comes nearest to `target`.
 
-        def size(groups: int) -> int:
-            return size_of(lambda: _empty(shape, groups, min(self.centroids, shape.rows), head, tail))
-
-        choice: int = nearest_choice([(groups, size(groups)) for groups in range(1, shape.dim + 1)], target)
-        return choice
+        Other centroids than the method's own are tried only where no number of groups brings these within reach.
+        """
+        sizes: dict[tuple[int, int], int] = {}
+        for centroids in (self.centroids, *self.codebooks):
+            fitting = min(centroids, shape.rows)
+            for groups in range(1, shape.dim + 1):
+                made = size_of(partial(_empty, shape, groups, fitting, head, tail))
+                sizes.setdefault((groups, fitting), abs(made - target))
+            if min(sizes.values()) <= TOLERANCE * target:
+                break
+        return min(sizes, key=lambda choice: sizes[choice])
 
     def finding(self, made: StoredEmbedding) -> dict[str, Any]:
         """Return the sizes of the codes."""
@@ -166,6 +175,7 @@ class MultiGranularTables(DifferentiablePQTables):
         frees=frozenset({"bytes"}),
         tags=frozenset({"trains", "tables"}),
     )
+    codebooks = (32, 64, 128, 256)
     centroids: int = Field(64, ge=17, le=256, description="centroids that frequent ids choose from")
     tail: int = Field(16, ge=2, le=16, description="centroids that the other ids choose from")
     head: float = Field(0.1, gt=0, lt=1, description="share of ids that count as frequent")

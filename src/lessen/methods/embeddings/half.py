@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from lessen.method import Card, Context, Method
+from lessen.methods.embeddings.budget import check_share, share_field, table_bytes
 from lessen.methods.sites import TABLES, find, replace, require, too_small
 from lessen.stored.half_embedding import HalfEmbedding
 from lessen.stored.rowwise import HALF_MAX
@@ -30,13 +31,18 @@ class HalfTables(Method):
         frees=frozenset({"bytes"}),
         tags=frozenset({"post-training", "tables"}),
     )
+    later_knobs = frozenset({"share"})
+    share: float | None = share_field("nothing: 16 bits take half, so that other shares are refused")
     dtype: Literal["fp16", "bf16"] = Field("fp16", description="fp16: 11 bits of precision; bf16: 8, range of fp32")
     min_rows: int = Field(1, ge=1, le=10**9, description="smaller tables stay as they are")
 
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:  # noqa: ARG002
-        """Replace each eligible table. Raises NothingMatchedError."""
+        """Replace each eligible table. Raises NothingMatchedError; BudgetError: a share that 16 bits do not take."""
+        before = table_bytes(model)
         for site in require(find(model, TABLES, context, self._reject), self, model, context):
             model = replace(model, site, HalfEmbedding.from_dense(site.module, self.dtype))
+        if self.share is not None:
+            context.findings["share"] = round(check_share(table_bytes(model), before, self.share, self.card.name), 5)
         return model
 
     def _reject(self, table: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,15 @@ from torch import Tensor, nn
 
 from lessen.method import Card, Context, Method
 from lessen.methods.calibration import count_ids
-from lessen.methods.embeddings.budget import check_share, share_field, size_of, table_bytes, targets
+from lessen.methods.embeddings.budget import (
+    TOLERANCE,
+    check_share,
+    share_field,
+    share_out,
+    size_of,
+    table_bytes,
+    targets,
+)
 from lessen.methods.embeddings.mixed_precision import fit_to_size, frequency_groups
 from lessen.methods.sites import TABLES, blocks, find, module_bytes, replace, require, too_small
 from lessen.stored.embedding import TableShape
@@ -61,9 +70,15 @@ class MixedBitsTables(Method):
         before = table_bytes(model)
         goals = [self._size(site.module) for site in sites]
         if self.share is not None:
-            goals = targets(model, sites, self.share, self.card.name)
+            goals = targets(model, sites, self.share)
         counts = count_ids(model, task, sites)
-        made = [quantised(s.module, n, self.groups, goal) for s, n, goal in zip(sites, counts, goals, strict=True)]
+        sizes = [module_bytes(site.module) for site in sites]
+        slack = TOLERANCE * self.share * before if self.share is not None else math.inf
+
+        def make(number: int, goal: int) -> MixedBitsEmbedding:
+            return quantised(sites[number].module, counts[number], self.groups, goal)
+
+        made = share_out(sizes, goals, slack, make, lambda _, table: module_bytes(table))
         if self.share is not None:
             saved = sum(module_bytes(s.module) - module_bytes(new) for s, new in zip(sites, made, strict=True))
             context.findings["share"] = round(check_share(before - saved, before, self.share, self.card.name), 5)

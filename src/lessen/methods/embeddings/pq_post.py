@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from lessen.method import Card, Context, Method
 from lessen.methods import retrain
 from lessen.methods.calibration import count_ids
-from lessen.methods.embeddings.budget import check_share, share_field, size_of, table_bytes, targets
+from lessen.methods.embeddings.budget import (
+    TOLERANCE,
+    check_share,
+    share_field,
+    share_out,
+    size_of,
+    table_bytes,
+    targets,
+)
 from lessen.methods.embeddings.kmeans import draw, nearest, weighted_kmeans
 from lessen.methods.sites import TABLES, Site, find, module_bytes, replace, require, too_small
 from lessen.stored.embedding import StoredEmbedding, TableShape
@@ -53,10 +61,9 @@ class ProductQuantTables(Method):
         made = (ProductQuantizedEmbedding, TieredEmbedding)
         sites = require(find(model, TABLES, context, self._reject, made), self, model, context)
         before = table_bytes(model)
-        allowed = targets(model, sites, self.share, self.card.name) if self.share is not None else [None] * len(sites)
         replaced = []
-        for site, counts, target in zip(sites, count_ids(model, task, sites), allowed, strict=True):
-            new = self._quantise(site, counts, target, context)
+        for site, counts, plan in zip(sites, count_ids(model, task, sites), self._plans(model, sites), strict=True):
+            new = self._quantise(site, counts, plan, context)
             if new is not None:
                 model = replace(model, site, new)
                 replaced.append(site)
@@ -73,10 +80,27 @@ class ProductQuantTables(Method):
             return "has one column (first-order weights)"
         return too_small(table, self.min_rows)
 
-    def _quantise(self, site: Site, counts: Tensor, target: int | None, context: Context) -> StoredEmbedding | None:
-        shape = TableShape.of(site.module)
-        groups, centroids = self._codes(shape) if target is None else finest(shape, target)
-        hot = self._hot_rows(shape, groups, centroids, target)
+    def _plans(self, model: nn.Module, sites: list[Site]) -> list[tuple[int, int, int]]:
+        """Return groups, centroids and hot rows of each site."""
+        shapes = [TableShape.of(site.module) for site in sites]
+        if self.share is None:
+            return [(*self._codes(shape), round(self.hot * shape.rows)) for shape in shapes]
+        sizes = [module_bytes(site.module) for site in sites]
+
+        def plan(number: int, target: int) -> tuple[int, int, int]:
+            groups, centroids = finest(shapes[number], target)
+            return groups, centroids, _hot_rows(shapes[number], groups, centroids, target)
+
+        def weigh(number: int, made: tuple[int, int, int]) -> int:
+            return min(sizes[number], size_of(lambda: _twin(shapes[number], *made)))
+
+        slack = TOLERANCE * self.share * table_bytes(model)
+        return share_out(sizes, targets(model, sites, self.share), slack, plan, weigh)
+
+    def _quantise(
+        self, site: Site, counts: Tensor, plan: tuple[int, int, int], context: Context
+    ) -> StoredEmbedding | None:
+        shape, (groups, centroids, hot) = TableShape.of(site.module), plan
         before, after = module_bytes(site.module), size_of(lambda: _twin(shape, groups, centroids, hot))
         if after >= before:
             context.findings.setdefault("skipped", {})[site.path] = f"would take {after} bytes instead of {before}"
@@ -100,11 +124,11 @@ class ProductQuantTables(Method):
         groups = self.groups or max(1, shape.dim // 2)
         return min(groups, shape.dim), min(self.centroids, shape.rows)
 
-    def _hot_rows(self, shape: TableShape, groups: int, centroids: int, target: int | None) -> int:
-        if target is None:
-            return round(self.hot * shape.rows)
-        left = target - size_of(lambda: _twin(shape, groups, centroids, 0))
-        return min(max(0, round(left / (4 * shape.dim + 4))), shape.rows - 1)
+
+def _hot_rows(shape: TableShape, groups: int, centroids: int, target: int) -> int:
+    """Return how many exact rows fit into what the codes leave of `target` bytes."""
+    left = target - size_of(lambda: _twin(shape, groups, centroids, 0))
+    return min(max(0, round(left / (4 * shape.dim + 4))), shape.rows - 1)
 
 
 def _twin(shape: TableShape, groups: int, centroids: int, hot: int) -> StoredEmbedding:

@@ -58,7 +58,7 @@ class PruneRows(Method):
         made = (PrunedEmbedding, TieredEmbedding)
         sites = require(find(model, TABLES, context, self._reject, made), self, model, context)
         before = table_bytes(model)
-        allowed = targets(model, sites, self.share, self.card.name) if self.share is not None else [None] * len(sites)
+        allowed = targets(model, sites, self.share) if self.share is not None else [None] * len(sites)
         replaced = []
         for site, counts, target in zip(sites, count_ids(model, task, sites), allowed, strict=True):
             new = self._prune(site, counts, target, context)

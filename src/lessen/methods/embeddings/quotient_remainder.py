@@ -10,6 +10,7 @@ from pydantic import Field
 
 from lessen.errors import BudgetError
 from lessen.method import Card, Context
+from lessen.methods.embeddings.budget import TOLERANCE
 from lessen.methods.embeddings.retrained import RetrainedTables, Wanted, spread
 from lessen.methods.sites import TABLES, blocks
 from lessen.stored.quotient_remainder import QuotientRemainderEmbedding, quotient_rows
@@ -45,8 +46,10 @@ class QuotientRemainderTables(RetrainedTables):
         rows = [block.rows for block in blocks(shape)]
         fixed = sum(size for size, is_large in zip(rows, large, strict=True) if not is_large)
         free = [size for size, is_large in zip(rows, large, strict=True) if is_large]
-        allowed = self.ratio * sum(rows) if target is None else target / (4 * shape.dim)
-        shared = collisions_for(free, allowed - fixed, sum(rows), fixed)
+        if target is None:
+            shared = collisions_for(free, self.ratio * sum(rows) - fixed, sum(rows), fixed)
+        else:
+            shared = nearest_collisions(free, target / (4 * shape.dim) - fixed)
         collisions = [min(shared, size) if is_large else 1 for size, is_large in zip(rows, large, strict=True)]
         made = QuotientRemainderEmbedding(shape, collisions, self.operation)
         made.reset(spread(wanted.table), context.generator)
@@ -56,6 +59,16 @@ class QuotientRemainderTables(RetrainedTables):
 def table_rows(sizes: Sequence[int], collisions: int) -> int:
     """Return the rows of both tables for fields of these sizes."""
     return sum(quotient_rows(size, min(collisions, size)) + min(collisions, size) for size in sizes)
+
+
+def nearest_collisions(sizes: Sequence[int], wanted: float) -> int:
+    """Return the c whose tables come nearest to `wanted` rows; of those within the tolerance rather one below."""
+
+    def rank(count: int) -> tuple[float, bool, float]:
+        away = table_rows(sizes, count) - wanted
+        return max(0.0, abs(away) - TOLERANCE * wanted), away > 0, abs(away)
+
+    return min(range(2, max(2, math.isqrt(max(sizes))) + 1), key=rank)
 
 
 def collisions_for(sizes: Sequence[int], allowed: float, total: int, fixed: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from lessen.method import Context, Method
 from lessen.methods import retrain
 from lessen.methods.calibration import count_ids
-from lessen.methods.embeddings.budget import check_share, share_field, table_bytes, targets
+from lessen.methods.embeddings.budget import TOLERANCE, check_share, share_field, share_out, table_bytes, targets
 from lessen.methods.sites import TABLES, Site, blocks, find, module_bytes, replace, require
 from lessen.stored.embedding import StoredEmbedding, TableShape
 from lessen.task import Task
@@ -72,18 +73,15 @@ class RetrainedTables(Method):
             BudgetError: the share cannot be reached.
         """
         given = self.sites(model, context)
-        allowed = targets(model, given, self.share, self.card.name) if self.share is not None else [None] * len(given)
+        allowed = targets(model, given, self.share) if self.share is not None else [None] * len(given)
         counted = count_ids(model, task, given) if self.counts_ids else [None] * len(given)
         known = {site.path: pair for site, pair in zip(given, zip(allowed, counted, strict=True), strict=True)}
         before = table_bytes(model)
         started = self.started(model, task, context)
+        sites = [site for site in self.sites(started, context) if site.path in known]
         replaced: list[Site] = []
         saved = 0
-        for site in self.sites(started, context):
-            if site.path not in known:
-                continue
-            target, counts = known[site.path]
-            made = self.replacement(Wanted(site.module, TableShape.of(site.module), target, counts), context)
+        for site, made in zip(sites, self._made(sites, known, before, context), strict=True):
             if self._pays(site, made, context):
                 started = replace(started, site, made)
                 replaced.append(site)
@@ -92,6 +90,23 @@ class RetrainedTables(Method):
         if self.share is not None:
             context.findings["share"] = round(check_share(before - saved, before, self.share, self.card.name), 5)
         return self.trained(started, task, context)
+
+    def _made(
+        self, sites: list[Site], known: Mapping[str, tuple[int | None, Tensor | None]], before: int, context: Context
+    ) -> list[StoredEmbedding]:
+        """Return the replacement of each site; `known` holds its bytes and counts, `before` the bytes of all tables."""
+
+        def make(number: int, target: int | None) -> StoredEmbedding:
+            site = sites[number]
+            wanted = Wanted(site.module, TableShape.of(site.module), target, known[site.path][1])
+            return self.replacement(wanted, context)
+
+        if self.share is None:
+            return [make(number, None) for number in range(len(sites))]
+        sizes = [module_bytes(site.module) for site in sites]
+        aims = [int(known[site.path][0] or 1) for site in sites]
+        slack = TOLERANCE * self.share * before
+        return share_out(sizes, aims, slack, make, lambda number, made: min(sizes[number], self.final_bytes(made)))
 
     def trained(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
         """Train the model with its new tables and return its stored form."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from lessen import artifact, files
 from lessen.errors import ArtifactError, OutputError
+from lessen.stored.quantized_embedding import QuantizedEmbedding
 from lessen.structure import PLAIN, describe
 from toy import ToyNet
 
@@ -77,6 +78,21 @@ def test_tied_tensors_are_stored_once_and_stay_tied(tmp_path):
     assert len(load_file(tmp_path / "tied" / artifact.WEIGHTS)) == len(model.state_dict()) - 1
     again = artifact.load(tmp_path / "tied", model=base)
     assert again.left.weight.data_ptr() == again.right.weight.data_ptr()
+
+
+def test_a_compact_module_in_two_places_comes_back_in_both(tmp_path):
+    def build():
+        model = ToyNet()
+        model.right = model.left
+        return model
+
+    model = build()
+    model.left = model.right = QuantizedEmbedding.from_dense(model.left, 8)
+    artifact.save(tmp_path / "a", model, build())
+    again = artifact.load(tmp_path / "a", model=build())
+    assert again.left is again.right
+    ids = torch.randint(0, 64, (9, 2))
+    assert torch.equal(again(ids), model(ids))
 
 
 def test_reshaped_plain_layers_are_described(tmp_path):

@@ -6,6 +6,7 @@ Only registered `stored` classes and a short list of plain torch layers can be n
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -100,6 +101,7 @@ def rebuild(base: nn.Module, records: list[ModuleRecord], shapes: Mapping[str, A
     """
     load_builtin_kinds()
     model = copy.deepcopy(base)
+    elsewhere = _other_paths(model, records)
     for record in records:
         builder = _builder(record)
         try:
@@ -108,8 +110,22 @@ def rebuild(base: nn.Module, records: list[ModuleRecord], shapes: Mapping[str, A
             module = builder()
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise ArtifactError(f"structure.json: {record.path}: {record.kind} cannot be built: {error}") from error
-        place(model, record.path, module)
+        for path in (record.path, *elsewhere.get(record.path, ())):
+            place(model, path, module)
     return model
+
+
+def _other_paths(base: nn.Module, records: list[ModuleRecord]) -> dict[str, list[str]]:
+    """Return the other paths of each recorded module that the base model holds in several places."""
+    recorded = {record.path for record in records}
+    paths: dict[nn.Module, list[str]] = defaultdict(list)
+    for path, module in base.named_modules(remove_duplicate=False):
+        paths[module].append(path)
+    return {
+        path: [other for other in shared if other not in recorded]
+        for shared in paths.values() if len(shared) > 1
+        for path in shared if path in recorded
+    }  # fmt: skip
 
 
 def place(model: nn.Module, path: str, module: nn.Module) -> None:

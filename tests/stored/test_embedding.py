@@ -72,3 +72,17 @@ def test_fused_bags_of_inner_tables_equal_pooled_lookups(kind, quantised):
     assert torch.allclose(made(ids, offsets), twin(ids, offsets.int()), atol=1e-5)
     assert torch.allclose(made(ids, offsets, weights), twin(ids, offsets.int(), weights), atol=1e-5)
     assert torch.allclose(made(ids[:10].view(5, 2)), twin(ids[:10].view(5, 2)), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("mode", [None, "sum", "mean"])
+def test_a_table_answers_in_the_type_of_the_one_it_replaced(dtype, mode):
+    table = (nn.Embedding(40, 6) if mode is None else nn.EmbeddingBag(40, 6, mode=mode)).to(dtype)
+    made = QuantizedEmbedding.from_dense(table, 8)
+    ids = torch.randint(0, 40, (5, 3))
+    assert made(ids).dtype == dtype
+    assert torch.allclose(made(ids).float(), table(ids).float(), atol=0.1)
+    assert QuantizedEmbedding.from_config(made.config())(ids).dtype == dtype
+    if mode == "sum":
+        assert made(ids, per_sample_weights=torch.rand(5, 3, dtype=dtype)).dtype == dtype
+    assert "output_dtype" not in QuantizedEmbedding.from_dense(table.float(), 8).config()  # as it was stored before

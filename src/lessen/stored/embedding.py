@@ -14,13 +14,15 @@ from lessen.stored.base import StoredModule
 from lessen.stored.fields import Segment, segments_of
 from lessen.stored.kernels.sources import Floats, Source
 
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+
 
 class TableShape:
-    """Sizes and pooling of a table, read from a module or from a configuration."""
+    """Sizes, pooling and output type of a table, read from a module or from a configuration."""
 
     def __init__(
         self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, mode: str | None = None,
-        include_last_offset: bool = False, segments: Any = (),
+        include_last_offset: bool = False, segments: Any = (), output_dtype: str = "float32",
     ) -> None:  # fmt: skip
         self.rows = checks.whole("num_embeddings", num_embeddings, 1)
         self.dim = checks.whole("embedding_dim", embedding_dim, 1, 2**20)
@@ -29,6 +31,7 @@ class TableShape:
         self.mode = None if mode is None else checks.one_of("mode", mode, ("sum", "mean", "max"))
         self.include_last_offset = bool(checks.one_of("include_last_offset", include_last_offset, (False, True)))
         self.segments = checks.segments(segments, self.rows)
+        self.dtype = getattr(torch, checks.one_of("output_dtype", output_dtype, DTYPES))
 
     @classmethod
     def of(cls, table: nn.Module) -> TableShape:
@@ -38,20 +41,30 @@ class TableShape:
         fields = segments_of(table) if hasattr(table, "segments") else ()
         rows, dim = int(table.num_embeddings), int(table.embedding_dim)  # type: ignore[arg-type]
         padding: Any = table.padding_idx
+        dtype = str(table.weight.dtype).removeprefix("torch.")
         if isinstance(table, nn.EmbeddingBag):
-            return cls(rows, dim, padding, table.mode, table.include_last_offset, fields)
-        return cls(rows, dim, padding, segments=fields)
+            return cls(rows, dim, padding, table.mode, table.include_last_offset, fields, dtype)
+        return cls(rows, dim, padding, segments=fields, output_dtype=dtype)
 
     def config(self) -> dict[str, Any]:
         """Return the JSON values that the constructor takes."""
+        other = {} if self.dtype == torch.float32 else {"output_dtype": str(self.dtype).removeprefix("torch.")}
         return {
             "num_embeddings": self.rows, "embedding_dim": self.dim, "padding_idx": self.padding_idx,
             "mode": self.mode, "include_last_offset": self.include_last_offset,
-            "segments": [list(segment) for segment in self.segments],
+            "segments": [list(segment) for segment in self.segments], **other,
         }  # fmt: skip
 
 
-SHAPE_KEYS = ("num_embeddings", "embedding_dim", "padding_idx", "mode", "include_last_offset", "segments")
+SHAPE_KEYS = (
+    "num_embeddings",
+    "embedding_dim",
+    "padding_idx",
+    "mode",
+    "include_last_offset",
+    "segments",
+    "output_dtype",
+)
 
 
 def split_config(config: Mapping[str, Any]) -> tuple[TableShape, dict[str, Any]]:
@@ -63,8 +76,9 @@ def split_config(config: Mapping[str, Any]) -> tuple[TableShape, dict[str, Any]]
 class StoredEmbedding(StoredModule):
     """A drop-in for `nn.Embedding` (`mode` None) or `nn.EmbeddingBag`; subclasses implement `lookup`.
 
-    `forward(ids)` takes int32 or int64 ids of any shape [*] and returns float32 [*, dim]; with a mode it takes
-    `ids, offsets, per_sample_weights` exactly as `nn.EmbeddingBag` does and returns [bags, dim].
+    `forward(ids)` takes int32 or int64 ids of any shape [*] and returns [*, dim]; with a mode it takes
+    `ids, offsets, per_sample_weights` exactly as `nn.EmbeddingBag` does and returns [bags, dim]. It computes in float32
+    and answers in the type of the table that it replaced.
     """
 
     zero_padding: ClassVar[bool] = False
@@ -102,10 +116,12 @@ class StoredEmbedding(StoredModule):
 
     def forward(self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         """Return rows, or bags of rows when the table replaced an `nn.EmbeddingBag`."""
+        if per_sample_weights is not None:
+            per_sample_weights = per_sample_weights.float()
         found = self.compiled(ids, offsets, per_sample_weights)
-        if found is not None:
-            return found
-        return self.plain(ids, offsets, per_sample_weights)
+        if found is None:
+            found = self.plain(ids, offsets, per_sample_weights)
+        return found.to(self.shape.dtype)
 
     def plain(self, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None) -> Tensor:
         """Answer `forward` with torch's operators."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from lessen.methods.embeddings.alpt import (
     AdaptiveCodesTable,
@@ -9,6 +10,7 @@ from lessen.methods.embeddings.alpt import (
     AlternatingSteps,
     Proposal,
     RowSteps,
+    nearest_steps,
     stochastic_round,
 )
 from lessen.methods.embeddings.budget import table_bytes
@@ -93,8 +95,62 @@ def test_small_updates_survive_only_by_random_rounding(random, arrives, monkeypa
     assert not bool(table.codes[0].any())
 
 
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_first_steps_come_nearer_to_each_row_than_any_others_tried(bits):
+    top = 2 ** (bits - 1)
+    sizes = 10.0 ** -(torch.arange(200) % 2).unsqueeze(1)
+    weight = torch.randn(200, 15, generator=torch.Generator().manual_seed(0)) * sizes
+
+    def errors(steps):
+        return ((weight / steps).round().clamp(-top, top - 1) * steps - weight).square().sum(dim=1)
+
+    least = errors(nearest_steps(weight, -top, top - 1))
+    largest = weight.abs().amax(dim=1, keepdim=True) / (top - 1)
+    for part in torch.arange(12, 43).tolist():
+        assert bool((least <= errors(largest * part / 40) * (1 + 1e-3)).all())
+    published = 2 * weight.abs().mean(dim=1, keepdim=True) / top**0.5
+    assert float((least / errors(published)).mean()) < (0.9 if bits == 2 else 0.5)
+
+
+def test_rows_on_a_grid_keep_it_and_zero_rows_get_a_small_step():
+    codes = torch.tensor([[7.0, -3, 0, 1], [-7, 5, 5, -2], [0, 0, 0, 0]])
+    steps = nearest_steps(codes * torch.tensor([[0.5], [0.01], [1.0]]), -8, 7)
+    assert steps[:2, 0].tolist() == pytest.approx([0.5, 0.01], rel=1e-5)
+    assert float(steps[2]) == pytest.approx(1e-3 * (0.51 / 3), rel=1e-3)
+
+
+def test_directions_are_those_of_adam_where_squares_are_rows_times_columns():
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = torch.rand(6, 1, generator=generator) + 0.1, torch.rand(1, 4, generator=generator) + 0.1
+    weight = nn.Parameter(torch.zeros(6, 4))
+    optimizer, state, moved = torch.optim.Adam([weight], lr=1.0), RowSteps(6, 4), torch.zeros(6, 4)
+    for _ in range(30):
+        signs = torch.randint(0, 2, (6, 4), generator=generator) * 2.0 - 1.0
+        weight.grad = signs * rows * columns
+        optimizer.step()
+        moved -= state.direction(torch.arange(6), weight.grad)
+    assert torch.allclose(moved, weight.detach(), atol=0.05)
+    assert state.first.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("updates", "steps"), [("dense", 2.0), ("lazy-adam", 1.0)])
+def test_rows_catch_up_on_the_decay_they_missed_only_where_it_reaches_all_rows(updates, steps, monkeypatch):
+    monkeypatch.setattr(RowSteps, "direction", lambda _self, _ids, gradient: gradient)
+    task, table = Regression(), AdaptiveCodesTable(TableShape(8, 4), torch.full((8, 4), 0.5), 8)
+    hook = AlternatingSteps(task, FitSettings(learning_rate=0.1, table_l2=0.2, table_updates=updates), 0.0)
+    hook.start(table)
+    for ids in ([1, 2], [2], [1, 2]):
+        table.seen = [(torch.tensor(ids), torch.zeros(len(ids), 4, requires_grad=True))]
+        table.seen[0][1].grad = torch.zeros(len(ids), 4)
+        before = table.codes[ids].float() * table.steps[ids]
+        proposal = hook._moved(table, hook.rows[table])
+    # the table was not written: each step starts from the same rows
+    expected = before * (1 - 0.1 * 0.2 * torch.tensor([[steps], [1.0]]))
+    assert torch.allclose(proposal.rows, expected)
+
+
 def test_rows_move_by_the_rate_whenever_they_are_first_seen():
-    state = RowSteps(5)
+    state = RowSteps(5, 3)
     for ids, size in (([1, 2], 3.0), ([2, 4], 0.1)):
         moved = state.direction(torch.tensor(ids), torch.full((2, 3), size))
         if size == 3.0:

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
+from lessen.method import Context
 from lessen.methods.embeddings.cafe import CafeTables, HotColdTable
+from lessen.methods.embeddings.retrained import Wanted
 from lessen.methods.sites import module_bytes
 from lessen.recipe import Recipe
 from lessen.stored.embedding import TableShape
@@ -71,3 +74,65 @@ def test_a_share_is_met_and_the_model_learns():
     found = ledger[0].findings["tables"]["items"]
     assert found["sketch_bytes"] == 48 * found["hot"]
     assert task.score(result, "train") > 0.6
+
+
+def test_a_demoted_id_reads_its_shared_row_again_and_its_own_is_free():
+    made, five = table(), torch.tensor([5])
+    step(made, torch.tensor([5] * 8 + list(range(20, 40))))
+    shared = made.cold(five).detach().clone()
+    with torch.no_grad():
+        made.hot.weight += 1.0
+    assert torch.equal(made.lookup(five), shared + 1.0)
+    free = len(made.sketch.free_rows())
+    made.sketch.decay(1e-6, made.threshold)
+    assert len(made.sketch.free_rows()) > free
+    assert torch.equal(made.lookup(five), shared)
+    # a second promotion copies the shared row as it is by then
+    with torch.no_grad():
+        made.cold.table.weight.mul_(2.0)
+    step(made, torch.tensor([5] * 8 + list(range(20, 40))))
+    assert int(made.sketch.row_of(five)) >= 0
+    assert torch.equal(made.lookup(five), shared * 2.0)
+
+
+def test_scores_decay_only_once_ten_thresholds_a_bucket_came_in():
+    made = table(hot=2, threshold=3.0)
+    ids = torch.arange(12)
+    steps = 0
+    while made.inserted + 12 <= 10 * 2 * 3.0:
+        step(made, ids)  # one field: importances of a batch of twelve sum to twelve
+        steps += 1
+        assert made.inserted == pytest.approx(12.0 * steps)
+    before = float(made.sketch.scores.sum())
+    step(made, ids)
+    assert steps == 5
+    assert made.inserted == 0.0
+    owned = made.sketch.rows >= 0
+    assert float(made.sketch.scores.sum()) <= 0.99 * (before + 12.0) + 1e-9
+    assert bool((made.sketch.scores[owned] >= 3.0).all())
+
+
+def test_serving_inserts_nothing():
+    made = table()
+    step(made, torch.arange(50))
+    state = {name: value.clone() for name, value in made.sketch.state_dict().items()}
+    made.eval()
+    made(torch.arange(300))
+    with torch.no_grad():
+        made.train()(torch.arange(300))
+    made.update()
+    assert all(torch.equal(value, state[name]) for name, value in made.sketch.state_dict().items())
+
+
+@pytest.mark.parametrize(("ratio", "part"), [(0.1, 0.5), (0.2, 0.3)])
+def test_rows_and_bytes_follow_the_formulas(ratio, part):
+    shape = TableShape(3001, 8, padding_idx=0, segments=[("a", 1, 2000), ("b", 2001, 50), ("c", 2051, 950)])
+    wanted = Wanted(nn.Embedding(3001, 8, padding_idx=0), shape, None, None)
+    made = CafeTables(ratio=ratio, hash_part=part).replacement(wanted, Context())
+    hot = int(2950 * ratio * (1 - part) + 1e-9)
+    buckets = [1, -int(-2000 * ratio * part // 1), 50, -int(-950 * ratio * part // 1)]
+    assert len(made.hot.weight) == len(made.sketch.ids) == hot
+    assert made.cold.buckets == buckets
+    # a hot row and its id; shared rows; four int64 constants of the hash of each block
+    assert made.stored_bytes() == hot * (4 * 8 + 4) + sum(buckets) * 4 * 8 + 4 * 32
+    assert made.threshold == {0.1: 20.0, 0.2: 10.0}[ratio]

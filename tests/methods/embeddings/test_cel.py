@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from lessen.method import Context
 from lessen.methods.embeddings.cel import ClusterLearningTables, Growth, Splitting, grow, principal_split, reassign
+from lessen.methods.embeddings.retrained import Wanted
+from lessen.methods.sites import module_bytes
 from lessen.recipe import Recipe
 from lessen.stored.cluster_assigned import ClusterAssignedEmbedding
 from lessen.stored.embedding import TableShape
@@ -95,3 +98,102 @@ def test_a_share_is_met_and_the_model_learns():
     result, ledger = Recipe([ClusterLearningTables(share=0.3, every=3)]).apply(task.reference(0), task)
     assert ledger[0].findings["share"] == pytest.approx(0.3, rel=0.02)
     assert task.score(result, "train") > 0.55
+
+
+def test_those_who_leave_are_the_positive_side_and_the_halves_know_each_other():
+    known = growth()
+    known.gradients.normal_(generator=torch.Generator().manual_seed(1))
+    side = principal_split(known.gradients)
+    assert grow(known, 0) == 1
+    assert torch.equal(known.table.assignment(torch.arange(60)) == 1, side)
+    assert torch.equal(known.table.centres.weight[1], known.table.centres.weight[0])
+    assert known.siblings[0].tolist() == [1, 0] + [-1] * 6
+
+
+def test_clusters_split_by_need_from_half_the_mean_on_and_the_neediest_first():
+    known = growth(clusters=8, rows=60)
+    known.active = [4]
+    codes = torch.arange(60) % 4
+    known.table.assign(torch.arange(60), codes)
+    directions = nn.functional.normalize(torch.randn(60, 4, generator=torch.Generator().manual_seed(2)))
+    # needs of 15 ids each: 15 x (1, 8, 0.9, 2); half their mean is 15 x 1.49
+    known.gradients.copy_(directions * torch.tensor([1.0, 8.0, 0.9, 2.0])[codes].unsqueeze(1))
+    centres = known.table.centres.weight.detach().clone()
+    assert grow(known, 0) == 2
+    assert known.siblings[0].tolist() == [-1, 4, -1, 5, 1, 3, -1, -1]
+    assert torch.equal(known.table.centres.weight[4:6], centres[[1, 3]])
+    after = known.table.assignment(torch.arange(60))
+    assert torch.equal(after[codes % 2 == 0], codes[codes % 2 == 0])
+    for cluster, new in ((1, 4), (3, 5)):
+        members = (codes == cluster).nonzero()[:, 0]
+        assert torch.equal(after[members] == new, principal_split(known.gradients[members]))
+    # with room for one more only the neediest splits
+    room = growth(clusters=5, rows=60)
+    room.active = [4]
+    room.table.assign(torch.arange(60), codes)
+    room.gradients.copy_(known.gradients)
+    assert grow(room, 0) == 1
+    assert room.siblings[0].tolist() == [-1, 4, -1, -1, 1]
+
+
+def test_fields_split_by_themselves_and_small_ones_never():
+    shape = TableShape(101, 4, padding_idx=0, segments=[("a", 1, 40), ("tiny", 41, 5), ("b", 46, 55)])
+    table = ClusterAssignedEmbedding(shape, [0, 2], [4, 6])
+    nn.init.normal_(table.centres.weight, generator=torch.Generator().manual_seed(0))
+    known, before = Growth.of(table), table.dequantise()
+    known.gradients[40:].normal_(generator=torch.Generator().manual_seed(1))
+    assert [grow(known, 0), grow(known, 1)] == [0, 1]
+    assert known.active == [1, 2]
+    assert not bool(table.assignment(torch.arange(40)).any())
+    assert torch.equal(table.dequantise(), before)
+    assert known.parts() == [(slice(0, 40), 0), (slice(40, 95), 4)]
+
+
+def test_sums_are_those_of_all_steps_and_occurrences_until_a_split_clears_them():
+    table = ClusterAssignedEmbedding(TableShape(12, 3, padding_idx=0, segments=[("a", 1, 11)]), [0], [4])
+    hook = Splitting(3)
+    hook.start(table)
+    generator, expected = torch.Generator().manual_seed(0), torch.zeros(11, 3)
+    for step in (1, 2):
+        ids = torch.randint(0, 12, (4, 5), generator=generator)
+        weights = torch.randn(4, 5, 3, generator=generator)
+        (table.train()(ids) * weights).sum().backward()
+        inside = ids.flatten() > 0
+        expected.index_add_(0, ids.flatten()[inside] - 1, weights.view(-1, 3)[inside])
+        hook.after_step(table, step)
+    table.eval()(torch.arange(12))
+    assert torch.allclose(hook.tables[0].gradients, expected, atol=1e-6)
+    side = principal_split(hook.tables[0].gradients)
+    hook.after_step(table, 3)
+    assert torch.equal(table.assignment(torch.arange(11)) == 1, side)
+    assert not bool(hook.tables[0].gradients.any())
+    hook.finish(table)
+
+
+def test_moves_are_exactly_those_whose_first_order_change_is_negative():
+    known = growth(clusters=6, rows=60)
+    generator = torch.Generator().manual_seed(3)
+    known.active, known.siblings = [6], [torch.tensor([3, -1, 5, 0, -1, 2])]
+    codes = torch.randint(0, 6, (60,), generator=generator)
+    known.table.assign(torch.arange(60), codes)
+    known.gradients.normal_(generator=generator)
+    other, centres = known.siblings[0][codes], known.table.centres.weight.detach()
+    moves = [
+        int(other[i]) >= 0 and float(known.gradients[i] @ (centres[other[i]] - centres[codes[i]])) < 0
+        for i in range(60)
+    ]
+    assert reassign(known, 0) == sum(moves) > 0
+    assert torch.equal(known.table.assignment(torch.arange(60)), torch.where(torch.tensor(moves), other, codes))
+    # the same gradients now speak against the way back
+    assert reassign(known, 0) == 0
+
+
+@pytest.mark.parametrize(("ratio", "width"), [(0.01, 1), (0.2, 2)])
+def test_bytes_are_codes_centres_and_small_fields(ratio, width):
+    shape = TableShape(3051, 8, padding_idx=0, segments=[("a", 1, 2000), ("b", 2001, 50), ("c", 2051, 1000)])
+    wanted = Wanted(nn.Embedding(3051, 8, padding_idx=0), shape, None, None)
+    made = ClusterLearningTables(ratio=ratio).replacement(wanted, Context())
+    clusters = [round(2000 * ratio), round(1000 * ratio)]
+    assert made.clusters == clusters
+    assert not bool(made.codes.any())
+    assert module_bytes(made) == 3000 * width + 32 * sum(clusters) + 32 * 51

@@ -82,6 +82,28 @@ def test_stored_rows_equal_the_masked_ones_at_the_bytes_aimed_at(layout):
     assert torch.equal(made.stored()(ids), made(ids))
 
 
+@pytest.mark.parametrize("layout", ["blocks", "values"])
+def test_rows_that_training_hardly_saw_give_way_however_large_they_are(layout):
+    counts = torch.tensor([0] * 20 + [1] * 10 + [50] * 10)
+    weight = torch.rand(40, 5) + torch.tensor([8.0] * 20 + [4.0] * 10 + [1.0] * 10).unsqueeze(1)
+    form = GatedTable(TableShape(40, 5), weight, counts, 4, layout, 1 - 50 / 200, None)
+    form.settle()
+    # all 50 values of the ten rows that were trained: 1 * 5/6 against 5 / 11 at most
+    dense = form.kept(form).stored().dequantise()
+    assert torch.equal(dense[30:], weight[30:])
+    assert not bool(dense[:30].any())
+
+
+def test_the_gates_reported_are_those_that_were_folded():
+    form = gated()
+    with torch.no_grad():
+        form.gates.fill_(0.25)
+    form.settle()
+    with torch.no_grad():
+        form.gates.fill_(1.0)
+    assert form.outcome()["gates"] == [0.25] * len(form.gates)
+
+
 def test_only_tables_learn_while_gates_move():
     task = TableTask()
     model = task.build()

@@ -11,7 +11,7 @@ from lessen.testing.toys import TableTask
 
 
 def test_the_schedule_waits_for_an_epoch_then_arrives():
-    table = ThinningTable(TableShape(100, 10), torch.randn(100, 10), kept=200)
+    table = ThinningTable(TableShape(100, 10), torch.randn(100, 10), torch.ones(100), kept=200)
     hook = Thinning(every=10, arrive=2)
     gone = []
     for step in range(1, 401):
@@ -27,13 +27,20 @@ def test_the_schedule_waits_for_an_epoch_then_arrives():
 
 def test_the_smallest_values_go_first_and_zeros_may_grow_back():
     weight = torch.arange(1.0, 11.0).view(5, 2)
-    table = ThinningTable(TableShape(5, 2), weight, kept=4)
+    table = ThinningTable(TableShape(5, 2), weight, torch.ones(5), kept=4)
     table.thin(0.5)
     assert table.table.weight.detach().flatten().tolist() == [0, 0, 0, 4, 5, 6, 7, 8, 9, 10]
     with torch.no_grad():
         table.table.weight[0, 0] = 99.0
     stored = table.stored()
     assert stored.dequantise().flatten().tolist() == [99, 0, 0, 0, 0, 0, 0, 8, 9, 10]
+
+
+def test_rows_never_read_go_first_and_rarely_read_ones_before_their_size():
+    weight = torch.tensor([[9.0, 9.0], [3.0, 0.1], [1.0, 2.0], [1.5, 0.2]])
+    table = ThinningTable(TableShape(4, 2), weight, torch.tensor([0, 1, 10, 90]), kept=3)
+    # sizes by evidence: 0 0, 0.27 0.01, 0.5 1, 1.35 0.18
+    assert table.stored().dequantise().tolist() == [[0, 0], [0, 0], [1, 2], [1.5, 0]]
 
 
 @pytest.mark.parametrize("share", [0.5, 0.3])

@@ -13,7 +13,7 @@ SHAPE = TableShape(30, 4, segments=[("a", 1, 9), ("b", 10, 20)])
 
 
 def form(sharing="feature_dim", start=0.1, keep=40):
-    return SoftThresholdTable(SHAPE, torch.randn(30, 4), keep, start, sharing)
+    return SoftThresholdTable(SHAPE, torch.randn(30, 4), torch.ones(30), keep, start, sharing)
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,25 @@ def test_thresholds_arrive_at_the_last_step_and_wait_for_an_epoch():
 
 
 def test_values_of_one_and_more_are_ordered_by_size():
-    table = SoftThresholdTable(TableShape(1, 4), torch.tensor([[3.0, -5.0, 0.1, 1.0]]), 2, 0.01, "global")
+    values = torch.tensor([[3.0, -5.0, 0.1, 1.0]])
+    table = SoftThresholdTable(TableShape(1, 4), values, torch.ones(1), 2, 0.01, "global")
     table.settle()
     assert table.mask.tolist() == [[True, True, False, False]]
+
+
+@pytest.mark.parametrize("sharing", ["global", "feature_dim"])
+def test_thresholds_are_higher_by_the_evidence_and_rows_never_read_go_first(sharing):
+    counts = torch.tensor([0, 2, 10, 90])
+    weight = torch.tensor([0.9, 0.02, 0.012, 0.01]).unsqueeze(1).expand(4, 3).clone()
+    table = SoftThresholdTable(TableShape(4, 3), weight, counts, 6, 1e-4, sharing)
+    ids = torch.arange(4)
+    evidence = torch.tensor([2 / 12, 0.5, 0.9])
+    limit = torch.sigmoid(table._thresholds(ids)).detach()[:, 0]
+    assert torch.allclose(limit[1:], 1e-4 * evidence.mean() / evidence, rtol=1e-3)
+    assert not bool(table(ids)[0].any())
+    table.settle()
+    # 0.02 / 6 < 0.012 / 2 < 0.01 * 0.9
+    assert table.mask[:, 0].tolist() == [False, False, True, True]
 
 
 def test_pruned_values_stay_zero_in_training():

@@ -13,6 +13,7 @@ from lessen.method import Card, Context
 from lessen.methods import retrain
 from lessen.methods.embeddings.bilevel import ArchitectureSteps, HeldOut
 from lessen.methods.embeddings.budget import size_of
+from lessen.methods.embeddings.importance import evidence
 from lessen.methods.embeddings.mixed_precision import frequency_groups
 from lessen.methods.embeddings.pep import MaskedTable
 from lessen.methods.embeddings.retrained import Wanted
@@ -48,6 +49,7 @@ class GatedTable(SearchForm):
         if target is not None:
             self.keep = min(max((target - self._size(0)) // 4, 0), values)
         self.searched: Tensor | None = None
+        self.opened: list[float] = []
 
     def _size(self, kept: int) -> int:
         if self.layout == "values":
@@ -61,6 +63,7 @@ class GatedTable(SearchForm):
     @torch.no_grad()
     def settle(self) -> None:
         """Fold the gates into the rows."""
+        self.opened = self.gates.mean(dim=1).tolist()
         self.searched = self.table.weight * self.gates[self.group]
         if self.padding_idx is not None:
             self.searched[self.padding_idx] = 0.0
@@ -68,11 +71,12 @@ class GatedTable(SearchForm):
     def kept(self, start: SearchForm) -> StoredEmbedding:  # noqa: ARG002
         """Return the gated rows without what is smallest in them: whole columns of groups, or single values."""
         assert self.searched is not None
+        size = self.searched.abs() * evidence(self.counts)
         if self.layout == "values":
             mask = torch.zeros(self.searched.numel(), dtype=torch.bool)
-            mask[self.searched.abs().view(-1).topk(self.keep).indices] = True
+            mask[size.view(-1).topk(self.keep).indices] = True
             return MaskedTable(self.shape, self.searched, mask.view(self.searched.shape))
-        group, columns = largest_blocks(self.searched.abs(), self.group, self.counts, self.keep)
+        group, columns = largest_blocks(size, self.group, self.counts, self.keep)
         return GroupColumnsTable(self.shape, self.searched, group, columns)
 
     def stored_bytes(self) -> int:
@@ -81,7 +85,7 @@ class GatedTable(SearchForm):
 
     def outcome(self) -> dict[str, Any]:
         """Return the mean gate of each group, from rare to frequent."""
-        return {"gates": [round(value, 4) for value in self.gates.detach().mean(dim=1).tolist()], "kept": self.keep}
+        return {"gates": [round(value, 4) for value in self.opened], "kept": self.keep}
 
 
 class GroupColumnsTable(MaskedTable):
@@ -183,9 +187,10 @@ class GatedColumnTables(SearchedTables):
     not see during the search, by gradients normalised in each group; of the model only the tables learn. Gates are
     folded into the rows and the rest is tuned under the mask. `layout: blocks` keeps whole columns of groups, by
     their mean size, which needs no index for a value; `values` keeps single values by one threshold, as published.
-    Differences: six equal groups (Hetu's) in which equal counts stay together, formed within a table; the search ends
-    after `search_epochs` in place of a plateau; the last block that fits in part goes to the most frequent rows of
-    its group, so that a share is hit.
+    Differences: sizes are weighed by the row's train lookups (see `importance`), for on a log of mostly new ids size
+    alone keeps those, and ends at chance; six equal groups (Hetu's) in which equal counts stay together, formed within
+    a table; the search ends after `search_epochs` in place of a plateau; the last block that fits in part goes to the
+    most frequent rows of its group, so that a share is hit.
     """
 
     card = Card(

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from lessen.method import Card, Context
 from lessen.methods.embeddings.budget import size_of, solve
+from lessen.methods.embeddings.importance import evidence
 from lessen.methods.embeddings.retrained import Wanted, spread
 from lessen.methods.embeddings.searched import SearchedTables, SearchForm, search_forms
 from lessen.methods.embeddings.trained_form import TrainingForm
@@ -29,7 +30,11 @@ LARGEST = 1.0 - 1e-6
 class SoftThresholdTable(SearchForm):
     """V^ = sign(V) relu(|V| - sigmoid(s)): values shrink by their threshold and vanish below it."""
 
-    def __init__(self, shape: TableShape, weight: Tensor, keep: int, start: float, sharing: Sharing) -> None:
+    lift: Tensor
+
+    def __init__(
+        self, shape: TableShape, weight: Tensor, counts: Tensor, keep: int, start: float, sharing: Sharing
+    ) -> None:
         super().__init__(shape)
         self.keep, self.sharing = keep, sharing
         self.blocks = blocks(shape)
@@ -37,9 +42,14 @@ class SoftThresholdTable(SearchForm):
         rows = {"feature": shape.rows, "field": len(self.blocks)}.get(sharing.removesuffix("_dim"), 1)
         columns = shape.dim if sharing.endswith("dim") or sharing == "dimension" else 1
         self.thresholds = nn.Parameter(torch.full((rows, columns), torch.tensor(start).logit().item()))
+        self.register_buffer("lift", lifts(counts))
         self.mask: Tensor | None = None
 
     def _thresholds(self, ids: Tensor) -> Tensor:
+        """Return the thresholds of each id before the sigmoid, [*, dim] or [*, 1]."""
+        return self._learned(ids) + self.lift[ids]
+
+    def _learned(self, ids: Tensor) -> Tensor:
         """Return the threshold parameters of each id, [*, dim] or [*, 1]."""
         if len(self.thresholds) == 1:
             return self.thresholds[torch.zeros_like(ids)]
@@ -95,6 +105,14 @@ class SoftThresholdTable(SearchForm):
         """Return how many values and rows stay."""
         assert self.mask is not None
         return {"kept": int(self.mask.sum()), "rows": int(self.mask.any(dim=1).sum())}
+
+
+def lifts(counts: Tensor) -> Tensor:
+    """Return by how much the thresholds of rarely read rows are higher, float32 [rows, 1]; 0 at mean evidence."""
+    weight = evidence(counts)
+    mean = weight.sum() / (weight > 0).sum().clamp(min=1)
+    # small thresholds are about exp(s): this divides them by the evidence; rows that were never read are out
+    return -(weight / mean.clamp(min=1e-6)).clamp(min=1e-30).log()
 
 
 class MaskedTable(TrainingForm):
@@ -155,7 +173,8 @@ class LearnedThresholdTables(SearchedTables):
     with the wanted number of values. Both trainings start from the same weights, those of the model (`start: given`)
     or of a fresh build (`fresh`, the paper's lottery ticket, network included). Stored as kept values and 1.5 bits for
     every place. Differences: thresholds start at 1 % of the table's deviation instead of sigmoid(-15) or sigmoid(-150),
-    whose gradient underflows; one target a run instead of several.
+    whose gradient underflows, and are higher the fewer train lookups a row has (see `importance`; in the published
+    set-up weight decay shrinks rare rows); one target a run instead of several.
     """
 
     card = Card(
@@ -169,19 +188,21 @@ class LearnedThresholdTables(SearchedTables):
         tags=frozenset({"trains", "tables"}),
     )
     makes = (BitmapEmbedding,)
+    counts_ids = True
     sparsity: float = Field(0.8, gt=0, lt=1, description="share of a table's values that must go")
     thresholds: Sharing = Field("feature_dim", description="what has a threshold of its own")
     every: int = Field(10, ge=1, le=10**6, description="steps between two rises of the thresholds")
 
     def replacement(self, wanted: Wanted, context: Context) -> StoredEmbedding:  # noqa: ARG002
         """Return the table under thresholds, started from its weights."""
-        shape = wanted.shape
+        assert wanted.counts is not None
+        shape, weight = wanted.shape, wanted.table.weight.detach().float()
         values = shape.rows * shape.dim
         keep = max(1, round((1 - self.sparsity) * values))
         if wanted.target is not None:
             keep = solve(lambda count: size_of(lambda: BitmapEmbedding(shape, count)), 1, values, wanted.target)
         first = min(0.5, 0.01 * spread(wanted.table))
-        return SoftThresholdTable(shape, wanted.table.weight.detach().float(), keep, first, self.thresholds)
+        return SoftThresholdTable(shape, weight, wanted.counts, keep, first, self.thresholds)
 
     def search_hooks(self, task: Task, context: Context) -> Sequence[Hook]:  # noqa: ARG002
         """Return the rise of the thresholds."""

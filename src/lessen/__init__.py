@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lessen.errors import LessenError
     from lessen.method import Card, Context, Method
     from lessen.metrics import ACCURACY, AUC, LOGLOSS, MSE, Metric
+    from lessen.profiling import profile
     from lessen.recipe import Recipe
     from lessen.task import Task
     from lessen.tasks import get_task
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "lessen.artifact": ("load", "save", "verify"),
     "lessen.trade": ("Trade", "compare", "compress"),
+    "lessen.profiling": ("profile",),
     "lessen.errors": ("LessenError",),
     "lessen.method": ("Card", "Context", "Method"),
     "lessen.metrics": ("ACCURACY", "AUC", "LOGLOSS", "MSE", "Metric"),
@@ -39,7 +41,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [  # noqa: RUF022 - grouped as a reader meets them
     "Task", "Method", "Card", "Context", "Recipe", "FitSettings", "Metric", "AUC", "LOGLOSS", "ACCURACY", "MSE",
-    "get_task", "compress", "compare", "Trade", "save", "load", "verify", "LessenError",
+    "get_task", "compress", "compare", "profile", "Trade", "save", "load", "verify", "LessenError",
 ]  # fmt: skip
 
 

@@ -56,7 +56,14 @@ class OutputError(InputError):
 
 
 class BudgetError(InputError):
-    """A method cannot reach the size it was asked for; the message names the nearest it can reach."""
+    """A method cannot reach the size it was asked for; the message names the nearest it can reach.
+
+    `nearest` is that share of the bytes, where it is one.
+    """
+
+    def __init__(self, message: str, nearest: float | None = None) -> None:
+        super().__init__(message)
+        self.nearest = nearest
 
 
 class MissingExtraError(LessenError):

@@ -9,7 +9,6 @@ import typer
 
 from lessen.cli.interrupt import interruptible
 from lessen.cli.talk import AsJson, emit, line, size, table
-from lessen.cli.words import parse_task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,7 +60,7 @@ def export(
     if to not in TARGETS:
         raise ConfigError(f"--to {to!r} is not a format lessen writes; the formats are {', '.join(TARGETS)}")
     with interruptible():
-        network, judge = open_model(model, parse_task(task) if task else None)
+        network, judge = open_model(model, task)
         example = judge.example_batch()
         difference = export_onnx(network, judge.inputs(example), out)
         batch = rows or max(2, min(256, examples_in(judge, example)))

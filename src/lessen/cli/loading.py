@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from lessen import artifact, files
+from lessen.cli.words import task_of
 from lessen.errors import ArtifactError, ConfigError
 from lessen.log import SILENT, Log
 from lessen.task import Task
@@ -38,10 +38,12 @@ def load_model(name: str, task: Task, *, seed: int = 0, log: Log = SILENT) -> nn
     return _from_weights(weights, task.build())
 
 
-def open_model(name: str | None, task: Mapping[str, Any] | None) -> tuple[nn.Module, Task]:
-    """Return a model to look at and its task, which an artifact of a built-in task names. Raises ConfigError."""
-    described = dict(task) if task is not None else _task_of_artifact(name)
-    built = get_task(described, "--task")
+def open_model(name: str | None, task: str | None) -> tuple[nn.Module, Task]:
+    """Return a model to look at and its task, which an artifact of a built-in task names. Raises ConfigError.
+
+    `task` is written as for `--task`.
+    """
+    built = task_of(task) if task is not None else get_task(_task_of_artifact(name), "--task")
     if name is None:
         torch.manual_seed(0)
         return built.build().eval(), built
@@ -56,7 +58,7 @@ def _task_of_artifact(name: str | None) -> dict[str, Any]:
         if isinstance(task, dict):
             return task
     what = f"{name!r} does not say which task builds it" if name is not None else "give a model or a task"
-    raise ConfigError(f"{what}; add --task NAME (see: lessen tasks)")
+    raise ConfigError(f"{what}; add --task NAME (see: lessen tasks), or your own: --task FILE.py:NAME")
 
 
 def _from_weights(path: Path, model: nn.Module) -> nn.Module:

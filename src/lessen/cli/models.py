@@ -9,10 +9,13 @@ from typing import Annotated
 import typer
 
 from lessen.cli.interrupt import interruptible
-from lessen.cli.talk import AsJson, emit, line, size, table
-from lessen.cli.words import new_folder, parse_step, parse_task
+from lessen.cli.talk import AsJson, emit, line, size
+from lessen.cli.words import new_folder, parse_step, task_of
 
-TaskText = Annotated[str, typer.Option("--task", "-t", help="Task it is judged on: NAME or NAME:option=value,...")]
+TaskText = Annotated[
+    str,
+    typer.Option("--task", "-t", help="Task it is judged on: NAME, NAME:option=value,..., or your own, FILE.py:NAME."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -49,13 +52,12 @@ def compress(
     from lessen.cli.progress import Reporting
     from lessen.latency import pinned_threads
     from lessen.recipe import Recipe
-    from lessen.tasks import get_task
     from lessen.trade import compress as compress_model
 
     recipe = Recipe.parse({"steps": [parse_step(text) for text in step]}, "--step")
     new_folder(out)
     with interruptible(), Reporting() as log, pinned_threads(threads):
-        judge = get_task(parse_task(task), "--task")
+        judge = task_of(task)
         original = load_model(model, judge, seed=seed, log=log)
         trade = compress_model(original, judge, recipe, margin=margin, seed=seed, threads=threads, log=log)
         stored = trade.save(out)
@@ -72,69 +74,36 @@ def profile(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="An artifact, a reference folder or a .safetensors file; left out: the task's untrained model."
+            help="An artifact, a reference folder, a .safetensors file, or any torch module as FILE.py:NAME; "
+            "left out: the task's untrained model."
         ),
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", "-t", help="Task that builds the model: NAME or NAME:option=value,...")
+        str | None,
+        typer.Option("--task", "-t", help="Task that builds the model: NAME, NAME:option=value,..., or FILE.py:NAME."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show where the bytes of a model are, how often its table rows are read, and what each method would leave.
 
-    Rows are counted over the task's train split. Nothing is trained: of a table method that trains, the compact tables
-    are built and weighed at their default knobs.
+    Rows are counted over the task's train split; without a task they count as read evenly. Nothing is trained: of a
+    table method that trains, the compact tables are built and weighed, at their default knobs and as small as they get.
 
     Example: lessen profile --task ctr-movielens100k
     """
     from lessen.cli.loading import open_model
-    from lessen.cli.profile import examine
+    from lessen.cli.own import is_own, own_model
+    from lessen.profiling import profile as profile_model
 
     with interruptible():
-        network, judge = open_model(model, parse_task(task) if task else None)
-        found = examine(network, judge)
+        if model is not None and task is None and is_own(model):
+            found = profile_model(own_model(model))
+        else:
+            found = profile_model(*open_model(model, task))
     if as_json:
         emit(asdict(found))
         return
-    table(
-        ("module", "kind", ">rows", ">width", ">bytes", ">share"),
-        [
-            (part.path, part.kind, part.rows or "", part.width or "", size(part.bytes), f"{100 * part.share:.1f} %")
-            for part in found.modules
-        ],
-    )
-    line(f"total {size(found.total_bytes)}\n")
-    if found.tables:
-        table(
-            ("table", "field", ">rows", ">read", ">lookups", ">to the top 1 %", ">rows of 90 %"),
-            [
-                (
-                    use.path,
-                    use.field,
-                    use.rows,
-                    use.rows_read,
-                    use.lookups,
-                    f"{100 * use.head_share:.0f} %",
-                    use.head_rows,
-                )
-                for use in found.tables
-            ],
-            title="rows that the train split reads",
-        )
-        line("")
-    table(
-        ("method", ">bytes left", ">of now", "remark"),
-        [
-            (
-                one.method,
-                "" if one.bytes is None else size(one.bytes),
-                "" if one.share is None else f"{100 * one.share:.1f} %",
-                one.remark,
-            )
-            for one in found.forecasts
-        ],
-        title="forecast at default knobs",
-    )
+    line(str(found))
 
 
 def verify(

@@ -9,7 +9,7 @@ import typer
 
 from lessen.cli.interrupt import interruptible
 from lessen.cli.talk import AsJson, emit, line, size
-from lessen.cli.words import new_folder, parse_task
+from lessen.cli.words import new_folder
 
 
 def register(app: typer.Typer) -> None:
@@ -42,7 +42,7 @@ def renumber(
     for folder in (data, out):
         new_folder(folder)
     with interruptible():
-        network, judge = open_model(model, parse_task(task) if task else None)
+        network, judge = open_model(model, task)
         if not isinstance(judge, LogClicks):
             raise ConfigError(
                 f"{model} is of the task {judge.name}; only ctr-logs has vocabularies on disk to renumber"

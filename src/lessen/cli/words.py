@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lessen.errors import ConfigError, OutputError
+
+if TYPE_CHECKING:
+    from lessen.task import Task
 
 
 def parse_call(text: str, where: str) -> tuple[str, dict[str, Any]]:
@@ -40,6 +43,18 @@ def parse_task(text: str) -> dict[str, Any]:
     """Return the YAML form of a task. Raises ConfigError."""
     name, options = parse_call(text, "--task")
     return {"name": name, **options}
+
+
+def task_of(text: str) -> Task:
+    """Return the task that `--task` names: built in with its options, or the user's own at FILE.py:NAME.
+
+    Raises:
+        ConfigError: no such task, or an option that it does not have.
+    """
+    from lessen.cli.own import is_own, own_task
+    from lessen.tasks import get_task
+
+    return own_task(text) if is_own(text) else get_task(parse_task(text), "--task")
 
 
 def new_folder(path: Path) -> Path:

@@ -203,6 +203,7 @@ class LearnedWidthTables(SearchedTables):
         frees=frozenset({"bytes"}),
         tags=frozenset({"trains", "tables"}),
     )
+    finds_size = True
     makes = (MixedWidthEmbedding,)
     counts_ids = True
     architecture_rate: float = Field(1e-3, gt=0, le=1e3, description="learning rate of the choice of widths")

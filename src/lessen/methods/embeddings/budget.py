@@ -110,7 +110,8 @@ def check_share(after: int, before: int, share: float, method: str) -> float:
     reached = after / before
     if abs(reached - share) > TOLERANCE * share:
         raise BudgetError(
-            f"{method} cannot reach the share {share:g} of these tables; the nearest it can reach is {reached:.4g}"
+            f"{method} cannot reach the share {share:g} of these tables; the nearest it can reach is {reached:.4g}",
+            reached,
         )
     return reached
 

@@ -230,6 +230,7 @@ class MixedPrecisionTables(SearchedTables):
         frees=frozenset({"bytes"}),
         tags=frozenset({"trains", "tables"}),
     )
+    finds_size = True
     makes = (MixedBitsEmbedding,)
     counts_ids = True
     keeps_network = True

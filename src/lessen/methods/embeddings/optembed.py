@@ -220,6 +220,7 @@ class OptimalTables(SearchedTables):
         frees=frozenset({"bytes"}),
         tags=frozenset({"trains", "tables"}),
     )
+    finds_size = True
     makes = (NarrowRowsEmbedding,)
     threshold_rate: float = Field(1e-2, ge=0, le=1, description="learning rate of the thresholds")
     alpha: float = Field(1e-5, ge=0, le=1, description="weight of the loss that pushes thresholds up")

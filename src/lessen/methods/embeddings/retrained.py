@@ -81,7 +81,7 @@ class RetrainedTables(Method):
         sites = [site for site in self.sites(started, context) if site.path in known]
         replaced: list[Site] = []
         saved = 0
-        for site, made in zip(sites, self._made(sites, known, before, context), strict=True):
+        for site, made in zip(sites, self.forms(sites, known, before, context), strict=True):
             if self._pays(site, made, context):
                 started = replace(started, site, made)
                 replaced.append(site)
@@ -91,7 +91,7 @@ class RetrainedTables(Method):
             context.findings["share"] = round(check_share(before - saved, before, self.share, self.card.name), 5)
         return self.trained(started, task, context)
 
-    def _made(
+    def forms(
         self, sites: list[Site], known: Mapping[str, tuple[int | None, Tensor | None]], before: int, context: Context
     ) -> list[StoredEmbedding]:
         """Return the replacement of each site; `known` holds its bytes and counts, `before` the bytes of all tables."""

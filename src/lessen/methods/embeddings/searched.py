@@ -75,6 +75,8 @@ class SearchedTables(TrainedQuantizer):
     Subclasses implement `replacement`, which returns a `SearchForm`, and may override `search_hooks` and `decide`.
     """
 
+    finds_size: ClassVar[bool] = False
+    """Whether the search decides the size where no share is asked for, so that nothing is known of it before."""
     keeps_network: ClassVar[bool] = False
     """Whether the second training starts from the searched network; tables start as before the search either way."""
     search_epochs: int = Field(4, ge=1, le=1000, description="epochs of the training that searches; none stops early")

@@ -6,6 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lessen.stored.embedding import TableShape
+from lessen.stored.fields import Segment
+from lessen.stored.tensor_train import TensorTrainEmbedding
 from lessen.train.fit import FitSettings, fit
 from lessen.train.optimizers import TableDecay, build_optimizers, clip_norm
 from lessen.train.tables import LazyAdam, RowwiseAdagrad, summed_rows
@@ -178,6 +181,14 @@ def test_decay_without_any_gradient_reaches_a_dense_table() -> None:
         "Adam",
         "LazyAdam",
     ]
+
+
+def test_decay_reaches_rows_but_not_the_cores_that_rows_are_products_of() -> None:
+    table = TensorTrainEmbedding(TableShape(60, 8, segments=(Segment("a", 0, 10), Segment("b", 10, 50))), [0], 2)
+    table.reset(0.1, torch.Generator().manual_seed(0))
+    TableDecay(nn.Sequential(table), 0.5).add_gradient()
+    assert torch.equal(table.exact.weight.grad, 0.5 * table.exact.weight)  # type: ignore[arg-type]
+    assert all(core.weight.grad is None for core in (table.first, table.middle, table.last))
 
 
 @pytest.mark.parametrize("updates", ["lazy-adam", "rowwise-adagrad"])

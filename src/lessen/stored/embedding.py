@@ -83,6 +83,8 @@ class StoredEmbedding(StoredModule):
 
     zero_padding: ClassVar[bool] = False
     """Whether a lookup of the padding id gives zeros; in bags it always counts as nothing."""
+    factors: ClassVar[tuple[str, ...]] = ()
+    """Names of inner tables whose rows are multiplied, so that a penalty on vectors does not apply to them."""
 
     def __init__(self, shape: TableShape) -> None:
         super().__init__()

@@ -33,6 +33,7 @@ class TensorTrainEmbedding(PartlyExactEmbedding):
     """
 
     kind = "tensor-train-embedding"
+    factors = ("first", "middle", "last")
 
     def __init__(self, shape: TableShape, exact_blocks: list[int], rank: int) -> None:
         super().__init__(shape, exact_blocks)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lessen.stored.embedding import StoredEmbedding
 from lessen.train.tables import LazyAdam, RowwiseAdagrad, touched
 
 if TYPE_CHECKING:
@@ -87,12 +88,15 @@ class TableDecay:
     """lambda/2 * ||V||^2 over every row of every trainable table, rows the batch never touched included.
 
     The gradient of the penalty is lambda * V, so it is added to the gradient directly: no graph is built and no
-    table is squared. Where a gradient is sparse, the rows of the batch decay and no others.
+    table is squared. Where a gradient is sparse, the rows of the batch decay and no others. Factors of vectors (the
+    cores of a tensor train) do not decay: what pulls each factor to zero holds their product there.
     """
 
     def __init__(self, model: nn.Module, strength: float) -> None:
         self.strength = strength
-        self.tables = trainable_tables(model)
+        owners = [module for module in model.modules() if isinstance(module, StoredEmbedding)]
+        factors = {id(owner.get_submodule(name)) for owner in owners for name in owner.factors}
+        self.tables = [table for table in trainable_tables(model) if id(table) not in factors]
 
     @torch.no_grad()
     def add_gradient(self) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lessen.latency import Latency
     from lessen.task import Task
 
-TARGETS = ("onnx",)
+TARGETS = ("onnx", "fbgemm")
 
 
 def register(app: typer.Typer) -> None:
@@ -28,8 +28,8 @@ def export(
     model: Annotated[
         str, typer.Argument(help="An artifact, a reference folder, a .safetensors file, or the word 'reference'.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, such as model.onnx.")],
-    to: Annotated[str, typer.Option("--to", help="Format: onnx.")] = "onnx",
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, such as model.onnx or tables.safetensors.")],
+    to: Annotated[str, typer.Option("--to", help="Format: onnx, or fbgemm for row-wise tables.")] = "onnx",
     task: Annotated[
         str | None, typer.Option("--task", "-t", help="Task that builds the model; an artifact names its own.")
     ] = None,
@@ -43,10 +43,12 @@ def export(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model for onnxruntime: any batch size, outputs equal to torch's within 1e-5 or no file at all.
+    """Write a model for onnxruntime, or its row-wise tables for FBGEMM.
+
+    ONNX: any batch size, outputs equal to torch's within 1e-5 or no file at all.
 
     Compact tables stay compact: their bytes are in the graph, which unpacks the rows it reads. One row and a batch are
-    then timed under both runtimes in alternation.
+    then timed under both runtimes in alternation. FBGEMM: the tables of emb-rowwise-quant, fp16 scale and bias first.
 
     Example: lessen export small --to onnx --out small.onnx
     """
@@ -59,6 +61,9 @@ def export(
 
     if to not in TARGETS:
         raise ConfigError(f"--to {to!r} is not a format lessen writes; the formats are {', '.join(TARGETS)}")
+    if to == "fbgemm":
+        _write_fbgemm(open_model(model, task)[0], out, as_json)
+        return
     with interruptible():
         network, judge = open_model(model, task)
         example = judge.example_batch()
@@ -80,6 +85,16 @@ def export(
     table(
         ("rows", ">torch ms", ">onnxruntime ms", ">onnxruntime / torch", "95 % interval"), map(_row, record["timings"])
     )
+
+
+def _write_fbgemm(model: nn.Module, out: Path, as_json: bool) -> None:
+    from lessen.cli.fbgemm import export_fbgemm
+
+    difference = export_fbgemm(model, out)
+    if as_json:
+        emit({"file": out.name, "bytes": out.stat().st_size, "largest_difference": difference})
+    else:
+        line(f"{out}: {size(out.stat().st_size)}; values differ from the stored rows' by at most {difference:.1e}")
 
 
 def time_both(model: nn.Module, task: Task, path: Path, rows: int, threads: int) -> Latency:

@@ -9,7 +9,7 @@ demo: .venv/.demo
 	$(RUN) lessen demo --out out/demo
 
 test: .venv/.test
-	OMP_NUM_THREADS=1 $(RUN) pytest -n 2
+	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist worksteal
 
 slow: .venv/.test
 	OMP_NUM_THREADS=2 $(RUN) pytest -m slow

@@ -16,7 +16,7 @@ import torch
 
 from breaking_files import DyingFiles
 from lessen import files
-from lessen.checkpoints import Archive, Packer, PackSettings, find_snapshots, pack
+from lessen.checkpoints import Archive, Packer, PackSettings, background, find_snapshots, pack
 from lessen.checkpoints.background import remove
 from lessen.checkpoints.keeper import BackgroundPacker, CheckpointKeeper
 from lessen.errors import ArtifactError, ConfigError, OutputError
@@ -35,6 +35,46 @@ class Notes(Log):
         self.lines.append(text)
 
 
+class ForkedPacker:
+    """What BackgroundPacker uses of Popen, as a fork of this process: a fresh one would first import torch.
+
+    Tests of how the process starts, fails, waits for another's lock and dies use the real one.
+    """
+
+    def __init__(self, command, stdin, stderr, env):
+        reading, writing = os.pipe()
+        self._process = os.fork()
+        if self._process == 0:
+            status = 1
+            try:
+                os.close(writing)
+                os.dup2(stderr.fileno(), 2)
+                sys.stdin, sys.stderr = os.fdopen(reading), os.fdopen(2, "w")
+                status = background.main(*command[3:])
+            finally:
+                os._exit(status)
+        os.close(reading)
+        self.stdin, self._status = os.fdopen(writing, "wb"), None
+
+    def poll(self):
+        return self._ended(os.WNOHANG)
+
+    def wait(self):
+        return self._ended(0)
+
+    def _ended(self, how):
+        if self._status is None:
+            process, status = os.waitpid(self._process, how)
+            self._status = os.waitstatus_to_exitcode(status) if process else None
+        return self._status
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    monkeypatch.setattr("lessen.checkpoints.keeper.subprocess.Popen", ForkedPacker)
+
+
+@pytest.mark.usefixtures("forked")
 def test_the_newest_stay_whole_and_all_are_packed(tmp_path):
     torch.manual_seed(0)
     net = Net()
@@ -57,6 +97,7 @@ def test_the_newest_stay_whole_and_all_are_packed(tmp_path):
         CheckpointKeeper(tmp_path / "run").resume(9)
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_damaged_full_file_gives_way_to_the_archive_and_then_to_older_ones(tmp_path):
     notes = Notes()
     with CheckpointKeeper(tmp_path / "run", settings=EXACT) as keeper:
@@ -82,6 +123,7 @@ def test_a_failed_packer_is_told_and_costs_no_state(tmp_path):
     assert CheckpointKeeper(tmp_path / "run").resume()["step"] == 2
 
 
+@pytest.mark.usefixtures("forked")
 def test_what_a_killed_run_left_is_packed_by_the_next(tmp_path):
     keeper = CheckpointKeeper(tmp_path / "run", keep_full=2, settings=EXACT)
     keeper._packer = None
@@ -127,6 +169,7 @@ def test_a_packer_waits_for_the_one_of_a_killed_run(tmp_path):
     assert Archive(tmp_path / "a").steps == [1, 2]
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_state_packed_while_it_is_asked_for_comes_from_the_archive(tmp_path, monkeypatch):
     with CheckpointKeeper(tmp_path / "run", keep_full=1, settings=EXACT) as keeper:
         for step in (1, 2):

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from lessen import cli
 from study_tools import TEXT, settled, temporaries, write
 
 LONG = TEXT.replace("rounds: 8", "rounds: 400")
@@ -36,7 +37,7 @@ def runs(out):
 
 
 @pytest.mark.parametrize("jobs", [pytest.param("1", marks=pytest.mark.slow), "2"])
-def test_kill_in_the_middle_loses_at_most_what_was_in_flight(tmp_path, jobs):
+def test_kill_in_the_middle_loses_at_most_what_was_in_flight(tmp_path, jobs, capsys):
     study, out = write(tmp_path / "study.yaml", LONG), tmp_path / "out"
     process = start(study, out, "--jobs", jobs)
     wait_until(process, lambda: runs(out))
@@ -45,9 +46,7 @@ def test_kill_in_the_middle_loses_at_most_what_was_in_flight(tmp_path, jobs):
     kept = runs(out)
     lines = (out / "measurements.jsonl").read_bytes() if (out / "measurements.jsonl").exists() else b""
     assert 1 <= len(kept) < 4
-    again = start(study, out, "--jobs", "1", "--resume")
-    text = again.communicate()
-    assert again.returncode == 0, text
+    assert cli.execute(["run", str(study), "--out", str(out), "--jobs", "1", "--resume"]) == 0, capsys.readouterr()
     assert {name: raw for name, raw in runs(out).items() if name in kept} == kept
     assert (out / "measurements.jsonl").read_bytes().startswith(lines)
     assert temporaries(out) == []

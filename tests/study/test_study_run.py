@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from breaking_files import Unsynced
 from lessen import artifact, files
 from lessen.errors import OutputError, TaskError
 from lessen.frontier import Frontier
@@ -218,16 +219,6 @@ def test_a_disk_that_fails_ends_the_study_and_a_resume_repairs_it(tmp_path, monk
             break
         number += 1
     assert number > 10
-
-
-class Unsynced(files.FileLayer):
-    """Writes without waiting for the device: faster, and the same as far as a living machine can see."""
-
-    def sync(self, handle):
-        handle.flush()
-
-    def sync_folder(self, folder):
-        pass
 
 
 class FailAt(Unsynced):

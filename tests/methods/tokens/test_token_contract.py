@@ -7,7 +7,7 @@ import pytest
 from lessen.methods import builtin_methods
 from lessen.testing import check_method
 
-SHORT = {"diffrate": {"steps": 4}, "tocom": {"steps": 3}}
+SHORT = {"diffrate": {"steps": 4, "polish": 6, "polish_batches": 1}, "tocom": {"steps": 3}}
 NAMES = [name for name, cls in builtin_methods().items() if cls.card.family == "tokens"]
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -34,6 +36,21 @@ def test_the_smallest_values_go_first_and_zeros_may_grow_back():
         table.table.weight[0, 0] = 99.0
     stored = table.stored()
     assert stored.dequantise().flatten().tolist() == [99, 0, 0, 0, 0, 0, 0, 8, 9, 10]
+
+
+def test_scores_are_those_of_the_stored_table_after_every_step():
+    table, ids = ThinningTable(TableShape(50, 4), torch.randn(50, 4), torch.arange(50), kept=60), torch.arange(50)
+    optimizer = torch.optim.Adam(table.parameters(), lr=0.5, fused=True)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (table.train()(ids) * torch.randn(50, 4)).sum().backward()
+        optimizer.step()
+        table.thin(0.5)
+        seen = table.eval()(ids).detach()
+        assert int((seen != 0).sum()) <= 60
+        assert torch.equal(seen, copy.deepcopy(table).stored().dequantise())
+        # training still sees and moves all values that are left
+        assert torch.equal(table.train()(ids), table.table.weight)
 
 
 def test_rows_never_read_go_first_and_rarely_read_ones_before_their_size():

@@ -29,20 +29,36 @@ class ThinningTable(TrainingForm):
         self.table = inner_table(shape.rows, shape.dim, weight.clone())
         self.register_buffer("evidence", evidence(counts))
         self.kept = kept
+        self._last: tuple[int, Tensor] | None = None
 
     def lookup(self, ids: Tensor) -> Tensor:
-        """Return rows as they are: [*] to float32 [*, dim]."""
+        """Return rows as they are, and in eval mode as they would be stored: [*] to float32 [*, dim]."""
         rows: Tensor = self.table(ids)
-        return rows
+        if self.training:
+            self._last = None  # fused optimisers do not count up the version of what they move
+            return rows
+        return rows * self._staying()[ids]
+
+    def _staying(self) -> Tensor:
+        """Return which values a thinning to the end would leave, bool [rows, dim]; made anew when they changed."""
+        version = self.table.weight._version
+        if self._last is None or self._last[0] != version:
+            staying = torch.ones(self.table.weight.numel(), dtype=torch.bool)
+            staying[self._smallest(staying.numel() - self.kept)] = False
+            self._last = version, staying.view(self.table.weight.shape)
+        return self._last[1]
+
+    @torch.no_grad()
+    def _smallest(self, count: int) -> Tensor:
+        """Return the places of the values of least size and evidence, int64 [count]."""
+        return (self.table.weight.abs() * self.evidence).view(-1).topk(count, largest=False).indices
 
     @torch.no_grad()
     def thin(self, progress: float) -> None:
         """Zero the values of least size and evidence so that the share `progress` of what must go is gone."""
         values = self.table.weight.view(-1)
         drop = round((len(values) - self.kept) * progress)
-        if drop:
-            size = (self.table.weight.abs() * self.evidence).view(-1)
-            values[size.topk(drop, largest=False).indices] = 0.0
+        values[self._smallest(drop)] = 0.0
 
     def stored_bytes(self) -> int:
         """Return the bytes of the sparse form."""
@@ -58,7 +74,7 @@ class Thinning(Hook):
     """Thins every table each `every` steps and at the end of each epoch; the share gone follows 1 - 0.99^(k / omega).
 
     `omega` is set so that the schedule has arrived (to 0.1 %) after `arrive` epochs, whose steps are counted in the
-    first one; scores of earlier epochs are of models that are still too dense, as in any gradual schedule.
+    first one. Scores are always of the model as it would be stored: a dense epoch cannot become the best one.
     """
 
     def __init__(self, every: int, arrive: int) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lessen.cli.progress import Reporting
 from lessen.stored.embedding import TableShape
 from lessen.stored.mapped import open_quantized, write_quantized
 
@@ -32,8 +33,6 @@ def blocks(rows: int, dim: int) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(0)
     for start in range(0, rows, BLOCK):
         yield torch.randn(min(BLOCK, rows - start), dim, generator=generator)
-        if start // BLOCK % 20 == 0:
-            print(f"  {start:,} rows", flush=True)
 
 
 def scattered_zipf(rows: int, count: int, generator: torch.Generator) -> Tensor:
@@ -54,6 +53,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=16)
     parser.add_argument("--bits", type=int, default=8, choices=(8, 4, 2))
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="file of the figures")
     args = parser.parse_args()
     torch.set_num_threads(1)
     result: dict[str, object] = {"rows": args.rows, "dim": args.dim, "bits": args.bits, "start_mb": peak_mb()}
@@ -61,7 +61,8 @@ def main() -> None:
         path = Path(folder) / "table.safetensors"
         start = time.perf_counter()
         shape = TableShape(args.rows, args.dim)
-        result["file_bytes"] = write_quantized(path, shape, blocks(args.rows, args.dim), args.bits)
+        with Reporting() as log:
+            result["file_bytes"] = write_quantized(path, shape, blocks(args.rows, args.dim), args.bits, log=log)
         result["write_s"] = time.perf_counter() - start
         result["write_peak_mb"] = peak_mb()
         start = time.perf_counter()
@@ -82,8 +83,8 @@ def main() -> None:
         "command": " ".join(["python", "benchmarks/embeddings_growth.py", *sys.argv[1:]]),
         "machine": platform.machine(), "torch": str(torch.__version__), **result,
     }  # fmt: skip
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+    args.out.parent.mkdir(exist_ok=True)
+    args.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

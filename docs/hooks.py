@@ -1,4 +1,4 @@
-"""Pages that are generated at build time: the method catalogue, the errors, and the two tutorials (from scripts)."""
+"""Pages that are generated at build time: the method catalogue, the errors, and the tutorials (from scripts)."""
 
 from __future__ import annotations
 

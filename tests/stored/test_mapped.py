@@ -7,6 +7,7 @@ from torch import nn
 
 from lessen import files
 from lessen.errors import ArtifactError, DataError, NonFiniteError, OutputError
+from lessen.log import Log
 from lessen.stored import rowwise
 from lessen.stored.embedding import TableShape
 from lessen.stored.mapped import open_quantized, write_quantized
@@ -87,3 +88,14 @@ def test_damaged_files_are_refused(tmp_path, weight):
             open_quantized(path)
     with pytest.raises(ArtifactError, match="cannot read"):
         open_quantized(tmp_path / "absent")
+
+
+def test_writing_reports_its_progress_from_the_first_row_to_the_last(tmp_path):
+    seen = []
+
+    class Recorder(Log):
+        def progress(self, what, done, total):
+            seen.append((done, total))
+
+    write_quantized(tmp_path / "table", TableShape(10, 4), torch.randn(10, 4).split(4), 8, log=Recorder())
+    assert seen == [(0, 10), (4, 10), (8, 10), (10, 10)]

@@ -118,6 +118,7 @@ class StoredEmbedding(StoredModule):
 
     def forward(self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         """Return rows, or bags of rows when the table replaced an `nn.EmbeddingBag`."""
+        ids = ids.contiguous()  # a column of a batch is not, and searches among fields would warn of it
         if per_sample_weights is not None:
             per_sample_weights = per_sample_weights.float()
         found = self.compiled(ids, offsets, per_sample_weights)

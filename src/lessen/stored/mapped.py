@@ -60,6 +60,7 @@ def _write_rows(
     handle: BinaryIO, shape: TableShape, blocks: Iterable[Tensor], bits: int, greedy: bool, log: Log
 ) -> None:
     done = 0
+    log.progress("quantising rows", done, shape.rows)
     for block in blocks:
         if block.dim() != 2 or block.shape[1] != shape.dim or done + len(block) > shape.rows:
             raise DataError(

@@ -38,6 +38,18 @@ def test_the_smallest_values_go_first_and_zeros_may_grow_back():
     assert stored.dequantise().flatten().tolist() == [99, 0, 0, 0, 0, 0, 0, 8, 9, 10]
 
 
+def test_room_left_after_the_rows_that_were_read_is_filled_with_the_largest_others():
+    counts, weight = torch.tensor([5] * 4 + [0] * 16), torch.randn(20, 3)
+    table = ThinningTable(TableShape(20, 3), weight, counts, kept=30)
+    for progress in (0.2, 0.5, 0.9):
+        table.thin(progress)
+        assert int((table.table.weight != 0).sum()) == 60 - round(30 * progress)
+    dense = table.stored().dequantise()
+    assert int((dense != 0).sum()) == table.stored().kept == 30
+    assert torch.equal(dense[:4], weight[:4])
+    assert float(dense[4:][dense[4:] != 0].abs().min()) > float(weight[4:][dense[4:] == 0].abs().max())
+
+
 def test_scores_are_those_of_the_stored_table_after_every_step():
     table, ids = ThinningTable(TableShape(50, 4), torch.randn(50, 4), torch.arange(50), kept=60), torch.arange(50)
     optimizer = torch.optim.Adam(table.parameters(), lr=0.5, fused=True)

@@ -108,11 +108,13 @@ class SoftThresholdTable(SearchForm):
 
 
 def lifts(counts: Tensor) -> Tensor:
-    """Return by how much the thresholds of rarely read rows are higher, float32 [rows, 1]; 0 at mean evidence."""
-    weight = evidence(counts)
-    mean = weight.sum() / (weight > 0).sum().clamp(min=1)
-    # small thresholds are about exp(s): this divides them by the evidence; rows that were never read are out
-    return -(weight / mean.clamp(min=1e-6)).clamp(min=1e-30).log()
+    """Return by how much the thresholds of rarely read rows are higher, float32 [rows, 1]; 0 at the mean evidence.
+
+    Small thresholds are about exp(s), so that this divides them by the evidence; the mean is over rows that were read.
+    """
+    weight, read = evidence(counts), counts > 0
+    mean = weight[read].sum() / read.sum() if bool(read.any()) else weight.mean()
+    return -(weight / mean).log()
 
 
 class MaskedTable(TrainingForm):

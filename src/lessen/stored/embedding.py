@@ -83,6 +83,8 @@ class StoredEmbedding(StoredModule):
 
     zero_padding: ClassVar[bool] = False
     """Whether a lookup of the padding id gives zeros; in bags it always counts as nothing."""
+    any_id: ClassVar[bool] = False
+    """Whether new ids beyond the table are answered too, by a hash; other tables refuse them."""
     factors: ClassVar[tuple[str, ...]] = ()
     """Names of inner tables whose rows are multiplied, so that a penalty on vectors does not apply to them."""
 
@@ -117,12 +119,13 @@ class StoredEmbedding(StoredModule):
         raise NotImplementedError(f"{type(self).__name__}.lookup")
 
     def forward(self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
-        """Return rows, or bags of rows when the table replaced an `nn.EmbeddingBag`."""
+        """Return rows, or bags of rows when the table replaced an `nn.EmbeddingBag`; IndexError beyond it."""
         ids = ids.contiguous()  # a column of a batch is not, and searches among fields would warn of it
         if per_sample_weights is not None:
             per_sample_weights = per_sample_weights.float()
         found = self.compiled(ids, offsets, per_sample_weights)
         if found is None:
+            self._check_ids(ids)
             found = self.plain(ids, offsets, per_sample_weights)
         return found.to(self.shape.dtype)
 
@@ -136,6 +139,15 @@ class StoredEmbedding(StoredModule):
             if inner is not None:
                 return _inner_bags(*inner, starts, weights, self.include_last_offset)
         return self._pool(ids, offsets, per_sample_weights)
+
+    def _check_ids(self, ids: Tensor) -> None:
+        """Refuse ids that `nn.Embedding` refuses, which a search would answer with another row; compiled lookups do."""
+        recorded = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+        if self.any_id or recorded or type(ids) is not Tensor or not ids.is_cpu or not ids.numel():
+            return
+        low, high = (int(end) for end in ids.aminmax())
+        if low < 0 or high >= self.num_embeddings:
+            raise IndexError(f"ids must lie between 0 and {self.num_embeddings - 1}, found {low} to {high}")
 
     def gathered(self, ids: Tensor) -> tuple[nn.Module, Tensor] | None:  # noqa: ARG002
         """Return (inner table, its row for each flat id) where a lookup is one gather, so that bags can be fused."""

@@ -29,6 +29,7 @@ class HashedEmbedding(StoredEmbedding):
     at once.
     """
 
+    any_id = True
     kind = "hashed-embedding"
     zero_padding = True
     constants: Tensor

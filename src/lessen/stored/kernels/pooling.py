@@ -97,8 +97,7 @@ class Ahead:
 
     def __init__(self, code: Assembly, source: Source, pooling: Pooling) -> None:
         self.code, self.source, self.pooling = code, source, pooling
-        most = max(LEAST_AHEAD, min(MOST_AHEAD, AHEAD_BYTES // source.bytes_read))
-        self.stride = 1 << (most.bit_length() - 1)
+        self.stride = max(LEAST_AHEAD, min(MOST_AHEAD, AHEAD_BYTES // source.bytes_read))
 
     def ask(self, place: str) -> list[str]:
         """Ask for the row of the id a stride after `place`; return where that of the id at `place` lies, if known."""
@@ -123,6 +122,7 @@ class KeptAhead(Ahead):
     def __init__(self, code: Assembly, source: Located, pooling: Pooling, first: str) -> None:
         super().__init__(code, source, pooling)
         self.located = source
+        self.stride = 1 << (self.stride - 1).bit_length()  # a place's room is then its lowest bits
         self.ring = code.room("i64", self.stride * source.numbers)
         with code.loop(first, code.add(first, self.stride)) as place:
             self._keep(self.upcoming(place, 0), self._room(place))

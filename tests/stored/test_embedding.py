@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 from lessen.stored.embedding import TableShape
+from lessen.stored.fallback_embedding import FallbackEmbedding
 from lessen.stored.fields import Segment, cover
 from lessen.stored.half_embedding import HalfEmbedding
 from lessen.stored.hashed_embedding import HashedEmbedding
 from lessen.stored.pruned_embedding import PrunedEmbedding
 from lessen.stored.quantized_embedding import QuantizedEmbedding
+from lessen.stored.tiered_embedding import TieredEmbedding, bare
 
 
 def test_cover_names_every_row_once():
@@ -86,3 +88,18 @@ def test_a_table_answers_in_the_type_of_the_one_it_replaced(dtype, mode):
     if mode == "sum":
         assert made(ids, per_sample_weights=torch.rand(5, 3, dtype=dtype)).dtype == dtype
     assert "output_dtype" not in QuantizedEmbedding.from_dense(table.float(), 8).config()  # as it was stored before
+
+
+@pytest.mark.parametrize("mode", [None, "sum"])
+@pytest.mark.parametrize("bad", [-1, 40, 10**12])
+@pytest.mark.parametrize("count", [3, 3000])
+def test_ids_beyond_the_table_are_refused_where_a_search_would_answer(mode, bad, count):
+    shape = TableShape(40, 6, mode=mode)
+    made = TieredEmbedding(shape, 5, FallbackEmbedding.from_rows(bare(shape), torch.ones(1, 6)))
+    made.fill_hot(torch.arange(5), torch.randn(5, 6))
+    ids = torch.full((count, 1), 5)
+    with torch.no_grad():  # where compiled lookups answer large batches
+        made(ids)
+        ids[1] = bad
+        with pytest.raises(IndexError, match="out of range: found .*, rows 40"):
+            made(ids)

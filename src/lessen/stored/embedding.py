@@ -125,12 +125,12 @@ class StoredEmbedding(StoredModule):
             per_sample_weights = per_sample_weights.float()
         found = self.compiled(ids, offsets, per_sample_weights)
         if found is None:
-            self._check_ids(ids)
             found = self.plain(ids, offsets, per_sample_weights)
         return found.to(self.shape.dtype)
 
     def plain(self, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None) -> Tensor:
-        """Answer `forward` with torch's operators."""
+        """Answer `forward` with torch's operators. Raises IndexError for ids beyond the table."""
+        self._check_ids(ids)
         if self.mode is None:
             return self.lookup(ids)
         if self.mode == "sum" and self.padding_idx is None:
@@ -142,12 +142,17 @@ class StoredEmbedding(StoredModule):
 
     def _check_ids(self, ids: Tensor) -> None:
         """Refuse ids that `nn.Embedding` refuses, which a search would answer with another row; compiled lookups do."""
-        recorded = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+        recorded = (
+            torch.compiler.is_compiling()
+            or torch._C._get_tracing_state() is not None
+            or torch._C._len_torch_dispatch_stack() > 0
+            or torch._C._functorch.peek_interpreter_stack() is not None
+        )
         if self.any_id or recorded or type(ids) is not Tensor or not ids.is_cpu or not ids.numel():
             return
         low, high = (int(end) for end in ids.aminmax())
         if low < 0 or high >= self.num_embeddings:
-            raise IndexError(f"ids must lie between 0 and {self.num_embeddings - 1}, found {low} to {high}")
+            raise IndexError(f"id out of range: found {low}..{high}, rows {self.num_embeddings}")
 
     def gathered(self, ids: Tensor) -> tuple[nn.Module, Tensor] | None:  # noqa: ARG002
         """Return (inner table, its row for each flat id) where a lookup is one gather, so that bags can be fused."""

@@ -21,6 +21,12 @@ def blocks(page: Path, language: str):
     return [code for name, info, code in BLOCK.findall(page.read_text()) if name == language and "no-run" not in info]
 
 
+def pages_with(language: str, slow: str):
+    """Return the pages with such blocks; those of `slow` take over 20 seconds and run in continuous integration."""
+    pages = [page for page in PAGES if blocks(page, language)]
+    return [pytest.param(page, id=page.stem, marks=[pytest.mark.slow] * (page.stem == slow)) for page in pages]
+
+
 def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=400)
@@ -33,7 +39,7 @@ def test_tutorials_run(script, tmp_path):
     assert done.stdout.strip()
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda path: path.stem)
+@pytest.mark.parametrize("page", pages_with("python", slow="README"))
 def test_python_blocks_run_in_order(page, tmp_path, monkeypatch, capsys):
     """They run in this process, where torch is imported already; tutorials and shell blocks start their own."""
     monkeypatch.chdir(tmp_path)
@@ -46,7 +52,7 @@ def test_python_blocks_run_in_order(page, tmp_path, monkeypatch, capsys):
                 assert row.split("   ")[0] in printed
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")], ids=lambda path: path.stem)
+@pytest.mark.parametrize("page", pages_with("bash", slow="clicks"))
 def test_shell_blocks_run(page, tmp_path):
     for code in blocks(page, "bash"):
         done = run(["bash", "-euo", "pipefail", "-c", code], tmp_path)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lessen.method import Card, Context
 from lessen.methods.embeddings.budget import size_of
+from lessen.methods.embeddings.importance import evidence
 from lessen.methods.embeddings.pep import MaskedTable
 from lessen.methods.embeddings.retrained import Wanted
 from lessen.methods.embeddings.searched import SearchedTables, SearchForm, search_forms
@@ -47,9 +48,12 @@ class SupernetTable(SearchForm):
     After training `choose` fixes widths and rows, and lookups see those only.
     """
 
-    def __init__(self, shape: TableShape, weight: Tensor, target: int | None, alpha: float) -> None:
+    def __init__(
+        self, shape: TableShape, weight: Tensor, target: int | None, alpha: float, counts: Tensor | None = None
+    ) -> None:
         super().__init__(shape)
         self.target, self.alpha = target, alpha
+        self.known = torch.ones(shape.rows, 1) if counts is None else evidence(counts)
         self.blocks = blocks(shape)
         self.table = inner_table(shape.rows, shape.dim, weight.clone())
         self.thresholds = nn.Parameter(torch.zeros(len(self.blocks)))
@@ -64,6 +68,7 @@ class SupernetTable(SearchForm):
         return torch.bucketize(ids, starts[1:], right=True)
 
     def _margin(self, rows: Tensor, block: Tensor) -> Tensor:
+        """Return by how much the norms of rows exceed their thresholds."""
         return rows.abs().sum(dim=-1) / self.scale - self.thresholds[block]
 
     def lookup(self, ids: Tensor) -> Tensor:
@@ -86,8 +91,8 @@ class SupernetTable(SearchForm):
 
     @torch.no_grad()
     def margins(self) -> Tensor:
-        """Return by how much the norm of each row exceeds its threshold, [rows]; padding never does."""
-        margin = self._margin(self.table.weight, self._block(torch.arange(self.shape.rows)))
+        """Return by how much the norm of each row, as far as it is known, exceeds its threshold; padding never does."""
+        margin = self._margin(self.table.weight * self.known, self._block(torch.arange(self.shape.rows)))
         if self.padding_idx is not None:
             margin[self.padding_idx] = -torch.inf
         return margin
@@ -207,7 +212,8 @@ class OptimalTables(SearchedTables):
     is returned, each is scored once, and with `share` every candidate uses exactly its bytes: a table keeps the rows
     with the largest margins that fit beside its widths, so that evolution weighs rows against columns. Other
     differences: norms are divided by the table's mean norm at the start, because the step's slope vanishes beyond 1
-    and thresholds would never move; fewer generations by default, since candidates differ by little more than noise.
+    and thresholds would never move; rows are chosen by norms weighed by what training saw of them (`importance`);
+    fewer generations by default, since candidates differ by little more than noise.
     """
 
     card = Card(
@@ -221,6 +227,7 @@ class OptimalTables(SearchedTables):
         tags=frozenset({"trains", "tables"}),
     )
     finds_size = True
+    counts_ids = True
     makes = (NarrowRowsEmbedding,)
     threshold_rate: float = Field(1e-2, ge=0, le=1, description="learning rate of the thresholds")
     alpha: float = Field(1e-5, ge=0, le=1, description="weight of the loss that pushes thresholds up")
@@ -228,7 +235,8 @@ class OptimalTables(SearchedTables):
 
     def replacement(self, wanted: Wanted, context: Context) -> StoredEmbedding:  # noqa: ARG002
         """Return the supernet of a table, started from its weights."""
-        return SupernetTable(wanted.shape, wanted.table.weight.detach().float(), wanted.target, self.alpha)
+        weight = wanted.table.weight.detach().float()
+        return SupernetTable(wanted.shape, weight, wanted.target, self.alpha, wanted.counts)
 
     def search_hooks(self, task: Task, context: Context) -> Sequence[Hook]:  # noqa: ARG002
         """Return the thresholds' own descent."""

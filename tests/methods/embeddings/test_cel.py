@@ -188,6 +188,16 @@ def test_sums_are_those_of_all_steps_and_occurrences_until_a_split_clears_them()
     hook.finish(table)
 
 
+def test_gradients_of_a_float16_table_are_summed_in_float32():
+    table = ClusterAssignedEmbedding(TableShape(6, 2, output_dtype="float16"), [], [2])
+    hook = Splitting(5)
+    hook.start(table)
+    table.train()(torch.tensor([3, 3])).sum().backward()
+    assert hook.tables[0].gradients.dtype == torch.float32
+    assert hook.tables[0].gradients[3].tolist() == [2.0, 2.0]
+    hook.finish(table)
+
+
 def test_moves_are_exactly_those_whose_first_order_change_is_negative():
     known = growth(clusters=6, rows=60)
     generator = torch.Generator().manual_seed(3)

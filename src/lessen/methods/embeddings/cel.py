@@ -140,7 +140,7 @@ def _watch(growth: Growth, table: nn.Module, arguments: tuple[Any, ...], output:
 
 @torch.no_grad()
 def _note(growth: Growth, ids: Tensor, gradient: Tensor) -> None:
-    flat, rows = ids.reshape(-1).long(), gradient.reshape(-1, gradient.shape[-1])
+    flat, rows = ids.reshape(-1).long(), gradient.reshape(-1, gradient.shape[-1]).float()
     for block, (part, _) in zip(growth.table.large, growth.parts(), strict=True):
         inside = (flat >= block.start) & (flat < block.start + block.rows)
         growth.gradients.index_add_(0, flat[inside] - block.start + part.start, rows[inside])

@@ -73,25 +73,37 @@ def writing(what: Path) -> Iterator[None]:
         raise OutputError(f"cannot write {what}: {reason}; free space or choose another place") from error
 
 
-def atomic_write(path: Path, data: bytes | str) -> None:
-    """Write `data` to `path` so that readers see the old or the new content only.
+@contextmanager
+def atomic_stream(path: Path) -> Iterator[BinaryIO]:
+    """Yield a new file that becomes `path` when the block ends well, and vanishes otherwise.
+
+    Readers see the old or the new content only. What is large is written with `FILES.write`.
 
     Raises:
         OutputError: the place cannot be written; nothing is left behind.
     """
-    raw = data.encode() if isinstance(data, str) else data
     temporary = _temporary(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with FILES.open(temporary) as handle:
-                FILES.write(handle, raw)
+                yield handle
                 FILES.sync(handle)
             FILES.rename(temporary, path)
             FILES.sync_folder(path.parent)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Write `data` to `path` so that readers see the old or the new content only.
+
+    Raises:
+        OutputError: the place cannot be written; nothing is left behind.
+    """
+    with atomic_stream(path) as handle:
+        FILES.write(handle, data.encode() if isinstance(data, str) else data)
 
 
 @contextmanager

@@ -358,7 +358,6 @@ class StepWriter:
                 if self.sums.get((i, j)) != self.footer["sums"][i][j]:
                     raise ArtifactError(f"tensor {array.name!r} of step {self.step} is not what was packed")
             handle = self._handles[i]
-            handle.flush()
-            os.fsync(handle.fileno())
+            files.FILES.sync(handle)
             if self.footer["mode"] == "exact" and files.sha256(self.paths[i]) != self.footer["sha256"][i]:
                 raise ArtifactError(f"file {image.path!r} of step {self.step} is not what was packed: SHA-256 differs")

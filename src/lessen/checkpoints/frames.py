@@ -74,18 +74,8 @@ def writing_frame(path: Path) -> Iterator[FrameWriter]:
     Raises:
         OutputError: the disk is full or cannot be written.
     """
-    temporary = path.with_name(f"{files.TEMPORARY}{os.getpid()}-{path.name}")
-    with files.writing(path):
-        try:
-            temporary.unlink(missing_ok=True)
-            with files.FILES.open(temporary) as handle:
-                yield FrameWriter(handle)
-                files.FILES.sync(handle)
-            files.FILES.rename(temporary, path)
-            files.FILES.sync_folder(path.parent)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    with files.atomic_stream(path) as handle:
+        yield FrameWriter(handle)
 
 
 class Frame:

@@ -111,17 +111,8 @@ class CheckpointKeeper:
             OutputError: the disk is full or unwritable; earlier states are untouched.
         """
         path = self.full / f"step-{step}.pt"
-        temporary = self.full / f"{files.TEMPORARY}{os.getpid()}-{path.name}"
-        with files.writing(path):
-            try:
-                with files.FILES.open(temporary) as handle:
-                    torch.save({"step": step, **state}, handle)
-                    files.FILES.sync(handle)
-                files.FILES.rename(temporary, path)
-                files.FILES.sync_folder(self.full)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+        with files.atomic_stream(path) as handle:
+            torch.save({"step": step, **state}, handle)
         self._queue(path)
         return path
 

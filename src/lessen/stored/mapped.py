@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import struct
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -41,18 +40,9 @@ def write_quantized(
         OutputError: the place cannot be written.
     """
     width = rowwise.row_bytes(shape.dim, bits)
-    temporary = path.with_name(f"{files.TEMPORARY}{uuid.uuid4().hex[:8]}")
-    with files.writing(path):
-        try:
-            with files.FILES.open(temporary) as handle:
-                files.FILES.write(handle, _header(shape, bits, width))
-                _write_rows(handle, shape, blocks, bits, greedy, log)
-                files.FILES.sync(handle)
-            files.FILES.rename(temporary, path)
-            files.FILES.sync_folder(path.parent)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    with files.atomic_stream(path) as handle:
+        files.FILES.write(handle, _header(shape, bits, width))
+        _write_rows(handle, shape, blocks, bits, greedy, log)
     return path.stat().st_size
 
 

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 
 from lessen.methods.embeddings.budget import table_bytes
 from lessen.methods.embeddings.robe import RobeTables
-from lessen.methods.embeddings.tensor_train import TensorTrainTables
+from lessen.methods.embeddings.tensor_train import LARGEST_STEP, CoreTraining, TensorTrainTables
 from lessen.recipe import Recipe
+from lessen.stored.embedding import TableShape
+from lessen.stored.tensor_train import TensorTrainEmbedding
 from lessen.testing.toys import TableTask
+from lessen.train.fit import FitSettings
 
 
 @pytest.mark.parametrize("share", [0.5, 0.1, 0.01])
@@ -32,3 +37,32 @@ def test_tensor_train_is_tiny_and_trains():
     assert table_bytes(result) < 0.05 * 2700 * 48
     assert ledger[0].findings["tables"]["items"]["rank"] == 4
     assert task.score(result, "train") > 0.6
+
+
+def train(rows=60, dim=8, rank=3):
+    made = TensorTrainEmbedding(TableShape(rows, dim), [], rank)
+    made.reset(0.1, torch.Generator().manual_seed(0))
+    return made
+
+
+def test_squared_norm_is_that_of_all_rows():
+    made = train()
+    p1, p2, p3 = made.digits
+    rows = made.rows(torch.arange(p1 * p2 * p3))
+    assert rows.shape == (p1 * p2 * p3, 8)
+    assert made.squared_norm().item() == pytest.approx(rows.square().sum().item(), rel=1e-5)
+
+
+def test_the_penalty_is_that_of_the_vectors_and_moves_of_cores_are_bounded():
+    made = train()
+    hook = CoreTraining(FitSettings(learning_rate=0.5, table_l2=0.2))
+    hook.start(nn.Sequential(made))
+    assert hook.penalty(made).item() == pytest.approx(0.1 * made.squared_norm().item(), rel=1e-6)
+    before = made.middle.weight.detach().clone()
+    hook.before_step(made, 1)
+    with torch.no_grad():
+        made.middle.weight.sub_(0.5 * torch.sign(before))
+    hook.after_step(made, 1)
+    moved = made.middle.weight.detach() - before
+    assert torch.allclose(moved, -LARGEST_STEP * before.square().mean().sqrt() * torch.sign(before), rtol=1e-3)
+    assert CoreTraining(FitSettings(table_l2=0.0)).penalty(made) is None

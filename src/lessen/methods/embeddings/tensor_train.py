@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import torch
 from pydantic import Field
+from torch import Tensor, nn
 
 from lessen.method import Card, Context
+from lessen.methods import retrain
 from lessen.methods.embeddings.budget import size_of, solve
 from lessen.methods.embeddings.retrained import RetrainedTables, Wanted, small_and_large, spread
 from lessen.methods.sites import TABLES
 from lessen.stored.tensor_train import TensorTrainEmbedding
+from lessen.task import Task
+from lessen.train.fit import FitSettings, Hook
+
+LARGEST_STEP = 0.025
 
 
 class TensorTrainTables(RetrainedTables):
@@ -16,7 +23,9 @@ class TensorTrainTables(RetrainedTables):
 
     Source: TT-Rec, MLSys 2021 (arXiv 2101.11714). All large fields of a table form one train over their rows, ids in
     mixed radix, most significant digit first. Cores start from the tails of a normal and are then scaled so that rows
-    have the deviation of the table replaced, measured rather than by formula. Differences: no cache of frequent rows
+    have the deviation of the table replaced, measured rather than by formula. What the task's `table_l2` asks of a
+    table's vectors is asked of the products, not of the cores, which it would pull to a product of zero. Differences:
+    no cache of frequent rows
     (it caps the real ratio; `emb-pq-post` and `emb-adapt` keep hot rows instead), widths without three equal factors
     are padded. Use it where bytes decide and lookups do not: each costs microseconds on a CPU.
     """
@@ -45,3 +54,48 @@ class TensorTrainTables(RetrainedTables):
         made = TensorTrainEmbedding(shape, exact, self.rank if target is None else solve(size, 1, 256, target))
         made.reset(spread(wanted.table), context.generator)
         return made
+
+    def trained(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
+        """Train the model, its cores with care."""
+        retrain.train(model, task, context, hooks=(CoreTraining(task.settings),))
+        return model
+
+
+class CoreTraining(Hook):
+    """Trains cores as what they are, factors of vectors: the penalty is on the products, and steps are small.
+
+    A slice of a core serves many ids and moves at every step, by the learning rate whatever its size (Adam). Moves are
+    scaled so that those are at most `LARGEST_STEP` of the core's root mean square at the start.
+    """
+
+    def __init__(self, settings: FitSettings) -> None:
+        self.settings = settings
+        self.scales: list[tuple[Tensor, float]] = []
+        self._before: list[Tensor] = []
+
+    def start(self, model: nn.Module) -> None:
+        """Find the cores and how much of each move they make."""
+        for train in _trains(model):
+            for core in (train.first.weight, train.middle.weight, train.last.weight):
+                size = float(core.detach().square().mean().sqrt())
+                self.scales.append((core, min(1.0, LARGEST_STEP * size / self.settings.learning_rate)))
+
+    def penalty(self, model: nn.Module) -> Tensor | None:
+        """Return lambda/2 * ||V||^2 over the vectors of all trains, as `TableDecay` has it for plain tables."""
+        norms = [train.squared_norm() for train in _trains(model)] if self.settings.table_l2 else []
+        return self.settings.table_l2 / 2 * torch.stack(norms).sum() if norms else None
+
+    @torch.no_grad()
+    def before_step(self, model: nn.Module, step: int) -> None:  # noqa: ARG002
+        """Note where the cores are."""
+        self._before = [core.detach().clone() for core, _ in self.scales]
+
+    @torch.no_grad()
+    def after_step(self, model: nn.Module, step: int) -> None:  # noqa: ARG002
+        """Take back a part of each move."""
+        for (core, scale), before in zip(self.scales, self._before, strict=True):
+            core.copy_(before.lerp(core, scale))
+
+
+def _trains(model: nn.Module) -> list[TensorTrainEmbedding]:
+    return [module for module in model.modules() if isinstance(module, TensorTrainEmbedding)]

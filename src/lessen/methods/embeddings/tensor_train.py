@@ -16,6 +16,7 @@ from lessen.task import Task
 from lessen.train.fit import FitSettings, Hook
 
 LARGEST_STEP = 0.025
+"""Part of a core's size that a step may move it by."""
 
 
 class TensorTrainTables(RetrainedTables):
@@ -25,9 +26,9 @@ class TensorTrainTables(RetrainedTables):
     mixed radix, most significant digit first. Cores start from the tails of a normal and are then scaled so that rows
     have the deviation of the table replaced, measured rather than by formula. What the task's `table_l2` asks of a
     table's vectors is asked of the products, not of the cores, which it would pull to a product of zero. Differences:
-    no cache of frequent rows
-    (it caps the real ratio; `emb-pq-post` and `emb-adapt` keep hot rows instead), widths without three equal factors
-    are padded. Use it where bytes decide and lookups do not: each costs microseconds on a CPU.
+    no cache of frequent rows (it caps the real ratio; `emb-pq-post` and `emb-adapt` keep hot rows instead), widths
+    without three equal factors are padded. Use it where bytes decide and lookups do not: each costs microseconds on a
+    CPU.
     """
 
     card = Card(
@@ -70,19 +71,21 @@ class CoreTraining(Hook):
 
     def __init__(self, settings: FitSettings) -> None:
         self.settings = settings
+        self.trains: list[TensorTrainEmbedding] = []
         self.scales: list[tuple[Tensor, float]] = []
         self._before: list[Tensor] = []
 
     def start(self, model: nn.Module) -> None:
         """Find the cores and how much of each move they make."""
-        for train in _trains(model):
+        self.trains = [module for module in model.modules() if isinstance(module, TensorTrainEmbedding)]
+        for train in self.trains:
             for core in (train.first.weight, train.middle.weight, train.last.weight):
                 size = float(core.detach().square().mean().sqrt())
                 self.scales.append((core, min(1.0, LARGEST_STEP * size / self.settings.learning_rate)))
 
-    def penalty(self, model: nn.Module) -> Tensor | None:
+    def penalty(self, model: nn.Module) -> Tensor | None:  # noqa: ARG002
         """Return lambda/2 * ||V||^2 over the vectors of all trains, as `TableDecay` has it for plain tables."""
-        norms = [train.squared_norm() for train in _trains(model)] if self.settings.table_l2 else []
+        norms = [train.squared_norm() for train in self.trains] if self.settings.table_l2 else []
         return self.settings.table_l2 / 2 * torch.stack(norms).sum() if norms else None
 
     @torch.no_grad()
@@ -95,7 +98,3 @@ class CoreTraining(Hook):
         """Take back a part of each move."""
         for (core, scale), before in zip(self.scales, self._before, strict=True):
             core.copy_(before.lerp(core, scale))
-
-
-def _trains(model: nn.Module) -> list[TensorTrainEmbedding]:
-    return [module for module in model.modules() if isinstance(module, TensorTrainEmbedding)]

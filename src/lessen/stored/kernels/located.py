@@ -5,20 +5,16 @@ from __future__ import annotations
 from lessen.stored.kernels.assembly import Assembly, block_of, floats
 from lessen.stored.kernels.sources import Columns, Node, Source, Upcoming
 
+Place = tuple[str, str, str]
+"""Block, id inside the block, id among all computed rows."""
 
-class Located(Node):
-    """A source whose rows lie at numbers that arithmetic on the id gives.
 
-    Rows are asked for long before they are read: the numbers can be kept meanwhile (see `pooling`), not found twice.
-    """
+class Placed(Node):
+    """What reads rows at numbers (i64) that its `locate` returned, at once or later."""
 
     @property
     def numbers(self) -> int:
-        """Numbers (i64) that `locate` returns."""
-        raise NotImplementedError
-
-    def locate(self, code: Assembly, at: str, number: str) -> list[str]:
-        """Return where the row of any id (i64) lies, as far as arithmetic tells."""
+        """Numbers that `locate` returns."""
         raise NotImplementedError
 
     def read_at(self, code: Assembly, at: str, places: list[str], columns: list[Columns]) -> list[str]:
@@ -27,6 +23,17 @@ class Located(Node):
 
     def prefetch_at(self, code: Assembly, at: str, places: list[str]) -> None:
         """Ask for what `read_at` will touch."""
+        raise NotImplementedError
+
+
+class Located(Placed):
+    """A source whose rows lie at numbers that arithmetic on the id gives.
+
+    Rows are asked for long before they are read: the numbers can be kept meanwhile (see `pooling`), not found twice.
+    """
+
+    def locate(self, code: Assembly, at: str, number: str) -> list[str]:
+        """Return where the row of any id (i64) lies, as far as arithmetic tells."""
         raise NotImplementedError
 
     def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
@@ -38,28 +45,11 @@ class Located(Node):
         self.prefetch_at(code, at, self.locate(code, at, upcoming(1)))
 
 
-Place = tuple[str, str, str]
-"""Block, id inside the block, id among all computed rows."""
-
-
-class Computed(Node):
+class Computed(Placed):
     """What reads the ids that have no row of their own."""
-
-    @property
-    def numbers(self) -> int:
-        """Numbers (i64) that `locate` returns."""
-        raise NotImplementedError
 
     def locate(self, code: Assembly, at: str, place: Place) -> list[str]:
         """Return where the parts of a row lie."""
-        raise NotImplementedError
-
-    def read_at(self, code: Assembly, at: str, places: list[str], columns: list[Columns]) -> list[str]:
-        """Return the columns of the row whose parts lie there."""
-        raise NotImplementedError
-
-    def prefetch_at(self, code: Assembly, at: str, places: list[str]) -> None:
-        """Ask for what `read_at` will touch."""
         raise NotImplementedError
 
 

@@ -49,10 +49,7 @@ def export_fbgemm(model: nn.Module, path: Path) -> float:
 def values(rows: Tensor, dim: int, bits: int) -> Tensor:
     """Return the float32 values [n, dim] that FBGEMM reads from rows uint8 [n, 4 + codes]."""
     parameters = rows[:, :4].contiguous().view(torch.float16).float()
-    codes = rows[:, 4:]
-    if bits < 8:
-        shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
-        codes = ((codes.unsqueeze(-1) >> shifts) & (2**bits - 1)).flatten(1)[:, :dim]
+    codes = rowwise.spread_codes(rows[:, 4:], dim, bits)
     return codes.float() * parameters[:, :1] + parameters[:, 1:]
 
 

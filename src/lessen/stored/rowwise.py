@@ -59,10 +59,14 @@ def pack(weight: Tensor, bits: int, greedy: bool = False) -> Tensor:
 def codes(packed: Tensor, dim: int, bits: int) -> Tensor:
     """Return the integer codes uint8 [N, dim] of packed rows."""
     tail = 8 if bits == 8 else 4
-    raw: Tensor = packed[:, : packed.shape[1] - tail]
+    return spread_codes(packed[:, : packed.shape[1] - tail], dim, bits)
+
+
+def spread_codes(raw: Tensor, dim: int, bits: int) -> Tensor:
+    """Return the codes uint8 [N, dim] of bytes uint8 [N, *] that hold 8 / bits each, the first in the low bits."""
     if bits == 8:
         return raw
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=raw.device)
     spread: Tensor = (raw.unsqueeze(-1) >> shifts) & (2**bits - 1)
     return spread.flatten(1)[:, :dim]
 

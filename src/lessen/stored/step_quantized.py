@@ -64,9 +64,7 @@ class StepQuantizedEmbedding(StoredEmbedding):
         return rows.reshape(*ids.shape, self.embedding_dim)
 
     def _decode(self, flat: Tensor) -> Tensor:
-        packed = gather_bytes(self.codes, flat)
-        shifts = torch.arange(0, 8, self.bits, dtype=torch.uint8, device=packed.device)
-        levels = ((packed.unsqueeze(-1) >> shifts) & (2**self.bits - 1)).flatten(1)[:, : self.embedding_dim]
+        levels = rowwise.spread_codes(gather_bytes(self.codes, flat), self.embedding_dim, self.bits)
         rows: Tensor = (levels.float() - 2 ** (self.bits - 1)) * self._steps_of(flat)
         return rows
 

@@ -27,6 +27,7 @@ from lessen.errors import ArtifactError
 from lessen.structure import ModuleRecord, describe, rebuild, state_shapes
 from lessen.task import call_model
 from lessen.tasks import get_task
+from lessen.version import __version__
 
 FORMAT = 1
 WEIGHTS, STRUCTURE, PROBE, MANIFEST = "model.safetensors", "structure.json", "probe.safetensors", "manifest.json"
@@ -133,7 +134,7 @@ def _content(model: nn.Module, base: nn.Module, task: Mapping[str, Any] | None, 
     tensors, tied = _distinct(model.state_dict())
     structure = Structure(
         format=FORMAT,
-        lessen=_version(),
+        lessen=__version__,
         torch=str(torch.__version__),
         task=dict(task) if task else None,
         modules=describe(model, base),
@@ -148,12 +149,6 @@ def _content(model: nn.Module, base: nn.Module, task: Mapping[str, Any] | None, 
 def _manifest(content: Mapping[str, bytes]) -> str:
     entries = {name: FileEntry(sha256=files.digest(raw), bytes=len(raw)) for name, raw in content.items()}
     return files.dump_json(Manifest(format=FORMAT, files=entries).model_dump())
-
-
-def _version() -> str:
-    from lessen import __version__
-
-    return __version__
 
 
 def _distinct(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

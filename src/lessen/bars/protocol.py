@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-import lessen
+
 from lessen.bars.datasets import BarsData, checked_files, data_of, derived
 from lessen.bars.intervals import auc_interval, logloss_interval
 from lessen.bars.recipes import Recipe
@@ -26,6 +26,7 @@ from lessen.task import Split
 from lessen.tasks.ctr.logs import LogClicks, LogOptions
 from lessen.train.fit import FitResult, fit
 from lessen.train.parallel import Group, check_parallel, group
+from lessen.version import __version__
 
 VERSION = 1
 
@@ -159,7 +160,7 @@ def _result(task: BarsClicks, model: nn.Module, seed: int, settings: RunSettings
         "data_fingerprint": task.fingerprint(),
         "rows": task.dataset.rows,
         "history": did.history,
-        "lessen": lessen.__version__,
+        "lessen": __version__,
         "torch": torch.__version__,
         "machine": platform.machine(),
     }

@@ -55,7 +55,7 @@ def _version_of(package: str) -> str | None:
 
 
 def _versions() -> list[Finding]:
-    from lessen import __version__
+    from lessen.version import __version__
 
     found = [
         Finding("versions", "lessen", __version__),

@@ -44,6 +44,6 @@ def version(as_json: AsJson = False) -> None:
 
     Example: lessen version
     """
-    from lessen import __version__
+    from lessen.version import __version__
 
     emit({"lessen": __version__}) if as_json else line(f"lessen {__version__}")

@@ -31,7 +31,8 @@ from torch import Tensor
 from lessen.data.columns import Batch, Columns, IdField, Layout
 from lessen.stored.fields import Segment
 from lessen.tasks.ctr.models.deepfm import DeepFM
-from lessen.train.fit import FitSettings, fit
+from lessen.train.fit import fit
+from lessen.train.settings import FitSettings
 
 FIELDS, DIM, BATCH, HIDDEN = 39, 10, 4096, (400, 400, 400)
 RESULTS = Path(__file__).parent / "results"

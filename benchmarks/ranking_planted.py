@@ -36,7 +36,7 @@ from lessen.ranking import RankSettings, rank_frame
 from lessen.recipe import Recipe, state_bytes
 from lessen.tasks.ctr.base import ClickTask
 from lessen.tasks.ctr.movielens import PARTS
-from lessen.train.fit import FitSettings
+from lessen.train.settings import FitSettings
 
 RESULTS = Path(__file__).parent / "results"
 CARDINALITIES = (2, 20, 200, 1000, 5000)

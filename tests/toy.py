@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lessen.metrics import AUC, LOGLOSS
 from lessen.task import Split, Task
-from lessen.train.fit import FitSettings
+from lessen.train.settings import FitSettings
 
 
 class ToyNet(nn.Module):

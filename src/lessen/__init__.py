@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lessen.task import Task
     from lessen.tasks import get_task
     from lessen.trade import Trade, compare, compress
-    from lessen.train.fit import FitSettings
+    from lessen.train.settings import FitSettings
 
 _HOMES = {
     "lessen.artifact": ("load", "save", "verify"),
@@ -35,7 +35,7 @@ _HOMES = {
     "lessen.recipe": ("Recipe",),
     "lessen.task": ("Task",),
     "lessen.tasks": ("get_task",),
-    "lessen.train.fit": ("FitSettings",),
+    "lessen.train.settings": ("FitSettings",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from lessen.errors import NonFiniteError, TaskError
 from lessen.log import SILENT, Log
 from lessen.metrics import Metric
-from lessen.train.fit import FitResult, FitSettings, Hook, fit
+from lessen.train.fit import FitResult, fit
+from lessen.train.hooks import Hook
+from lessen.train.settings import FitSettings
 
 Split = Literal["train", "validation", "test"]
 Batch = Any

@@ -7,7 +7,8 @@ from torch import nn
 from lessen.checkpoints import Archive, PackSettings
 from lessen.checkpoints.hooks import ArchiveHook, trainer_callback
 from lessen.errors import ConfigError
-from lessen.train.fit import FitSettings, fit
+from lessen.train.fit import fit
+from lessen.train.settings import FitSettings
 
 
 def test_our_own_loop_is_packed_epoch_by_epoch(tmp_path):

@@ -18,7 +18,7 @@ from lessen.methods.embeddings.half import HalfTables
 from lessen.recipe import Recipe
 from lessen.study import MeasureOptions, Study, run
 from lessen.study.engine import InlineEngine, ProcessEngine, RayEngine
-from lessen.train.fit import FitSettings
+from lessen.train.settings import FitSettings
 from study_tools import IMPOSSIBLE, TEXT, settled, temporaries, write
 from toy import ToyTask
 

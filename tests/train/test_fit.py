@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from lessen.errors import ArtifactError, NonFiniteError, TaskError
 from lessen.log import Log
-from lessen.train.fit import FitSettings, Hook, fit
+from lessen.train.fit import fit
+from lessen.train.hooks import Hook
+from lessen.train.settings import FitSettings
 
 
 class Small(nn.Module):

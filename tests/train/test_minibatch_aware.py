@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from lessen.data.columns import Columns, IdField, Layout
 from lessen.errors import TaskError
 from lessen.stored.fields import Segment
-from lessen.train.fit import FitSettings, fit
+from lessen.train.fit import fit
 from lessen.train.minibatch_aware import MiniBatchAware
+from lessen.train.settings import FitSettings
 
 
 def table(rows: int = 6) -> nn.Sequential:

@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from lessen.errors import ConfigError, DataError
-from lessen.train.fit import FitSettings, Hook, fit
+from lessen.train.fit import fit
+from lessen.train.hooks import Hook
 from lessen.train.parallel import Group, SharedBatchNorm, _every, check_parallel, group
+from lessen.train.settings import FitSettings
 
 WORKER = """
 import json, sys
@@ -23,7 +25,8 @@ from pathlib import Path
 import torch
 from torch import nn
 from lessen.errors import EnvironmentFault
-from lessen.train.fit import FitSettings, fit
+from lessen.train.fit import fit
+from lessen.train.settings import FitSettings
 from lessen.train.parallel import group
 
 out = Path(sys.argv[1])

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from lessen.stored.embedding import TableShape
 from lessen.stored.fields import Segment
 from lessen.stored.tensor_train import TensorTrainEmbedding
-from lessen.train.fit import FitSettings, fit
+from lessen.train.fit import fit
 from lessen.train.optimizers import TableDecay, build_optimizers, clip_norm
+from lessen.train.settings import FitSettings
 from lessen.train.tables import LazyAdam, RowwiseAdagrad, summed_rows
 
 

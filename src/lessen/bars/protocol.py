@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-
 from lessen.bars.datasets import BarsData, checked_files, data_of, derived
 from lessen.bars.intervals import auc_interval, logloss_interval
 from lessen.bars.recipes import Recipe

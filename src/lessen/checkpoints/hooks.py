@@ -12,7 +12,7 @@ from lessen.checkpoints.keeper import BackgroundPacker
 from lessen.checkpoints.pack import PackSettings
 from lessen.errors import ConfigError, MissingExtraError
 from lessen.log import SILENT, Log
-from lessen.train.fit import Hook
+from lessen.train.hooks import Hook
 
 
 def trainer_callback(

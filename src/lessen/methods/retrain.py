@@ -15,7 +15,7 @@ from lessen.stored.base import StoredModule
 from lessen.task import Task
 
 if TYPE_CHECKING:
-    from lessen.train.fit import Hook
+    from lessen.train.hooks import Hook
 
 
 def fresh(model: nn.Module, task: Task, context: Context) -> nn.Module:

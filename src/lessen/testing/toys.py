@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lessen.log import SILENT, Log
 from lessen.metrics import AUC, LOGLOSS
 from lessen.task import Split, Task
-from lessen.train.fit import FitSettings
+from lessen.train.settings import FitSettings
 
 ITEMS, TAGS, TAGS_EACH, DIM = 1500, 1200, 3, 12
 SIZES: dict[Split, int] = {"train": 1024, "validation": 256, "test": 256}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lessen.errors import ConfigError, NonFiniteError, TaskError
 from lessen.log import SILENT, Log
 from lessen.train.checkpoint import load_checkpoint, save_checkpoint
+from lessen.train.hooks import Hook
 from lessen.train.optimizers import (
     TableDecay,
     build_optimizers,
@@ -29,54 +30,10 @@ from lessen.train.optimizers import (
     trainable_tables,
 )
 from lessen.train.parallel import ALONE, Group
+from lessen.train.settings import FitSettings
 
 MINIMUM_GAIN = 1e-6
 """A validation score must rise by more than this to count as an improvement (the rule of FuxiCTR and BARS)."""
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """How to train. `epochs` is a cap; training stops earlier when validation stops improving."""
-
-    epochs: int = 30
-    learning_rate: float = 1e-3
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    """`sgd` has momentum 0.9."""
-    weight_decay: float = 0.0
-    table_l2: float = 0.0
-    """lambda/2 * ||V||^2 summed over whole embedding tables, added to the mean loss (as FuxiCTR does)."""
-    table_updates: Literal["dense", "lazy-adam", "rowwise-adagrad"] = "dense"
-    """How `nn.Embedding` and `nn.EmbeddingBag` move. The last two cost what a batch touches, not what a table holds;
-    `table_l2` then reaches only the rows of the batch."""
-    clip_norm: float | None = 10.0
-    patience: int = 2
-    """Stop after this many epochs without improvement."""
-    plateau_factor: float = 0.1
-    """Learning rate is multiplied by this at each epoch without improvement."""
-    minimum_learning_rate: float = 1e-6
-
-
-class Hook:
-    """Extends the loop. Every method may be overridden; the base does nothing."""
-
-    def start(self, model: nn.Module) -> None:
-        """Run once before the first step."""
-
-    def penalty(self, model: nn.Module) -> Tensor | None:  # noqa: ARG002 - subclasses use it
-        """Return a term added to the loss of every step."""
-        return None
-
-    def before_step(self, model: nn.Module, step: int) -> None:
-        """Run after the gradients are known and before the optimiser moves."""
-
-    def after_step(self, model: nn.Module, step: int) -> None:
-        """Run after the optimiser moved; `step` counts from 1."""
-
-    def epoch_end(self, model: nn.Module, epoch: int, score: float) -> None:
-        """Run after validation; `epoch` counts from 1."""
-
-    def finish(self, model: nn.Module) -> None:
-        """Run once when training ends, also when it fails: the place to take off what `start` put on."""
 
 
 @dataclass

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lessen.errors import TaskError
-from lessen.train.fit import Hook
+from lessen.train.hooks import Hook
 
 
 class MiniBatchAware(Hook):

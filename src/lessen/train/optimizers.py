@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lessen.stored.embedding import StoredEmbedding
+from lessen.train.settings import FitSettings
 from lessen.train.tables import LazyAdam, RowwiseAdagrad, touched
-
-if TYPE_CHECKING:
-    from lessen.train.fit import FitSettings
 
 Table = nn.Embedding | nn.EmbeddingBag
 

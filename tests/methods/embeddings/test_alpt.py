@@ -18,7 +18,7 @@ from lessen.recipe import Recipe
 from lessen.stored.embedding import TableShape
 from lessen.task import Task
 from lessen.testing.toys import TableTask
-from lessen.train.fit import FitSettings
+from lessen.train.settings import FitSettings
 
 
 def test_rounding_is_unbiased_and_independent_within_a_row():

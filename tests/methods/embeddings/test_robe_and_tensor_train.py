@@ -11,7 +11,7 @@ from lessen.recipe import Recipe
 from lessen.stored.embedding import TableShape
 from lessen.stored.tensor_train import TensorTrainEmbedding
 from lessen.testing.toys import TableTask
-from lessen.train.fit import FitSettings
+from lessen.train.settings import FitSettings
 
 
 @pytest.mark.parametrize("share", [0.5, 0.1, 0.01])

@@ -22,7 +22,7 @@ from lessen.task import Task
 from lessen.tasks.ctr.base import ClickTask
 from lessen.tasks.ctr.layers import FieldVectors
 from lessen.tasks.ctr.synthetic import SyntheticClicks, SyntheticOptions
-from lessen.train.fit import FitSettings
+from lessen.train.settings import FitSettings
 
 
 @pytest.fixture(scope="module")

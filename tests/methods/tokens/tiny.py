@@ -11,7 +11,7 @@ from lessen.log import SILENT
 from lessen.metrics import ACCURACY
 from lessen.task import Task
 from lessen.tasks.vision.vit import PlainViT
-from lessen.train.fit import FitSettings
+from lessen.train.settings import FitSettings
 
 SIZES = {"train": 512, "validation": 128, "test": 256}
 

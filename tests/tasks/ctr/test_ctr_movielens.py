@@ -9,7 +9,7 @@ from lessen.metrics import AUC
 from lessen.tasks import get_task
 from lessen.tasks.ctr.models import MODELS
 from lessen.tasks.ctr.movielens import MovieLensClicks, MovieLensOptions
-from lessen.train.fit import FitSettings
+from lessen.train.settings import FitSettings
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -22,7 +22,9 @@ from lessen.stored import rowwise
 from lessen.stored.embedding import StoredEmbedding, TableShape
 from lessen.stored.quantized_embedding import QuantizedEmbedding
 from lessen.task import Task
-from lessen.train.fit import MINIMUM_GAIN, FitSettings, Hook
+from lessen.train.fit import MINIMUM_GAIN
+from lessen.train.hooks import Hook
+from lessen.train.settings import FitSettings
 
 
 class Proposal(NamedTuple):

@@ -19,7 +19,7 @@ from lessen.methods.sites import TABLES, blocks
 from lessen.stored.embedding import StoredEmbedding, TableShape
 from lessen.stored.mixed_width import MixedWidthEmbedding
 from lessen.task import Task
-from lessen.train.fit import Hook
+from lessen.train.hooks import Hook
 
 UNITS = 4000
 COLDEST, COOLING, BATCH = 0.01, 5e-5, 2000

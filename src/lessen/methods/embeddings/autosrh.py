@@ -23,7 +23,7 @@ from lessen.stored.bitmap_embedding import BitmapEmbedding
 from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table
 from lessen.stored.group_columns import GroupColumnsEmbedding
 from lessen.task import Task
-from lessen.train.fit import Hook
+from lessen.train.hooks import Hook
 
 Layout = Literal["blocks", "values"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lessen.errors import TaskError
 from lessen.task import Split, Task
-from lessen.train.fit import Hook
+from lessen.train.hooks import Hook
 
 
 class HeldOut:

@@ -18,7 +18,7 @@ from lessen.methods.sites import TABLES, blocks
 from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table
 from lessen.stored.hashed_embedding import HashedEmbedding
 from lessen.stored.tiered_embedding import TieredEmbedding, bare
-from lessen.train.fit import Hook
+from lessen.train.hooks import Hook
 
 SLOT_BYTES = 12
 """What a slot of the sketch takes in the paper's layout: id, score and row, 4 bytes each."""

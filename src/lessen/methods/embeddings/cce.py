@@ -15,7 +15,7 @@ from lessen.methods.embeddings.retrained import RetrainedTables, Wanted, largest
 from lessen.methods.sites import TABLES
 from lessen.stored.clustered_embedding import ClusteredEmbedding
 from lessen.stored.embedding import StoredEmbedding, TableShape
-from lessen.train.fit import Hook
+from lessen.train.hooks import Hook
 
 
 class ClusteredTables(RetrainedTables):

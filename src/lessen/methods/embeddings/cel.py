@@ -18,7 +18,7 @@ from lessen.methods.embeddings.retrained import RetrainedTables, Wanted, small_a
 from lessen.methods.sites import TABLES, blocks
 from lessen.stored.cluster_assigned import ClusterAssignedEmbedding
 from lessen.stored.embedding import TableShape
-from lessen.train.fit import Hook
+from lessen.train.hooks import Hook
 
 MOST_CLUSTERS = 2**16
 

@@ -16,7 +16,7 @@ from lessen.methods.embeddings.trained_form import TrainedQuantizer, TrainingFor
 from lessen.methods.sites import TABLES
 from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table
 from lessen.stored.sparse_embedding import SparseEmbedding
-from lessen.train.fit import Hook
+from lessen.train.hooks import Hook
 
 
 class ThinningTable(TrainingForm):

@@ -21,7 +21,7 @@ from lessen.methods.sites import TABLES, blocks
 from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table
 from lessen.stored.narrow_rows import NarrowRowsEmbedding
 from lessen.task import Task
-from lessen.train.fit import Hook
+from lessen.train.hooks import Hook
 
 
 class LongTailedStep(torch.autograd.Function):

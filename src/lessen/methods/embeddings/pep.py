@@ -20,7 +20,7 @@ from lessen.methods.sites import TABLES, blocks
 from lessen.stored.bitmap_embedding import BitmapEmbedding
 from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table
 from lessen.task import Task
-from lessen.train.fit import Hook
+from lessen.train.hooks import Hook
 
 Sharing = Literal["global", "dimension", "feature", "field", "field_dim", "feature_dim"]
 LARGEST = 1.0 - 1e-6

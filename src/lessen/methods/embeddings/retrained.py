@@ -19,7 +19,7 @@ from lessen.stored.embedding import StoredEmbedding, TableShape
 from lessen.task import Task
 
 if TYPE_CHECKING:
-    from lessen.train.fit import Hook
+    from lessen.train.hooks import Hook
 
 
 @dataclass(frozen=True)

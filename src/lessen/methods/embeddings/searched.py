@@ -20,7 +20,7 @@ from lessen.methods.embeddings.trained_form import TrainedQuantizer, TrainingFor
 from lessen.methods.sites import replace_everywhere
 from lessen.stored.embedding import StoredEmbedding
 from lessen.task import Task
-from lessen.train.fit import Hook
+from lessen.train.hooks import Hook
 
 
 class SearchForm(TrainingForm):

@@ -13,7 +13,8 @@ from lessen.methods.embeddings.retrained import RetrainedTables, Wanted, small_a
 from lessen.methods.sites import TABLES
 from lessen.stored.tensor_train import TensorTrainEmbedding
 from lessen.task import Task
-from lessen.train.fit import FitSettings, Hook
+from lessen.train.hooks import Hook
+from lessen.train.settings import FitSettings
 
 LARGEST_STEP = 0.025
 """Part of a core's size that a step may move it by."""

@@ -14,7 +14,7 @@ from lessen.methods.embeddings.retrained import RetrainedTables
 from lessen.methods.sites import module_bytes, replace_everywhere
 from lessen.stored.embedding import StoredEmbedding
 from lessen.task import Task
-from lessen.train.fit import Hook
+from lessen.train.hooks import Hook
 
 
 class TrainingForm(StoredEmbedding):

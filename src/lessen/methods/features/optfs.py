@@ -16,10 +16,10 @@ from lessen.methods.features.gates import GatedTable, GateOptimizer
 from lessen.methods.sites import TABLES, Site, blocks, find, module_bytes, replace, require, too_small
 from lessen.stored.pruned_embedding import PrunedEmbedding
 from lessen.task import Task
-from lessen.train.fit import Hook
+from lessen.train.hooks import Hook
 
 if TYPE_CHECKING:
-    from lessen.train.fit import FitSettings
+    from lessen.train.settings import FitSettings
 
 
 class OptFS(Method):

@@ -17,7 +17,7 @@ from lessen.errors import InputError
 from lessen.tokens.attentive import AttentionMap, MovingAverage, attentive_plan
 from lessen.tokens.families import find_tower
 from lessen.tokens.stored import detach
-from lessen.train.fit import Hook
+from lessen.train.hooks import Hook
 
 
 class AttentiveMasking(Hook):

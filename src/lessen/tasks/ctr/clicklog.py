@@ -22,7 +22,7 @@ from lessen.errors import ConfigError
 from lessen.stored.fields import Segment
 from lessen.task import Split, TaskOptions
 from lessen.tasks.ctr.base import EVALUATION_BATCH, ClickTask
-from lessen.train.fit import FitSettings
+from lessen.train.settings import FitSettings
 
 Floats = NDArray[np.float64]
 BLOCK_ROWS = 1 << 16

@@ -20,7 +20,7 @@ from lessen.metrics import GroupAreaUnderCurve, Metric, StreamedClicks
 from lessen.task import Split, TaskOptions
 from lessen.tasks.ctr.base import EVALUATION_BATCH, ClickTask
 from lessen.tasks.ctr.models import MODELS, ModelName
-from lessen.train.fit import FitSettings
+from lessen.train.settings import FitSettings
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 

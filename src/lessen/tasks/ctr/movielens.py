@@ -15,7 +15,7 @@ from lessen.log import SILENT, Log
 from lessen.task import Split, TaskOptions
 from lessen.tasks.ctr.base import ClickTask
 from lessen.tasks.ctr.models import ModelName
-from lessen.train.fit import FitSettings
+from lessen.train.settings import FitSettings
 
 PARTS: dict[Split, int] = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 # without a network to make up for it, the penalty that suits the deep models would shrink these to nothing

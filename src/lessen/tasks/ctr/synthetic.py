@@ -14,7 +14,7 @@ from lessen.metrics import AUC
 from lessen.stored.fields import Segment
 from lessen.task import Split, TaskOptions
 from lessen.tasks.ctr.base import ClickTask
-from lessen.train.fit import FitSettings
+from lessen.train.settings import FitSettings
 
 Floats = NDArray[np.float64]
 

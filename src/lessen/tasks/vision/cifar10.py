@@ -21,7 +21,7 @@ from lessen.metrics import ACCURACY
 from lessen.task import Split, Task, TaskOptions
 from lessen.tasks.vision.images import Cifar10, Images, augment, load_cifar10, normalise
 from lessen.tasks.vision.vit import PlainViT, ViTOptions
-from lessen.train.fit import FitSettings
+from lessen.train.settings import FitSettings
 
 WEIGHTS = Path(__file__).with_name("cifar10_vit.safetensors")
 EVALUATION_BATCH = 250

@@ -27,7 +27,7 @@ from embeddings_forms import FORMS, REFERENCE
 from torch import Tensor, nn
 
 from lessen.environment import environment, package_version
-from lessen.latency import compare_latency, pinned_threads
+from lessen.measure.latency import compare_latency, pinned_threads
 from lessen.stored import kernels
 from lessen.stored.embedding import StoredEmbedding, TableShape
 

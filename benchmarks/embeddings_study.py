@@ -27,7 +27,7 @@ from matplotlib import pyplot
 from lessen import artifact
 from lessen.environment import environment
 from lessen.errors import BudgetError, NothingMatchedError
-from lessen.latency import compare_latency
+from lessen.measure.latency import compare_latency
 from lessen.recipe import Recipe
 from lessen.study.folder import StudyFolder, read_json
 from lessen.study.jobs import Failure, Job, compress_one, known_compressed, known_reference, source_of, train_reference

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from lessen.latency import _median_ranks, compare_latency
+from lessen.measure.latency import _median_ranks, compare_latency
 
 
 def sleeper(seconds):

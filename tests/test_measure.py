@@ -9,7 +9,8 @@ from torch import nn
 from lessen import files
 from lessen.environment import environment
 from lessen.errors import NonFiniteError, TaskError
-from lessen.measure import (
+from lessen.measure.memory import PeakMeter, resident_bytes
+from lessen.measure.record import (
     count_macs,
     count_parameters,
     measure_cost,
@@ -18,7 +19,6 @@ from lessen.measure import (
     timing_batches,
     with_latency,
 )
-from lessen.memory import PeakMeter, resident_bytes
 from toy import ToyNet, ToyTask
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from lessen import cli
+from lessen.measure.profile import profile
 from lessen.methods import builtin_methods
 from lessen.methods.embeddings.budget import table_bytes
 from lessen.methods.embeddings.hash import HashTables
-from lessen.profiling import profile
 from lessen.recipe import Recipe, state_bytes
 from lessen.tasks.ctr.synthetic import SyntheticClicks, SyntheticOptions
 from lessen.testing.toys import TableTask

@@ -16,9 +16,9 @@ from lessen.version import __version__ as __version__
 if TYPE_CHECKING:
     from lessen.artifact import load, save, verify
     from lessen.errors import LessenError
+    from lessen.measure.profile import profile
     from lessen.method import Card, Context, Method
     from lessen.metrics import ACCURACY, AUC, LOGLOSS, MSE, Metric
-    from lessen.profiling import profile
     from lessen.recipe import Recipe
     from lessen.task import Task
     from lessen.tasks import get_task
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "lessen.artifact": ("load", "save", "verify"),
     "lessen.trade": ("Trade", "compare", "compress"),
-    "lessen.profiling": ("profile",),
+    "lessen.measure.profile": ("profile",),
     "lessen.errors": ("LessenError",),
     "lessen.method": ("Card", "Context", "Method"),
     "lessen.metrics": ("ACCURACY", "AUC", "LOGLOSS", "MSE", "Metric"),

@@ -18,7 +18,7 @@ from lessen import artifact, files
 from lessen.errors import ConfigError
 from lessen.frontier.verdict import Difference, Judgement, PairedBootstrap, judge, no_better_than_chance, resolution
 from lessen.log import SILENT, Log
-from lessen.measure import (
+from lessen.measure.record import (
     Cost,
     Measurement,
     Quality,

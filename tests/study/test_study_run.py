@@ -13,7 +13,7 @@ from breaking_files import Unsynced
 from lessen import artifact, files
 from lessen.errors import OutputError, TaskError
 from lessen.frontier import Frontier
-from lessen.measure import measure_quality
+from lessen.measure.record import measure_quality
 from lessen.methods.embeddings.half import HalfTables
 from lessen.recipe import Recipe
 from lessen.study import MeasureOptions, Study, run

@@ -13,7 +13,7 @@ from lessen.cli.talk import AsJson, emit, line, size, table
 if TYPE_CHECKING:
     from torch import nn
 
-    from lessen.latency import Latency
+    from lessen.measure.latency import Latency
     from lessen.task import Task
 
 TARGETS = ("onnx", "fbgemm")
@@ -56,7 +56,7 @@ def export(
     from lessen.environment import environment, package_version
     from lessen.errors import ConfigError
     from lessen.files import atomic_write, dump_json
-    from lessen.measure import examples_in
+    from lessen.measure.record import examples_in
     from lessen.tasks.ctr.onnx import export_onnx
 
     if to not in TARGETS:
@@ -99,8 +99,8 @@ def _write_fbgemm(model: nn.Module, out: Path, as_json: bool) -> None:
 
 def time_both(model: nn.Module, task: Task, path: Path, rows: int, threads: int) -> Latency:
     """Time batches of `rows` examples under torch and under onnxruntime in alternation; torch is the reference."""
-    from lessen.latency import compare_latency
-    from lessen.measure import timing_batches
+    from lessen.measure.latency import compare_latency
+    from lessen.measure.record import timing_batches
     from lessen.task import call_model
     from lessen.tasks.ctr.onnx import first_rows, serve
 

@@ -50,7 +50,7 @@ def compress(
     """
     from lessen.cli.loading import load_model
     from lessen.cli.progress import Reporting
-    from lessen.latency import pinned_threads
+    from lessen.measure.latency import pinned_threads
     from lessen.recipe import Recipe
     from lessen.trade import compress as compress_model
 
@@ -93,7 +93,7 @@ def profile(
     """
     from lessen.cli.loading import open_model
     from lessen.cli.own import is_own, own_model
-    from lessen.profiling import profile as profile_model
+    from lessen.measure.profile import profile as profile_model
 
     with interruptible():
         if model is not None and task is None and is_own(model):

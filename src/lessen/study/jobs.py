@@ -24,7 +24,7 @@ from lessen import artifact, files
 from lessen.errors import ArtifactError, EnvironmentFault, LessenError, OutputError
 from lessen.frontier.records import REFERENCE
 from lessen.log import SILENT, Log
-from lessen.measure import ledger_records, measure_cost, measure_quality
+from lessen.measure.record import ledger_records, measure_cost, measure_quality
 from lessen.method import check_finite
 from lessen.recipe import Recipe
 from lessen.study.folder import StudyFolder, read_json

@@ -20,10 +20,10 @@ from torch import nn
 from lessen import artifact, errors, files
 from lessen.environment import environment
 from lessen.errors import EnvironmentFault, LessenError, MissingExtraError
-from lessen.latency import Latency
 from lessen.log import SILENT, Log
-from lessen.measure import Measurement, measure_latency, with_latency
-from lessen.memory import Peak, PeakMeter
+from lessen.measure.latency import Latency
+from lessen.measure.memory import Peak, PeakMeter
+from lessen.measure.record import Measurement, measure_latency, with_latency
 from lessen.recipe import Recipe
 from lessen.study.engine import Engine, InlineEngine, Outcome
 from lessen.study.folder import StudyFolder

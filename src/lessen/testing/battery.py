@@ -15,7 +15,7 @@ from torch import nn
 
 from lessen import artifact
 from lessen.errors import LessenError, NonFiniteError, NothingMatchedError, TaskError
-from lessen.measure import count_macs
+from lessen.measure.record import count_macs
 from lessen.recipe import state_bytes
 from lessen.stored.base import StoredModule
 from lessen.testing.case import Case, NotApplicable, Recorded, expect, same_state, snapshot

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lessen.errors import BudgetError, InputError, NothingMatchedError
-from lessen.measure import count_macs
+from lessen.measure.record import count_macs
 from lessen.method import Context
 from lessen.methods.tokens.tome import RandomMerge, ToMe
 from lessen.recipe import Recipe

@@ -11,7 +11,7 @@ import torch
 from lessen.data.encode import SplitRule, encode_logs
 from lessen.data.schema import FieldSchema, Schema
 from lessen.errors import ConfigError, DataError
-from lessen.measure import measure_quality
+from lessen.measure.record import measure_quality
 from lessen.metrics import AUC, StreamedClicks
 from lessen.tasks import get_task
 from lessen.tasks.ctr.synthetic import SyntheticClicks, SyntheticOptions

@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lessen.environment import environment
 from lessen.errors import TaskError
-from lessen.latency import Latency, compare_latency, eager
-from lessen.memory import Peak, resident_bytes
+from lessen.measure.latency import Latency, compare_latency, eager
+from lessen.measure.memory import Peak, resident_bytes
 from lessen.metrics import Floats, bootstrap_weights
 from lessen.recipe import StepRecord
 from lessen.stored.base import StoredModule

@@ -49,7 +49,7 @@ class PeakMeter:
     def __init__(self, task: Mapping[str, Any]) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "lessen.memory", json.dumps(dict(task))],
+            [sys.executable, "-m", "lessen.measure.memory", json.dumps(dict(task))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
         )  # fmt: skip
 

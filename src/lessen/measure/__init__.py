@@ -1,0 +1,1 @@
+"""Everything measured of a model: quality, bytes, memory, multiply-adds, time."""

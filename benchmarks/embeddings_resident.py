@@ -24,7 +24,7 @@ from embeddings_forms import FORMS, REFERENCE
 from embeddings_lookup import RESULTS, held_bytes, write, zipf_ids
 from torch import nn
 
-from lessen import artifact
+from lessen.artifact import folder as artifact
 from lessen.stored import rowwise
 from lessen.stored.embedding import TableShape
 from lessen.stored.mapped import open_quantized, write_quantized

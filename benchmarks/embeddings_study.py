@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from matplotlib import pyplot
 
-from lessen import artifact
+from lessen.artifact import folder as artifact
 from lessen.environment import environment
 from lessen.errors import BudgetError, NothingMatchedError
 from lessen.measure.latency import compare_latency

@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lessen import artifact, files
+from lessen import files
+from lessen.artifact import folder as artifact
+from lessen.artifact.structure import PLAIN, describe
 from lessen.errors import ArtifactError, OutputError
 from lessen.stored.quantized_embedding import QuantizedEmbedding
-from lessen.structure import PLAIN, describe
 from toy import ToyNet
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lessen.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from lessen.artifact import load, save, verify
+    from lessen.artifact.folder import load, save, verify
     from lessen.errors import LessenError
     from lessen.measure.profile import profile
     from lessen.method import Card, Context, Method
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lessen.train.settings import FitSettings
 
 _HOMES = {
-    "lessen.artifact": ("load", "save", "verify"),
+    "lessen.artifact.folder": ("load", "save", "verify"),
     "lessen.trade": ("Trade", "compare", "compress"),
     "lessen.measure.profile": ("profile",),
     "lessen.errors": ("LessenError",),

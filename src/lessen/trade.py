@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from lessen import artifact, files
+from lessen import files
+from lessen.artifact import folder as artifact
 from lessen.errors import ConfigError
 from lessen.frontier.verdict import Difference, Judgement, PairedBootstrap, judge, no_better_than_chance, resolution
 from lessen.log import SILENT, Log

@@ -223,7 +223,7 @@ def test_the_machine_at_fault_is_status_3(capsys, monkeypatch):
     def broken(*_):
         raise EnvironmentFault("no memory left; use a larger machine")
 
-    monkeypatch.setattr("lessen.artifact.verify", broken)
+    monkeypatch.setattr("lessen.artifact.folder.verify", broken)
     assert execute(capsys, "verify", "x")[::2] == (3, "lessen: no memory left; use a larger machine\n")
 
 
@@ -231,7 +231,7 @@ def test_a_fault_of_ours_is_one_line_with_the_trace_in_a_file(capsys, monkeypatc
     def broken(*_):
         raise KeyError("lost")
 
-    monkeypatch.setattr("lessen.artifact.verify", broken)
+    monkeypatch.setattr("lessen.artifact.folder.verify", broken)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     status, _, talk = execute(capsys, "verify", "x")
     assert status == 3

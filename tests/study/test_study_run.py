@@ -10,7 +10,8 @@ import torch
 from safetensors.numpy import load_file
 
 from breaking_files import Unsynced
-from lessen import artifact, files
+from lessen import files
+from lessen.artifact import folder as artifact
 from lessen.errors import OutputError, TaskError
 from lessen.frontier import Frontier
 from lessen.measure.record import measure_quality

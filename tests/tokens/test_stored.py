@@ -4,7 +4,7 @@ import pytest
 import torch
 from towers import IMAGES, build, output
 
-from lessen import artifact
+from lessen.artifact import folder as artifact
 from lessen.errors import InputError
 from lessen.tokens import Keep, Merge, RankMerge
 from lessen.tokens.reducers import Pool, reducer_from

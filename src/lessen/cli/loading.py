@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lessen import artifact, files
+from lessen import files
+from lessen.artifact import folder as artifact
 from lessen.cli.words import task_of
 from lessen.errors import ArtifactError, ConfigError
 from lessen.log import SILENT, Log

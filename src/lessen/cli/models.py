@@ -114,7 +114,7 @@ def verify(
 
     Example: lessen verify out/demo/artifacts/int8-0
     """
-    from lessen.artifact import verify as verify_artifact
+    from lessen.artifact.folder import verify as verify_artifact
 
     found = verify_artifact(artifact)
     if as_json:

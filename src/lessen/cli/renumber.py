@@ -32,7 +32,7 @@ def renumber(
 
     Example: lessen renumber out/pruned --data encoded-small --out out/served
     """
-    from lessen import artifact
+    from lessen.artifact import folder as artifact
     from lessen.cli.loading import open_model
     from lessen.errors import ConfigError
     from lessen.recipe import state_bytes

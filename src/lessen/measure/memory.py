@@ -95,7 +95,7 @@ def _resident_now() -> int:
 
 
 def _measure_here(artifact: Path) -> dict[str, int] | None:
-    from lessen.artifact import verify
+    from lessen.artifact.folder import verify
 
     before = _resident_now()
     try:

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lessen import artifact, files
+from lessen import files
+from lessen.artifact import folder as artifact
 from lessen.errors import ArtifactError, EnvironmentFault, LessenError, OutputError
 from lessen.frontier.records import REFERENCE
 from lessen.log import SILENT, Log

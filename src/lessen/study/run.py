@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lessen import artifact, errors, files
+from lessen import errors, files
+from lessen.artifact import folder as artifact
 from lessen.environment import environment
 from lessen.errors import EnvironmentFault, LessenError, MissingExtraError
 from lessen.log import SILENT, Log

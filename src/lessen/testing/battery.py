@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lessen import artifact
+from lessen.artifact import folder as artifact
 from lessen.errors import LessenError, NonFiniteError, NothingMatchedError, TaskError
 from lessen.measure.record import count_macs
 from lessen.recipe import state_bytes

@@ -146,7 +146,7 @@ def test_noise_fields_go_and_quality_rises(task, reference):
 
 
 def test_selected_fields_save_and_load(task, reference, tmp_path):
-    from lessen.structure import describe, rebuild, state_shapes
+    from lessen.artifact.structure import describe, rebuild, state_shapes
 
     model, _ = Recipe([ColumnSelection(keep=2)]).apply(reference, task)
     records = describe(model, task.build())

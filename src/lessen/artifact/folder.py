@@ -23,8 +23,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from lessen import files
+from lessen.artifact.structure import ModuleRecord, describe, rebuild, state_shapes
 from lessen.errors import ArtifactError
-from lessen.structure import ModuleRecord, describe, rebuild, state_shapes
 from lessen.task import call_model
 from lessen.tasks import get_task
 from lessen.version import __version__

@@ -1,0 +1,1 @@
+"""A compact model as one verified directory."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lessen import cli
-from lessen.tasks.ctr.onnx import export_onnx, serve
+from lessen.export.onnx import export_onnx, serve
 from lessen.tasks.vision.vit import PlainViT, ViTOptions
 from lessen.tokens.reducers import Merge
 from lessen.tokens.stored import TokenReduction

@@ -11,8 +11,8 @@ from safetensors import safe_open
 from torch import nn
 
 from lessen import cli
-from lessen.cli.fbgemm import export_fbgemm
 from lessen.errors import ConfigError
+from lessen.export.fbgemm import export_fbgemm
 from lessen.stored.embedding import TableShape
 from lessen.stored.pruned_embedding import PrunedEmbedding
 from lessen.stored.quantized_embedding import QuantizedEmbedding

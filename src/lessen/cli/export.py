@@ -55,9 +55,9 @@ def export(
     from lessen.cli.loading import open_model
     from lessen.environment import environment, package_version
     from lessen.errors import ConfigError
+    from lessen.export.onnx import export_onnx
     from lessen.files import atomic_write, dump_json
     from lessen.measure.record import examples_in
-    from lessen.tasks.ctr.onnx import export_onnx
 
     if to not in TARGETS:
         raise ConfigError(f"--to {to!r} is not a format lessen writes; the formats are {', '.join(TARGETS)}")
@@ -88,7 +88,7 @@ def export(
 
 
 def _write_fbgemm(model: nn.Module, out: Path, as_json: bool) -> None:
-    from lessen.cli.fbgemm import export_fbgemm
+    from lessen.export.fbgemm import export_fbgemm
 
     difference = export_fbgemm(model, out)
     if as_json:
@@ -99,10 +99,10 @@ def _write_fbgemm(model: nn.Module, out: Path, as_json: bool) -> None:
 
 def time_both(model: nn.Module, task: Task, path: Path, rows: int, threads: int) -> Latency:
     """Time batches of `rows` examples under torch and under onnxruntime in alternation; torch is the reference."""
+    from lessen.export.onnx import first_rows, serve
     from lessen.measure.latency import compare_latency
     from lessen.measure.record import timing_batches
     from lessen.task import call_model
-    from lessen.tasks.ctr.onnx import first_rows, serve
 
     inputs = [first_rows(task.inputs(batch), rows) for batch in timing_batches(task, 4)]
     return compare_latency(

@@ -35,9 +35,9 @@ def renumber(
     from lessen.artifact import folder as artifact
     from lessen.cli.loading import open_model
     from lessen.errors import ConfigError
+    from lessen.export.renumber import renumber as renumber_model
     from lessen.recipe import state_bytes
     from lessen.tasks.ctr.logs import LogClicks
-    from lessen.tasks.ctr.renumber import renumber as renumber_model
 
     for folder in (data, out):
         new_folder(folder)

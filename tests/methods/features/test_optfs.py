@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from lessen.errors import NothingMatchedError
+from lessen.export.vocabulary import RewrittenTask, rewrite
 from lessen.method import Context
 from lessen.methods.features.gates import GatedTable, GateOptimizer
 from lessen.methods.features.optfs import OptFS, _Search, stored_rows
-from lessen.methods.features.vocabulary import RewrittenTask, rewrite
 from lessen.recipe import Recipe, state_bytes
 from lessen.stored.fields import FieldEmbedding
 from lessen.stored.pruned_embedding import PrunedEmbedding

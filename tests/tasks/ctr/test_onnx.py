@@ -11,6 +11,9 @@ from torch import nn
 
 from lessen.data.columns import IdField, Layout
 from lessen.errors import ConfigError, EnvironmentFault, GateFailed
+from lessen.export import onnx as exporter
+from lessen.export.onnx import export_onnx, serve
+from lessen.export.onnx_forms import PackedRows
 from lessen.stored.bitmap_embedding import BitmapEmbedding
 from lessen.stored.block_hashed import BlockHashedEmbedding
 from lessen.stored.clustered_embedding import ClusteredEmbedding
@@ -32,10 +35,7 @@ from lessen.stored.step_quantized import StepQuantizedEmbedding
 from lessen.stored.tensor_train import TensorTrainEmbedding
 from lessen.stored.tiered_embedding import TieredEmbedding
 from lessen.stored.unified_embedding import UnifiedEmbedding
-from lessen.tasks.ctr import onnx as exporter
 from lessen.tasks.ctr.models import MODELS
-from lessen.tasks.ctr.onnx import export_onnx, serve
-from lessen.tasks.ctr.onnx_forms import PackedRows
 
 pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
 pytest.importorskip("onnxscript", reason="the extra 'onnx' is not installed")

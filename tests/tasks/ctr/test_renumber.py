@@ -15,12 +15,12 @@ from lessen.data.encode import SplitRule, encode_logs
 from lessen.data.folder import Dataset
 from lessen.data.schema import FieldSchema, Schema
 from lessen.errors import ConfigError
+from lessen.export.renumber import renumber
 from lessen.recipe import Recipe, parse_step
 from lessen.stored.fields import FieldEmbedding
 from lessen.stored.quantized_embedding import QuantizedEmbedding
 from lessen.task import call_model
 from lessen.tasks import get_task
-from lessen.tasks.ctr.renumber import renumber
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from lessen.errors import EnvironmentFault, GateFailed, MissingExtraError, TaskError
+from lessen.export.onnx_forms import exportable, translations
 from lessen.files import atomic_write
 from lessen.task import call_model
-from lessen.tasks.ctr.onnx_forms import exportable, translations
 
 TOLERANCE = 1e-5
 OPSET = 20

@@ -1,0 +1,1 @@
+"""Compact models in the formats that others run."""

@@ -17,8 +17,8 @@ import torch
 
 from lessen.environment import environment
 from lessen.files import atomic_write, dump_json
-from lessen.tasks.ctr.fuxictr import import_fuxictr
-from lessen.tasks.ctr.fuxictr_weights import WITH_FIRST_ORDER
+from lessen.importers.fuxictr import import_fuxictr
+from lessen.importers.fuxictr_weights import WITH_FIRST_ORDER
 
 ZOO = {
     "lr": ("LR/src", "LR"), "fm": ("FM/src", "FM"), "dnn": ("DNN/DNN_torch/src", "DNN"), "ipnn": ("PNN/src", "PNN"),

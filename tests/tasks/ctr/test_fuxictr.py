@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lessen.errors import ConfigError, DataError
-from lessen.tasks.ctr.fuxictr import TABLES, import_fuxictr
-from lessen.tasks.ctr.fuxictr_weights import first_order_tables
+from lessen.importers.fuxictr import TABLES, import_fuxictr
+from lessen.importers.fuxictr_weights import first_order_tables
 
 SIZES = {"user": 7, "item": 9, "hour": 5}
 DIM = 4

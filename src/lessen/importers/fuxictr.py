@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from lessen.data.columns import IdField, Layout
 from lessen.errors import ArtifactError, ConfigError, DataError, nearest
 from lessen.files import parse_json, read_checked
+from lessen.importers.fuxictr_weights import TABLES, WITH_FIRST_ORDER, Names, build
 from lessen.stored.fields import Segment
-from lessen.tasks.ctr.fuxictr_weights import TABLES, WITH_FIRST_ORDER, Names, build
 
 POOLING = "layers.MaskedAveragePooling()"
 

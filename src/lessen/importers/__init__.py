@@ -1,0 +1,1 @@
+"""Models trained with other libraries, read into ours."""

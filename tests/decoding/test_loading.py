@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny_models import llama
 
+from lessen.architectures.loading import SMOLLM2, convert_gguf
 from lessen.data.cache import cache_folder
 from lessen.decoding import load_model
-from lessen.decoding.loading import SMOLLM2, convert_gguf
 from lessen.errors import ConfigError
 
 
@@ -56,7 +56,7 @@ def test_a_gguf_file_is_dequantised_once_and_reused(tmp_path, monkeypatch):
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.inference_mode():
         assert (loaded(ids).logits - model(ids).logits).abs().max() < 1e-4
-    monkeypatch.setattr("lessen.decoding.loading.convert_gguf", lambda *_: pytest.fail("converted a second time"))
+    monkeypatch.setattr("lessen.architectures.loading.convert_gguf", lambda *_: pytest.fail("converted a second time"))
     load_model(str(path))
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from lessen.architectures.flops import CPU_ATTENTION_FLOPS
 from lessen.tasks.vision.vit import PlainViT
 from lessen.tokens import Keep, Merge, RankMerge, reduce_tokens
-from lessen.tokens.macs import CPU_ATTENTION_FLOPS, TowerShape, full_macs, tower_macs
+from lessen.tokens.macs import TowerShape, full_macs, tower_macs
 
 SMALL, BASE = TowerShape.vit(384, 12, 196), TowerShape.vit(768, 12, 196)
 LARGE, HUGE = TowerShape.vit(1024, 24, 196), TowerShape.vit(1280, 32, 256, patch=14)

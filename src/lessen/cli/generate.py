@@ -174,7 +174,7 @@ class _Stream:
     """Prints tokens of one sequence as soon as they make whole words."""
 
     def __init__(self, tokenizer: Any) -> None:
-        from lessen.decoding.loading import hugging_face
+        from lessen.architectures.loading import hugging_face
 
         self._printer = hugging_face().TextStreamer(tokenizer, skip_special_tokens=True)
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lessen.decoding.loading import hugging_face
+from lessen.architectures.loading import hugging_face
 from lessen.decoding.ragged import RaggedEngine
 from lessen.errors import InputError, NonFiniteError
 

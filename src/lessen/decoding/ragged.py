@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from lessen.decoding.loading import hugging_face
+from lessen.architectures.loading import hugging_face
 from lessen.errors import InputError
 
 _NAME = "lessen_ragged"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lessen.decoding.loading import hugging_face
+from lessen.architectures.loading import hugging_face
 from lessen.decoding.request import Rules
 from lessen.errors import ConfigError, InputError
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lessen.architectures.flops import CPU_ATTENTION_FLOPS
 from lessen.environment import environment
 from lessen.errors import TaskError
 from lessen.measure.latency import Latency, compare_latency, eager
@@ -20,7 +21,6 @@ from lessen.metrics import Floats, bootstrap_weights
 from lessen.recipe import StepRecord
 from lessen.stored.base import StoredModule
 from lessen.task import Batch, Task
-from lessen.tokens.macs import CPU_ATTENTION_FLOPS
 
 RESAMPLES = 1000
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lessen.architectures.vit import Parts, find_tower
 from lessen.errors import InputError
-from lessen.tokens.families import Parts, find_tower
 from lessen.tokens.plans import keep_best
 from lessen.tokens.rows import Plan
 from lessen.tokens.scores import class_attention

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lessen.architectures.vit import find_tower
 from lessen.errors import InputError
-from lessen.tokens.families import find_tower
 
 
 class Branch(nn.Module):

@@ -5,12 +5,8 @@ Norms, softmax, activations and the matching itself (under 0.1 % of a block) are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch.utils.flop_counter import sdpa_flop_count
 
 
 @dataclass(frozen=True)
@@ -52,13 +48,3 @@ def tower_macs(shape: TowerShape, counts: Sequence[int]) -> int:
 def full_macs(shape: TowerShape) -> int:
     """Return multiply-adds of one image without any reduction."""
     return tower_macs(shape, [shape.tokens] * shape.depth)
-
-
-def _cpu_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
-
-
-CPU_ATTENTION_FLOPS: dict[Any, Callable[..., int]] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention
-}
-"""For `FlopCounterMode(custom_mapping=...)`: torch does not count its own fused CPU attention."""

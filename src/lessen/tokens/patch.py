@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lessen.architectures.vit import Parts, Tower, find_tower
 from lessen.errors import InputError
-from lessen.tokens.families import Parts, Tower, find_tower
 from lessen.tokens.reducers import Nothing, Reducer, Signals, check_fits, sizes_matter
 from lessen.tokens.state import TokenState, require_nothing_dropped
 

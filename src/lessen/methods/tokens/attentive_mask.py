@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lessen.architectures.vit import find_tower
 from lessen.errors import InputError
 from lessen.tokens.attentive import AttentionMap, MovingAverage, attentive_plan
-from lessen.tokens.families import find_tower
 from lessen.tokens.stored import detach
 from lessen.train.hooks import Hook
 

@@ -12,13 +12,14 @@ from pydantic import Field
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lessen.architectures.flops import CPU_ATTENTION_FLOPS
+from lessen.architectures.vit import Tower, find_tower
 from lessen.errors import BudgetError, NothingMatchedError
 from lessen.method import Context, Method
 from lessen.methods import retrain
 from lessen.methods.tokens.attentive_mask import AttentiveMasking
 from lessen.task import Task
-from lessen.tokens.families import Tower, find_tower
-from lessen.tokens.macs import CPU_ATTENTION_FLOPS, TowerShape, full_macs, tower_macs
+from lessen.tokens.macs import TowerShape, full_macs, tower_macs
 from lessen.tokens.reducers import Reducer
 from lessen.tokens.stored import TokenReduction, patch_of
 

@@ -3,7 +3,7 @@
     block(x) = let y = x + scale1(attention(norm1(x))) in y + scale2(mlp(norm2(y)))
 
 The reduction happens between the two residuals, where no forward hook reaches; so a block is described here and run
-by `block.py`. Families are known by class name; a block that has timm's names is taken by its shape.
+by `tokens/patch.py`. Families are known by class name; a block that has timm's names is taken by its shape.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ CARDINALITIES = (2, 10, 100, 1_000, 50_000, 2_000_000)
 RANK = """
 import json, resource, sys, time
 from pathlib import Path
-from lessen.ranking import rank
+from lessen.selection.ranking import rank
 start = time.perf_counter()
 ranking = rank([Path(sys.argv[1])])
 own = resource.getrusage(resource.RUSAGE_SELF)

@@ -28,8 +28,8 @@ CARDINALITIES = (2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 LESSEN = """
 import resource, sys, time
-from lessen.ranking import RankSettings, rank
-from lessen.ranking.buffered import buffered_scores
+from lessen.selection.ranking import RankSettings, rank
+from lessen.selection.ranking.buffered import buffered_scores
 mode, path = sys.argv[1:3]
 start = time.perf_counter()
 if mode == "buffered":

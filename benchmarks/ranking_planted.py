@@ -32,8 +32,8 @@ from lessen.methods.features.fields import retrained
 from lessen.methods.features.optfs import OptFS
 from lessen.methods.features.ranked_selection import RankedSelection
 from lessen.metrics import AUC, bootstrap_weights
-from lessen.ranking import RankSettings, rank_frame
 from lessen.recipe import Recipe, state_bytes
+from lessen.selection.ranking import RankSettings, rank_frame
 from lessen.tasks.ctr.base import ClickTask
 from lessen.tasks.ctr.movielens import PARTS
 from lessen.train.settings import FitSettings

@@ -36,7 +36,7 @@ def outrank() -> str:
         f"| outrank 0.97.5, its default task ({how}) | {peer:.0f} | 1 |",
     ]  # fmt: skip
     labels = {
-        "buffered": "the peer's own protocol (`lessen.ranking.buffered`)",
+        "buffered": "the peer's own protocol (`lessen.selection.ranking.buffered`)",
         "columns": "`lessen rank`, columns as the peer's task does",
         "full": "`lessen rank` with crosses, redundancy, selection, transformations",
     }

@@ -26,6 +26,7 @@ from tokens_cifar10 import Kept, interval, recovered
 from tokens_speed import packed
 
 from lessen.data.catalogue import get
+from lessen.data.cifar10 import Cifar10, load_cifar10
 from lessen.environment import environment
 from lessen.files import atomic_write, dump_json, sha256
 from lessen.method import Context
@@ -33,7 +34,6 @@ from lessen.methods.tokens.common import look
 from lessen.methods.tokens.tocom import ToCom
 from lessen.task import Split
 from lessen.tasks.vision.cifar10 import WEIGHTS, Cifar10Options, Cifar10Task
-from lessen.tasks.vision.images import Cifar10, load_cifar10
 from lessen.tasks.vision.train_cifar10 import Settings, Training
 from lessen.tasks.vision.vit import PlainViT, ViTOptions
 from lessen.tokens import Merge

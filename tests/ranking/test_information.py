@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lessen.ranking.information import Chance, adjacent_counts, entropy, shifted_information, xlogx
-from lessen.ranking.tally import Tally
+from lessen.selection.ranking.information import Chance, adjacent_counts, entropy, shifted_information, xlogx
+from lessen.selection.ranking.tally import Tally
 
 sklearn_metrics = pytest.importorskip("sklearn.metrics")
 

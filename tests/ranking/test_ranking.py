@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from lessen.cli import rank as command
 from lessen.errors import ConfigError, DataError, OutputError
-from lessen.ranking import RankSettings, rank
-from lessen.ranking.buffered import buffered_scores
-from lessen.ranking.report import save
-from lessen.ranking.scan import ScanSettings
+from lessen.selection.ranking import RankSettings, rank
+from lessen.selection.ranking.buffered import buffered_scores
+from lessen.selection.ranking.report import save
+from lessen.selection.ranking.scan import ScanSettings
 
 FAST = RankSettings(crosses=0, redundancy=0, select=0, transforms="none")
 
@@ -225,14 +225,14 @@ def test_the_report_and_the_rewritten_data(ranked, planted, tmp_path):
 
 def test_names_are_escaped_in_the_page(table):
     ranking = rank([table({"label": [0, 1] * 9, "<script>alert(1)</script>": [1, 2, 3] * 6})])
-    from lessen.ranking.report import page
+    from lessen.selection.ranking.report import page
 
     assert "<script>" not in page(ranking)
 
 
 def test_crosses_keep_values_apart():
-    from lessen.ranking.pairs import cross_hashes
-    from lessen.ranking.rewrite import cross_column
+    from lessen.selection.ranking.pairs import cross_hashes
+    from lessen.selection.ranking.rewrite import cross_column
 
     frame = pl.DataFrame({"x": ["a", "ab", "a", None, ""], "y": ["bc", "c", "b\x1fc", "c", "c"]})
     assert frame.select(cross_column("x", "y")).to_series().n_unique() == 5

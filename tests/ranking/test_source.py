@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 
 from lessen.errors import DataError
-from lessen.ranking import text
-from lessen.ranking.source import ReadSettings, chunks, find_files
+from lessen.selection.ranking import text
+from lessen.selection.ranking.source import ReadSettings, chunks, find_files
 
 
 def read(path, **options):

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lessen.ranking.information import Chance
-from lessen.ranking.rows import mix
-from lessen.ranking.tally import NO_CLASS, Tally
+from lessen.selection.ranking.information import Chance
+from lessen.selection.ranking.rows import mix
+from lessen.selection.ranking.tally import NO_CLASS, Tally
 
 
 def tally_of(values, classes, limit, cuts=()):

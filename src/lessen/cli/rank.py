@@ -11,7 +11,7 @@ from lessen.cli.talk import AsJson, emit, line, say, table
 from lessen.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lessen.ranking import Ranking, RankSettings
+    from lessen.selection.ranking import Ranking, RankSettings
 
 READING, OUTPUT = "Reading", "Output"
 
@@ -59,10 +59,10 @@ def rank(
 
     Example: lessen rank clicks.csv --label click --out ranking --write parquet --top-crosses 5
     """
-    from lessen.ranking.ranking import rank as compute
-    from lessen.ranking.report import save
-    from lessen.ranking.scan import ScanSettings
-    from lessen.ranking.source import ReadSettings
+    from lessen.selection.ranking.ranking import rank as compute
+    from lessen.selection.ranking.report import save
+    from lessen.selection.ranking.scan import ScanSettings
+    from lessen.selection.ranking.source import ReadSettings
 
     read = ReadSettings(
         format=_one_of("--format", format, ("auto", "csv", "parquet", "libsvm", "vw")),  # type: ignore[arg-type]
@@ -83,7 +83,7 @@ def rank(
         save(result, out, data, crosses=top_crosses, drop=dropped, to=target)  # type: ignore[arg-type]
         say(f"the report is in {out}: open {out / 'ranking.html'}")
     if as_json:
-        from lessen.ranking.ranking import as_dict
+        from lessen.selection.ranking.ranking import as_dict
 
         emit(as_dict(result))
     else:
@@ -94,7 +94,7 @@ def _settings(
     scan: object, label_bins: int, crosses: int, redundancy: int, select: int, known: list[str] | None,
     transforms: str, profile: bool, engine: str,
 ) -> RankSettings:  # fmt: skip
-    from lessen.ranking import RankSettings
+    from lessen.selection.ranking import RankSettings
 
     return RankSettings(
         scan=scan, label_bins=label_bins, crosses=crosses, redundancy=redundancy, select=select,  # type: ignore[arg-type]

@@ -72,10 +72,10 @@ def _reduced(step: str, pixels: Tensor) -> tuple[Any, dict[str, Any]]:
     """Apply the step to the reference and return its patch with the classes it gives before and after."""
     import torch
 
+    from lessen.data.cifar10 import CLASSES, normalise
     from lessen.errors import ConfigError
     from lessen.recipe import Recipe, parse_step
     from lessen.tasks.vision.cifar10 import Cifar10Task
-    from lessen.tasks.vision.images import CLASSES, normalise
     from lessen.tokens.stored import patch_of
 
     name, knobs = parse_call(step, "--step")

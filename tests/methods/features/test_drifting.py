@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lessen.errors import ConfigError, DataError
-from lessen.methods.features.drifting import DecayedMoments, DriftingSelector, DriftSettings
+from lessen.selection.drifting import DecayedMoments, DriftingSelector, DriftSettings
 
 
 def stream(rows, features, relevant, rng):

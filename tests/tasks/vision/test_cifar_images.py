@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from lessen.data import cifar10 as images
 from lessen.errors import DataError
-from lessen.tasks.vision import images
 
 
 def package(path, sheets=6, rows=20):

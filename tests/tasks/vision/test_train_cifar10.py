@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
+from lessen.data.cifar10 import Cifar10, Images
 from lessen.errors import InputError
 from lessen.tasks.vision import train_cifar10
-from lessen.tasks.vision.images import Cifar10, Images
 from lessen.tasks.vision.train_cifar10 import Settings, Training, drop_patches, train
 from lessen.tasks.vision.vit import ViTOptions
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from lessen.data.columns import Layout
 from lessen.metrics import LOGLOSS
-from lessen.ranking.pairs import Pairs
-from lessen.ranking.tally import NO_CLASS
+from lessen.selection.ranking.pairs import Pairs
+from lessen.selection.ranking.tally import NO_CLASS
 from lessen.tasks.ctr.base import ClickTask
 
 _ROWS = 16_384

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lessen.method import Card, Context, Method
 from lessen.methods.features.fields import click_task, names_of, retrained
-from lessen.ranking.ranking import Ranking, RankSettings, rank_frame
-from lessen.ranking.scan import ScanSettings
+from lessen.selection.ranking.ranking import Ranking, RankSettings, rank_frame
+from lessen.selection.ranking.scan import ScanSettings
 from lessen.task import Task
 from lessen.tasks.ctr.base import ClickTask
 from lessen.tasks.ctr.layers import FieldVectors

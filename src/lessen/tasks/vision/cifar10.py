@@ -14,12 +14,12 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from lessen.data.catalogue import get
+from lessen.data.cifar10 import Cifar10, Images, augment, load_cifar10, normalise
 from lessen.errors import TaskError
 from lessen.files import read_checked
 from lessen.log import SILENT, Log
 from lessen.metrics import ACCURACY
 from lessen.task import Split, Task, TaskOptions
-from lessen.tasks.vision.images import Cifar10, Images, augment, load_cifar10, normalise
 from lessen.tasks.vision.vit import PlainViT, ViTOptions
 from lessen.train.settings import FitSettings
 

@@ -22,9 +22,9 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lessen.data.cifar10 import Images, augment, load_cifar10, normalise
 from lessen.errors import InputError
 from lessen.files import atomic_write, dump_json, sha256
-from lessen.tasks.vision.images import Images, augment, load_cifar10, normalise
 from lessen.tasks.vision.vit import PlainViT, ViTOptions
 
 

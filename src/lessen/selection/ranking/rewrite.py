@@ -9,7 +9,7 @@ from typing import Literal
 import polars as pl
 
 from lessen.errors import DataError
-from lessen.ranking.source import ReadSettings, chunks
+from lessen.selection.ranking.source import ReadSettings, chunks
 
 SEPARATOR = "\x1f"
 _ESCAPE = "\x1e"

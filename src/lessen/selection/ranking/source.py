@@ -11,7 +11,7 @@ from typing import Literal
 import polars as pl
 
 from lessen.errors import ConfigError, DataError
-from lessen.ranking.text import open_text, records
+from lessen.selection.ranking.text import open_text, records
 
 Format = Literal["auto", "csv", "parquet", "libsvm", "vw"]
 CHUNK_ROWS = 131_072

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from lessen.ranking.tally import NO_CLASS
+from lessen.selection.ranking.tally import NO_CLASS
 
 LENGTHS = (30, 60, 100, 200, 300)
 _ROWS = 10_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from lessen.ranking.rows import mix
+from lessen.selection.ranking.rows import mix
 
 Keys = NDArray[np.uint64]
 CEILING = "control: copy of the label"

@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from lessen.errors import DataError, nearest
-from lessen.ranking.tally import MAX_CLASSES, NO_CLASS
+from lessen.selection.ranking.tally import MAX_CLASSES, NO_CLASS
 
 
 @dataclass

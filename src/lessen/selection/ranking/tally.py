@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from lessen.ranking.information import Contingency, adjacent_counts
+from lessen.selection.ranking.information import Contingency, adjacent_counts
 
 Keys = NDArray[np.uint64]
 NO_CLASS = 255

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from lessen.errors import DataError, MissingExtraError
 from lessen.log import SILENT, Log
-from lessen.ranking.label import Label
-from lessen.ranking.noise import controls
-from lessen.ranking.rows import Keys, RowSample, mix, row_keys
-from lessen.ranking.source import ReadSettings, chunks
-from lessen.ranking.tally import NO_CLASS, Tally
+from lessen.selection.ranking.label import Label
+from lessen.selection.ranking.noise import controls
+from lessen.selection.ranking.rows import Keys, RowSample, mix, row_keys
+from lessen.selection.ranking.source import ReadSettings, chunks
+from lessen.selection.ranking.tally import NO_CLASS, Tally
 
 _PROBE = 256
 _NO_VALUE = pl.Series("absent", [None], dtype=pl.String)

@@ -6,10 +6,10 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from lessen.ranking.information import Chance, Scores
-from lessen.ranking.noise import CEILING
-from lessen.ranking.scan import ColumnState, ScanState
-from lessen.ranking.tally import MAX_CLASSES
+from lessen.selection.ranking.information import Chance, Scores
+from lessen.selection.ranking.noise import CEILING
+from lessen.selection.ranking.scan import ColumnState, ScanState
+from lessen.selection.ranking.tally import MAX_CLASSES
 
 Verdict = Literal["label", "missing", "constant", "duplicate", "leak", "key", "noise", "useful", "unscored"]
 LEAK = 0.95

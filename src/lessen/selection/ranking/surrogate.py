@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lessen.log import SILENT, Log
-from lessen.ranking.rows import Keys
+from lessen.selection.ranking.rows import Keys
 
 Floats = NDArray[np.float64]
 _DAMPING = 4.0

@@ -5,6 +5,6 @@ files -> chunks -> one pass: tallies (every row), row sample -> scores -> report
 
 from __future__ import annotations
 
-from lessen.ranking.ranking import Ranking, RankSettings, rank, rank_frame
+from lessen.selection.ranking.ranking import Ranking, RankSettings, rank, rank_frame
 
 __all__ = ["RankSettings", "Ranking", "rank", "rank_frame"]

@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from lessen.ranking.pairs import Pairs
-from lessen.ranking.rows import mix
+from lessen.selection.ranking.pairs import Pairs
+from lessen.selection.ranking.rows import mix
 
 Preset = Literal["none", "minimal", "default", "wide"]
 Floats = NDArray[np.float64]

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import polars as pl
 
 from lessen.files import atomic_folder, atomic_write, dump_json
-from lessen.ranking.columns import ColumnReport
-from lessen.ranking.pairs import Redundancy
-from lessen.ranking.ranking import Ranking, as_dict
-from lessen.ranking.rewrite import rewrite
-from lessen.ranking.source import find_files
+from lessen.selection.ranking.columns import ColumnReport
+from lessen.selection.ranking.pairs import Redundancy
+from lessen.selection.ranking.ranking import Ranking, as_dict
+from lessen.selection.ranking.rewrite import rewrite
+from lessen.selection.ranking.source import find_files
 
 _BAR = 12.0
 _HEAT = 40
@@ -58,7 +58,10 @@ def page(ranking: Ranking) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("lessen.ranking", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("lessen.selection.ranking", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     best = max((row.score for row in ranking.columns if row.verdict not in ("label", "leak")), default=1.0) or 1.0
     useful = ranking.useful_crosses(_HEAT)

@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 
 from lessen.errors import DataError
-from lessen.ranking.information import ShiftedColumn
-from lessen.ranking.source import ReadSettings, chunks, find_files
+from lessen.selection.ranking.information import ShiftedColumn
+from lessen.selection.ranking.source import ReadSettings, chunks, find_files
 
 SMALLEST_LAST = 1024
 """A last, shorter buffer counts only with more rows than this, unless it is the only one."""

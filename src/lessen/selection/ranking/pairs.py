@@ -15,9 +15,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from lessen.log import SILENT, Log
-from lessen.ranking.information import Chance, Contingency, ShiftedColumn
-from lessen.ranking.rows import Keys, mix
-from lessen.ranking.tally import NO_CLASS, Tally
+from lessen.selection.ranking.information import Chance, Contingency, ShiftedColumn
+from lessen.selection.ranking.rows import Keys, mix
+from lessen.selection.ranking.tally import NO_CLASS, Tally
 
 Key = TypeVar("Key")
 

@@ -14,15 +14,15 @@ import torch
 
 from lessen.errors import ConfigError
 from lessen.log import SILENT, Log
-from lessen.ranking.columns import ColumnReport, NoiseFloor, chance_of, noise_floor, report_columns
-from lessen.ranking.pairs import Cross, Pairs, Redundancy, cross_hashes, select_3mr
-from lessen.ranking.profile import profile_rows
-from lessen.ranking.rows import row_keys
-from lessen.ranking.scan import ScanSettings, ScanState, label_edges, scan
-from lessen.ranking.source import CHUNK_ROWS, find_files
-from lessen.ranking.surrogate import Surrogate
-from lessen.ranking.tally import NO_CLASS
-from lessen.ranking.transforms import Preset, Transformed, rank_transforms
+from lessen.selection.ranking.columns import ColumnReport, NoiseFloor, chance_of, noise_floor, report_columns
+from lessen.selection.ranking.pairs import Cross, Pairs, Redundancy, cross_hashes, select_3mr
+from lessen.selection.ranking.profile import profile_rows
+from lessen.selection.ranking.rows import row_keys
+from lessen.selection.ranking.scan import ScanSettings, ScanState, label_edges, scan
+from lessen.selection.ranking.source import CHUNK_ROWS, find_files
+from lessen.selection.ranking.surrogate import Surrogate
+from lessen.selection.ranking.tally import NO_CLASS
+from lessen.selection.ranking.transforms import Preset, Transformed, rank_transforms
 
 _TRIED = 30
 """Crosses whose gain is checked with the surrogate."""

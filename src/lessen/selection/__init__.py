@@ -1,0 +1,1 @@
+"""Which rows and columns are worth keeping."""

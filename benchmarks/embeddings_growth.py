@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from lessen.cli.progress import Reporting
-from lessen.stored.embedding import TableShape
-from lessen.stored.mapped import open_quantized, write_quantized
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.mapped import open_quantized, write_quantized
 
 RESULTS = Path(__file__).parent / "results" / "embeddings_growth.json"
 BLOCK, LOOKUPS = 500_000, 53_248

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from lessen.environment import environment, package_version
 from lessen.measure.latency import compare_latency, pinned_threads
 from lessen.stored import kernels
-from lessen.stored.embedding import StoredEmbedding, TableShape
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape
 
 RESULTS = Path(__file__).parent / "results" / "embeddings_lookup.json"
 SINGLES, BAGS, BAG, BATCHES = 53_248, 4096, 20, 8

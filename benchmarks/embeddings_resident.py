@@ -25,9 +25,9 @@ from embeddings_lookup import RESULTS, held_bytes, write, zipf_ids
 from torch import nn
 
 from lessen.artifact import folder as artifact
-from lessen.stored import rowwise
-from lessen.stored.embedding import TableShape
-from lessen.stored.mapped import open_quantized, write_quantized
+from lessen.stored.tables import rowwise
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.mapped import open_quantized, write_quantized
 
 BAR, SWEEP, TWIN = 0.03, 100_000, 4096
 BITS = {"int8": 8, "int4": 4, "int2": 2}

@@ -12,7 +12,7 @@ from lessen import files
 from lessen.artifact import folder as artifact
 from lessen.artifact.structure import PLAIN, describe
 from lessen.errors import ArtifactError, OutputError
-from lessen.stored.quantized_embedding import QuantizedEmbedding
+from lessen.stored.tables.quantized_embedding import QuantizedEmbedding
 from toy import ToyNet
 
 

@@ -13,9 +13,9 @@ from torch import nn
 from lessen import cli
 from lessen.errors import ConfigError
 from lessen.export.fbgemm import export_fbgemm
-from lessen.stored.embedding import TableShape
-from lessen.stored.pruned_embedding import PrunedEmbedding
-from lessen.stored.quantized_embedding import QuantizedEmbedding
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.pruned_embedding import PrunedEmbedding
+from lessen.stored.tables.quantized_embedding import QuantizedEmbedding
 
 TASK = "ctr-synthetic:rows=600,rows_per_field=40"
 

@@ -5,22 +5,22 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lessen.stored.bitmap_embedding import BitmapEmbedding
-from lessen.stored.block_hashed import BlockHashedEmbedding
-from lessen.stored.embedding import TableShape
-from lessen.stored.group_columns import GroupColumnsEmbedding
-from lessen.stored.half_embedding import HalfEmbedding
-from lessen.stored.hashed_embedding import HashedEmbedding
-from lessen.stored.mixed_bits import MixedBitsEmbedding
-from lessen.stored.narrow_rows import NarrowRowsEmbedding
-from lessen.stored.product_quantized import ProductQuantizedEmbedding
-from lessen.stored.pruned_embedding import PrunedEmbedding
-from lessen.stored.quantized_embedding import QuantizedEmbedding
-from lessen.stored.quotient_remainder import QuotientRemainderEmbedding
-from lessen.stored.step_quantized import StepQuantizedEmbedding
-from lessen.stored.tiered_embedding import TieredEmbedding, bare
-from lessen.stored.unified_embedding import UnifiedEmbedding
-from lessen.stored.weighted_hash import WeightedHashEmbedding
+from lessen.stored.tables.bitmap_embedding import BitmapEmbedding
+from lessen.stored.tables.block_hashed import BlockHashedEmbedding
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.group_columns import GroupColumnsEmbedding
+from lessen.stored.tables.half_embedding import HalfEmbedding
+from lessen.stored.tables.hashed_embedding import HashedEmbedding
+from lessen.stored.tables.mixed_bits import MixedBitsEmbedding
+from lessen.stored.tables.narrow_rows import NarrowRowsEmbedding
+from lessen.stored.tables.product_quantized import ProductQuantizedEmbedding
+from lessen.stored.tables.pruned_embedding import PrunedEmbedding
+from lessen.stored.tables.quantized_embedding import QuantizedEmbedding
+from lessen.stored.tables.quotient_remainder import QuotientRemainderEmbedding
+from lessen.stored.tables.step_quantized import StepQuantizedEmbedding
+from lessen.stored.tables.tiered_embedding import TieredEmbedding, bare
+from lessen.stored.tables.unified_embedding import UnifiedEmbedding
+from lessen.stored.tables.weighted_hash import WeightedHashEmbedding
 
 ROWS = 90
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lessen.stored.bitmap_embedding import BitmapEmbedding
-from lessen.stored.embedding import TableShape
+from lessen.stored.tables.bitmap_embedding import BitmapEmbedding
+from lessen.stored.tables.embedding import TableShape
 
 
 @pytest.mark.parametrize(("rows", "dim", "density"), [(40, 7, 0.3), (5, 100, 0.9), (64, 1, 0.5), (3, 3, 0.0)])

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lessen.stored.cluster_assigned import ClusterAssignedEmbedding
-from lessen.stored.embedding import TableShape
+from lessen.stored.tables.cluster_assigned import ClusterAssignedEmbedding
+from lessen.stored.tables.embedding import TableShape
 
 SEGMENTS = [["a", 1, 5], ["b", 6, 600], ["c", 606, 20]]
 

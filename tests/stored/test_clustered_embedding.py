@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lessen.stored.clustered_embedding import ClusteredEmbedding
-from lessen.stored.embedding import TableShape
+from lessen.stored.tables.clustered_embedding import ClusteredEmbedding
+from lessen.stored.tables.embedding import TableShape
 
 
 def made(rows=60, chunks=2, clusters=5, padding=None):

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lessen.stored.deep_hash import DeepHashEmbedding
-from lessen.stored.embedding import TableShape
 from lessen.stored.fields import Segment
+from lessen.stored.tables.deep_hash import DeepHashEmbedding
+from lessen.stored.tables.embedding import TableShape
 
 FIELDS = (Segment("a", 1, 3000), Segment("b", 3001, 9), Segment("c", 3010, 990))
 

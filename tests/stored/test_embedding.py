@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from lessen.stored.embedding import TableShape
-from lessen.stored.fallback_embedding import FallbackEmbedding
 from lessen.stored.fields import Segment, cover
-from lessen.stored.half_embedding import HalfEmbedding
-from lessen.stored.hashed_embedding import HashedEmbedding
-from lessen.stored.pruned_embedding import PrunedEmbedding
-from lessen.stored.quantized_embedding import QuantizedEmbedding
-from lessen.stored.tiered_embedding import TieredEmbedding, bare
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.fallback_embedding import FallbackEmbedding
+from lessen.stored.tables.half_embedding import HalfEmbedding
+from lessen.stored.tables.hashed_embedding import HashedEmbedding
+from lessen.stored.tables.pruned_embedding import PrunedEmbedding
+from lessen.stored.tables.quantized_embedding import QuantizedEmbedding
+from lessen.stored.tables.tiered_embedding import TieredEmbedding, bare
 
 
 def test_cover_names_every_row_once():

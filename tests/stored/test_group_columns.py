@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lessen.stored.embedding import TableShape
-from lessen.stored.group_columns import GroupColumnsEmbedding
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.group_columns import GroupColumnsEmbedding
 
 
 def test_rows_equal_the_masked_table():

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lessen.stored.embedding import TableShape
 from lessen.stored.fields import Segment
-from lessen.stored.hashed_embedding import HashedEmbedding
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.hashed_embedding import HashedEmbedding
 
 
 def made(rows=1000, buckets=(100,), hashes=1, signed=False, modulo=True, segments=(), padding=None, seed=0):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lessen.stored.int8_linear import Int8Linear
+from lessen.stored.linears.int8_linear import Int8Linear
 
 
 @pytest.mark.parametrize("activations", ["row", "tensor"])

@@ -9,16 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from lessen.stored.embedding import TableShape
-from lessen.stored.half_embedding import HalfEmbedding
 from lessen.stored.kernels import machine
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.half_embedding import HalfEmbedding
 
 needs_kernels = pytest.mark.skipif(not machine.available(), reason="the [kernels] extra is not installed, or not Linux")
 
 LATE = """
 import sys, torch
-from lessen.stored.half_embedding import HalfEmbedding
-from lessen.stored.embedding import TableShape
+from lessen.stored.tables.half_embedding import HalfEmbedding
+from lessen.stored.tables.embedding import TableShape
 table = HalfEmbedding(TableShape(50, 8), "fp16")
 table(torch.zeros(10, dtype=torch.int64))
 before = "llvmlite" in sys.modules
@@ -33,8 +33,8 @@ class Refuse:
         if name.split(".")[0] == "llvmlite":
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Refuse())
-from lessen.stored.half_embedding import HalfEmbedding
-from lessen.stored.embedding import TableShape
+from lessen.stored.tables.half_embedding import HalfEmbedding
+from lessen.stored.tables.embedding import TableShape
 from lessen.stored.kernels import machine
 table = HalfEmbedding(TableShape(50, 8), "fp16")
 table.rows.copy_(torch.arange(400.0).view(50, 8))

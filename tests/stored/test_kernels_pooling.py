@@ -13,10 +13,10 @@ from kernel_forms import FORMS, ROWS, generator
 from torch import nn
 
 from lessen.stored import kernels
-from lessen.stored.embedding import StoredEmbedding, TableShape
 from lessen.stored.kernels import machine
-from lessen.stored.quantized_embedding import QuantizedEmbedding
-from lessen.stored.tiered_embedding import TieredEmbedding
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape
+from lessen.stored.tables.quantized_embedding import QuantizedEmbedding
+from lessen.stored.tables.tiered_embedding import TieredEmbedding
 
 pytestmark = pytest.mark.skipif(not machine.available(), reason="the [kernels] extra is not installed, or not Linux")
 

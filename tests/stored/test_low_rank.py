@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lessen.stored.embedding import TableShape
 from lessen.stored.fields import Segment
-from lessen.stored.low_rank import LowRankEmbedding, LowRankLinear
-from lessen.stored.quantized_embedding import QuantizedEmbedding
+from lessen.stored.linears.low_rank import LowRankLinear
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.low_rank import LowRankEmbedding
+from lessen.stored.tables.quantized_embedding import QuantizedEmbedding
 
 
 def filled(shape, rank):

@@ -8,10 +8,10 @@ from torch import nn
 from lessen import files
 from lessen.errors import ArtifactError, DataError, NonFiniteError, OutputError
 from lessen.log import Log
-from lessen.stored import rowwise
-from lessen.stored.embedding import TableShape
-from lessen.stored.mapped import open_quantized, write_quantized
-from lessen.stored.quantized_embedding import QuantizedEmbedding
+from lessen.stored.tables import rowwise
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.mapped import open_quantized, write_quantized
+from lessen.stored.tables.quantized_embedding import QuantizedEmbedding
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lessen.stored.embedding import TableShape
-from lessen.stored.mixed_bits import MixedBitsEmbedding, _pack, _unpack, lowest, row_bytes
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.mixed_bits import MixedBitsEmbedding, _pack, _unpack, lowest, row_bytes
 
 
 @settings(max_examples=50, deadline=None)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lessen.stored.embedding import TableShape
-from lessen.stored.mixed_width import MixedWidthEmbedding
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.mixed_width import MixedWidthEmbedding
 
 
 def made(widths=(4, 2, 4, 2)):

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lessen.stored.embedding import TableShape
-from lessen.stored.narrow_rows import NarrowRowsEmbedding
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.narrow_rows import NarrowRowsEmbedding
 
 SHAPE = TableShape(90, 4, segments=[("a", 1, 69), ("b", 70, 5), ("c", 75, 15)])
 WIDTHS = [4, 2, 3, 1]

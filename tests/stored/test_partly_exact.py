@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from lessen.stored.block_hashed import BlockHashedEmbedding
-from lessen.stored.embedding import TableShape
 from lessen.stored.fields import Segment
-from lessen.stored.tensor_train import TensorTrainEmbedding, balanced
+from lessen.stored.tables.block_hashed import BlockHashedEmbedding
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.tensor_train import TensorTrainEmbedding, balanced
 
 FIELDS = (Segment("a", 1, 300), Segment("b", 301, 9), Segment("c", 310, 200))
 

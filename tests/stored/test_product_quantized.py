@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lessen.stored.embedding import TableShape
-from lessen.stored.product_quantized import ProductQuantizedEmbedding, pack_codes, unpack_codes
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.product_quantized import ProductQuantizedEmbedding, pack_codes, unpack_codes
 
 
 @given(rows=st.integers(0, 20), groups=st.integers(1, 9), bits=st.sampled_from([4, 8]), seed=st.integers(0, 99))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lessen.stored.fields import FieldEmbedding, Segment
-from lessen.stored.quantized_embedding import QuantizedEmbedding
+from lessen.stored.tables.quantized_embedding import QuantizedEmbedding
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lessen.stored.embedding import TableShape
 from lessen.stored.fields import Segment
-from lessen.stored.quotient_remainder import QuotientRemainderEmbedding
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.quotient_remainder import QuotientRemainderEmbedding
 
 
 def made(rows, collisions, operation="multiply", segments=(), mode=None, padding=None):

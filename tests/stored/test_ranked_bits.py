@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lessen.stored import ranked_bits
+from lessen.stored.tables import ranked_bits
 
 
 @settings(max_examples=60, deadline=None)

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lessen.stored import row_classes
+from lessen.stored.tables import row_classes
 
 
 @settings(max_examples=50, deadline=None)

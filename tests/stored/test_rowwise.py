@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lessen.stored import rowwise
+from lessen.stored.tables import rowwise
 
 
 def reference_codes(weight: np.ndarray, bits: int, low=None, high=None):

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lessen.stored.embedding import TableShape
-from lessen.stored.sparse_embedding import SparseEmbedding
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.sparse_embedding import SparseEmbedding
 
 
 def test_rows_equal_the_dense_table_with_its_zeros():

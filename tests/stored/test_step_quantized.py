@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lessen.stored.embedding import TableShape
-from lessen.stored.step_quantized import StepQuantizedEmbedding
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.step_quantized import StepQuantizedEmbedding
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
@@ -33,5 +33,5 @@ def test_blocks_change_nothing(monkeypatch):
     made = StepQuantizedEmbedding.from_dense(TableShape(50, 6), torch.randn(50, 6), torch.tensor([0.3]), 4)
     ids = torch.randint(0, 50, (9, 7))
     whole = made(ids)
-    monkeypatch.setattr("lessen.stored.step_quantized.BLOCK", 10)
+    monkeypatch.setattr("lessen.stored.tables.step_quantized.BLOCK", 10)
     assert torch.equal(made(ids), whole)

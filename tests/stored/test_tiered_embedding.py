@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from lessen.stored.embedding import TableShape
-from lessen.stored.fallback_embedding import FallbackEmbedding
 from lessen.stored.fields import Segment
-from lessen.stored.tiered_embedding import TieredEmbedding, bare
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.fallback_embedding import FallbackEmbedding
+from lessen.stored.tables.tiered_embedding import TieredEmbedding, bare
 
 
 def made(mode=None):

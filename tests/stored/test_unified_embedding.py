@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lessen.stored.embedding import TableShape
 from lessen.stored.fields import Segment
-from lessen.stored.unified_embedding import UnifiedEmbedding
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.unified_embedding import UnifiedEmbedding
 
 FIELDS = (Segment("user", 1, 500), Segment("item", 501, 500), Segment("day", 1001, 7))
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lessen.stored.embedding import TableShape
-from lessen.stored.partly_exact import Places
-from lessen.stored.weighted_hash import WeightedHashEmbedding
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.partly_exact import Places
+from lessen.stored.tables.weighted_hash import WeightedHashEmbedding
 
 SEGMENTS = [["a", 1, 5], ["b", 6, 600], ["c", 606, 200]]
 

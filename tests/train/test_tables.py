@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lessen.stored.embedding import TableShape
 from lessen.stored.fields import Segment
-from lessen.stored.tensor_train import TensorTrainEmbedding
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.tensor_train import TensorTrainEmbedding
 from lessen.train.fit import fit
 from lessen.train.optimizers import TableDecay, build_optimizers, clip_norm
 from lessen.train.settings import FitSettings

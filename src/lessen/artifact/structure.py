@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from lessen.errors import ArtifactError
 from lessen.stored.base import STORED, StoredModule, load_builtin_kinds
-from lessen.tokens import stored as _token_kinds  # noqa: F401 - registers its stored classes
 
 Config = dict[str, Any]
 MAX_NAME = 512

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from lessen.errors import ConfigError
 from lessen.files import atomic_write
 from lessen.methods.embeddings.budget import tables_of
-from lessen.stored import rowwise
-from lessen.stored.quantized_embedding import QuantizedEmbedding
+from lessen.stored.tables import rowwise
+from lessen.stored.tables.quantized_embedding import QuantizedEmbedding
 
 BLOCK = 1 << 20
 """Rows that are compared at a time."""

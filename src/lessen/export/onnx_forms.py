@@ -18,20 +18,20 @@ from torch import Tensor, nn
 from lessen.errors import ConfigError
 from lessen.stored import hashing
 from lessen.stored.base import StoredModule
-from lessen.stored.block_hashed import BlockHashedEmbedding
-from lessen.stored.clustered_embedding import ClusteredEmbedding
-from lessen.stored.deep_hash import DeepHashEmbedding
-from lessen.stored.embedding import StoredEmbedding
-from lessen.stored.hashed_embedding import HashedEmbedding
-from lessen.stored.int8_linear import Int8Linear
-from lessen.stored.mixed_width import MixedWidthEmbedding
-from lessen.stored.partly_exact import Places
-from lessen.stored.product_quantized import ProductQuantizedEmbedding
-from lessen.stored.quantized_embedding import QuantizedEmbedding
-from lessen.stored.quotient_remainder import QuotientRemainderEmbedding
-from lessen.stored.sparse_embedding import SparseEmbedding
-from lessen.stored.step_quantized import StepQuantizedEmbedding
-from lessen.stored.tiered_embedding import TieredEmbedding
+from lessen.stored.linears.int8_linear import Int8Linear
+from lessen.stored.tables.block_hashed import BlockHashedEmbedding
+from lessen.stored.tables.clustered_embedding import ClusteredEmbedding
+from lessen.stored.tables.deep_hash import DeepHashEmbedding
+from lessen.stored.tables.embedding import StoredEmbedding
+from lessen.stored.tables.hashed_embedding import HashedEmbedding
+from lessen.stored.tables.mixed_width import MixedWidthEmbedding
+from lessen.stored.tables.partly_exact import Places
+from lessen.stored.tables.product_quantized import ProductQuantizedEmbedding
+from lessen.stored.tables.quantized_embedding import QuantizedEmbedding
+from lessen.stored.tables.quotient_remainder import QuotientRemainderEmbedding
+from lessen.stored.tables.sparse_embedding import SparseEmbedding
+from lessen.stored.tables.step_quantized import StepQuantizedEmbedding
+from lessen.stored.tables.tiered_embedding import TieredEmbedding
 
 TRACED = (
     "fallback-embedding", "half-embedding", "low-rank-embedding", "low-rank-linear",

@@ -21,12 +21,12 @@ from lessen.data.folder import Dataset, SplitWriter, write_description
 from lessen.data.vocabulary import Hashed, Vocabulary
 from lessen.errors import ConfigError, TaskError
 from lessen.files import atomic_folder
-from lessen.stored.embedding import StoredEmbedding, TableShape
-from lessen.stored.fallback_embedding import FallbackEmbedding
 from lessen.stored.fields import FieldEmbedding
-from lessen.stored.pruned_embedding import PrunedEmbedding
-from lessen.stored.quantized_embedding import QuantizedEmbedding
-from lessen.stored.tiered_embedding import TieredEmbedding
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape
+from lessen.stored.tables.fallback_embedding import FallbackEmbedding
+from lessen.stored.tables.pruned_embedding import PrunedEmbedding
+from lessen.stored.tables.quantized_embedding import QuantizedEmbedding
+from lessen.stored.tables.tiered_embedding import TieredEmbedding
 from lessen.tasks.ctr.logs import LogClicks, LogOptions
 
 BLOCK_ROWS = 1 << 18

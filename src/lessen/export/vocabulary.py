@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lessen.errors import NothingMatchedError
 from lessen.methods.sites import Site, replace
-from lessen.stored.pruned_embedding import PrunedEmbedding
+from lessen.stored.tables.pruned_embedding import PrunedEmbedding
 from lessen.task import Split, Task
 
 

@@ -24,7 +24,7 @@ from lessen.methods.embeddings.searched import SearchedTables
 from lessen.methods.sites import Site, blocks, module_bytes
 from lessen.recipe import Recipe, state_bytes
 from lessen.stored.base import StoredModule
-from lessen.stored.embedding import StoredEmbedding, TableShape
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape
 from lessen.task import Split, Task
 
 NOTHING = 1e-9

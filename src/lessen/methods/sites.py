@@ -13,8 +13,8 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
 
 from lessen.method import Context, Method
-from lessen.stored.embedding import TableShape
 from lessen.stored.fields import Segment, cover
+from lessen.stored.tables.embedding import TableShape
 
 TABLES = (nn.Embedding, nn.EmbeddingBag)
 FUSED_PARENTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)

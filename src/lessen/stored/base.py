@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
@@ -56,9 +57,14 @@ def stored(cls: Kind) -> Kind:
 
 
 def load_builtin_kinds() -> dict[str, type[StoredModule]]:
-    """Import every module of this package, so that all built-in kinds are registered, and return the registry."""
+    """Register every stored class and return the registry: those of this package, then the entry points.
+
+    A room that stores forms of its own (`tokens`), or a third party, names its module under `lessen.stored`.
+    """
     import lessen.stored as package
 
-    for info in pkgutil.iter_modules(package.__path__, prefix=f"{package.__name__}."):
+    for info in pkgutil.walk_packages(package.__path__, prefix=f"{package.__name__}."):
         importlib.import_module(info.name)
+    for point in entry_points(group="lessen.stored"):
+        point.load()
     return STORED

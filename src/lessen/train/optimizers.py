@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lessen.stored.embedding import StoredEmbedding
+from lessen.stored.tables.embedding import StoredEmbedding
 from lessen.train.settings import FitSettings
 from lessen.train.tables import LazyAdam, RowwiseAdagrad, touched
 

@@ -15,7 +15,7 @@ from lessen.methods.embeddings.alpt import (
 )
 from lessen.methods.embeddings.budget import table_bytes
 from lessen.recipe import Recipe
-from lessen.stored.embedding import TableShape
+from lessen.stored.tables.embedding import TableShape
 from lessen.task import Task
 from lessen.testing.toys import TableTask
 from lessen.train.settings import FitSettings

@@ -9,8 +9,8 @@ import torch
 from lessen.methods.embeddings.autodim import LearnedWidthTables, WidthSearchTable, likeliest, started, temperature
 from lessen.methods.embeddings.budget import table_bytes
 from lessen.recipe import Recipe
-from lessen.stored.embedding import TableShape
 from lessen.stored.fields import FieldEmbedding, Segment
+from lessen.stored.tables.embedding import TableShape
 from lessen.testing.toys import TableTask
 
 SHAPE = TableShape(60, 8, padding_idx=0, segments=[("a", 1, 9), ("b", 10, 50)])

@@ -16,7 +16,7 @@ from lessen.methods.embeddings.bilevel import HeldOut
 from lessen.methods.embeddings.budget import table_bytes
 from lessen.methods.sites import module_bytes
 from lessen.recipe import Recipe
-from lessen.stored.embedding import TableShape
+from lessen.stored.tables.embedding import TableShape
 from lessen.testing.toys import TableTask
 
 SHAPE = TableShape(40, 5, padding_idx=0)

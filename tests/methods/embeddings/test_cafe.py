@@ -9,7 +9,7 @@ from lessen.methods.embeddings.cafe import CafeTables, HotColdTable
 from lessen.methods.embeddings.retrained import Wanted
 from lessen.methods.sites import module_bytes
 from lessen.recipe import Recipe
-from lessen.stored.embedding import TableShape
+from lessen.stored.tables.embedding import TableShape
 from lessen.testing.toys import TableTask
 
 

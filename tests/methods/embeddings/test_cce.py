@@ -6,8 +6,8 @@ import torch
 from lessen.methods.embeddings.budget import table_bytes
 from lessen.methods.embeddings.cce import ClusteredTables, recluster
 from lessen.recipe import Recipe
-from lessen.stored.clustered_embedding import ClusteredEmbedding
-from lessen.stored.embedding import TableShape
+from lessen.stored.tables.clustered_embedding import ClusteredEmbedding
+from lessen.stored.tables.embedding import TableShape
 from lessen.testing.toys import TableTask
 
 

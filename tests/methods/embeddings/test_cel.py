@@ -9,8 +9,8 @@ from lessen.methods.embeddings.cel import ClusterLearningTables, Growth, Splitti
 from lessen.methods.embeddings.retrained import Wanted
 from lessen.methods.sites import module_bytes
 from lessen.recipe import Recipe
-from lessen.stored.cluster_assigned import ClusterAssignedEmbedding
-from lessen.stored.embedding import TableShape
+from lessen.stored.tables.cluster_assigned import ClusterAssignedEmbedding
+from lessen.stored.tables.embedding import TableShape
 from lessen.testing.toys import TableTask
 
 

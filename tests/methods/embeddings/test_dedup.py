@@ -8,7 +8,7 @@ from lessen.errors import NothingMatchedError
 from lessen.method import Context
 from lessen.methods.embeddings.dedup import DedupRows
 from lessen.methods.sites import module_bytes
-from lessen.stored.quantized_embedding import QuantizedEmbedding
+from lessen.stored.tables.quantized_embedding import QuantizedEmbedding
 
 
 def planted(noise=0.0):

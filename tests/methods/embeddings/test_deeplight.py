@@ -8,7 +8,7 @@ import torch
 from lessen.methods.embeddings.budget import table_bytes
 from lessen.methods.embeddings.deeplight import DeepLightTables, Thinning, ThinningTable
 from lessen.recipe import Recipe
-from lessen.stored.embedding import TableShape
+from lessen.stored.tables.embedding import TableShape
 from lessen.testing.toys import TableTask
 
 

@@ -6,7 +6,7 @@ import torch
 from lessen.methods.embeddings.budget import size_of, table_bytes
 from lessen.methods.embeddings.dpq import CodebookTable, DifferentiablePQTables, MultiGranularTables, _empty
 from lessen.recipe import Recipe
-from lessen.stored.embedding import TableShape
+from lessen.stored.tables.embedding import TableShape
 from lessen.testing.toys import TableTask
 
 

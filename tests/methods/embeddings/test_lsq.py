@@ -6,7 +6,7 @@ import torch
 from lessen.errors import BudgetError
 from lessen.methods.embeddings.lsq import LearnedStepTable, LearnedStepTables, fake_quantise, scaled_gradient
 from lessen.recipe import Recipe
-from lessen.stored.embedding import TableShape
+from lessen.stored.tables.embedding import TableShape
 from lessen.testing.toys import TableTask
 
 

@@ -9,7 +9,7 @@ from lessen.methods.embeddings.budget import table_bytes
 from lessen.methods.embeddings.mixed_bits import MixedBitsTables, best_step, field_groups, quantised
 from lessen.methods.sites import module_bytes
 from lessen.recipe import Recipe
-from lessen.stored.embedding import TableShape
+from lessen.stored.tables.embedding import TableShape
 from lessen.testing.toys import TableTask
 
 

@@ -6,8 +6,8 @@ import torch
 from lessen.methods.embeddings.budget import table_bytes
 from lessen.methods.embeddings.mixed_dimension import MixedDimensionTables, power_law
 from lessen.recipe import Recipe
-from lessen.stored.embedding import TableShape
 from lessen.stored.fields import FieldEmbedding, Segment
+from lessen.stored.tables.embedding import TableShape
 from lessen.testing.toys import TableTask
 
 

@@ -13,7 +13,7 @@ from lessen.methods.embeddings.mixed_precision import (
     frequency_groups,
 )
 from lessen.recipe import Recipe
-from lessen.stored.embedding import TableShape
+from lessen.stored.tables.embedding import TableShape
 from lessen.testing.toys import TableTask
 
 SHAPE = TableShape(40, 4, padding_idx=0)

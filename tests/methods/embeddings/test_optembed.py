@@ -9,7 +9,7 @@ from lessen.methods.embeddings.budget import table_bytes
 from lessen.methods.embeddings.optembed import Candidates, LongTailedStep, NarrowTable, OptimalTables, SupernetTable
 from lessen.methods.sites import module_bytes
 from lessen.recipe import Recipe
-from lessen.stored.embedding import TableShape
+from lessen.stored.tables.embedding import TableShape
 from lessen.testing.toys import TableTask
 
 SHAPE = TableShape(30, 4, padding_idx=0, segments=[("a", 1, 9), ("b", 10, 20)])

@@ -6,7 +6,7 @@ import torch
 from lessen.methods.embeddings.budget import table_bytes
 from lessen.methods.embeddings.pep import LearnedThresholdTables, MaskedTable, Rising, SoftThresholdTable
 from lessen.recipe import Recipe
-from lessen.stored.embedding import TableShape
+from lessen.stored.tables.embedding import TableShape
 from lessen.testing.toys import TableTask
 
 SHAPE = TableShape(30, 4, segments=[("a", 1, 9), ("b", 10, 20)])

@@ -8,8 +8,8 @@ from lessen.methods.embeddings.budget import table_bytes
 from lessen.methods.embeddings.kmeans import nearest, weighted_kmeans
 from lessen.methods.embeddings.pq_post import ProductQuantTables, fit_codes
 from lessen.recipe import Recipe
-from lessen.stored.product_quantized import ProductQuantizedEmbedding
-from lessen.stored.tiered_embedding import TieredEmbedding
+from lessen.stored.tables.product_quantized import ProductQuantizedEmbedding
+from lessen.stored.tables.tiered_embedding import TieredEmbedding
 from lessen.testing.toys import TableTask
 
 

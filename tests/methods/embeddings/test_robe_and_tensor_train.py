@@ -8,8 +8,8 @@ from lessen.methods.embeddings.budget import table_bytes
 from lessen.methods.embeddings.robe import RobeTables
 from lessen.methods.embeddings.tensor_train import LARGEST_STEP, CoreTraining, TensorTrainTables
 from lessen.recipe import Recipe
-from lessen.stored.embedding import TableShape
-from lessen.stored.tensor_train import TensorTrainEmbedding
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.tensor_train import TensorTrainEmbedding
 from lessen.testing.toys import TableTask
 from lessen.train.settings import FitSettings
 

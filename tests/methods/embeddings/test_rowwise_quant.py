@@ -10,9 +10,9 @@ from lessen.methods.embeddings.half import HalfTables
 from lessen.methods.embeddings.prune_rows import PruneRows
 from lessen.methods.embeddings.rowwise_quant import Option, RowwiseQuantTables, cheapest
 from lessen.recipe import Recipe
-from lessen.stored import rowwise
-from lessen.stored.half_embedding import HalfEmbedding
-from lessen.stored.quantized_embedding import QuantizedEmbedding
+from lessen.stored.tables import rowwise
+from lessen.stored.tables.half_embedding import HalfEmbedding
+from lessen.stored.tables.quantized_embedding import QuantizedEmbedding
 from lessen.testing.toys import TableTask
 
 

@@ -17,7 +17,7 @@ from lessen.methods.features.optfs import OptFS
 from lessen.methods.features.ranked_selection import RankedSelection
 from lessen.recipe import Recipe, state_bytes
 from lessen.stored.fields import Segment
-from lessen.stored.selected_fields import SelectedFields
+from lessen.stored.tables.selected_fields import SelectedFields
 from lessen.task import Task
 from lessen.tasks.ctr.base import ClickTask
 from lessen.tasks.ctr.layers import FieldVectors

@@ -13,7 +13,7 @@ from lessen.methods.features.gates import GatedTable, GateOptimizer
 from lessen.methods.features.optfs import OptFS, _Search, stored_rows
 from lessen.recipe import Recipe, state_bytes
 from lessen.stored.fields import FieldEmbedding
-from lessen.stored.pruned_embedding import PrunedEmbedding
+from lessen.stored.tables.pruned_embedding import PrunedEmbedding
 from lessen.tasks.ctr.synthetic import SyntheticClicks, SyntheticOptions
 
 

@@ -14,27 +14,28 @@ from lessen.errors import ConfigError, EnvironmentFault, GateFailed
 from lessen.export import onnx as exporter
 from lessen.export.onnx import export_onnx, serve
 from lessen.export.onnx_forms import PackedRows
-from lessen.stored.bitmap_embedding import BitmapEmbedding
-from lessen.stored.block_hashed import BlockHashedEmbedding
-from lessen.stored.clustered_embedding import ClusteredEmbedding
-from lessen.stored.deep_hash import DeepHashEmbedding
-from lessen.stored.embedding import StoredEmbedding, TableShape
-from lessen.stored.fallback_embedding import FallbackEmbedding
 from lessen.stored.fields import Segment
-from lessen.stored.half_embedding import HalfEmbedding
-from lessen.stored.hashed_embedding import HashedEmbedding
-from lessen.stored.int8_linear import Int8Linear
-from lessen.stored.low_rank import LowRankEmbedding, LowRankLinear
-from lessen.stored.mixed_width import MixedWidthEmbedding
-from lessen.stored.product_quantized import ProductQuantizedEmbedding
-from lessen.stored.pruned_embedding import PrunedEmbedding
-from lessen.stored.quantized_embedding import QuantizedEmbedding
-from lessen.stored.quotient_remainder import QuotientRemainderEmbedding
-from lessen.stored.sparse_embedding import SparseEmbedding
-from lessen.stored.step_quantized import StepQuantizedEmbedding
-from lessen.stored.tensor_train import TensorTrainEmbedding
-from lessen.stored.tiered_embedding import TieredEmbedding
-from lessen.stored.unified_embedding import UnifiedEmbedding
+from lessen.stored.linears.int8_linear import Int8Linear
+from lessen.stored.linears.low_rank import LowRankLinear
+from lessen.stored.tables.bitmap_embedding import BitmapEmbedding
+from lessen.stored.tables.block_hashed import BlockHashedEmbedding
+from lessen.stored.tables.clustered_embedding import ClusteredEmbedding
+from lessen.stored.tables.deep_hash import DeepHashEmbedding
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape
+from lessen.stored.tables.fallback_embedding import FallbackEmbedding
+from lessen.stored.tables.half_embedding import HalfEmbedding
+from lessen.stored.tables.hashed_embedding import HashedEmbedding
+from lessen.stored.tables.low_rank import LowRankEmbedding
+from lessen.stored.tables.mixed_width import MixedWidthEmbedding
+from lessen.stored.tables.product_quantized import ProductQuantizedEmbedding
+from lessen.stored.tables.pruned_embedding import PrunedEmbedding
+from lessen.stored.tables.quantized_embedding import QuantizedEmbedding
+from lessen.stored.tables.quotient_remainder import QuotientRemainderEmbedding
+from lessen.stored.tables.sparse_embedding import SparseEmbedding
+from lessen.stored.tables.step_quantized import StepQuantizedEmbedding
+from lessen.stored.tables.tensor_train import TensorTrainEmbedding
+from lessen.stored.tables.tiered_embedding import TieredEmbedding
+from lessen.stored.tables.unified_embedding import UnifiedEmbedding
 from lessen.tasks.ctr.models import MODELS
 
 pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")

@@ -18,7 +18,7 @@ from lessen.errors import ConfigError
 from lessen.export.renumber import renumber
 from lessen.recipe import Recipe, parse_step
 from lessen.stored.fields import FieldEmbedding
-from lessen.stored.quantized_embedding import QuantizedEmbedding
+from lessen.stored.tables.quantized_embedding import QuantizedEmbedding
 from lessen.task import call_model
 from lessen.tasks import get_task
 

@@ -11,9 +11,9 @@ from lessen.method import Card, Context
 from lessen.methods.embeddings.budget import size_of, solve
 from lessen.methods.embeddings.retrained import RetrainedTables, Wanted, spread
 from lessen.methods.sites import TABLES, blocks
-from lessen.stored.embedding import StoredEmbedding, TableShape
-from lessen.stored.hashed_embedding import HashedEmbedding
-from lessen.stored.tiered_embedding import TieredEmbedding, bare
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape
+from lessen.stored.tables.hashed_embedding import HashedEmbedding
+from lessen.stored.tables.tiered_embedding import TieredEmbedding, bare
 
 
 class AdaptTables(RetrainedTables):

@@ -18,9 +18,9 @@ from lessen.methods.embeddings.lsq import fake_quantise, scaled_gradient
 from lessen.methods.embeddings.retrained import Wanted
 from lessen.methods.embeddings.trained_form import TrainedQuantizer, TrainingForm
 from lessen.methods.sites import TABLES
-from lessen.stored import rowwise
-from lessen.stored.embedding import StoredEmbedding, TableShape
-from lessen.stored.quantized_embedding import QuantizedEmbedding
+from lessen.stored.tables import rowwise
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape
+from lessen.stored.tables.quantized_embedding import QuantizedEmbedding
 from lessen.task import Task
 from lessen.train.fit import MINIMUM_GAIN
 from lessen.train.hooks import Hook

@@ -16,8 +16,8 @@ from lessen.methods.embeddings.mixed_dimension import start_fresh, start_from_ro
 from lessen.methods.embeddings.retrained import Wanted, spread
 from lessen.methods.embeddings.searched import SearchedTables, SearchForm, search_forms
 from lessen.methods.sites import TABLES, blocks
-from lessen.stored.embedding import StoredEmbedding, TableShape
-from lessen.stored.mixed_width import MixedWidthEmbedding
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape
+from lessen.stored.tables.mixed_width import MixedWidthEmbedding
 from lessen.task import Task
 from lessen.train.hooks import Hook
 

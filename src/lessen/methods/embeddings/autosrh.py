@@ -19,9 +19,9 @@ from lessen.methods.embeddings.pep import MaskedTable
 from lessen.methods.embeddings.retrained import Wanted
 from lessen.methods.embeddings.searched import SearchedTables, SearchForm, search_forms
 from lessen.methods.sites import TABLES
-from lessen.stored.bitmap_embedding import BitmapEmbedding
-from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table
-from lessen.stored.group_columns import GroupColumnsEmbedding
+from lessen.stored.tables.bitmap_embedding import BitmapEmbedding
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table
+from lessen.stored.tables.group_columns import GroupColumnsEmbedding
 from lessen.task import Task
 from lessen.train.hooks import Hook
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from lessen.errors import BudgetError
 from lessen.methods.sites import TABLES, Site, module_bytes
-from lessen.stored.embedding import StoredEmbedding
+from lessen.stored.tables.embedding import StoredEmbedding
 
 TOLERANCE = 0.02
 Made = TypeVar("Made")

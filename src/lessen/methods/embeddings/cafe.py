@@ -15,9 +15,9 @@ from lessen.methods.embeddings.hot_sketch import SLOTS, HotSketch
 from lessen.methods.embeddings.retrained import Wanted, spread
 from lessen.methods.embeddings.trained_form import TrainedQuantizer, TrainingForm
 from lessen.methods.sites import TABLES, blocks
-from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table
-from lessen.stored.hashed_embedding import HashedEmbedding
-from lessen.stored.tiered_embedding import TieredEmbedding, bare
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table
+from lessen.stored.tables.hashed_embedding import HashedEmbedding
+from lessen.stored.tables.tiered_embedding import TieredEmbedding, bare
 from lessen.train.hooks import Hook
 
 SLOT_BYTES = 12

@@ -13,8 +13,8 @@ from lessen.methods.embeddings.budget import TOLERANCE, size_of, solve
 from lessen.methods.embeddings.kmeans import nearest, weighted_kmeans
 from lessen.methods.embeddings.retrained import RetrainedTables, Wanted, largest_divisor, spread
 from lessen.methods.sites import TABLES
-from lessen.stored.clustered_embedding import ClusteredEmbedding
-from lessen.stored.embedding import StoredEmbedding, TableShape
+from lessen.stored.tables.clustered_embedding import ClusteredEmbedding
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape
 from lessen.train.hooks import Hook
 
 

@@ -16,8 +16,8 @@ from lessen.methods.embeddings.budget import size_of, solve
 from lessen.methods.embeddings.hash import RESOLUTION
 from lessen.methods.embeddings.retrained import RetrainedTables, Wanted, small_and_large, spread
 from lessen.methods.sites import TABLES, blocks
-from lessen.stored.cluster_assigned import ClusterAssignedEmbedding
-from lessen.stored.embedding import TableShape
+from lessen.stored.tables.cluster_assigned import ClusterAssignedEmbedding
+from lessen.stored.tables.embedding import TableShape
 from lessen.train.hooks import Hook
 
 MOST_CLUSTERS = 2**16

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from lessen.method import Card, Context, Method
 from lessen.methods.sites import TABLES, Site, find, module_bytes, replace, require, too_small
-from lessen.stored import rowwise
-from lessen.stored.embedding import TableShape
-from lessen.stored.pruned_embedding import PrunedEmbedding
-from lessen.stored.quantized_embedding import QuantizedEmbedding
+from lessen.stored.tables import rowwise
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.pruned_embedding import PrunedEmbedding
+from lessen.stored.tables.quantized_embedding import QuantizedEmbedding
 from lessen.task import Task
 
 

@@ -14,8 +14,8 @@ from lessen.methods.embeddings.importance import evidence
 from lessen.methods.embeddings.retrained import Wanted
 from lessen.methods.embeddings.trained_form import TrainedQuantizer, TrainingForm
 from lessen.methods.sites import TABLES
-from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table
-from lessen.stored.sparse_embedding import SparseEmbedding
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table
+from lessen.stored.tables.sparse_embedding import SparseEmbedding
 from lessen.train.hooks import Hook
 
 

@@ -8,8 +8,8 @@ from lessen.method import Card, Context
 from lessen.methods.embeddings.budget import size_of, solve
 from lessen.methods.embeddings.retrained import RetrainedTables, Wanted, small_and_large, spread
 from lessen.methods.sites import TABLES
-from lessen.stored.deep_hash import DeepHashEmbedding
-from lessen.stored.embedding import StoredEmbedding
+from lessen.stored.tables.deep_hash import DeepHashEmbedding
+from lessen.stored.tables.embedding import StoredEmbedding
 
 
 class DeepHashTables(RetrainedTables):

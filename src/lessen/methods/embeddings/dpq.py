@@ -15,9 +15,9 @@ from lessen.methods.embeddings.pq_post import fit_codes
 from lessen.methods.embeddings.retrained import Wanted
 from lessen.methods.embeddings.trained_form import TrainedQuantizer, TrainingForm
 from lessen.methods.sites import TABLES
-from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table
-from lessen.stored.product_quantized import ProductQuantizedEmbedding
-from lessen.stored.tiered_embedding import TieredEmbedding, bare
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table
+from lessen.stored.tables.product_quantized import ProductQuantizedEmbedding
+from lessen.stored.tables.tiered_embedding import TieredEmbedding, bare
 
 
 class CodebookTable(TrainingForm):

@@ -11,8 +11,8 @@ from lessen.method import Card, Context
 from lessen.methods.embeddings.budget import size_of, solve
 from lessen.methods.embeddings.retrained import RetrainedTables, Wanted, spread
 from lessen.methods.sites import TABLES, blocks
-from lessen.stored.embedding import TableShape
-from lessen.stored.hashed_embedding import HashedEmbedding
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.hashed_embedding import HashedEmbedding
 
 RESOLUTION = 2**24
 """Steps in which a ratio is solved for."""

@@ -24,8 +24,8 @@ from lessen.methods.embeddings.budget import (
     targets,
 )
 from lessen.methods.sites import TABLES, Site, blocks, find, module_bytes, replace, require, too_small
-from lessen.stored.embedding import TableShape
-from lessen.stored.low_rank import LowRankEmbedding
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.low_rank import LowRankEmbedding
 from lessen.task import Task
 
 

@@ -14,10 +14,10 @@ from lessen.methods.embeddings.budget import nearest_choice, size_of
 from lessen.methods.embeddings.retrained import Wanted
 from lessen.methods.embeddings.trained_form import TrainedQuantizer, TrainingForm
 from lessen.methods.sites import TABLES
-from lessen.stored import rowwise
-from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table
 from lessen.stored.fields import cover
-from lessen.stored.step_quantized import StepQuantizedEmbedding
+from lessen.stored.tables import rowwise
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table
+from lessen.stored.tables.step_quantized import StepQuantizedEmbedding
 
 
 class LearnedStepTable(TrainingForm):

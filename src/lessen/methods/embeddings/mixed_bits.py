@@ -23,8 +23,8 @@ from lessen.methods.embeddings.budget import (
 )
 from lessen.methods.embeddings.mixed_precision import fit_to_size, frequency_groups
 from lessen.methods.sites import TABLES, blocks, find, module_bytes, replace, require, too_small
-from lessen.stored.embedding import TableShape
-from lessen.stored.mixed_bits import MOST_BITS, MixedBitsEmbedding, lowest, row_bytes
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.mixed_bits import MOST_BITS, MixedBitsEmbedding, lowest, row_bytes
 from lessen.task import Task
 
 WIDTHS = range(MOST_BITS + 1)

@@ -15,8 +15,8 @@ from lessen.methods.embeddings.budget import size_of
 from lessen.methods.embeddings.retrained import Wanted, spread
 from lessen.methods.embeddings.trained_form import TrainedQuantizer
 from lessen.methods.sites import TABLES, blocks
-from lessen.stored.embedding import StoredEmbedding, TableShape
-from lessen.stored.mixed_width import MixedWidthEmbedding
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape
+from lessen.stored.tables.mixed_width import MixedWidthEmbedding
 
 
 class MixedDimensionTables(TrainedQuantizer):

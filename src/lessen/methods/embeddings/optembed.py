@@ -18,8 +18,8 @@ from lessen.methods.embeddings.retrained import Wanted
 from lessen.methods.embeddings.searched import SearchedTables, SearchForm, search_forms
 from lessen.methods.embeddings.width_evolution import Evolution, Widths
 from lessen.methods.sites import TABLES, blocks
-from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table
-from lessen.stored.narrow_rows import NarrowRowsEmbedding
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table
+from lessen.stored.tables.narrow_rows import NarrowRowsEmbedding
 from lessen.task import Task
 from lessen.train.hooks import Hook
 

@@ -17,8 +17,8 @@ from lessen.methods.embeddings.retrained import Wanted, spread
 from lessen.methods.embeddings.searched import SearchedTables, SearchForm, search_forms
 from lessen.methods.embeddings.trained_form import TrainingForm
 from lessen.methods.sites import TABLES, blocks
-from lessen.stored.bitmap_embedding import BitmapEmbedding
-from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table
+from lessen.stored.tables.bitmap_embedding import BitmapEmbedding
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table
 from lessen.task import Task
 from lessen.train.hooks import Hook
 

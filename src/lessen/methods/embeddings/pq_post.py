@@ -22,9 +22,9 @@ from lessen.methods.embeddings.budget import (
 )
 from lessen.methods.embeddings.kmeans import draw, nearest, weighted_kmeans
 from lessen.methods.sites import TABLES, Site, find, module_bytes, replace, require, too_small
-from lessen.stored.embedding import StoredEmbedding, TableShape
-from lessen.stored.product_quantized import ProductQuantizedEmbedding
-from lessen.stored.tiered_embedding import TieredEmbedding, bare
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape
+from lessen.stored.tables.product_quantized import ProductQuantizedEmbedding
+from lessen.stored.tables.tiered_embedding import TieredEmbedding, bare
 from lessen.task import Task
 
 

@@ -13,11 +13,11 @@ from lessen.methods import retrain
 from lessen.methods.calibration import count_ids
 from lessen.methods.embeddings.budget import check_share, share_field, size_of, solve, table_bytes, targets
 from lessen.methods.sites import TABLES, Site, blocks, find, module_bytes, replace, require, too_small
-from lessen.stored.embedding import StoredEmbedding, TableShape
-from lessen.stored.fallback_embedding import FallbackEmbedding
 from lessen.stored.fields import Segment
-from lessen.stored.pruned_embedding import PrunedEmbedding
-from lessen.stored.tiered_embedding import TieredEmbedding, bare
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape
+from lessen.stored.tables.fallback_embedding import FallbackEmbedding
+from lessen.stored.tables.pruned_embedding import PrunedEmbedding
+from lessen.stored.tables.tiered_embedding import TieredEmbedding, bare
 from lessen.task import Task
 
 

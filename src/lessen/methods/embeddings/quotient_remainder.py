@@ -13,7 +13,7 @@ from lessen.method import Card, Context
 from lessen.methods.embeddings.budget import TOLERANCE
 from lessen.methods.embeddings.retrained import RetrainedTables, Wanted, spread
 from lessen.methods.sites import TABLES, blocks
-from lessen.stored.quotient_remainder import QuotientRemainderEmbedding, quotient_rows
+from lessen.stored.tables.quotient_remainder import QuotientRemainderEmbedding, quotient_rows
 
 
 class QuotientRemainderTables(RetrainedTables):

@@ -8,7 +8,7 @@ from lessen.method import Card, Context
 from lessen.methods.embeddings.budget import size_of, solve
 from lessen.methods.embeddings.retrained import RetrainedTables, Wanted, largest_divisor, small_and_large, spread
 from lessen.methods.sites import TABLES
-from lessen.stored.block_hashed import BlockHashedEmbedding
+from lessen.stored.tables.block_hashed import BlockHashedEmbedding
 
 
 class RobeTables(RetrainedTables):

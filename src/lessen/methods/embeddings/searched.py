@@ -18,7 +18,7 @@ from lessen.methods import retrain
 from lessen.methods.embeddings.budget import check_share, table_bytes
 from lessen.methods.embeddings.trained_form import TrainedQuantizer, TrainingForm
 from lessen.methods.sites import replace_everywhere
-from lessen.stored.embedding import StoredEmbedding
+from lessen.stored.tables.embedding import StoredEmbedding
 from lessen.task import Task
 from lessen.train.hooks import Hook
 

@@ -11,7 +11,7 @@ from lessen.methods import retrain
 from lessen.methods.embeddings.budget import size_of, solve
 from lessen.methods.embeddings.retrained import RetrainedTables, Wanted, small_and_large, spread
 from lessen.methods.sites import TABLES
-from lessen.stored.tensor_train import TensorTrainEmbedding
+from lessen.stored.tables.tensor_train import TensorTrainEmbedding
 from lessen.task import Task
 from lessen.train.hooks import Hook
 from lessen.train.settings import FitSettings

@@ -12,7 +12,7 @@ from lessen.method import Context
 from lessen.methods import retrain
 from lessen.methods.embeddings.retrained import RetrainedTables
 from lessen.methods.sites import module_bytes, replace_everywhere
-from lessen.stored.embedding import StoredEmbedding
+from lessen.stored.tables.embedding import StoredEmbedding
 from lessen.task import Task
 from lessen.train.hooks import Hook
 

@@ -11,8 +11,8 @@ from lessen.methods.embeddings.budget import size_of, solve
 from lessen.methods.embeddings.hash import RESOLUTION
 from lessen.methods.embeddings.retrained import RetrainedTables, Wanted, small_and_large, spread
 from lessen.methods.sites import TABLES, blocks
-from lessen.stored.embedding import TableShape
-from lessen.stored.weighted_hash import WeightedHashEmbedding
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.weighted_hash import WeightedHashEmbedding
 
 
 class WeightedHashTables(RetrainedTables):

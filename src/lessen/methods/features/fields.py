@@ -14,7 +14,7 @@ from lessen.method import Context
 from lessen.methods import retrain
 from lessen.methods.sites import Site, replace
 from lessen.stored.fields import Segment
-from lessen.stored.selected_fields import SelectedFields
+from lessen.stored.tables.selected_fields import SelectedFields
 from lessen.task import Task
 from lessen.tasks.ctr.base import ClickTask
 from lessen.tasks.ctr.layers import FieldVectors

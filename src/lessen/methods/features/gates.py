@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lessen.stored.embedding import StoredEmbedding, TableShape
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape
 
 
 class GatedTable(StoredEmbedding):

@@ -9,7 +9,7 @@ from torch import nn
 
 from lessen.method import Card, Context, Method
 from lessen.methods.sites import find, replace, require
-from lessen.stored.int8_linear import Int8Linear
+from lessen.stored.linears.int8_linear import Int8Linear
 from lessen.task import Task
 
 

@@ -12,7 +12,7 @@ from lessen.method import Card, Context, Method
 from lessen.methods import retrain
 from lessen.methods.calibration import Moments, output_moments, principal_axes, rank_for, recalibrate_batch_norm
 from lessen.methods.sites import Site, find, replace, require
-from lessen.stored.low_rank import LowRankLinear
+from lessen.stored.linears.low_rank import LowRankLinear
 from lessen.task import Task
 
 

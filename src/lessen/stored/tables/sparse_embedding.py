@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lessen.stored import checks
 from lessen.stored.base import stored
-from lessen.stored.embedding import StoredEmbedding, TableShape
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape
 
 
 @stored

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from lessen.stored import checks
 from lessen.stored.base import stored
-from lessen.stored.embedding import StoredEmbedding, TableShape, gather_bytes, inner_table
 from lessen.stored.kernels.sources import Product, Source
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape, gather_bytes, inner_table
 
 BAG_BLOCK = 8192
 """Ids of bags that are summed at a time: their codes stay in a core's cache."""

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lessen.stored import checks
 from lessen.stored.base import stored
-from lessen.stored.embedding import TableShape, inner_table
-from lessen.stored.partly_exact import PartlyExactEmbedding, Places
+from lessen.stored.tables.embedding import TableShape, inner_table
+from lessen.stored.tables.partly_exact import PartlyExactEmbedding, Places
 
 
 def balanced(product: int) -> tuple[int, int, int]:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lessen.stored import checks, row_classes
+from lessen.stored import checks
 from lessen.stored.base import stored
-from lessen.stored.embedding import StoredEmbedding, TableShape
 from lessen.stored.kernels.sources import Source
 from lessen.stored.kernels.sparse import GroupColumns
+from lessen.stored.tables import row_classes
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape
 
 
 @stored

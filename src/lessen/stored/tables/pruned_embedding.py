@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lessen.stored import checks
 from lessen.stored.base import stored
-from lessen.stored.embedding import StoredEmbedding, TableShape, can_bag, inner_table, source_of
 from lessen.stored.kernels.sources import Mapped, Source
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape, can_bag, inner_table, source_of
 
 
 @stored

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from lessen.stored import checks
 from lessen.stored.base import stored
-from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table, source_of
 from lessen.stored.fields import cover
 from lessen.stored.kernels.hashes import QuotientRemainder
 from lessen.stored.kernels.sources import Source
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table, source_of
 
 
 def quotient_rows(rows: int, collisions: int) -> int:

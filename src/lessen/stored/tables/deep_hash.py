@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from lessen.stored import checks, hashing
 from lessen.stored.base import stored
-from lessen.stored.embedding import TableShape
-from lessen.stored.low_rank import empty_linear
-from lessen.stored.partly_exact import PartlyExactEmbedding, Places
+from lessen.stored.linears.low_rank import empty_linear
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.partly_exact import PartlyExactEmbedding, Places
 
 BUCKETS = 1_000_000
 

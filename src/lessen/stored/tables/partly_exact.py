@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from lessen.stored import checks
-from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table, source_of
 from lessen.stored.fields import cover
 from lessen.stored.kernels.located import Computed, PartlyExact
 from lessen.stored.kernels.sources import Source
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table, source_of
 
 
 class Places(NamedTuple):

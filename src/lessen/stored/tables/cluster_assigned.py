@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lessen.stored import checks
 from lessen.stored.base import stored
-from lessen.stored.embedding import TableShape, gather_bytes, inner_table
-from lessen.stored.partly_exact import PartlyExactEmbedding, Places
+from lessen.stored.tables.embedding import TableShape, gather_bytes, inner_table
+from lessen.stored.tables.partly_exact import PartlyExactEmbedding, Places
 
 
 @stored

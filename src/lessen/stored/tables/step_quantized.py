@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lessen.stored import checks, rowwise
+from lessen.stored import checks
 from lessen.stored.base import stored
-from lessen.stored.embedding import StoredEmbedding, TableShape, gather_bytes
 from lessen.stored.fields import cover
 from lessen.stored.kernels.sources import Source, Stepped
+from lessen.stored.tables import rowwise
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape, gather_bytes
 
 BLOCK = 4096
 """Ids decoded at a time."""

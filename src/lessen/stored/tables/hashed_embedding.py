@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from lessen.stored import checks, hashing
 from lessen.stored.base import stored
-from lessen.stored.embedding import StoredEmbedding, TableShape, can_bag, inner_table, source_of
 from lessen.stored.fields import cover
 from lessen.stored.kernels.hashes import Hashed
 from lessen.stored.kernels.sources import Source
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape, can_bag, inner_table, source_of
 
 
 @stored

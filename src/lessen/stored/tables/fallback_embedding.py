@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lessen.stored.base import stored
-from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table
 from lessen.stored.fields import cover
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table
 
 
 @stored

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from lessen.stored import checks, hashing
 from lessen.stored.base import stored
-from lessen.stored.embedding import TableShape, inner_table, source_of
 from lessen.stored.kernels.hashes import Unified
 from lessen.stored.kernels.located import Computed
-from lessen.stored.partly_exact import PartlyExactEmbedding, Places
+from lessen.stored.tables.embedding import TableShape, inner_table, source_of
+from lessen.stored.tables.partly_exact import PartlyExactEmbedding, Places
 
 
 @stored

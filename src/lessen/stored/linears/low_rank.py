@@ -1,4 +1,4 @@
-"""Low-rank forms: a linear layer as two thin ones, a table as narrow rows with a decoder for each field."""
+"""A linear layer as two thin ones."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lessen.stored import checks
 from lessen.stored.base import StoredModule, stored
-from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table
-from lessen.stored.fields import cover
 
 
 @stored
@@ -61,35 +58,3 @@ def dense_weight(module: nn.Module) -> Tensor:
         return module.dequantise()
     weight: Tensor = module.weight  # type: ignore[assignment]
     return weight.detach()
-
-
-@stored
-class LowRankEmbedding(StoredEmbedding):
-    """State: `table` (`nn.Embedding` [rows, rank]), `decoder` [blocks, rank, dim] and `mean` [blocks, dim].
-
-    vector = table[id] @ decoder[field of id] + mean[field of id]. A block is a field or a run of rows in none.
-    """
-
-    kind = "low-rank-embedding"
-
-    def __init__(self, shape: TableShape, rank: int) -> None:
-        super().__init__(shape)
-        self.rank = checks.whole("rank", rank, 1, shape.dim)
-        self.blocks = cover(shape.segments, shape.rows)
-        self.table = inner_table(shape.rows, self.rank)
-        self.decoder = nn.Parameter(torch.zeros(len(self.blocks), self.rank, shape.dim))
-        self.mean = nn.Parameter(torch.zeros(len(self.blocks), shape.dim))
-
-    def extra_config(self) -> dict[str, Any]:
-        """Return the rank."""
-        return {"rank": self.rank}
-
-    def lookup(self, ids: Tensor) -> Tensor:
-        """Return the decoded row of each id: [*] to float32 [*, dim]."""
-        codes: Tensor = self.table(ids)
-        if len(self.blocks) == 1:
-            return functional.linear(codes, self.decoder[0].t(), self.mean[0])
-        starts = torch.tensor([block.start for block in self.blocks], dtype=ids.dtype, device=ids.device)
-        block = torch.bucketize(ids.reshape(-1), starts, right=True) - 1
-        wide = torch.bmm(codes.reshape(-1, 1, self.rank), self.decoder[block]).squeeze(1) + self.mean[block]
-        return wide.reshape(*ids.shape, self.embedding_dim)

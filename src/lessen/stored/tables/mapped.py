@@ -20,9 +20,9 @@ from torch import Tensor
 from lessen import files
 from lessen.errors import ArtifactError, DataError, NonFiniteError
 from lessen.log import SILENT, Log
-from lessen.stored import rowwise
-from lessen.stored.embedding import TableShape
-from lessen.stored.quantized_embedding import QuantizedEmbedding
+from lessen.stored.tables import rowwise
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.quantized_embedding import QuantizedEmbedding
 
 MAX_HEADER = 1 << 20
 

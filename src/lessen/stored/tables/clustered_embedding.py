@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lessen.stored import checks, hashing
 from lessen.stored.base import stored
-from lessen.stored.embedding import StoredEmbedding, TableShape, gather_bytes, inner_table
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape, gather_bytes, inner_table
 
 
 @stored

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lessen.stored import checks
 from lessen.stored.base import stored
-from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table
 from lessen.stored.fields import Segment, cover
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table
 
 
 @stored

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from lessen.stored import checks, hashing
 from lessen.stored.base import stored
-from lessen.stored.embedding import TableShape
 from lessen.stored.kernels.hashes import BlockHashed
 from lessen.stored.kernels.located import Computed
-from lessen.stored.partly_exact import PartlyExactEmbedding, Places
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.partly_exact import PartlyExactEmbedding, Places
 
 
 @stored

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lessen.stored import checks, rowwise
+from lessen.stored import checks
 from lessen.stored.base import stored
-from lessen.stored.embedding import StoredEmbedding, TableShape, flat_bags
 from lessen.stored.kernels.sources import Codes, Source
+from lessen.stored.tables import rowwise
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape, flat_bags
 
 
 @stored

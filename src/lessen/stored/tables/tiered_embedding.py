@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from lessen.stored import checks
 from lessen.stored.base import STORED, stored
-from lessen.stored.embedding import StoredEmbedding, TableShape, inner_table, source_of, split_config
 from lessen.stored.kernels.sources import Source
 from lessen.stored.kernels.sparse import Tiered
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table, source_of, split_config
 
 
 @stored

@@ -1,0 +1,1 @@
+"""Compact embedding tables."""

@@ -27,8 +27,8 @@ import torch
 from lessen.data.catalogue import get
 from lessen.data.movielens import TRAIN, encode, load_ratings, partition
 from lessen.method import Context
+from lessen.methods.features._shared.fields import retrained
 from lessen.methods.features.column_selection import ColumnSelection
-from lessen.methods.features.fields import retrained
 from lessen.methods.features.optfs import OptFS
 from lessen.methods.features.ranked_selection import RankedSelection
 from lessen.metrics import AUC, bootstrap_weights

@@ -30,7 +30,7 @@ from lessen.data.cifar10 import Cifar10, load_cifar10
 from lessen.environment import environment
 from lessen.files import atomic_write, dump_json, sha256
 from lessen.method import Context
-from lessen.methods.tokens.common import look
+from lessen.methods.tokens._shared.common import look
 from lessen.methods.tokens.tocom import ToCom
 from lessen.task import Split
 from lessen.tasks.vision.cifar10 import WEIGHTS, Cifar10Options, Cifar10Task

@@ -8,7 +8,7 @@ import torch
 from lessen import cli
 from lessen.measure.profile import profile
 from lessen.methods import builtin_methods
-from lessen.methods.embeddings.budget import table_bytes
+from lessen.methods.embeddings._shared.budget import table_bytes
 from lessen.methods.embeddings.hash import HashTables
 from lessen.recipe import Recipe, state_bytes
 from lessen.tasks.ctr.synthetic import SyntheticClicks, SyntheticOptions

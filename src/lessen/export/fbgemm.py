@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lessen.errors import ConfigError
 from lessen.files import atomic_write
-from lessen.methods.embeddings.budget import tables_of
+from lessen.methods.embeddings._shared.budget import tables_of
 from lessen.stored.tables import rowwise
 from lessen.stored.tables.quantized_embedding import QuantizedEmbedding
 

@@ -18,9 +18,9 @@ from lessen.errors import BudgetError, LessenError, TaskError
 from lessen.method import Context, Method
 from lessen.methods import builtin_methods
 from lessen.methods.calibration import count_ids
-from lessen.methods.embeddings.budget import table_bytes, tables_of
-from lessen.methods.embeddings.retrained import RetrainedTables
-from lessen.methods.embeddings.searched import SearchedTables
+from lessen.methods.embeddings._shared.budget import table_bytes, tables_of
+from lessen.methods.embeddings._shared.retrained import RetrainedTables
+from lessen.methods.embeddings._shared.searched import SearchedTables
 from lessen.methods.sites import Site, blocks, module_bytes
 from lessen.recipe import Recipe, state_bytes
 from lessen.stored.base import StoredModule

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lessen.methods.embeddings._shared.budget import table_bytes
 from lessen.methods.embeddings.adapt import AdaptTables
-from lessen.methods.embeddings.budget import table_bytes
 from lessen.recipe import Recipe
 from lessen.testing.toys import TableTask
 

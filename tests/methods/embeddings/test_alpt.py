@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from lessen.methods.embeddings._shared.budget import table_bytes
 from lessen.methods.embeddings.alpt import (
     AdaptiveCodesTable,
     AdaptiveLowPrecisionTables,
@@ -13,7 +14,6 @@ from lessen.methods.embeddings.alpt import (
     nearest_steps,
     stochastic_round,
 )
-from lessen.methods.embeddings.budget import table_bytes
 from lessen.recipe import Recipe
 from lessen.stored.tables.embedding import TableShape
 from lessen.task import Task

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from lessen.methods.embeddings._shared.budget import table_bytes
 from lessen.methods.embeddings.autodim import LearnedWidthTables, WidthSearchTable, likeliest, started, temperature
-from lessen.methods.embeddings.budget import table_bytes
 from lessen.recipe import Recipe
 from lessen.stored.fields import FieldEmbedding, Segment
 from lessen.stored.tables.embedding import TableShape

@@ -3,6 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lessen.methods.embeddings._shared.bilevel import HeldOut
+from lessen.methods.embeddings._shared.budget import table_bytes
 from lessen.methods.embeddings.autosrh import (
     GatedColumnTables,
     GatedTable,
@@ -12,8 +14,6 @@ from lessen.methods.embeddings.autosrh import (
     popularity_groups,
     stepped,
 )
-from lessen.methods.embeddings.bilevel import HeldOut
-from lessen.methods.embeddings.budget import table_bytes
 from lessen.methods.sites import module_bytes
 from lessen.recipe import Recipe
 from lessen.stored.tables.embedding import TableShape

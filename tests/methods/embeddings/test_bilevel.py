@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lessen.errors import TaskError
-from lessen.methods.embeddings.bilevel import HeldOut, without_side_effects
+from lessen.methods.embeddings._shared.bilevel import HeldOut, without_side_effects
 from lessen.testing.toys import TableTask
 
 

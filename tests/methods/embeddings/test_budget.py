@@ -8,7 +8,7 @@ from torch import nn
 
 from lessen.errors import BudgetError
 from lessen.methods import builtin_methods
-from lessen.methods.embeddings.budget import share_out, table_bytes
+from lessen.methods.embeddings._shared.budget import share_out, table_bytes
 from lessen.recipe import Recipe
 from lessen.testing.toys import TableTask
 

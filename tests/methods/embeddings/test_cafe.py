@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from lessen.method import Context
+from lessen.methods.embeddings._shared.retrained import Wanted
 from lessen.methods.embeddings.cafe import CafeTables, HotColdTable
-from lessen.methods.embeddings.retrained import Wanted
 from lessen.methods.sites import module_bytes
 from lessen.recipe import Recipe
 from lessen.stored.tables.embedding import TableShape

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from lessen.method import Context
+from lessen.methods.embeddings._shared.retrained import Wanted
 from lessen.methods.embeddings.cel import ClusterLearningTables, Growth, Splitting, grow, principal_split, reassign
-from lessen.methods.embeddings.retrained import Wanted
 from lessen.methods.sites import module_bytes
 from lessen.recipe import Recipe
 from lessen.stored.tables.cluster_assigned import ClusterAssignedEmbedding

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from lessen.methods.embeddings.budget import table_bytes
+from lessen.methods.embeddings._shared.budget import table_bytes
 from lessen.methods.embeddings.deeplight import DeepLightTables, Thinning, ThinningTable
 from lessen.recipe import Recipe
 from lessen.stored.tables.embedding import TableShape

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lessen.methods.embeddings.budget import table_bytes
+from lessen.methods.embeddings._shared.budget import table_bytes
 from lessen.methods.embeddings.dhe import DeepHashTables
 from lessen.recipe import Recipe
 from lessen.testing.toys import TableTask

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lessen.methods.embeddings.budget import size_of, table_bytes
+from lessen.methods.embeddings._shared.budget import size_of, table_bytes
 from lessen.methods.embeddings.dpq import CodebookTable, DifferentiablePQTables, MultiGranularTables, _empty
 from lessen.recipe import Recipe
 from lessen.stored.tables.embedding import TableShape

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lessen.methods.embeddings.hot_sketch import EMPTY, HotSketch
+from lessen.methods.embeddings._shared.hot_sketch import EMPTY, HotSketch
 
 
 def zipf_stream(rows, ids, exponent, seed=0):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lessen.methods.embeddings.importance import evidence
+from lessen.methods.embeddings._shared.importance import evidence
 
 
 def test_evidence_is_the_part_of_a_row_that_its_lookups_have_set():

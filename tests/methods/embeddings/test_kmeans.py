@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lessen.methods.embeddings import kmeans
+from lessen.methods.embeddings._shared import kmeans
 
 
 @pytest.mark.parametrize("most", [kmeans.MULTINOMIAL_MOST, 2])

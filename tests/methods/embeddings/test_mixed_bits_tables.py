@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lessen.errors import BudgetError
-from lessen.methods.embeddings.budget import table_bytes
+from lessen.methods.embeddings._shared.budget import table_bytes
 from lessen.methods.embeddings.mixed_bits import MixedBitsTables, best_step, field_groups, quantised
 from lessen.methods.sites import module_bytes
 from lessen.recipe import Recipe

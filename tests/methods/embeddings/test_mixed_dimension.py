@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lessen.methods.embeddings.budget import table_bytes
+from lessen.methods.embeddings._shared.budget import table_bytes
 from lessen.methods.embeddings.mixed_dimension import MixedDimensionTables, power_law
 from lessen.recipe import Recipe
 from lessen.stored.fields import FieldEmbedding, Segment

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lessen.methods.embeddings.budget import table_bytes
+from lessen.methods.embeddings._shared.budget import table_bytes
 from lessen.methods.embeddings.mixed_precision import (
     BitsSearchTable,
     FixedBitsTable,

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from lessen.methods.embeddings.budget import table_bytes
+from lessen.methods.embeddings._shared.budget import table_bytes
 from lessen.methods.embeddings.optembed import Candidates, LongTailedStep, NarrowTable, OptimalTables, SupernetTable
 from lessen.methods.sites import module_bytes
 from lessen.recipe import Recipe

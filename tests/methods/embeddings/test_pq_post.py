@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lessen.errors import BudgetError
-from lessen.methods.embeddings.budget import table_bytes
-from lessen.methods.embeddings.kmeans import nearest, weighted_kmeans
+from lessen.methods.embeddings._shared.budget import table_bytes
+from lessen.methods.embeddings._shared.kmeans import nearest, weighted_kmeans
 from lessen.methods.embeddings.pq_post import ProductQuantTables, fit_codes
 from lessen.recipe import Recipe
 from lessen.stored.tables.product_quantized import ProductQuantizedEmbedding

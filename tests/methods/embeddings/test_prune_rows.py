@@ -5,7 +5,7 @@ import torch
 
 from lessen.errors import BudgetError
 from lessen.methods.calibration import count_ids
-from lessen.methods.embeddings.budget import table_bytes
+from lessen.methods.embeddings._shared.budget import table_bytes
 from lessen.methods.embeddings.prune_rows import PruneRows
 from lessen.methods.sites import Site
 from lessen.recipe import Recipe

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from lessen.errors import BudgetError
-from lessen.methods.embeddings.budget import table_bytes
+from lessen.methods.embeddings._shared.budget import table_bytes
 from lessen.methods.embeddings.quotient_remainder import (
     QuotientRemainderTables,
     collisions_for,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lessen.methods.embeddings.budget import table_bytes
+from lessen.methods.embeddings._shared.budget import table_bytes
 from lessen.methods.embeddings.robe import RobeTables
 from lessen.methods.embeddings.tensor_train import LARGEST_STEP, CoreTraining, TensorTrainTables
 from lessen.recipe import Recipe

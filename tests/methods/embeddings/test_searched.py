@@ -5,9 +5,9 @@ import torch
 
 from lessen.errors import BudgetError
 from lessen.methods import builtin_methods
+from lessen.methods.embeddings._shared.searched import with_settings
 from lessen.methods.embeddings.mixed_precision import MixedPrecisionTables
 from lessen.methods.embeddings.pep import LearnedThresholdTables
-from lessen.methods.embeddings.searched import with_settings
 from lessen.recipe import Recipe
 from lessen.testing.toys import TableTask
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lessen.errors import BudgetError
-from lessen.methods.embeddings.budget import solve, table_bytes, targets
+from lessen.methods.embeddings._shared.budget import solve, table_bytes, targets
 from lessen.methods.embeddings.hash import HashTables
 from lessen.methods.embeddings.quotient_remainder import QuotientRemainderTables
 from lessen.methods.embeddings.unified import UnifiedTables

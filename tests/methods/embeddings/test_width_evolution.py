@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from lessen.methods.embeddings.width_evolution import Evolution
+from lessen.methods.embeddings._shared.width_evolution import Evolution
 
 
 @pytest.mark.parametrize("seed", range(5))

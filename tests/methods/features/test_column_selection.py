@@ -9,10 +9,10 @@ from torch import nn
 from lessen.data.columns import Columns, IdField, Layout
 from lessen.errors import BudgetError, NothingMatchedError, TaskError
 from lessen.method import Context
+from lessen.methods.features._shared.effects import field_effects, redundant_groups
+from lessen.methods.features._shared.explain import explain
+from lessen.methods.features._shared.fields import names_of, narrow_model, narrowed
 from lessen.methods.features.column_selection import ColumnSelection
-from lessen.methods.features.effects import field_effects, redundant_groups
-from lessen.methods.features.explain import explain
-from lessen.methods.features.fields import names_of, narrow_model, narrowed
 from lessen.methods.features.optfs import OptFS
 from lessen.methods.features.ranked_selection import RankedSelection
 from lessen.recipe import Recipe, state_bytes

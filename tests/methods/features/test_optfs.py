@@ -9,7 +9,7 @@ from torch import nn
 from lessen.errors import NothingMatchedError
 from lessen.export.vocabulary import RewrittenTask, rewrite
 from lessen.method import Context
-from lessen.methods.features.gates import GatedTable, GateOptimizer
+from lessen.methods.features._shared.gates import GatedTable, GateOptimizer
 from lessen.methods.features.optfs import OptFS, _Search, stored_rows
 from lessen.recipe import Recipe, state_bytes
 from lessen.stored.fields import FieldEmbedding

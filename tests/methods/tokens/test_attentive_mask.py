@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from lessen.architectures.vit import find_tower
-from lessen.methods.tokens.attentive_mask import AttentiveMasking
+from lessen.methods.tokens._shared.attentive_mask import AttentiveMasking
 from lessen.methods.tokens.tome import ToMe
 from lessen.recipe import Recipe
 

@@ -5,7 +5,7 @@ from tiny import ColourTask
 
 from lessen.errors import InputError, TaskError
 from lessen.method import Context
-from lessen.methods.tokens.common import look, share_of
+from lessen.methods.tokens._shared.common import look, share_of
 from lessen.methods.tokens.diffrate import DiffRate, Judge, trim
 from lessen.recipe import Recipe
 from lessen.tokens import RankMerge

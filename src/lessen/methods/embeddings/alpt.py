@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from lessen.method import Card, Context
 from lessen.methods import retrain
-from lessen.methods.embeddings.bilevel import without_side_effects
-from lessen.methods.embeddings.budget import nearest_choice
+from lessen.methods.embeddings._shared.bilevel import without_side_effects
+from lessen.methods.embeddings._shared.budget import nearest_choice
+from lessen.methods.embeddings._shared.retrained import Wanted
+from lessen.methods.embeddings._shared.trained_form import TrainedQuantizer, TrainingForm
 from lessen.methods.embeddings.lsq import fake_quantise, scaled_gradient
-from lessen.methods.embeddings.retrained import Wanted
-from lessen.methods.embeddings.trained_form import TrainedQuantizer, TrainingForm
 from lessen.methods.sites import TABLES
 from lessen.stored.tables import rowwise
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape

@@ -11,10 +11,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lessen.method import Card, Context
-from lessen.methods.embeddings.bilevel import ArchitectureSteps, HeldOut
+from lessen.methods.embeddings._shared.bilevel import ArchitectureSteps, HeldOut
+from lessen.methods.embeddings._shared.retrained import Wanted, spread
+from lessen.methods.embeddings._shared.searched import SearchedTables, SearchForm, search_forms
 from lessen.methods.embeddings.mixed_dimension import start_fresh, start_from_rows
-from lessen.methods.embeddings.retrained import Wanted, spread
-from lessen.methods.embeddings.searched import SearchedTables, SearchForm, search_forms
 from lessen.methods.sites import TABLES, blocks
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape
 from lessen.stored.tables.mixed_width import MixedWidthEmbedding

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from lessen.method import Card, Context
 from lessen.methods import retrain
-from lessen.methods.embeddings.bilevel import ArchitectureSteps, HeldOut
-from lessen.methods.embeddings.budget import size_of
-from lessen.methods.embeddings.importance import evidence
+from lessen.methods.embeddings._shared.bilevel import ArchitectureSteps, HeldOut
+from lessen.methods.embeddings._shared.budget import size_of
+from lessen.methods.embeddings._shared.importance import evidence
+from lessen.methods.embeddings._shared.retrained import Wanted
+from lessen.methods.embeddings._shared.searched import SearchedTables, SearchForm, search_forms
 from lessen.methods.embeddings.mixed_precision import frequency_groups
 from lessen.methods.embeddings.pep import MaskedTable
-from lessen.methods.embeddings.retrained import Wanted
-from lessen.methods.embeddings.searched import SearchedTables, SearchForm, search_forms
 from lessen.methods.sites import TABLES
 from lessen.stored.tables.bitmap_embedding import BitmapEmbedding
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table

@@ -10,10 +10,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lessen.method import Card, Context
-from lessen.methods.embeddings.budget import size_of, solve
-from lessen.methods.embeddings.hot_sketch import SLOTS, HotSketch
-from lessen.methods.embeddings.retrained import Wanted, spread
-from lessen.methods.embeddings.trained_form import TrainedQuantizer, TrainingForm
+from lessen.methods.embeddings._shared.budget import size_of, solve
+from lessen.methods.embeddings._shared.hot_sketch import SLOTS, HotSketch
+from lessen.methods.embeddings._shared.retrained import Wanted, spread
+from lessen.methods.embeddings._shared.trained_form import TrainedQuantizer, TrainingForm
 from lessen.methods.sites import TABLES, blocks
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table
 from lessen.stored.tables.hashed_embedding import HashedEmbedding

@@ -9,9 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lessen.method import Card, Context
-from lessen.methods.embeddings.budget import TOLERANCE, size_of, solve
-from lessen.methods.embeddings.kmeans import nearest, weighted_kmeans
-from lessen.methods.embeddings.retrained import RetrainedTables, Wanted, largest_divisor, spread
+from lessen.methods.embeddings._shared.budget import TOLERANCE, size_of, solve
+from lessen.methods.embeddings._shared.kmeans import nearest, weighted_kmeans
+from lessen.methods.embeddings._shared.retrained import RetrainedTables, Wanted, largest_divisor, spread
 from lessen.methods.sites import TABLES
 from lessen.stored.tables.clustered_embedding import ClusteredEmbedding
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape

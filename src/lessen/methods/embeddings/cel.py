@@ -12,9 +12,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lessen.method import Card, Context
-from lessen.methods.embeddings.budget import size_of, solve
+from lessen.methods.embeddings._shared.budget import size_of, solve
+from lessen.methods.embeddings._shared.retrained import RetrainedTables, Wanted, small_and_large, spread
 from lessen.methods.embeddings.hash import RESOLUTION
-from lessen.methods.embeddings.retrained import RetrainedTables, Wanted, small_and_large, spread
 from lessen.methods.sites import TABLES, blocks
 from lessen.stored.tables.cluster_assigned import ClusterAssignedEmbedding
 from lessen.stored.tables.embedding import TableShape

@@ -9,10 +9,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lessen.method import Card, Context
-from lessen.methods.embeddings.budget import size_of, solve
-from lessen.methods.embeddings.importance import evidence
-from lessen.methods.embeddings.retrained import Wanted
-from lessen.methods.embeddings.trained_form import TrainedQuantizer, TrainingForm
+from lessen.methods.embeddings._shared.budget import size_of, solve
+from lessen.methods.embeddings._shared.importance import evidence
+from lessen.methods.embeddings._shared.retrained import Wanted
+from lessen.methods.embeddings._shared.trained_form import TrainedQuantizer, TrainingForm
 from lessen.methods.sites import TABLES
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table
 from lessen.stored.tables.sparse_embedding import SparseEmbedding

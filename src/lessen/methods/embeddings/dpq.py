@@ -10,10 +10,10 @@ from pydantic import Field
 from torch import Tensor
 
 from lessen.method import Card, Context
-from lessen.methods.embeddings.budget import TOLERANCE, size_of
+from lessen.methods.embeddings._shared.budget import TOLERANCE, size_of
+from lessen.methods.embeddings._shared.retrained import Wanted
+from lessen.methods.embeddings._shared.trained_form import TrainedQuantizer, TrainingForm
 from lessen.methods.embeddings.pq_post import fit_codes
-from lessen.methods.embeddings.retrained import Wanted
-from lessen.methods.embeddings.trained_form import TrainedQuantizer, TrainingForm
 from lessen.methods.sites import TABLES
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table
 from lessen.stored.tables.product_quantized import ProductQuantizedEmbedding

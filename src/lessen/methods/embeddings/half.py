@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from lessen.method import Card, Context, Method
-from lessen.methods.embeddings.budget import check_share, share_field, table_bytes
+from lessen.methods.embeddings._shared.budget import check_share, share_field, table_bytes
 from lessen.methods.sites import TABLES, find, replace, require, too_small
 from lessen.stored.tables.half_embedding import HalfEmbedding
 from lessen.stored.tables.rowwise import HALF_MAX

@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import Field
 
 from lessen.method import Card, Context
-from lessen.methods.embeddings.budget import size_of, solve
-from lessen.methods.embeddings.retrained import RetrainedTables, Wanted, spread
+from lessen.methods.embeddings._shared.budget import size_of, solve
+from lessen.methods.embeddings._shared.retrained import RetrainedTables, Wanted, spread
 from lessen.methods.sites import TABLES, blocks
 from lessen.stored.tables.embedding import TableShape
 from lessen.stored.tables.hashed_embedding import HashedEmbedding

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lessen.method import Card, Context, Method
 from lessen.methods import retrain
 from lessen.methods.calibration import count_ids, principal_axes, rank_for, recalibrate_batch_norm
-from lessen.methods.embeddings.budget import (
+from lessen.methods.embeddings._shared.budget import (
     TOLERANCE,
     check_share,
     share_field,

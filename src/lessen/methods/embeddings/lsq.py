@@ -10,9 +10,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lessen.method import Card, Context
-from lessen.methods.embeddings.budget import nearest_choice, size_of
-from lessen.methods.embeddings.retrained import Wanted
-from lessen.methods.embeddings.trained_form import TrainedQuantizer, TrainingForm
+from lessen.methods.embeddings._shared.budget import nearest_choice, size_of
+from lessen.methods.embeddings._shared.retrained import Wanted
+from lessen.methods.embeddings._shared.trained_form import TrainedQuantizer, TrainingForm
 from lessen.methods.sites import TABLES
 from lessen.stored.fields import cover
 from lessen.stored.tables import rowwise

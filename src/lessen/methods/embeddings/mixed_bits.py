@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lessen.method import Card, Context, Method
 from lessen.methods.calibration import count_ids
-from lessen.methods.embeddings.budget import (
+from lessen.methods.embeddings._shared.budget import (
     TOLERANCE,
     check_share,
     share_field,

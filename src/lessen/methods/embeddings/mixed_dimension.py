@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lessen.method import Card, Context
 from lessen.methods.calibration import principal_axes
-from lessen.methods.embeddings.budget import size_of
-from lessen.methods.embeddings.retrained import Wanted, spread
-from lessen.methods.embeddings.trained_form import TrainedQuantizer
+from lessen.methods.embeddings._shared.budget import size_of
+from lessen.methods.embeddings._shared.retrained import Wanted, spread
+from lessen.methods.embeddings._shared.trained_form import TrainedQuantizer
 from lessen.methods.sites import TABLES, blocks
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape
 from lessen.stored.tables.mixed_width import MixedWidthEmbedding

@@ -11,10 +11,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lessen.method import Card, Context
-from lessen.methods.embeddings.budget import size_of
-from lessen.methods.embeddings.retrained import Wanted
-from lessen.methods.embeddings.searched import SearchedTables, SearchForm
-from lessen.methods.embeddings.trained_form import TrainingForm
+from lessen.methods.embeddings._shared.budget import size_of
+from lessen.methods.embeddings._shared.retrained import Wanted
+from lessen.methods.embeddings._shared.searched import SearchedTables, SearchForm
+from lessen.methods.embeddings._shared.trained_form import TrainingForm
 from lessen.methods.sites import TABLES
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table
 from lessen.stored.tables.mixed_bits import MOST_BITS, MixedBitsEmbedding, lowest, row_bytes

@@ -11,12 +11,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lessen.method import Card, Context
-from lessen.methods.embeddings.budget import size_of
-from lessen.methods.embeddings.importance import evidence
+from lessen.methods.embeddings._shared.budget import size_of
+from lessen.methods.embeddings._shared.importance import evidence
+from lessen.methods.embeddings._shared.retrained import Wanted
+from lessen.methods.embeddings._shared.searched import SearchedTables, SearchForm, search_forms
+from lessen.methods.embeddings._shared.width_evolution import Evolution, Widths
 from lessen.methods.embeddings.pep import MaskedTable
-from lessen.methods.embeddings.retrained import Wanted
-from lessen.methods.embeddings.searched import SearchedTables, SearchForm, search_forms
-from lessen.methods.embeddings.width_evolution import Evolution, Widths
 from lessen.methods.sites import TABLES, blocks
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table
 from lessen.stored.tables.narrow_rows import NarrowRowsEmbedding

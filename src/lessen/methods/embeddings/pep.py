@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lessen.method import Card, Context
-from lessen.methods.embeddings.budget import size_of, solve
-from lessen.methods.embeddings.importance import evidence
-from lessen.methods.embeddings.retrained import Wanted, spread
-from lessen.methods.embeddings.searched import SearchedTables, SearchForm, search_forms
-from lessen.methods.embeddings.trained_form import TrainingForm
+from lessen.methods.embeddings._shared.budget import size_of, solve
+from lessen.methods.embeddings._shared.importance import evidence
+from lessen.methods.embeddings._shared.retrained import Wanted, spread
+from lessen.methods.embeddings._shared.searched import SearchedTables, SearchForm, search_forms
+from lessen.methods.embeddings._shared.trained_form import TrainingForm
 from lessen.methods.sites import TABLES, blocks
 from lessen.stored.tables.bitmap_embedding import BitmapEmbedding
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lessen.method import Card, Context, Method
 from lessen.methods import retrain
 from lessen.methods.calibration import count_ids
-from lessen.methods.embeddings.budget import (
+from lessen.methods.embeddings._shared.budget import (
     TOLERANCE,
     check_share,
     share_field,
@@ -20,7 +20,7 @@ from lessen.methods.embeddings.budget import (
     table_bytes,
     targets,
 )
-from lessen.methods.embeddings.kmeans import draw, nearest, weighted_kmeans
+from lessen.methods.embeddings._shared.kmeans import draw, nearest, weighted_kmeans
 from lessen.methods.sites import TABLES, Site, find, module_bytes, replace, require, too_small
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape
 from lessen.stored.tables.product_quantized import ProductQuantizedEmbedding

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lessen.method import Card, Context, Method
 from lessen.methods import retrain
 from lessen.methods.calibration import count_ids
-from lessen.methods.embeddings.budget import check_share, share_field, size_of, solve, table_bytes, targets
+from lessen.methods.embeddings._shared.budget import check_share, share_field, size_of, solve, table_bytes, targets
 from lessen.methods.sites import TABLES, Site, blocks, find, module_bytes, replace, require, too_small
 from lessen.stored.fields import Segment
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape

@@ -10,8 +10,8 @@ from pydantic import Field
 
 from lessen.errors import BudgetError
 from lessen.method import Card, Context
-from lessen.methods.embeddings.budget import TOLERANCE
-from lessen.methods.embeddings.retrained import RetrainedTables, Wanted, spread
+from lessen.methods.embeddings._shared.budget import TOLERANCE
+from lessen.methods.embeddings._shared.retrained import RetrainedTables, Wanted, spread
 from lessen.methods.sites import TABLES, blocks
 from lessen.stored.tables.quotient_remainder import QuotientRemainderEmbedding, quotient_rows
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lessen.errors import TaskError
 from lessen.method import Card, Context, Method
 from lessen.methods.calibration import count_ids
-from lessen.methods.embeddings.budget import TOLERANCE, check_share, share_field, table_bytes
+from lessen.methods.embeddings._shared.budget import TOLERANCE, check_share, share_field, table_bytes
 from lessen.methods.sites import TABLES, Site, find, module_bytes, replace, require, too_small
 from lessen.stored.tables import rowwise
 from lessen.stored.tables.quantized_embedding import QuantizedEmbedding

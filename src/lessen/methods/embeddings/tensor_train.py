@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from lessen.method import Card, Context
 from lessen.methods import retrain
-from lessen.methods.embeddings.budget import size_of, solve
-from lessen.methods.embeddings.retrained import RetrainedTables, Wanted, small_and_large, spread
+from lessen.methods.embeddings._shared.budget import size_of, solve
+from lessen.methods.embeddings._shared.retrained import RetrainedTables, Wanted, small_and_large, spread
 from lessen.methods.sites import TABLES
 from lessen.stored.tables.tensor_train import TensorTrainEmbedding
 from lessen.task import Task

@@ -5,8 +5,14 @@ from __future__ import annotations
 from pydantic import Field
 
 from lessen.method import Card, Context
-from lessen.methods.embeddings.budget import size_of, solve
-from lessen.methods.embeddings.retrained import RetrainedTables, Wanted, largest_divisor, small_and_large, spread
+from lessen.methods.embeddings._shared.budget import size_of, solve
+from lessen.methods.embeddings._shared.retrained import (
+    RetrainedTables,
+    Wanted,
+    largest_divisor,
+    small_and_large,
+    spread,
+)
 from lessen.methods.sites import TABLES
 from lessen.stored.tables.unified_embedding import UnifiedEmbedding
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from lessen.errors import BudgetError
 from lessen.method import Card, Context, Method
-from lessen.methods.features.effects import Effect, field_effects, redundant_groups
-from lessen.methods.features.fields import click_task, names_of, retrained
+from lessen.methods.features._shared.effects import Effect, field_effects, redundant_groups
+from lessen.methods.features._shared.fields import click_task, names_of, retrained
 from lessen.task import Task
 from lessen.tasks.ctr.base import ClickTask
 from lessen.tasks.ctr.layers import FieldVectors
@@ -66,7 +66,7 @@ class ColumnSelection(Method):
         if len(kept) == len(names_of(clicks.layout)):
             raise self.nothing_matched(model, "every field earns its place")
         if self.explain:
-            from lessen.methods.features.explain import explain
+            from lessen.methods.features._shared.explain import explain
 
             context.findings["surrogate"] = explain(model, clicks, kept, context.seed)
         before = task.score(model, "validation")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lessen.method import Card, Context, Method
 from lessen.methods import retrain
-from lessen.methods.features.gates import GatedTable, GateOptimizer
+from lessen.methods.features._shared.gates import GatedTable, GateOptimizer
 from lessen.methods.sites import TABLES, Site, blocks, find, module_bytes, replace, require, too_small
 from lessen.stored.tables.pruned_embedding import PrunedEmbedding
 from lessen.task import Task

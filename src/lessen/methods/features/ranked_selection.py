@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lessen.method import Card, Context, Method
-from lessen.methods.features.fields import click_task, names_of, retrained
+from lessen.methods.features._shared.fields import click_task, names_of, retrained
 from lessen.selection.ranking.ranking import Ranking, RankSettings, rank_frame
 from lessen.selection.ranking.scan import ScanSettings
 from lessen.task import Task

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from lessen.errors import InputError
 from lessen.method import Card
-from lessen.methods.tokens.common import BLOCKS, FREES, Scene, TokenMethod
+from lessen.methods.tokens._shared.common import BLOCKS, FREES, Scene, TokenMethod
 from lessen.tokens.reducers import Pool, Reducer
 
 

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from lessen.errors import InputError, TaskError
 from lessen.method import Card
-from lessen.methods.tokens.common import BLOCKS, FREES, Scene, TokenMethod, share_of
+from lessen.methods.tokens._shared.common import BLOCKS, FREES, Scene, TokenMethod, share_of
 from lessen.task import Task
 from lessen.tokens.patch import reduce_tokens
 from lessen.tokens.polish import Room, polish

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from lessen.errors import InputError
 from lessen.method import Card
-from lessen.methods.tokens.common import BLOCKS, FREES, Scene, TokenMethod, evenly_placed, gentlest
+from lessen.methods.tokens._shared.common import BLOCKS, FREES, Scene, TokenMethod, evenly_placed, gentlest
 from lessen.tokens.reducers import Keep, Reducer
 from lessen.tokens.scores import Scorer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from lessen.method import Card
-from lessen.methods.tokens.common import BLOCKS, FREES, Scene
+from lessen.methods.tokens._shared.common import BLOCKS, FREES, Scene
 from lessen.methods.tokens.evit import Keeping
 from lessen.tokens.reducers import Reducer
 

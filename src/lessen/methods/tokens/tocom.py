@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from lessen.method import Card, Context
-from lessen.methods.tokens.common import BLOCKS, FREES, Scene, TokenMethod, record
+from lessen.methods.tokens._shared.common import BLOCKS, FREES, Scene, TokenMethod, record
 from lessen.methods.tokens.diffrate import endless
 from lessen.task import Task
 from lessen.tokens.compensate import Compensator

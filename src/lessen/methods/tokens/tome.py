@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from lessen.method import Card
-from lessen.methods.tokens.common import BLOCKS, FREES, Scene, TokenMethod, gentlest, spread
+from lessen.methods.tokens._shared.common import BLOCKS, FREES, Scene, TokenMethod, gentlest, spread
 from lessen.tokens.reducers import Merge, Reducer
 from lessen.tokens.schedules import possible, sloped
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lessen.errors import NonFiniteError
 from lessen.method import Context
 from lessen.methods import retrain
-from lessen.methods.embeddings.retrained import RetrainedTables
+from lessen.methods.embeddings._shared.retrained import RetrainedTables
 from lessen.methods.sites import module_bytes, replace_everywhere
 from lessen.stored.tables.embedding import StoredEmbedding
 from lessen.task import Task

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from lessen.method import Context, Method
 from lessen.methods import retrain
 from lessen.methods.calibration import count_ids
-from lessen.methods.embeddings.budget import TOLERANCE, check_share, share_field, share_out, table_bytes, targets
+from lessen.methods.embeddings._shared.budget import (
+    TOLERANCE,
+    check_share,
+    share_field,
+    share_out,
+    table_bytes,
+    targets,
+)
 from lessen.methods.sites import TABLES, Site, blocks, find, module_bytes, replace, require
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape
 from lessen.task import Task

@@ -17,7 +17,7 @@ from lessen.architectures.vit import Tower, find_tower
 from lessen.errors import BudgetError, NothingMatchedError
 from lessen.method import Context, Method
 from lessen.methods import retrain
-from lessen.methods.tokens.attentive_mask import AttentiveMasking
+from lessen.methods.tokens._shared.attentive_mask import AttentiveMasking
 from lessen.task import Task
 from lessen.tokens.macs import TowerShape, full_macs, tower_macs
 from lessen.tokens.reducers import Reducer

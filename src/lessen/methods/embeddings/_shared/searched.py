@@ -15,8 +15,8 @@ from torch import nn
 
 from lessen.method import Context
 from lessen.methods import retrain
-from lessen.methods.embeddings.budget import check_share, table_bytes
-from lessen.methods.embeddings.trained_form import TrainedQuantizer, TrainingForm
+from lessen.methods.embeddings._shared.budget import check_share, table_bytes
+from lessen.methods.embeddings._shared.trained_form import TrainedQuantizer, TrainingForm
 from lessen.methods.sites import replace_everywhere
 from lessen.stored.tables.embedding import StoredEmbedding
 from lessen.task import Task

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from lessen.bars.agreement import agreement
 from lessen.errors import DataError
+from lessen.tasks.ctr.bars.agreement import agreement
 
 
 def _result(seed: int, auc: float, **changes: Any) -> dict[str, Any]:

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lessen.bars.intervals import auc_interval, auc_variance, logloss_interval
 from lessen.errors import TaskError
 from lessen.metrics import AUC, LOGLOSS, bootstrap_weights
+from lessen.tasks.ctr.bars.intervals import auc_interval, auc_variance, logloss_interval
 
 
 def _draw(rows: int, seed: int = 5) -> tuple[np.ndarray, np.ndarray]:

@@ -7,11 +7,11 @@ import inspect
 import pytest
 import torch
 
-from lessen.bars.datasets import DATASETS, data_of
-from lessen.bars.recipes import load_recipe, parse_sheet, published_models, sheets, variants
 from lessen.data.columns import IdField, Layout
 from lessen.errors import ConfigError
 from lessen.stored.fields import Segment
+from lessen.tasks.ctr.bars.datasets import DATASETS, data_of
+from lessen.tasks.ctr.bars.recipes import load_recipe, parse_sheet, published_models, sheets, variants
 from lessen.tasks.ctr.models import MODELS
 
 PAIRS = [(sheet.dataset, model) for sheet in sheets().values() for model in sheet.models]

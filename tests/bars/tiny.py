@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lessen.bars.datasets import DATASETS, SPLITS, BarsData
+from lessen.tasks.ctr.bars.datasets import DATASETS, SPLITS, BarsData
 
 ROWS = {"train": 400, "validation": 120, "test": 120}
 

@@ -11,7 +11,7 @@ from lessen.cli.talk import AsJson, emit, line, say, table
 from lessen.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lessen.bars import Agreement
+    from lessen.tasks.ctr.bars import Agreement
 
 app = typer.Typer(
     name="bars", help="The BARS-CTR benchmark: published splits, settings and figures.", no_args_is_help=True
@@ -24,7 +24,7 @@ def list_bars(as_json: AsJson = False) -> None:
 
     Example: lessen bars list
     """
-    from lessen.bars import published_models, variants
+    from lessen.tasks.ctr.bars import published_models, variants
 
     found = {dataset: published_models(dataset) for dataset in variants()}
     if as_json:
@@ -61,8 +61,8 @@ def run_one(
 
     Example: lessen bars run Frappe_x1 deepfm --data frappe --seed 2021 --seed 2022 --seed 2023
     """
-    from lessen.bars import RunSettings, load_recipe, read_result, run_bars
     from lessen.cli.progress import Reporting
+    from lessen.tasks.ctr.bars import RunSettings, load_recipe, read_result, run_bars
     from lessen.train.parallel import group
 
     recipe = load_recipe(dataset, model)
@@ -87,7 +87,7 @@ def check(
 
     Example: lessen bars check out/bars/*.json
     """
-    from lessen.bars import read_result
+    from lessen.tasks.ctr.bars import read_result
 
     show([read_result(path) for path in results], as_json)
 
@@ -96,7 +96,7 @@ def show(results: list[dict[str, object]], as_json: bool) -> None:
     """Print the comparison as a table or as JSON."""
     from dataclasses import asdict
 
-    from lessen.bars import agreement
+    from lessen.tasks.ctr.bars import agreement
 
     rows = agreement(results)
     if as_json:

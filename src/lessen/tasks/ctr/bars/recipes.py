@@ -96,7 +96,7 @@ class Recipe(BaseModel):
 def sheets() -> dict[str, Sheet]:
     """Return the packaged files by lower-case name."""
     found = {}
-    for item in sorted((files("lessen.bars") / "recipes").iterdir(), key=lambda item: item.name):
+    for item in sorted((files("lessen.tasks.ctr.bars") / "recipes").iterdir(), key=lambda item: item.name):
         if item.name.endswith(".yaml"):
             found[item.name.removesuffix(".yaml")] = parse_sheet(item.read_text(encoding="utf-8"), item.name)
     return found

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from lessen.bars.recipes import find_sheet
 from lessen.errors import DataError
+from lessen.tasks.ctr.bars.recipes import find_sheet
 
 # two-sided 95 % quantiles of Student's t for 2 to 10 degrees of freedom
 _STUDENT = (4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)

@@ -12,9 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lessen.bars.datasets import BarsData, checked_files, data_of, derived
-from lessen.bars.intervals import auc_interval, logloss_interval
-from lessen.bars.recipes import Recipe
 from lessen.data.catalogue import ARCHIVES
 from lessen.data.encode import encode_logs
 from lessen.errors import DataError
@@ -22,6 +19,9 @@ from lessen.files import atomic_write, dump_json, parse_json, read_checked
 from lessen.log import SILENT, Log
 from lessen.metrics import AUC, LOGLOSS
 from lessen.task import Split
+from lessen.tasks.ctr.bars.datasets import BarsData, checked_files, data_of, derived
+from lessen.tasks.ctr.bars.intervals import auc_interval, logloss_interval
+from lessen.tasks.ctr.bars.recipes import Recipe
 from lessen.tasks.ctr.logs import LogClicks, LogOptions
 from lessen.train.fit import FitResult, fit
 from lessen.train.parallel import Group, check_parallel, group

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 from breaking_files import Unsynced
 from lessen import files
@@ -32,3 +27,16 @@ def _unsynced():
 @pytest.fixture
 def toy() -> ToyTask:
     return ToyTask()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Forty characters, one token each, so that stop strings can be tested."""
+    transformers = pytest.importorskip("transformers", reason="the [hf] extra is not installed")
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    letters = {letter: number for number, letter in enumerate("01abcdefghijklmnopqrstuvwxyz23456789.,;:")}
+    raw = Tokenizer(models.WordLevel(letters, unk_token="0"))
+    raw.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    raw.decoder = decoders.Fuse()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="0", eos_token="1", pad_token="0")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bare_imports import BARE
+
 SOURCE = Path(__file__).parent.parent / "src" / "lessen"
 
 LAYERS = [
@@ -89,22 +91,6 @@ seconds = time.perf_counter() - start
 extras = {"transformers", "ray", "optuna", "onnx", "onnxruntime", "sklearn", "mlflow", "gguf", "zstandard",
           "constriction", "matplotlib", "polars", "llvmlite"} & set(sys.modules)
 print(seconds < 1.0, sorted(extras), threading.active_count(), torch.cuda.is_initialized())
-"""
-
-
-BARE = """
-import importlib, pkgutil, sys
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"transformers", "ray", "optuna", "onnx", "onnxruntime", "onnxscript", "sklearn",
-                                  "mlflow", "gguf", "zstandard", "constriction", "tokenizers", "aeon", "scipy", "llvmlite"}:
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Refuse())
-import lessen
-for info in pkgutil.walk_packages(lessen.__path__, "lessen."):
-    if not info.name.endswith("__main__"):
-        importlib.import_module(info.name)
-print("all")
 """
 
 

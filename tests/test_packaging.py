@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from bare_imports import BARE
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -49,9 +51,6 @@ def test_the_bare_wheel_imports_every_module_and_runs(wheel, tmp_path):
         [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(tmp_path / "site"), str(wheel)],
         check=True,
     )
-    sys.path.insert(0, str(Path(__file__).parent))
-    from test_layers import BARE
-
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     where = "import lessen\nprint(lessen.__file__)\n"
     done = subprocess.run(

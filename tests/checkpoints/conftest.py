@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("zstandard", reason="the [checkpoints] extra is not installed")
 pytest.importorskip("constriction", reason="the [checkpoints] extra is not installed")
 
-from .runs import make_run
+from checkpoint_runs import make_run
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from checkpoint_runs import make_run
 from lessen.checkpoints import Archive, NearSettings, PackSettings, find_snapshots, pack
 from lessen.checkpoints.images import load_tree
 from lessen.errors import ArtifactError, InputError, LessenError, OutputError
-
-from .runs import make_run
 
 EXACT, NEAR = PackSettings(mode="exact"), PackSettings()
 

@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 
+import checkpoint_runs
 from breaking_files import DyingFiles
+from checkpoint_runs import Net, optimizer_of, state_of, train_step
 from lessen import files
 from lessen.checkpoints import Archive, Packer, PackSettings, background, find_snapshots, pack
 from lessen.checkpoints.background import remove
 from lessen.checkpoints.keeper import BackgroundPacker, CheckpointKeeper
 from lessen.errors import ArtifactError, ConfigError, OutputError
 from lessen.log import Log
-
-from .runs import Net, optimizer_of, state_of, train_step
 
 EXACT = PackSettings(mode="exact")
 
@@ -186,7 +186,7 @@ def test_a_state_packed_while_it_is_asked_for_comes_from_the_archive(tmp_path, m
 TRAINING = """
 import sys, torch
 sys.path.insert(0, sys.argv[2])
-from runs import Net, optimizer_of, state_of, train_step
+from checkpoint_runs import Net, optimizer_of, state_of, train_step
 from lessen.checkpoints import PackSettings
 from lessen.checkpoints.background import remove
 from lessen.checkpoints.keeper import CheckpointKeeper
@@ -240,7 +240,7 @@ def kill_training(folder: Path, choose: random.Random, rounds: int, longest: flo
     be that of the training that was never killed, and in the end no step is missing from the archive.
     """
     unbroken, last = Unbroken(), 0
-    command = [sys.executable, "-c", TRAINING, str(folder), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", TRAINING, str(folder), str(Path(checkpoint_runs.__file__).parent)]
     for number in range(rounds):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
         assert process.stdout.readline().split()[0] == "ready"

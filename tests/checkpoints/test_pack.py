@@ -12,12 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from breaking_files import FailingFiles
+from checkpoint_runs import Net, make_run, optimizer_of, state_of, train_step
 from lessen import files
 from lessen.checkpoints import Archive, Packer, PackSettings, find_snapshots, pack
 from lessen.checkpoints.blocks import Form, is_table, row_digests
 from lessen.errors import ConfigError, DataError, LessenError, OutputError
-
-from .runs import Net, make_run, optimizer_of, state_of, train_step
 
 EXACT = PackSettings(mode="exact")
 

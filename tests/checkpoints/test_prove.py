@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from checkpoint_runs import make_run, resume
 from lessen.checkpoints import Archive, PackSettings, find_snapshots, pack
 from lessen.checkpoints.prove import prove
 from lessen.errors import ConfigError, DataError
-
-from .runs import make_run, resume
 
 
 def test_an_exact_archive_resumes_with_no_gap_at_all(run, tmp_path):

@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adam_pieces import F32, ROLES, few, trained
 from lessen.checkpoints import coder, exact, replay, replay_twice
 from lessen.checkpoints.blocks import Form, decode_piece, encode_piece
 from lessen.errors import ArtifactError
-
-from .test_replay import F32, ROLES, few, trained
-from .wild_bits import wild_pieces
+from wild_bits import wild_pieces
 
 BETAS = (0.9, 0.999)
 

@@ -4,10 +4,10 @@ import random
 
 import pytest
 import torch
-from tiny_models import FLAT, llama, plain, repeating_prompt
 
 from lessen.decoding import CostCurve, Decoder
 from lessen.errors import InputError
+from tiny_models import FLAT, llama, plain, repeating_prompt
 
 CHEAP = CostCurve((1, 4096), (1e-4, 1.1e-4))
 DEAR = CostCurve((1, 2), (1.0, 2.0))

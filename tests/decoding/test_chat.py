@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from tiny_models import FLAT, llama
 
 from lessen.decoding import Decoder
 from lessen.decoding.chat import Chat, encode, encode_chat
 from lessen.errors import InputError
+from tiny_models import FLAT, llama
 
 TEMPLATE = "{% for message in messages %}{{ message.role[0] }}:{{ message.content }};{% endfor %}a:"
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from tiny_models import FLAT, llama, plain
 
 from lessen.decoding import Decoder, compare
 from lessen.decoding.report import Comparison, DecodeReport
 from lessen.errors import ConfigError
+from tiny_models import FLAT, llama, plain
 
 
 def report(**changes):

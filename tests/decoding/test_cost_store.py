@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import llama
 
 from lessen.decoding.cost import CostCurve
 from lessen.decoding.cost_store import keep, place_of, recall
+from tiny_models import llama
 
 
 @pytest.fixture(autouse=True)

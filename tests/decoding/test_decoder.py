@@ -4,9 +4,9 @@ import random
 
 import pytest
 import torch
-from tiny_models import FLAT, bloom, gpt2, llama, mistral, plain, repeating_prompt
 
 from lessen.decoding import Decoder
+from tiny_models import FLAT, bloom, gpt2, llama, mistral, plain, repeating_prompt
 
 
 @pytest.fixture(scope="module")

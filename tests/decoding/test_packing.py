@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import FLAT, llama
 from torch import nn
 
 from lessen.decoding import Decoder, packing
 from lessen.decoding.packing import PackedLinear, Packing
+from tiny_models import FLAT, llama
 
 needs_onednn = pytest.mark.skipif(not packing._available(), reason="this torch has no oneDNN linear layers")
 

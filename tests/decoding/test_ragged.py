@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import bloom, gpt2, llama, mistral
 
 from lessen.decoding.engine import SingleEngine, choose_engine
 from lessen.decoding.ragged import RaggedEngine, SequenceCache
+from tiny_models import bloom, gpt2, llama, mistral
 
 PROMPTS = [[3, 4, 5, 6, 7, 8, 9, 10, 11], [12, 13], [14, 15, 16, 17, 18]]
 NEW = [[20], [21, 22, 23, 24], [25, 26]]

@@ -7,9 +7,9 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import plain, repeating_prompt
 
 from lessen.decoding import CostCurve, Decoder, replay
+from tiny_models import plain, repeating_prompt
 
 CURVE = CostCurve(
     (1, 2, 3, 4, 6, 8, 11, 16, 21, 32, 64), (1, 1.66, 2.05, 1.64, 1.89, 2.04, 2.45, 2.47, 3.05, 3.6, 5.83)

@@ -10,10 +10,10 @@ import random
 import pytest
 import torch
 import transformers
-from tiny_models import FLAT, llama, plain, repeating_prompt
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from lessen.decoding import Decoder
+from tiny_models import FLAT, llama, plain, repeating_prompt
 
 
 @pytest.fixture(scope="module")

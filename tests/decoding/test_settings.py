@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from tiny_models import FLAT, SHAPE, llama
 
 from lessen.decoding import Decoder
 from lessen.errors import ConfigError, InputError, NonFiniteError
+from tiny_models import FLAT, SHAPE, llama
 
 
 @pytest.fixture(scope="module")

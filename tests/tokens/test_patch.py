@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from towers import IMAGES, build, output
 
 from lessen.errors import InputError, NothingMatchedError
 from lessen.tokens import Keep, Merge, RankMerge, reduce_tokens
 from lessen.tokens.reducers import Pool
+from towers import IMAGES, build, output
 
 REDUCERS = [
     Merge(removed=(6,) * 4),

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from towers import IMAGES, build
 
 from lessen.errors import InputError
 from lessen.tokens import Keep, Merge, reduce_tokens
 from lessen.tokens.picture import draw, panel, trace
+from towers import IMAGES, build
 
 
 def test_the_trace_has_the_groups_of_every_block():

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from towers import IMAGES, build, output
 
 from lessen.artifact import folder as artifact
 from lessen.errors import InputError
 from lessen.tokens import Keep, Merge, RankMerge
 from lessen.tokens.reducers import Pool, reducer_from
 from lessen.tokens.stored import TokenReduction, detach, patch_of
+from towers import IMAGES, build, output
 
 REDUCERS = [
     Merge(removed=(6,) * 4),

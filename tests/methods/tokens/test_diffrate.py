@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from tiny import ColourTask
 
+from colour_task import ColourTask
 from lessen.errors import InputError, TaskError
 from lessen.method import Context
 from lessen.methods.tokens._shared.common import look, share_of

@@ -7,11 +7,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+pytest.importorskip("zstandard", reason="the [checkpoints] extra is not installed")
+pytest.importorskip("constriction", reason="the [checkpoints] extra is not installed")
+
+from checkpoint_runs import make_run
 from lessen.checkpoints import Archive
 from lessen.cli.checkpoint import app
 from lessen.errors import ArtifactError, ConfigError, GateFailed, LessenError
 
-HERE = Path(__file__).parent
+PROVING = Path(__file__).parents[1] / "helpers" / "proving.py"
 
 
 def call(*arguments: object) -> str:
@@ -21,6 +25,12 @@ def call(*arguments: object) -> str:
         raise outcome.exception
     assert outcome.exit_code == 0, outcome.output
     return outcome.stdout
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> list[Path]:
+    """Five checkpoints of one small run with Adam."""
+    return make_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture
@@ -83,14 +93,14 @@ def test_near_settings_on_the_command_line(run, tmp_path, monkeypatch):
 
 
 def test_prove(packed, run, tmp_path):
-    train = f"{HERE / 'proving.py'}:resume"
+    train = f"{PROVING}:resume"
     said = json.loads(call("prove", packed, "--step", 24, "--train", train, "--steps", 4, "--seeds", 2, "--json"))
     assert said["gap"] == 0
     assert said["inside_noise"] is True
     assert "inside" in call("prove", packed, "--train", train, "--steps", 2, "--seeds", 2)
     with pytest.raises(GateFailed, match="more than a change of seed"):
-        call("prove", packed, "--train", f"{HERE / 'proving.py'}:broken", "--steps", 2, "--seeds", 2)
-    for wrong in ["nowhere.py:resume", f"{HERE / 'proving.py'}:absent", "resume", "no_module:f"]:
+        call("prove", packed, "--train", f"{PROVING}:broken", "--steps", 2, "--seeds", 2)
+    for wrong in ["nowhere.py:resume", f"{PROVING}:absent", "resume", "no_module:f"]:
         with pytest.raises(ConfigError, match="does not name a function"):
             call("prove", packed, "--train", wrong)
 

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from runs import resume
+from checkpoint_runs import resume
 
 __all__ = ["broken", "resume"]
 

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tiny_models import llama
+
+pytest.importorskip("transformers", reason="the [hf] extra is not installed")
 
 from lessen.architectures.loading import SMOLLM2, convert_gguf
 from lessen.data.cache import cache_folder

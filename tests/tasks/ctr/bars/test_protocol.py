@@ -10,14 +10,13 @@ import numpy as np
 import polars as pl
 import pytest
 
+from bars_files import ROWS, write
 from lessen.data.folder import Dataset
 from lessen.errors import DataError, OutputError
 from lessen.log import Log
 from lessen.tasks.ctr.bars import RunSettings, load_recipe, read_result, run_bars
 from lessen.tasks.ctr.bars.datasets import DATASETS, SPLITS, checked_files, data_of
 from lessen.tasks.ctr.bars.protocol import BarsClicks
-
-from .tiny import ROWS, write
 
 QUICK = RunSettings(epochs=1, own_split=True)
 

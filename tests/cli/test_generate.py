@@ -4,8 +4,11 @@ import json
 
 import pytest
 import typer
-from tiny_models import llama
 from typer.testing import CliRunner
+
+from tiny_models import llama
+
+pytest.importorskip("transformers", reason="the [hf] extra is not installed")
 
 from lessen.cli.generate import register
 from lessen.decoding import load_model

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from towers import IMAGES, NAMES, TimmStyleViT, build, output
 
 from lessen.architectures.vit import Parts, find_tower
 from lessen.errors import InputError, NothingMatchedError
 from lessen.tokens import Merge, reduce_tokens
+from towers import IMAGES, NAMES, TimmStyleViT, build, output
 
 PROTECTED = {"siglip": 0, "timm-mean": 0, "registers": 5}
 

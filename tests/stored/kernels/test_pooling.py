@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_forms import FORMS, ROWS, generator
 from torch import nn
 
+from kernel_forms import FORMS, ROWS, generator
 from lessen.stored import kernels
 from lessen.stored.kernels import machine
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import checkpoints_excp_recipe as excp
+from benchmarks import checkpoints_excp_recipe as excp
 
 from lessen.checkpoints import NearSettings, near
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lessen.errors import TaskError
+from lessen.frontier.point import Point
 from lessen.frontier.records import REFERENCE, StudyRecords, interval, number
 from lessen.frontier.verdict import (
     Difference,
@@ -15,9 +16,6 @@ from lessen.frontier.verdict import (
     resolution,
 )
 from lessen.metrics import Floats, Metric
-
-if TYPE_CHECKING:
-    from lessen.frontier import Point
 
 
 class Comparison:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lessen.errors import ConfigError
+from lessen.frontier.point import Point
 from lessen.frontier.records import number
-
-if TYPE_CHECKING:
-    from lessen.frontier import Point
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9,
          "kib": 2**10, "mib": 2**20, "gib": 2**30, "ms": 1, "s": 1}  # fmt: skip

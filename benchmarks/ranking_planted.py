@@ -31,8 +31,9 @@ from lessen.methods.features._shared.fields import retrained
 from lessen.methods.features.column_selection import ColumnSelection
 from lessen.methods.features.optfs import OptFS
 from lessen.methods.features.ranked_selection import RankedSelection
+from lessen.methods.sites import state_bytes
 from lessen.metrics import AUC, bootstrap_weights
-from lessen.recipe import Recipe, state_bytes
+from lessen.recipe import Recipe
 from lessen.selection.ranking import RankSettings, rank_frame
 from lessen.tasks.ctr.base import ClickTask
 from lessen.tasks.ctr.movielens import PARTS

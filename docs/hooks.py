@@ -47,9 +47,9 @@ def method_section(name, cls) -> list[str]:
     lines = [
         f"### {name}", "", card.summary, "",
         f"- **Source**: {card.source}",
-        f"- **Acts on**: {', '.join(sorted(kind.__name__ for kind in card.acts_on))}",
+        f"- **Acts on**: {card.looks_for}",
         f"- **Needs**: {', '.join(sorted(card.needs)) or 'nothing but the weights'}",
-        f"- **Claims to free**: {', '.join(sorted(card.frees))}",
+        f"- **Claims**: {', '.join(sorted(card.claims)) or 'nothing'}",
         "", "| knob | default | allowed | meaning |", "|---|---|---|---|",
     ]  # fmt: skip
     schema = cls.model_json_schema()

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import nn
 
 import lessen
-from lessen.methods.sites import find, replace, require
+from lessen.methods.sites import replace
 from lessen.stored import checks
 from lessen.stored.base import StoredModule, stored
 
@@ -62,7 +62,7 @@ class Grid(lessen.Method):
     levels: int = Field(127, ge=1, le=127, description="grid steps on each side of zero")
 
     def apply(self, model, task, context):
-        for site in require(find(model, self.card.acts_on, context), self, model, context):
+        for site in self.eligible(model, self.card.module_types, context):
             model = replace(model, site, self.rounded(site.module))
         return model
 

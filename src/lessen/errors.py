@@ -93,13 +93,18 @@ class Interrupted(LessenError):
     exit_status = 4
 
 
+SHOWN = 60
+"""Names that a refusal lists at most."""
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the closest allowed name, or the list of allowed names."""
     names = sorted(allowed)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]!r}?"
-    return "allowed: " + ", ".join(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return "allowed: " + ", ".join(names[:SHOWN]) + more
 
 
 def explain(error: ValidationError, owner: str, known: Iterable[str]) -> str:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from torch import nn
 
-from lessen.errors import ConfigError, explain, nearest
+from lessen.errors import ConfigError, TaskError, explain, nearest
 from lessen.log import SILENT, Log
 from lessen.method import Context, Method, check_finite, check_needs
 from lessen.methods import get_method
+from lessen.methods.sites import state_bytes
 from lessen.task import Task
+
+VERSION = "version"
+"""Key beside the knobs of a method in a recipe file."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class StepRecord:
 
     method: str
     family: str
-    frees: list[str]
+    claims: list[str]
     """What the method claims to save; the report flags a claim that was not borne out."""
     knobs: dict[str, Any]
     bytes_before: int
@@ -51,12 +57,13 @@ class Recipe:
     @property
     def hash(self) -> str:
         """Twelve hexadecimal digits that change when a method, a knob or a method's version changes."""
-        body = [[step.card.name, step.version, _hashed_knobs(step)] for step in self.steps]
+        body = [[step.card.name, step.version, step.knobs()] for step in self.steps]
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
 
     def describe(self) -> dict[str, Any]:
-        """Return the YAML form: `{name, steps: [{method: {knob: value}}]}`, every knob resolved."""
-        return {"name": self.name, "steps": [{s.card.name: s.model_dump(mode="json")} for s in self.steps]}
+        """Return the YAML form: `{name, steps: [{method: {knob: value, version: n}}]}`, every knob resolved."""
+        steps = [{step.card.name: {**step.knobs(), VERSION: step.version}} for step in self.steps]
+        return {"name": self.name, "steps": steps}
 
     @classmethod
     def parse(cls, value: Any, where: str = "recipe") -> Recipe:
@@ -90,8 +97,9 @@ class Recipe:
         current = copy.deepcopy(model).eval()
         ledger: list[StepRecord] = []
         for number, step in enumerate(self.steps):
-            context = Context(seed=seed * 1009 + number, log=log)
+            context = Context(seed=seed * 1009 + number, log=log, device=device_of(current))
             before, start = state_bytes(current), time.perf_counter()
+            task = self._prepared(step, task, context)
             current = step.apply(current, task, context).eval()
             seconds = time.perf_counter() - start
             check_finite(current, f"the result of step {number + 1} ({step.card.name})")
@@ -99,7 +107,7 @@ class Recipe:
                 StepRecord(
                     step.card.name,
                     step.card.family,
-                    sorted(step.card.frees),
+                    sorted(step.card.claims),
                     step.model_dump(mode="json"),
                     before,
                     state_bytes(current),
@@ -110,11 +118,15 @@ class Recipe:
             )
         return current, ledger
 
-
-def _hashed_knobs(step: Method) -> dict[str, Any]:
-    """Return the knobs that tell results apart: all but `later_knobs` that are not used."""
-    unused = {name for name in step.later_knobs if getattr(step, name) is None}
-    return {name: value for name, value in step.model_dump(mode="json").items() if name not in unused}
+    def _prepared(self, step: Method, task: Task, context: Context) -> Task:
+        """Return the task as `step` prepares it. Raises TaskError when it changes what the judge sees."""
+        prepared = step.prepare(task, context)
+        if prepared is not task and prepared.fingerprint() != task.fingerprint():
+            raise TaskError(
+                f"{step.card.name} changes the validation or test data of task {task.name!r}; "
+                "a recipe may change what is trained on, never what judges it"
+            )
+        return prepared
 
 
 def parse_step(value: Any, where: str) -> Method:
@@ -129,15 +141,24 @@ def parse_step(value: Any, where: str) -> Method:
         knobs = {}
     if not isinstance(knobs, Mapping):
         raise ConfigError(f"{where}: the knobs of {name} must be a mapping, found {type(knobs).__name__}")
+    given = {str(key): item for key, item in knobs.items()}
+    _check_version(cls, given.pop(VERSION, cls.version), where)
     try:
-        return cls(**{str(key): item for key, item in knobs.items()})
+        return cls(**given)
     except ValidationError as error:
         raise ConfigError(f"{where}: {explain(error, str(name), cls.model_fields)}") from error
 
 
-def state_bytes(model: nn.Module) -> int:
-    """Return the bytes of all distinct tensors in the state dictionary (tied tensors counted once)."""
-    seen: dict[tuple[int, int], int] = {}
-    for tensor in model.state_dict().values():
-        seen[(tensor.data_ptr(), tensor.numel())] = tensor.numel() * tensor.element_size()
-    return sum(seen.values())
+def _check_version(cls: type[Method], version: Any, where: str) -> None:
+    """Raise ConfigError unless `version` is the one that this installation has."""
+    if version != cls.version or isinstance(version, bool):
+        raise ConfigError(
+            f"{where}: {cls.card.name} version {version!r} is not the one here, {cls.version}, and its figures would "
+            f"differ; install the lessen that wrote the recipe, or remove `{VERSION}` to run it as it is now"
+        )
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a model's first tensor is; the CPU for a model without any."""
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)
+    return first.device if first is not None else torch.device("cpu")

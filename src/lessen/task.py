@@ -12,6 +12,7 @@ A task for a user's own model needs four members; everything else has a default:
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from lessen.errors import NonFiniteError, TaskError
 from lessen.log import SILENT, Log
@@ -29,6 +31,8 @@ from lessen.train.fit import FitResult, fit
 from lessen.train.hooks import Hook
 from lessen.train.settings import FitSettings
 
+VIEWED = frozenset({"teacher", "texts", "images", "pairs", "withheld"})
+"""Members that a view may add to a task that has none."""
 Split = Literal["train", "validation", "test"]
 Batch = Any
 
@@ -62,6 +66,26 @@ class Task(ABC):
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the scalar training loss of `batch`."""
+
+    # -- variations -------------------------------------------------------------------------------------------
+    def view(self, **changes: Any) -> Self:
+        """Return the same task with some members replaced: the one way to vary a task.
+
+        task.view(batches=lambda split, seed=0: ...)        other training rows
+        task.view(settings=replace(task.settings, epochs=1), loss=lambda model, batch: ...)
+        task.view(teacher=lambda seed: model)               a capability that the task lacks
+
+        Functions take the arguments of the method that they replace, without `self`. The task itself is left as it is.
+
+        Raises:
+            TaskError: a name that tasks do not have.
+        """
+        other = copy.copy(self)
+        for name, value in changes.items():
+            if not hasattr(self, name) and name not in VIEWED:
+                raise TaskError(f"a view of task {self.name!r} cannot change {name!r}, which tasks do not have")
+            vars(other)[name] = value
+        return other
 
     # -- defaults ---------------------------------------------------------------------------------------------
     def inputs(self, batch: Batch) -> Any:

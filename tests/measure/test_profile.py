@@ -10,7 +10,8 @@ from lessen.measure.profile import profile
 from lessen.methods import builtin_methods
 from lessen.methods.embeddings._shared.budget import table_bytes
 from lessen.methods.embeddings.hash import HashTables
-from lessen.recipe import Recipe, state_bytes
+from lessen.methods.sites import state_bytes
+from lessen.recipe import Recipe
 from lessen.tasks.ctr.synthetic import SyntheticClicks, SyntheticOptions
 from lessen.testing.toys import TableTask
 

@@ -55,7 +55,7 @@ def test_the_contract_catches_what_it_promises_to():
     with pytest.raises(ContractError) as caught:
         check_method(Idle())
     text = str(caught.value)
-    for broken in ("claims_only_what_it_frees", "every_number_is_bounded", "nothing_matched_is_an_error", "'knob'"):
+    for broken in ("claims_only_what_it_saves", "every_number_is_bounded", "nothing_matched_is_an_error", "'knob'"):
         assert broken in text
     assert "callers_model_is_untouched" not in text
     with pytest.raises(ContractError, match="batches_are_untouched"):

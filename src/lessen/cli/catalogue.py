@@ -62,8 +62,8 @@ def describe(cls: type[Method]) -> dict[str, Any]:
     card, schema = cls.card, cls.model_json_schema()
     return {
         "name": card.name, "family": card.family, "version": cls.version, "summary": card.summary,
-        "source": card.source, "acts_on": sorted(kind.__name__ for kind in card.acts_on),
-        "needs": sorted(card.needs), "frees": sorted(card.frees),
+        "source": card.source, "acts_on": card.looks_for.split(", "),
+        "needs": sorted(card.needs), "claims": sorted(card.claims),
         "knobs": {
             knob: {
                 "default": detail.get("default"), "required": knob in schema.get("required", ()),
@@ -93,7 +93,7 @@ def _show(method: dict[str, Any]) -> None:
     line(f"source    {method['source']}")
     line(f"acts on   {', '.join(method['acts_on'])}")
     line(f"needs     {', '.join(method['needs']) or 'nothing but the weights'}")
-    line(f"frees     {', '.join(method['frees'])}\n")
+    line(f"claims    {', '.join(method['claims']) or 'nothing'}\n")
     _show_settings(method["knobs"], "knob")
     line(f"\n{method['notes']}")
     line(f"\nIn a study:  steps: [{{{method['name']}: {{}}}}]    on the command line:  --step {method['name']}")

@@ -124,6 +124,6 @@ def _row(timing: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _state_bytes(model: nn.Module) -> int:
-    from lessen.recipe import state_bytes
+    from lessen.methods.sites import state_bytes
 
     return state_bytes(model)

@@ -36,7 +36,7 @@ def renumber(
     from lessen.cli.loading import open_model
     from lessen.errors import ConfigError
     from lessen.export.renumber import renumber as renumber_model
-    from lessen.recipe import state_bytes
+    from lessen.methods.sites import state_bytes
     from lessen.tasks.ctr.logs import LogClicks
 
     for folder in (data, out):

@@ -6,12 +6,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from typing import get_args
 
 from lessen import files
 from lessen.errors import ConfigError, OutputError, nearest
-from lessen.method import Family
-from lessen.methods import builtin_methods, plugin_names
+from lessen.methods import builtin_methods, families, plugin_names
 
 METHOD = Template('''"""$title: say in one line what gets smaller, and how."""
 
@@ -22,17 +20,18 @@ from typing import Any
 from pydantic import Field
 from torch import nn
 
-from lessen.method import Card, Context, Method
+from lessen.method import Card, Context
+from lessen.methods.modules import ModuleMethod
 from lessen.methods.sites import $imports
 from lessen.stored.$stored_file import $stored_class
 from lessen.task import Task
 
 
-class $cls(Method):
+class $cls(ModuleMethod):
     """Name the paper and its arXiv id here, and what differs from it.
 
     The rule of this skeleton: every eligible $what is stored as $stored_class. Replace it by yours; keep
-    `find` (it names what is left alone, and why), `require` (nothing matched is an error) and `replace`.
+    `eligible` (it honours `only` and `skip`, names what is left alone and why; nothing matched is an error).
     """
 
     card = Card(
@@ -41,14 +40,13 @@ class $cls(Method):
         summary="Store $what in $bits bits.",
         acts_on=$kinds,
         source="the paper's title and arXiv id",
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"post-training"}),
+        claims=frozenset({"bytes"}),
     )
     $knob: int = Field($default, ge=1, le=10**9, description="smaller ones stay as they are")
 
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:  # noqa: ARG002
         """Replace each eligible module. Raises NothingMatchedError."""
-        for site in require(find(model, self.card.acts_on, context, self._reject), self, model, context):
+        for site in self.eligible(model, self.card.module_types, context, self._reject):
             model = replace(model, site, $stored_class.from_dense(site.module$arguments))
         return model
 
@@ -58,14 +56,14 @@ class $cls(Method):
         $reject
 ''')
 LINEAR = {
-    "imports": "find, replace, require", "stored_file": "int8_linear", "stored_class": "Int8Linear",
+    "imports": "replace", "stored_file": "linears.int8_linear", "stored_class": "Int8Linear",
     "what": "linear layers", "bits": "8", "kinds": "(nn.Linear,)", "knob": "min_weights", "default": "1024",
     "arguments": "",
     "reject": 'few = module.weight.numel() < self.min_weights\n'
               '        return f"has fewer weights than min_weights {self.min_weights}" if few else None',
 }  # fmt: skip
 TABLES = {
-    "imports": "TABLES, find, replace, require, too_small", "stored_file": "half_embedding",
+    "imports": "TABLES, replace, too_small", "stored_file": "tables.half_embedding",
     "stored_class": "HalfEmbedding", "what": "embedding tables", "bits": "16", "kinds": "TABLES", "knob": "min_rows",
     "default": "1000", "arguments": ', "bf16"', "reject": "return too_small(module, self.min_rows)",
 }  # fmt: skip
@@ -75,7 +73,8 @@ from __future__ import annotations
 
 import torch
 
-from lessen.recipe import Recipe, state_bytes
+from lessen.recipe import Recipe
+from lessen.methods.sites import state_bytes
 from lessen.testing import check_method
 from lessen.testing.toys import TableTask
 from $module import $cls
@@ -132,8 +131,7 @@ def write(name: str, family: str, folder: Path) -> Made:
 def _check_names(name: str, family: str) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise ConfigError(f"{name!r} is no method name; use lower-case words joined by '-', such as emb-round")
-    families = get_args(Family)
-    if family not in families:
-        raise ConfigError(f"no family is called {family!r}; {nearest(family, families)}")
+    if family not in families():
+        raise ConfigError(f"no family is called {family!r}; {nearest(family, families())}")
     if name in builtin_methods() or name in plugin_names():
         raise ConfigError(f"a method called {name!r} exists; see: lessen methods {name}")

@@ -77,7 +77,7 @@ def claim_flags(point: Point, latency_noise: tuple[float, float] | None = None) 
     """
     if point.failed:
         return ()
-    claims = {str(claim) for step in point.steps for claim in step.get("frees") or ()}
+    claims = {str(claim) for step in point.steps for claim in claims_of(step)}
     flags = [flag for step in point.steps if (flag := _step_flag(step))]
     if len(point.steps) == 1 and "stored_bytes" in point.share and point.share["stored_bytes"].mean >= 1:
         flags = []  # the line on the whole recipe says it
@@ -94,9 +94,15 @@ def claim_flags(point: Point, latency_noise: tuple[float, float] | None = None) 
     return tuple(dict.fromkeys(flags))
 
 
+def claims_of(step: Mapping[str, Any]) -> Sequence[Any]:
+    """Return what a step of the ledger claims to save; records of earlier versions call it `frees`."""
+    found: Sequence[Any] = step.get("claims", step.get("frees")) or ()
+    return found
+
+
 def _step_flag(step: Mapping[str, Any]) -> str | None:
     before, after = number(step.get("bytes_before")), number(step.get("bytes_after"))
-    if "bytes" not in (step.get("frees") or ()) or before is None or after is None or after < before:
+    if "bytes" not in claims_of(step) or before is None or after is None or after < before:
         return None
     return f"the step {step.get('method')} claims bytes, but took {before:,.0f} bytes to {after:,.0f}"
 

@@ -10,19 +10,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from lessen.capabilities import capabilities
 from lessen.errors import BudgetError, LessenError, TaskError
 from lessen.method import Context, Method
 from lessen.methods import builtin_methods
 from lessen.methods.calibration import count_ids
-from lessen.methods.embeddings._shared.budget import table_bytes, tables_of
-from lessen.methods.embeddings._shared.retrained import RetrainedTables
-from lessen.methods.embeddings._shared.searched import SearchedTables
-from lessen.methods.sites import Site, blocks, module_bytes
-from lessen.recipe import Recipe, state_bytes
+from lessen.methods.embeddings._shared.budget import tables_of
+from lessen.methods.sites import Site, blocks, state_bytes
+from lessen.recipe import Recipe
 from lessen.stored.base import StoredModule
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape
 from lessen.task import Split, Task
@@ -168,7 +166,7 @@ def _counts(model: nn.Module, task: Task) -> dict[str, Tensor]:
     for path, module in model.named_modules():
         paths.setdefault(id(module), path)
     sites = [Site((paths[id(table)],), table) for table in tables if paths[id(table)]]
-    if not sites or "calibration" not in task.provides:
+    if not sites or "calibration" not in capabilities(task):
         return {}
     return {site.path: count for site, count in zip(sites, count_ids(model, task, sites), strict=True)}
 
@@ -202,55 +200,34 @@ def _forecast(
     name: str, cls: type[Method], model: nn.Module, task: Task, counts: dict[str, Tensor], total: int
 ) -> Forecast:
     card, remark = cls.card, cls.card.summary
+    smallest: float | None = None
     try:
-        method, smallest = cls(), _smallest(cls, model, task, counts)
-        if isinstance(method, RetrainedTables):
-            remark = f"retrains: {remark}"
-            left = total - table_bytes(model) + _weighed(method, model, counts)
-            if isinstance(method, SearchedTables) and method.finds_size:
-                down = "" if smallest is None else f", down to {100 * smallest:.2g} % of the tables"
-                return Forecast(name, card.family, None, None, smallest, f"its search finds the size; set share{down}")
+        method = cls()
+        found = method.forecast(model, task, Context(known={"id_counts": counts}))
+        if found is not None:
+            left, remark, smallest = found.bytes, found.remark or remark, found.smallest
         elif isinstance(task, NoTask) and "calibration" in card.needs:
-            return Forecast(name, card.family, None, None, None, "looks at data: give a task")
+            left, remark = None, "looks at data: give a task"
         elif card.needs & {"training", "gradients", "teacher"}:
-            return Forecast(name, card.family, None, None, None, "retrains: try it with lessen compress")
+            left, remark = None, "retrains: try it with lessen compress"
         else:
+            smallest = _smallest(cls, model, task)
             left = state_bytes(Recipe([method]).apply(model, task)[0])
     except ValidationError:
-        return Forecast(name, card.family, None, None, None, f"needs knobs: see lessen methods {name}")
+        left, remark = None, f"needs knobs: see lessen methods {name}"
     except LessenError as error:
-        return Forecast(name, card.family, None, None, None, str(error).partition(";")[0])
-    return Forecast(name, card.family, left, left / max(1, total), smallest, remark)
+        left, remark = None, str(error).partition(";")[0]
+    return Forecast(name, card.family, left, None if left is None else left / max(1, total), smallest, remark)
 
 
-def _smallest(cls: type[Method], model: nn.Module, task: Task, counts: dict[str, Tensor]) -> float | None:
-    """Return the smallest share of the tables' bytes that a method can reach, found without training."""
+def _smallest(cls: type[Method], model: nn.Module, task: Task) -> float | None:
+    """Return the smallest share of the tables' bytes that a method without training can reach."""
     if "share" not in cls.model_fields or cls.card.family != "embeddings":
         return None
-    method = cls(share=NOTHING)  # type: ignore[call-arg]
-    if isinstance(method, RetrainedTables):
-        return _weighed(method, model, counts) / max(1, table_bytes(model))
     try:
-        Recipe([method]).apply(model, task)
+        Recipe([cls(share=NOTHING)]).apply(model, task)  # type: ignore[call-arg]
     except BudgetError as error:
         return error.nearest
     except TaskError:
         pass  # it looks at data, and there are none
     return None
-
-
-def _weighed(method: RetrainedTables, model: nn.Module, counts: dict[str, Tensor]) -> int:
-    """Return the bytes of all tables once a method that trains is done, from its untrained tables.
-
-    Raises:
-        NothingMatchedError: it finds no table.
-    """
-    context, before = Context(), table_bytes(model)
-    sites = method.sites(model, context)
-    target = None if method.share is None else 1
-    ones = {site.path: torch.ones(site.module.num_embeddings, dtype=torch.int64) for site in sites}
-    known = {path: (target, counts.get(path, even)) for path, even in ones.items()}
-    made = method.forms(sites, known, before, context)
-    return before - sum(
-        max(0, module_bytes(site.module) - method.final_bytes(form)) for site, form in zip(sites, made, strict=True)
-    )

@@ -27,6 +27,15 @@ def builtin_methods() -> dict[str, type[Method]]:
     return dict(sorted(found.items()))
 
 
+def families() -> dict[str, str]:
+    """Return the families, one a folder of this package, with what its docstring says of it."""
+    found = {}
+    for info in pkgutil.iter_modules(__path__, prefix=f"{__name__}."):
+        if info.ispkg and not info.name.rpartition(".")[2].startswith("_"):
+            found[info.name.rpartition(".")[2]] = (importlib.import_module(info.name).__doc__ or "").strip()
+    return found
+
+
 def plugin_names() -> dict[str, str]:
     """Return third-party methods (name to package) without importing them."""
     return {point.name: point.value for point in entry_points(group="lessen.methods")}

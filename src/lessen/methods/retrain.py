@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from lessen.capabilities import capabilities
 from lessen.errors import TaskError
 from lessen.method import Context
 from lessen.stored.base import StoredModule
@@ -52,7 +53,7 @@ def train(
     Raises:
         TaskError: the task cannot train.
     """
-    if "training" not in task.provides:
+    if "training" not in capabilities(task):
         raise TaskError(f"task {task.name!r} cannot train; set fine_tune_epochs to 0 or give it a train split")
     settings = task.settings if epochs is None else dataclasses.replace(task.settings, epochs=epochs)
     start = time.perf_counter()

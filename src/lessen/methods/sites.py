@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
 
+from lessen.errors import ConfigError, nearest
 from lessen.method import Context, Method
 from lessen.stored.fields import Segment, cover
 from lessen.stored.tables.embedding import TableShape
@@ -21,6 +23,39 @@ FUSED_PARENTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 """Modules whose fused path reads `child.weight` directly, so that a replaced child would not be called."""
 
 Found = TypeVar("Found", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Where a step may act: globs over module paths. A pattern also takes what lies below the module it names."""
+
+    method: str
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+
+    def check(self, paths: Iterable[str]) -> None:
+        """Raise ConfigError for the first pattern that matches no module."""
+        known = list(paths)
+        for knob, patterns in (("only", self.only), ("skip", self.skip)):
+            for pattern in patterns:
+                if not any(matches(path, pattern) for path in known):
+                    raise ConfigError(
+                        f"{self.method}: {knob} = {pattern!r} matches no module of the model; {nearest(pattern, known)}"
+                    )
+
+    def reason(self, paths: Sequence[str]) -> str | None:
+        """Return why a module with these paths is left alone, or None."""
+        if self.only and not any(matches(path, pattern) for path in paths for pattern in self.only):
+            return "is not in `only`"
+        if any(matches(path, pattern) for path in paths for pattern in self.skip):
+            return "is in `skip`"
+        return None
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Tell whether a glob names the module at `path` or one that contains it."""
+    parts = path.split(".")
+    return any(fnmatch.fnmatchcase(".".join(parts[:count]), pattern) for count in range(1, len(parts) + 1))
 
 
 @dataclass(frozen=True)
@@ -42,6 +77,7 @@ def find(
     context: Context,
     reject: Callable[[Any], str | None] | None = None,
     outside: tuple[type[nn.Module], ...] = (),
+    scope: Scope | None = None,
 ) -> list[Site]:
     """Return the modules of `kinds` that can be replaced.
 
@@ -51,15 +87,21 @@ def find(
         reject: the caller's own reason to leave a module alone, or None to accept it.
         outside: stored classes whose insides are not searched: what the caller makes itself, so that a second
             application finds nothing.
+        scope: where the step may act; everywhere by default. Raises ConfigError for a pattern without a match.
     """
     owners = _parameter_owners(model)
     made = _inside(model, outside)
     fused = {child for parent in model.modules() if isinstance(parent, FUSED_PARENTS) for child in parent.children()}
     sites: list[Site] = []
-    for module, paths in _paths(model).items():
+    found = _paths(model)
+    if scope is not None:
+        scope.check(path for paths in found.values() for path in paths if path)
+    for module, paths in found.items():
         if not isinstance(module, kinds):
             continue
-        reason = _obstacle(module, kinds, owners)
+        reason = scope.reason(paths) if scope is not None else None
+        if reason is None:
+            reason = _obstacle(module, kinds, owners)
         if reason is None and module in fused:
             reason = "its parent's fused path reads the weight directly"
         if reason is None and module in made:
@@ -152,6 +194,14 @@ def module_bytes(module: nn.Module) -> int:
     """Return the bytes of a module's parameters and buffers."""
     tensors: Iterable[torch.Tensor] = [*module.parameters(), *module.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def state_bytes(model: nn.Module) -> int:
+    """Return the bytes of all distinct tensors in the state dictionary (tied tensors counted once)."""
+    seen: dict[tuple[int, int], int] = {}
+    for tensor in model.state_dict().values():
+        seen[(tensor.data_ptr(), tensor.numel())] = tensor.numel() * tensor.element_size()
+    return sum(seen.values())
 
 
 def blocks(shape: TableShape) -> tuple[Segment, ...]:

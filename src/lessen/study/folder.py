@@ -17,6 +17,7 @@ from safetensors.numpy import save as save_arrays
 from lessen import files
 from lessen.errors import ArtifactError, ConfigError, OutputError
 from lessen.frontier.records import prediction_path
+from lessen.recipe import Recipe
 from lessen.study.schema import slug
 
 LOCK = ".lessen-lock"
@@ -177,10 +178,18 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     for name, item in before.items():
         if name not in after:
             return f"it has the recipe {name!r}, which is gone"
-        if item != after[name]:
+        if not _same_recipe(item, after[name]):
             return f"the recipe {name!r} changed"
     gone = sorted(set(old.get("seeds") or ()) - set(new["seeds"]))
     return f"it has the seed {gone[0]}, which is gone" if gone else ""
+
+
+def _same_recipe(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Tell whether two descriptions mean one recipe, whichever version of lessen wrote the first."""
+    try:
+        return Recipe.parse(dict(old)).describe() == new
+    except ConfigError:
+        return False
 
 
 def _contiguous(values: np.ndarray) -> np.ndarray:

@@ -296,7 +296,7 @@ def _planned_steps(recipe: Recipe) -> list[Values]:
     """Return the steps of a recipe that gave no ledger, so that the report can still group it by family."""
     return [
         {
-            "method": step.card.name, "family": step.card.family, "frees": sorted(step.card.frees),
+            "method": step.card.name, "family": step.card.family, "claims": sorted(step.card.claims),
             "knobs": step.model_dump(mode="json"),
         }
         for step in recipe.steps

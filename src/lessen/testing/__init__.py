@@ -38,7 +38,7 @@ CHECKS: dict[str, Callable[[Case], None]] = {
         battery.saves_and_loads_bit_for_bit,
         battery.stored_modules_have_twins,
         battery.refuses_hostile_configurations,
-        battery.claims_only_what_it_frees,
+        battery.claims_only_what_it_saves,
         battery.findings_are_json,
         battery.training_is_accounted,
         zoo.frozen_parameters,

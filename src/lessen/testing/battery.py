@@ -16,7 +16,7 @@ from torch import nn
 from lessen.artifact import folder as artifact
 from lessen.errors import LessenError, NonFiniteError, NothingMatchedError, TaskError
 from lessen.measure.record import count_macs
-from lessen.recipe import state_bytes
+from lessen.methods.sites import state_bytes
 from lessen.stored.base import StoredModule
 from lessen.testing.case import Case, NotApplicable, Recorded, expect, same_state, snapshot
 
@@ -41,8 +41,8 @@ def refuses_non_finite(case: Case) -> None:
 
 def nothing_matched_is_an_error(case: Case) -> None:
     """A model with nothing to act on, even an empty one, gives NothingMatchedError that names the method."""
-    if not case.method.card.acts_on:
-        raise NotApplicable("the card names no module types")
+    if not case.method.card.module_types and "blocks" not in case.method.card.acts_on:
+        raise NotApplicable("the card names no part of a model")
     for model in (nn.Sequential(nn.Tanh()), nn.Module()):
         try:
             case.method.apply(model.eval(), case.task, _context())
@@ -141,17 +141,17 @@ def stored_modules_have_twins(case: Case) -> None:
             expect(same, f"{module.kind}: {name} of the twin has another shape or type")
 
 
-def claims_only_what_it_frees(case: Case) -> None:
+def claims_only_what_it_saves(case: Case) -> None:
     """Claimed bytes are fewer on disk and in the state; claimed multiply-adds are fewer in one forward."""
-    frees = case.method.card.frees
-    if "bytes" in frees:
+    claims = case.method.card.claims
+    if "bytes" in claims:
         with torch.random.fork_rng(devices=[]):
             base = case.task.build()
         small, large = artifact.stored_size(case.result, base), artifact.stored_size(case.model, base)
         expect(small < large, f"claims bytes, but an artifact takes {small} bytes, the reference {large}")
         held, before = state_bytes(case.result), state_bytes(case.model)
         expect(held < before, f"claims bytes, but the state holds {held} bytes, the reference {before}")
-    if "macs" in frees:
+    if "macs" in claims:
         small_macs, large_macs = count_macs(case.task, case.result), count_macs(case.task, case.model)
         if small_macs is not None and large_macs is not None:
             expect(small_macs < large_macs, f"claims multiply-adds, but does {small_macs}, the reference {large_macs}")
@@ -160,8 +160,7 @@ def claims_only_what_it_frees(case: Case) -> None:
 def missing_needs_are_named(case: Case) -> None:
     """A task that lacks something the card needs is refused by name."""
     for need in sorted(case.method.card.needs):
-        task = copy.copy(case.task)
-        task.provides = frozenset(case.task.provides) - {need}
+        task = case.task.view(withheld=frozenset({need}))
         try:
             case.apply(case.model, task=task)
         except TaskError as error:
@@ -174,8 +173,7 @@ def empty_training_data_is_refused(case: Case) -> None:
     """A method that needs training or calibration refuses a task whose train split is empty."""
     if not set(case.method.card.needs) & {"training", "calibration"}:
         raise NotApplicable("the method reads no training data")
-    task = copy.copy(case.task)
-    task.batches = lambda split, seed=0: () if split == "train" else case.task.batches(split, seed)  # type: ignore[method-assign]
+    task = case.task.view(batches=lambda split, seed=0: () if split == "train" else case.task.batches(split, seed))
     try:
         case.apply(case.model, task=task)
     except LessenError as error:

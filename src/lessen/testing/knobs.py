@@ -22,7 +22,6 @@ def card_is_complete(case: Case) -> None:
     expect(SLUG.fullmatch(card.name) is not None, f"the name {card.name!r} is not a slug of a-z, 0-9 and hyphens")
     expect(card.summary.endswith(".") and "\n" not in card.summary, "the summary is not one sentence with a full stop")
     expect(bool(card.source.strip()), "the card names no source")
-    expect(bool(card.frees), "the card claims to save nothing")
     expect(bool((type(method).__doc__ or "").strip()), "the class has no docstring")
     for name, field in type(method).model_fields.items():
         expect(bool(field.description), f"the knob {name!r} has no description")

@@ -112,7 +112,7 @@ class _Halved(nn.Module):
 
 def _targets(case: Case, model: nn.Module) -> list[tuple[str, Any]]:
     """Return the modules with a weight of the types that the method acts on."""
-    kinds = case.method.card.acts_on
+    kinds = case.method.card.module_types
     found = [(path, m) for path, m in model.named_modules() if path and isinstance(m, kinds) and _has_weight(m)]
     if not found:
         raise NotApplicable("the method acts on no module with a weight of its own")

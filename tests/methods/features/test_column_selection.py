@@ -15,7 +15,8 @@ from lessen.methods.features._shared.fields import names_of, narrow_model, narro
 from lessen.methods.features.column_selection import ColumnSelection
 from lessen.methods.features.optfs import OptFS
 from lessen.methods.features.ranked_selection import RankedSelection
-from lessen.recipe import Recipe, state_bytes
+from lessen.methods.sites import state_bytes
+from lessen.recipe import Recipe
 from lessen.stored.fields import Segment
 from lessen.stored.tables.selected_fields import SelectedFields
 from lessen.task import Task

@@ -11,7 +11,8 @@ from lessen.export.vocabulary import RewrittenTask, rewrite
 from lessen.method import Context
 from lessen.methods.features._shared.gates import GatedTable, GateOptimizer
 from lessen.methods.features.optfs import OptFS, _Search, stored_rows
-from lessen.recipe import Recipe, state_bytes
+from lessen.methods.sites import state_bytes
+from lessen.recipe import Recipe
 from lessen.stored.fields import FieldEmbedding
 from lessen.stored.tables.pruned_embedding import PrunedEmbedding
 from lessen.tasks.ctr.synthetic import SyntheticClicks, SyntheticOptions

@@ -32,8 +32,7 @@ class AdaptTables(RetrainedTables):
         acts_on=TABLES,
         source="DeepRec adaptive embedding; arXiv 2311.15578",
         needs=frozenset({"labels", "gradients", "training"}),
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"trains", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     makes = (TieredEmbedding, HashedEmbedding)
     counts_ids = True

@@ -273,8 +273,7 @@ class AdaptiveLowPrecisionTables(TrainedQuantizer):
         acts_on=TABLES,
         source="AAAI 2023, arXiv 2212.05735",
         needs=frozenset({"labels", "gradients", "training"}),
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"trains", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     makes = (QuantizedEmbedding,)
     bits: Literal[8, 4, 2] = Field(8, description="bits of each value")

@@ -200,8 +200,7 @@ class LearnedWidthTables(SearchedTables):
         acts_on=TABLES,
         source="WWW 2021, arXiv 2006.14827",
         needs=frozenset({"labels", "gradients", "training"}),
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"trains", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     finds_size = True
     makes = (MixedWidthEmbedding,)

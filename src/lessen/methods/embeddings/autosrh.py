@@ -200,8 +200,7 @@ class GatedColumnTables(SearchedTables):
         acts_on=TABLES,
         source="TKDE 2023; arXiv 2006.04466",
         needs=frozenset({"labels", "gradients", "training"}),
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"trains", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     makes = (GroupColumnsEmbedding, BitmapEmbedding)
     counts_ids = True

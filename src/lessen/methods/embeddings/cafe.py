@@ -134,8 +134,7 @@ class CafeTables(TrainedQuantizer):
         acts_on=TABLES,
         source="SIGMOD 2024, arXiv 2312.03256",
         needs=frozenset({"labels", "gradients", "training"}),
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"trains", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     makes = (TieredEmbedding, HashedEmbedding)
     start: Literal["given", "fresh"] = Field(

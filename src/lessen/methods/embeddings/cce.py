@@ -35,8 +35,7 @@ class ClusteredTables(RetrainedTables):
         acts_on=TABLES,
         source="NeurIPS 2023, arXiv 2210.05974; WWW 2023, arXiv 2302.01478",
         needs=frozenset({"labels", "gradients", "training"}),
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"trains", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     makes = (ClusteredEmbedding,)
     chunks: int = Field(4, ge=1, le=64, description="pieces of a row; the largest divisor of the width up to this")

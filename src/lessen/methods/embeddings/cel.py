@@ -44,8 +44,7 @@ class ClusterLearningTables(RetrainedTables):
         acts_on=TABLES,
         source="WWW 2023, arXiv 2302.01478",
         needs=frozenset({"labels", "gradients", "training"}),
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"trains", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     makes = (ClusterAssignedEmbedding,)
     ratio: float = Field(0.05, gt=0, lt=1, description="clusters as a share of each large field's ids, 65,536 at most")

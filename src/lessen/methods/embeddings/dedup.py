@@ -8,8 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lessen.method import Card, Context, Method
-from lessen.methods.sites import TABLES, Site, find, module_bytes, replace, require, too_small
+from lessen.method import Card, Context
+from lessen.methods.modules import ModuleMethod
+from lessen.methods.sites import TABLES, Site, module_bytes, replace, require, too_small
 from lessen.stored.tables import rowwise
 from lessen.stored.tables.embedding import TableShape
 from lessen.stored.tables.pruned_embedding import PrunedEmbedding
@@ -17,7 +18,7 @@ from lessen.stored.tables.quantized_embedding import QuantizedEmbedding
 from lessen.task import Task
 
 
-class DedupRows(Method):
+class DedupRows(ModuleMethod):
     """Quantise rows, keep one copy of each distinct packed row, and map ids to it (int32, counted).
 
     Lossless relative to the quantised table, and to the table itself at 32 bits. It pays where more than 4 bytes in a
@@ -33,8 +34,7 @@ class DedupRows(Method):
         summary="Store table rows that are equal, or equal once quantised, only once.",
         acts_on=TABLES,
         source="PVLDB 15(10) 2022, arXiv 2201.10442",
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"post-training", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     bits: Literal[32, 8, 4, 2] = Field(8, description="bits of each value before rows are compared; 32: as they are")
     min_rows: int = Field(200, ge=2, le=10**9, description="smaller tables stay as they are")
@@ -42,7 +42,7 @@ class DedupRows(Method):
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:  # noqa: ARG002
         """Replace each table that gets smaller. Raises NothingMatchedError."""
         replaced = []
-        for site in require(find(model, TABLES, context, self._reject, (PrunedEmbedding,)), self, model, context):
+        for site in self.eligible(model, TABLES, context, self._reject, (PrunedEmbedding,)):
             made = self._merge(site, context)
             if made is not None:
                 model = replace(model, site, made)

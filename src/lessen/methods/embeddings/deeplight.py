@@ -117,8 +117,7 @@ class DeepLightTables(TrainedQuantizer):
         acts_on=TABLES,
         source="WSDM 2021, arXiv 2002.06987",
         needs=frozenset({"labels", "gradients", "training"}),
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"trains", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     makes = (SparseEmbedding,)
     counts_ids = True

@@ -29,8 +29,7 @@ class DeepHashTables(RetrainedTables):
         acts_on=TABLES,
         source="KDD 2021, arXiv 2010.10784",
         needs=frozenset({"labels", "gradients", "training"}),
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"trains", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     makes = (DeepHashEmbedding,)
     hashes: int | None = Field(

@@ -100,8 +100,7 @@ class DifferentiablePQTables(TrainedQuantizer):
         acts_on=TABLES,
         source="ICML 2020, arXiv 1908.09756",
         needs=frozenset({"labels", "gradients", "training"}),
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"trains", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     makes = (ProductQuantizedEmbedding, TieredEmbedding)
     codebooks: ClassVar[tuple[int, ...]] = (16, 64, 256)
@@ -172,8 +171,7 @@ class MultiGranularTables(DifferentiablePQTables):
         acts_on=TABLES,
         source="WWW 2020 companion, arXiv 2002.08530",
         needs=frozenset({"labels", "gradients", "training"}),
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"trains", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     codebooks = (32, 64, 128, 256)
     centroids: int = Field(64, ge=17, le=256, description="centroids that frequent ids choose from")

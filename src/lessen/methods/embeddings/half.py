@@ -7,15 +7,16 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import nn
 
-from lessen.method import Card, Context, Method
+from lessen.method import Card, Context
 from lessen.methods.embeddings._shared.budget import check_share, share_field, table_bytes
-from lessen.methods.sites import TABLES, find, replace, require, too_small
+from lessen.methods.modules import ModuleMethod
+from lessen.methods.sites import TABLES, replace, too_small
 from lessen.stored.tables.half_embedding import HalfEmbedding
 from lessen.stored.tables.rowwise import HALF_MAX
 from lessen.task import Task
 
 
-class HalfTables(Method):
+class HalfTables(ModuleMethod):
     """Round tables to fp16 or bf16; lookups answer in float32.
 
     Source: IEEE 754 binary16 and bfloat16, the mildest entry of the VLDB 2024 study (arXiv 2311.15578). A table
@@ -28,8 +29,7 @@ class HalfTables(Method):
         summary="Store embedding tables in 16 bits.",
         acts_on=TABLES,
         source="IEEE 754-2008 binary16; arXiv 2311.15578",
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"post-training", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     later_knobs = frozenset({"share"})
     share: float | None = share_field("nothing: 16 bits take half, so that other shares are refused")
@@ -39,7 +39,7 @@ class HalfTables(Method):
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:  # noqa: ARG002
         """Replace each eligible table. Raises NothingMatchedError; BudgetError: a share that 16 bits do not take."""
         before = table_bytes(model)
-        for site in require(find(model, TABLES, context, self._reject), self, model, context):
+        for site in self.eligible(model, TABLES, context, self._reject):
             model = replace(model, site, HalfEmbedding.from_dense(site.module, self.dtype))
         if self.share is not None:
             context.findings["share"] = round(check_share(table_bytes(model), before, self.share, self.card.name), 5)

@@ -35,8 +35,7 @@ class HashTables(RetrainedTables):
         acts_on=TABLES,
         source="Weinberger et al. 2009, arXiv 0902.2206; Serra and Karatzoglou 2017, arXiv 1706.03993",
         needs=frozenset({"labels", "gradients", "training"}),
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"trains", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     makes = (HashedEmbedding,)
     ratio: float = Field(0.5, gt=0, lt=1, description="rows kept as a share of each large field's rows")

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lessen.method import Card, Context, Method
+from lessen.method import Card, Context
 from lessen.methods import retrain
 from lessen.methods.calibration import count_ids, principal_axes, rank_for, recalibrate_batch_norm
 from lessen.methods.embeddings._shared.budget import (
@@ -23,7 +23,8 @@ from lessen.methods.embeddings._shared.budget import (
     table_bytes,
     targets,
 )
-from lessen.methods.sites import TABLES, Site, blocks, find, module_bytes, replace, require, too_small
+from lessen.methods.modules import ModuleMethod
+from lessen.methods.sites import TABLES, Site, blocks, module_bytes, replace, require, too_small
 from lessen.stored.tables.embedding import TableShape
 from lessen.stored.tables.low_rank import LowRankEmbedding
 from lessen.task import Task
@@ -39,7 +40,7 @@ class Axes:
     lookups: int
 
 
-class LowRankTables(Method):
+class LowRankTables(ModuleMethod):
     """Replace rows of d values by k codes; vector = codes @ decoder of the field + mean of the field.
 
     Source: "Unified Low-rank Compression Framework for CTR Prediction", KDD 2024 (arXiv 2405.18146), atomic feature
@@ -57,8 +58,7 @@ class LowRankTables(Method):
         acts_on=TABLES,
         source="KDD 2024, arXiv 2405.18146 (atomic feature mimicking)",
         needs=frozenset({"calibration"}),
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"post-training", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     later_knobs = frozenset({"share"})
     share: float | None = share_field("rank and energy")
@@ -77,7 +77,7 @@ class LowRankTables(Method):
             BudgetError: no ranks take the share.
             TaskError: training is asked for and absent.
         """
-        sites = require(find(model, TABLES, context, self._reject, (LowRankEmbedding,)), self, model, context)
+        sites = self.eligible(model, TABLES, context, self._reject, (LowRankEmbedding,))
         before, ranks = table_bytes(model), self._ranks(model, sites)
         replaced = []
         for site, counts, rank in zip(sites, count_ids(model, task, sites), ranks, strict=True):

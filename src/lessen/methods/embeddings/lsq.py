@@ -73,8 +73,7 @@ class LearnedStepTables(TrainedQuantizer):
         acts_on=TABLES,
         source="arXiv 1902.08153; arXiv 2409.20305; arXiv 2212.05735",
         needs=frozenset({"labels", "gradients", "training"}),
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"trains", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     makes = (StepQuantizedEmbedding,)
     bits: Literal[8, 4, 2] = Field(4, description="bits of each value")

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lessen.method import Card, Context, Method
+from lessen.method import Card, Context
 from lessen.methods.calibration import count_ids
 from lessen.methods.embeddings._shared.budget import (
     TOLERANCE,
@@ -22,7 +22,8 @@ from lessen.methods.embeddings._shared.budget import (
     targets,
 )
 from lessen.methods.embeddings.mixed_precision import fit_to_size, frequency_groups
-from lessen.methods.sites import TABLES, blocks, find, module_bytes, replace, require, too_small
+from lessen.methods.modules import ModuleMethod
+from lessen.methods.sites import TABLES, blocks, module_bytes, replace, too_small
 from lessen.stored.tables.embedding import TableShape
 from lessen.stored.tables.mixed_bits import MOST_BITS, MixedBitsEmbedding, lowest, row_bytes
 from lessen.task import Task
@@ -32,7 +33,7 @@ SHRINKS = [0.5 + 0.025 * step for step in range(21)]
 """Parts of the widest grid that are tried as the range of the others."""
 
 
-class MixedBitsTables(Method):
+class MixedBitsTables(ModuleMethod):
     """Give each group of equally frequent ids of a field 0 to 8 bits, where the error of looked-up rows falls most.
 
     Source: per-feature bits as in Mixed-Precision Embeddings (arXiv 2409.20305), with the training-free rule of
@@ -50,8 +51,7 @@ class MixedBitsTables(Method):
         acts_on=TABLES,
         source="arXiv 2409.20305; arXiv 1911.02079",
         needs=frozenset({"calibration"}),
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"post-training", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     share: float | None = share_field("mean_bits")
     mean_bits: float = Field(4.0, gt=0, lt=8, description="mean bits of a value over all rows")
@@ -66,7 +66,7 @@ class MixedBitsTables(Method):
             BudgetError: the share cannot be reached.
             TaskError: the train split is empty.
         """
-        sites = require(find(model, TABLES, context, self._reject), self, model, context)
+        sites = self.eligible(model, TABLES, context, self._reject)
         before = table_bytes(model)
         goals = [self._size(site.module) for site in sites]
         if self.share is not None:

@@ -37,8 +37,7 @@ class MixedDimensionTables(TrainedQuantizer):
         acts_on=TABLES,
         source="ISIT 2021, arXiv 1909.11810",
         needs=frozenset({"labels", "gradients", "training"}),
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"trains", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     makes = (MixedWidthEmbedding,)
     counts_ids = True

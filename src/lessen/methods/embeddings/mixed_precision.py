@@ -227,8 +227,7 @@ class MixedPrecisionTables(SearchedTables):
         acts_on=TABLES,
         source="arXiv 2409.20305",
         needs=frozenset({"labels", "gradients", "training"}),
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"trains", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     finds_size = True
     makes = (MixedBitsEmbedding,)

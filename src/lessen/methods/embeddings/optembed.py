@@ -223,8 +223,7 @@ class OptimalTables(SearchedTables):
         acts_on=TABLES,
         source="CIKM 2022, arXiv 2208.04482",
         needs=frozenset({"labels", "gradients", "training"}),
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"trains", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     finds_size = True
     counts_ids = True

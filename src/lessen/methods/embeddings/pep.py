@@ -186,8 +186,7 @@ class LearnedThresholdTables(SearchedTables):
         acts_on=TABLES,
         source="ICLR 2021, arXiv 2101.07577",
         needs=frozenset({"labels", "gradients", "training"}),
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"trains", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     makes = (BitmapEmbedding,)
     counts_ids = True

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lessen.method import Card, Context, Method
+from lessen.method import Card, Context
 from lessen.methods import retrain
 from lessen.methods.calibration import count_ids
 from lessen.methods.embeddings._shared.budget import (
@@ -21,14 +21,15 @@ from lessen.methods.embeddings._shared.budget import (
     targets,
 )
 from lessen.methods.embeddings._shared.kmeans import draw, nearest, weighted_kmeans
-from lessen.methods.sites import TABLES, Site, find, module_bytes, replace, require, too_small
+from lessen.methods.modules import ModuleMethod
+from lessen.methods.sites import TABLES, Site, module_bytes, replace, require, too_small
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape
 from lessen.stored.tables.product_quantized import ProductQuantizedEmbedding
 from lessen.stored.tables.tiered_embedding import TieredEmbedding, bare
 from lessen.task import Task
 
 
-class ProductQuantTables(Method):
+class ProductQuantTables(ModuleMethod):
     """Cut rows into groups of columns and store the nearest centroid of each, by frequency-weighted k-means.
 
     Source: product quantisation, Jegou et al. 2011, as a post-training table compressor in the VLDB 2024 study
@@ -45,8 +46,7 @@ class ProductQuantTables(Method):
         acts_on=TABLES,
         source="Jegou et al. 2011; arXiv 2311.15578",
         needs=frozenset({"calibration"}),
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"post-training", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     share: float | None = share_field("groups, centroids and hot")
     groups: int | None = Field(None, ge=1, le=4096, description="groups of columns; none: one for every two columns")
@@ -59,7 +59,7 @@ class ProductQuantTables(Method):
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
         """Count, cluster and replace. Raises NothingMatchedError; BudgetError when the share cannot be reached."""
         made = (ProductQuantizedEmbedding, TieredEmbedding)
-        sites = require(find(model, TABLES, context, self._reject, made), self, model, context)
+        sites = self.eligible(model, TABLES, context, self._reject, made)
         before = table_bytes(model)
         replaced = []
         for site, counts, plan in zip(sites, count_ids(model, task, sites), self._plans(model, sites), strict=True):

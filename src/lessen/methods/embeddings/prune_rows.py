@@ -8,11 +8,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lessen.method import Card, Context, Method
+from lessen.method import Card, Context
 from lessen.methods import retrain
 from lessen.methods.calibration import count_ids
 from lessen.methods.embeddings._shared.budget import check_share, share_field, size_of, solve, table_bytes, targets
-from lessen.methods.sites import TABLES, Site, blocks, find, module_bytes, replace, require, too_small
+from lessen.methods.modules import ModuleMethod
+from lessen.methods.sites import TABLES, Site, blocks, module_bytes, replace, require, too_small
 from lessen.stored.fields import Segment
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape
 from lessen.stored.tables.fallback_embedding import FallbackEmbedding
@@ -21,7 +22,7 @@ from lessen.stored.tables.tiered_embedding import TieredEmbedding, bare
 from lessen.task import Task
 
 
-class PruneRows(Method):
+class PruneRows(ModuleMethod):
     """Keep the rows with the largest frequency x squared distance to their field's fallback; others read the fallback.
 
     That score is the squared error which dropping the row causes, summed over the lookups of the train split and
@@ -43,8 +44,7 @@ class PruneRows(Method):
         acts_on=TABLES,
         source="arXiv 2408.02304 (survey), pruning of rows by magnitude and frequency",
         needs=frozenset({"calibration"}),
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"post-training", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     share: float | None = share_field("keep")
     keep: float = Field(0.5, gt=0, lt=1, description="share of a table's rows to keep")
@@ -56,7 +56,7 @@ class PruneRows(Method):
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
         """Count, rank and drop. Raises NothingMatchedError; BudgetError when the share cannot be reached."""
         made = (PrunedEmbedding, TieredEmbedding)
-        sites = require(find(model, TABLES, context, self._reject, made), self, model, context)
+        sites = self.eligible(model, TABLES, context, self._reject, made)
         before = table_bytes(model)
         allowed = targets(model, sites, self.share) if self.share is not None else [None] * len(sites)
         replaced = []

@@ -32,8 +32,7 @@ class QuotientRemainderTables(RetrainedTables):
         acts_on=TABLES,
         source="Shi et al., KDD 2020, arXiv 1909.02107",
         needs=frozenset({"labels", "gradients", "training"}),
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"trains", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     makes = (QuotientRemainderEmbedding,)
     ratio: float = Field(0.25, gt=0, lt=1, description="rows kept as a share of the table's rows, solved for c")

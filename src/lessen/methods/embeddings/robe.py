@@ -33,8 +33,7 @@ class RobeTables(RetrainedTables):
         acts_on=TABLES,
         source="MLSys 2022, arXiv 2108.02191",
         needs=frozenset({"labels", "gradients", "training"}),
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"trains", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     makes = (BlockHashedEmbedding,)
     ratio: float = Field(0.25, gt=0, lt=1, description="size of the array as a share of the large fields' values")

@@ -9,17 +9,19 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 from torch import Tensor, nn
 
+from lessen.capabilities import capabilities
 from lessen.errors import TaskError
-from lessen.method import Card, Context, Method
+from lessen.method import Card, Context
 from lessen.methods.calibration import count_ids
 from lessen.methods.embeddings._shared.budget import TOLERANCE, check_share, share_field, table_bytes
-from lessen.methods.sites import TABLES, Site, find, module_bytes, replace, require, too_small
+from lessen.methods.modules import ModuleMethod
+from lessen.methods.sites import TABLES, Site, module_bytes, replace, too_small
 from lessen.stored.tables import rowwise
 from lessen.stored.tables.quantized_embedding import QuantizedEmbedding
 from lessen.task import Task
 
 
-class RowwiseQuantTables(Method):
+class RowwiseQuantTables(ModuleMethod):
     """Give each row its own scale and bias and 8, 4 or 2 bit codes, in torch's layout and by torch's operators.
 
     Source: Guan et al., "Post-Training 4-bit Quantization on Embedding Tables" (arXiv 1911.02079); the exact rules
@@ -36,8 +38,7 @@ class RowwiseQuantTables(Method):
         summary="Quantise each table row to 8, 4 or 2 bits with its own scale and bias; no training.",
         acts_on=TABLES,
         source="Guan et al. 2019, arXiv 1911.02079",
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"post-training", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     share: float | None = share_field("bits")
     bits: Literal[8, 4, 2] = Field(8, description="bits of each value")
@@ -54,7 +55,7 @@ class RowwiseQuantTables(Method):
             BudgetError: no choice of bits a table reaches the share.
             TaskError: a share was asked for and the task cannot give batches to count ids on.
         """
-        sites = require(find(model, TABLES, context, self._reject), self, model, context)
+        sites = self.eligible(model, TABLES, context, self._reject)
         bits: list[int] = [self.bits] * len(sites)
         if self.share is not None:
             bits = self._choose(model, task, sites, context)
@@ -74,7 +75,7 @@ class RowwiseQuantTables(Method):
 
     def _choose(self, model: nn.Module, task: Task, sites: list[Site], context: Context) -> list[int]:
         """Return bits for each table, so that the share is met with the least error of looked-up rows."""
-        if self.share is None or "calibration" not in task.provides:
+        if self.share is None or "calibration" not in capabilities(task):
             raise TaskError(f"{self.card.name} needs calibration to choose bits for a share; set bits instead")
         counts = count_ids(model, task, sites)
         options = [self._options(site, count) for site, count in zip(sites, counts, strict=True)]

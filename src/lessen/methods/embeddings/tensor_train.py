@@ -39,8 +39,7 @@ class TensorTrainTables(RetrainedTables):
         acts_on=TABLES,
         source="MLSys 2021, arXiv 2101.11714",
         needs=frozenset({"labels", "gradients", "training"}),
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"trains", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     makes = (TensorTrainEmbedding,)
     rank: int = Field(8, ge=1, le=256, description="rank between neighbouring cores")

@@ -34,8 +34,7 @@ class UnifiedTables(RetrainedTables):
         acts_on=TABLES,
         source="NeurIPS 2023, arXiv 2305.12102",
         needs=frozenset({"labels", "gradients", "training"}),
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"trains", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     makes = (UnifiedEmbedding,)
     ratio: float = Field(0.25, gt=0, lt=1, description="values in the shared memory, as a share of the fields' values")

@@ -31,8 +31,7 @@ class WeightedHashTables(RetrainedTables):
         acts_on=TABLES,
         source="NeurIPS 2017, arXiv 1709.03933",
         needs=frozenset({"labels", "gradients", "training"}),
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"trains", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     makes = (WeightedHashEmbedding,)
     ratio: float = Field(0.1, gt=0, lt=1, description="shared rows as a share of each large field's rows")

@@ -39,8 +39,7 @@ class ColumnSelection(Method):
         acts_on=(FieldVectors,),
         source="arXiv 2208.13405; permutation importance",
         needs=frozenset({"labels", "training"}),
-        frees=frozenset({"bytes", "macs"}),
-        tags=frozenset({"retrains", "columns"}),
+        claims=frozenset({"bytes", "macs"}),
     )
     keep: int | None = Field(None, ge=1, le=10_000, description="fields to keep; empty decides by the threshold")
     threshold: float = Field(3.0, ge=0, le=100, description="standard errors that the effect of a kept field exceeds")

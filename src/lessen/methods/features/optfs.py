@@ -10,10 +10,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lessen.method import Card, Context, Method
+from lessen.method import Card, Context
 from lessen.methods import retrain
 from lessen.methods.features._shared.gates import GatedTable, GateOptimizer
-from lessen.methods.sites import TABLES, Site, blocks, find, module_bytes, replace, require, too_small
+from lessen.methods.modules import ModuleMethod
+from lessen.methods.sites import TABLES, Site, blocks, module_bytes, replace, require, too_small
 from lessen.stored.tables.pruned_embedding import PrunedEmbedding
 from lessen.task import Task
 from lessen.train.hooks import Hook
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from lessen.train.settings import FitSettings
 
 
-class OptFS(Method):
+class OptFS(ModuleMethod):
     """Two trainings: a search with soft gates that harden, and a retraining of the kept rows from an early checkpoint.
 
     Published penalties (1e-9 to 1e-8) live below the eps of Adam and prune nothing on small data, so the size is asked
@@ -45,8 +46,7 @@ class OptFS(Method):
         acts_on=TABLES,
         source="OptFS, WWW 2023, arXiv 2301.10909",
         needs=frozenset({"labels", "gradients", "training"}),
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"retrains", "tables"}),
+        claims=frozenset({"bytes"}),
     )
     keep: float = Field(0.3, gt=0, lt=1, description="share of rows to keep, over all tables together")
     penalty: float | None = Field(None, gt=0, le=1, description="constant penalty per open gate, in place of keep")
@@ -74,7 +74,7 @@ class OptFS(Method):
         return self._store(model, tables, before, context)
 
     def _sites(self, model: nn.Module, context: Context) -> list[Site]:
-        found = find(model, TABLES, context, self._reject, (PrunedEmbedding,))
+        found = self.candidates(model, TABLES, context, self._reject, (PrunedEmbedding,))
         return require(found, self, model, context)
 
     def _reject(self, table: Any) -> str | None:

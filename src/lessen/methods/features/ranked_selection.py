@@ -36,8 +36,7 @@ class RankedSelection(Method):
         acts_on=(FieldVectors,),
         source="OutRank, RecSys 2023, arXiv 2309.01552",
         needs=frozenset({"labels", "training"}),
-        frees=frozenset({"bytes", "macs"}),
-        tags=frozenset({"retrains", "columns"}),
+        claims=frozenset({"bytes", "macs"}),
     )
     by: Literal["verdict", "score", "3mr", "forward"] = Field("verdict", description="rule that chooses the fields")
     keep: int = Field(8, ge=1, le=10_000, description="ranked fields to keep, by any rule but verdict")

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from lessen.errors import InputError
 from lessen.method import Card
-from lessen.methods.tokens._shared.common import BLOCKS, FREES, Scene, TokenMethod
+from lessen.methods.tokens._shared.common import BLOCKS, CLAIMS, Scene, TokenMethod
 from lessen.tokens.reducers import Pool, Reducer
 
 
@@ -28,8 +28,7 @@ class DeCo(TokenMethod):
         summary="Average windows of patches into one token each.",
         acts_on=BLOCKS,
         source="arXiv 2405.20985",
-        frees=FREES,
-        tags=frozenset({"post-training", "vision", "vlm"}),
+        claims=CLAIMS,
     )
     window: int = Field(2, ge=1, le=64, description="side of a window, in patches; must divide the grid")
     block: int | None = Field(None, ge=0, le=1000, description="block that pools, from 0; none: the last")

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from lessen.errors import InputError, TaskError
 from lessen.method import Card
-from lessen.methods.tokens._shared.common import BLOCKS, FREES, Scene, TokenMethod, share_of
+from lessen.methods.tokens._shared.common import BLOCKS, CLAIMS, Scene, TokenMethod, share_of
 from lessen.task import Task
 from lessen.tokens.patch import reduce_tokens
 from lessen.tokens.polish import Room, polish
@@ -44,8 +44,7 @@ class DiffRate(TokenMethod):
         acts_on=BLOCKS,
         source="arXiv 2305.17997",
         needs=frozenset({"labels", "gradients", "training"}),
-        frees=FREES,
-        tags=frozenset({"search", "vision"}),
+        claims=CLAIMS,
     )
     macs: float = Field(0.6, gt=0, le=1, description="share of the multiply-adds to reach")
     steps: int = Field(300, ge=1, le=100_000, description="batches of the search")

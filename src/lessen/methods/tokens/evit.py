@@ -8,7 +8,7 @@ from pydantic import Field
 
 from lessen.errors import InputError
 from lessen.method import Card
-from lessen.methods.tokens._shared.common import BLOCKS, FREES, Scene, TokenMethod, evenly_placed, gentlest
+from lessen.methods.tokens._shared.common import BLOCKS, CLAIMS, Scene, TokenMethod, evenly_placed, gentlest
 from lessen.tokens.reducers import Keep, Reducer
 from lessen.tokens.scores import Scorer
 
@@ -52,8 +52,7 @@ class EViT(Keeping):
         summary="Keep the tokens that the class token attends to and fuse the rest into one.",
         acts_on=BLOCKS,
         source="arXiv 2202.07800",
-        frees=FREES,
-        tags=frozenset({"post-training", "vision"}),
+        claims=CLAIMS,
     )
     fuse: bool = Field(True, description="fuse the rest into one token instead of dropping it")
     scorer: Literal["class_attention", "received_attention"] = Field(
@@ -77,8 +76,7 @@ class RandomDrop(Keeping):
         summary="Drop random tokens: the control of pruning by a score.",
         acts_on=BLOCKS,
         source="control of arXiv 2202.07800",
-        frees=FREES,
-        tags=frozenset({"control", "vision"}),
+        claims=CLAIMS,
     )
 
     def reducer(self, scene: Scene) -> Reducer:

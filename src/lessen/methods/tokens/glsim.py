@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from lessen.method import Card
-from lessen.methods.tokens._shared.common import BLOCKS, FREES, Scene
+from lessen.methods.tokens._shared.common import BLOCKS, CLAIMS, Scene
 from lessen.methods.tokens.evit import Keeping
 from lessen.tokens.reducers import Reducer
 
@@ -25,8 +25,7 @@ class GLSim(Keeping):
         summary="Keep the tokens most similar to the class token.",
         acts_on=BLOCKS,
         source="arXiv 2407.12891",
-        frees=FREES,
-        tags=frozenset({"post-training", "vision"}),
+        claims=CLAIMS,
     )
     fuse: bool = Field(False, description="fuse the rest into one token, weighted by its similarity")
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from lessen.method import Card, Context
-from lessen.methods.tokens._shared.common import BLOCKS, FREES, Scene, TokenMethod, record
+from lessen.methods.tokens._shared.common import BLOCKS, CLAIMS, Scene, TokenMethod, record
 from lessen.methods.tokens.diffrate import endless
 from lessen.task import Task
 from lessen.tokens.compensate import Compensator
@@ -38,8 +38,7 @@ class ToCom(TokenMethod):
         acts_on=BLOCKS,
         source="arXiv 2408.06798",
         needs=frozenset({"gradients", "training"}),
-        frees=FREES,
-        tags=frozenset({"distillation", "vision"}),
+        claims=CLAIMS,
     )
     r: int = Field(8, ge=0, le=100_000, description="pairs merged in each block")
     source: int = Field(0, ge=0, le=100_000, description="rate at which the given model was trained")

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from lessen.method import Card
-from lessen.methods.tokens._shared.common import BLOCKS, FREES, Scene, TokenMethod, gentlest, spread
+from lessen.methods.tokens._shared.common import BLOCKS, CLAIMS, Scene, TokenMethod, gentlest, spread
 from lessen.tokens.reducers import Merge, Reducer
 from lessen.tokens.schedules import possible, sloped
 
@@ -49,8 +49,7 @@ class ToMe(_Merging):
         summary="Merge the r most similar token pairs in every Transformer block.",
         acts_on=BLOCKS,
         source="arXiv 2210.09461",
-        frees=FREES,
-        tags=frozenset({"post-training", "vision"}),
+        claims=CLAIMS,
     )
     metric: Literal["keys", "hidden"] = Field("keys", description="what similarity compares")
 
@@ -71,8 +70,7 @@ class RandomMerge(_Merging):
         summary="Merge random token pairs: the control of merging by similarity.",
         acts_on=BLOCKS,
         source="random bipartite matching of arXiv 2210.09461",
-        frees=FREES,
-        tags=frozenset({"control", "vision"}),
+        claims=CLAIMS,
     )
 
     def reducer(self, scene: Scene) -> Reducer:

@@ -7,13 +7,14 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import nn
 
-from lessen.method import Card, Context, Method
-from lessen.methods.sites import find, replace, require
+from lessen.method import Card, Context
+from lessen.methods.modules import ModuleMethod
+from lessen.methods.sites import replace
 from lessen.stored.linears.int8_linear import Int8Linear
 from lessen.task import Task
 
 
-class DynamicInt8Linears(Method):
+class DynamicInt8Linears(ModuleMethod):
     """Store linear weights as int8 with a scale for each output and multiply int8 by int8; no data needed.
 
     Source: symmetric per-channel weights and dynamic activations, Krishnamoorthi 2018 (arXiv 1806.08342). By default
@@ -28,15 +29,14 @@ class DynamicInt8Linears(Method):
         summary="Run linear layers in int8, activations quantised as they come.",
         acts_on=(nn.Linear,),
         source="Krishnamoorthi 2018, arXiv 1806.08342",
-        frees=frozenset({"bytes"}),
-        tags=frozenset({"post-training", "linears"}),
+        claims=frozenset({"bytes"}),
     )
     activations: Literal["row", "tensor"] = Field("row", description="one activation scale an example, or a batch")
     min_weights: int = Field(1024, ge=1, le=10**9, description="layers with fewer weights stay as they are")
 
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:  # noqa: ARG002
         """Replace each eligible layer. Raises NothingMatchedError."""
-        for site in require(find(model, (nn.Linear,), context, self._reject), self, model, context):
+        for site in self.eligible(model, (nn.Linear,), context, self._reject):
             model = replace(model, site, Int8Linear.from_dense(site.module, self.activations))
         return model
 

@@ -8,15 +8,16 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from lessen.method import Card, Context, Method
+from lessen.method import Card, Context
 from lessen.methods import retrain
 from lessen.methods.calibration import Moments, output_moments, principal_axes, rank_for, recalibrate_batch_norm
-from lessen.methods.sites import Site, find, replace, require
+from lessen.methods.modules import ModuleMethod
+from lessen.methods.sites import Site, replace, require
 from lessen.stored.linears.low_rank import LowRankLinear
 from lessen.task import Task
 
 
-class LowRankLinears(Method):
+class LowRankLinears(ModuleMethod):
     """Replace y = W x + b by U_k (U_k^T W x) + b', with U_k the leading eigenvectors of the covariance of y.
 
     Source: atomic feature mimicking, AAAI 2023 and KDD 2024 (arXiv 2405.18146). Outputs of the original network are
@@ -33,8 +34,7 @@ class LowRankLinears(Method):
         acts_on=(nn.Linear,),
         source="AAAI 2023 (AFM); KDD 2024, arXiv 2405.18146",
         needs=frozenset({"calibration"}),
-        frees=frozenset({"bytes", "macs"}),
-        tags=frozenset({"post-training", "linears"}),
+        claims=frozenset({"bytes", "macs"}),
     )
     rank: int | None = Field(None, ge=1, le=65536, description="rank of every layer; none: from energy")
     energy: float = Field(0.95, gt=0, le=1, description="share of output variance to keep, when no rank is given")
@@ -43,7 +43,7 @@ class LowRankLinears(Method):
 
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
         """Collect, decompose and replace. Raises NothingMatchedError; TaskError when training is asked and absent."""
-        sites = require(find(model, (nn.Linear,), context, self._reject, (LowRankLinear,)), self, model, context)
+        sites = self.eligible(model, (nn.Linear,), context, self._reject, (LowRankLinear,))
         moments = output_moments(model, task, sites, self.calibration_batches)
         replaced = []
         for site, moment in zip(sites, moments, strict=True):

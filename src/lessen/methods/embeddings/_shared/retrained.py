@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lessen.method import Context, Method
+from lessen.method import Context, Forecast
 from lessen.methods import retrain
 from lessen.methods.calibration import count_ids
 from lessen.methods.embeddings._shared.budget import (
@@ -21,12 +22,17 @@ from lessen.methods.embeddings._shared.budget import (
     table_bytes,
     targets,
 )
-from lessen.methods.sites import TABLES, Site, blocks, find, module_bytes, replace, require
+from lessen.methods.modules import ModuleMethod
+from lessen.methods.sites import TABLES, Site, blocks, module_bytes, replace, require, state_bytes
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape
 from lessen.task import Task
 
 if TYPE_CHECKING:
     from lessen.train.hooks import Hook
+
+
+NOTHING = 1e-9
+"""A share that no table can reach: asking for it gives the smallest form that a method has."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Wanted:
     """int64 [rows] over the train split, when the method asked for it."""
 
 
-class RetrainedTables(Method):
+class RetrainedTables(ModuleMethod):
     """Replace each table by `replacement` and train the whole model by the task's loop.
 
     Training starts from a fresh build of the task; after another step changed the model, from the given weights.
@@ -120,9 +126,35 @@ class RetrainedTables(Method):
         retrain.train(model, task, context, hooks=self.training_hooks(context))
         return self.finish(model, context)
 
+    def forecast(self, model: nn.Module, task: Task, context: Context) -> Forecast | None:  # noqa: ARG002
+        """Weigh the untrained tables, at the knobs as they are and at the smallest share.
+
+        `context.known["id_counts"]` says how often each row is read; rows count as read evenly without it.
+        """
+        smallest = self._smallest(model, context)
+        left = state_bytes(model) - table_bytes(model) + self._weighed(model, context)
+        return Forecast(left, f"retrains: {self.card.summary}", smallest)
+
+    def _smallest(self, model: nn.Module, context: Context) -> float:
+        least = self.model_copy(update={"share": NOTHING})
+        return least._weighed(model, context) / max(1, table_bytes(model))
+
+    def _weighed(self, model: nn.Module, given: Context) -> int:
+        """Return the bytes of all tables once training is done. Raises NothingMatchedError."""
+        context, before = Context(), table_bytes(model)
+        sites = self.sites(model, context)
+        target = None if self.share is None else 1
+        counts = given.known.get("id_counts", {})
+        ones = {site.path: torch.ones(site.module.num_embeddings, dtype=torch.int64) for site in sites}
+        known = {path: (target, counts.get(path, even)) for path, even in ones.items()}
+        made = self.forms(sites, known, before, context)
+        return before - sum(
+            max(0, module_bytes(site.module) - self.final_bytes(form)) for site, form in zip(sites, made, strict=True)
+        )
+
     def sites(self, model: nn.Module, context: Context) -> list[Site]:
         """Return the tables to act on. Raises NothingMatchedError."""
-        return require(find(model, TABLES, context, self.reject, self.makes), self, model, context)
+        return self.eligible(model, TABLES, context, self.reject, self.makes)
 
     def reject(self, table: Any) -> str | None:
         """Return the reason to leave a table alone, or None."""

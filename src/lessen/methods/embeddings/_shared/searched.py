@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import nn
 
-from lessen.method import Context
+from lessen.method import Context, Forecast
 from lessen.methods import retrain
 from lessen.methods.embeddings._shared.budget import check_share, table_bytes
 from lessen.methods.embeddings._shared.trained_form import TrainedQuantizer, TrainingForm
@@ -64,9 +64,7 @@ def search_forms(model: nn.Module) -> dict[str, SearchForm]:
 
 def with_settings(task: Task, **changes: Any) -> Task:
     """Return the task with other training settings; the task itself is left as it is."""
-    other = copy.copy(task)
-    other.settings = dataclasses.replace(task.settings, **changes)
-    return other
+    return task.view(settings=dataclasses.replace(task.settings, **changes))
 
 
 class SearchedTables(TrainedQuantizer):
@@ -94,6 +92,14 @@ class SearchedTables(TrainedQuantizer):
         if self.share is not None:
             context.findings["share"] = round(check_share(table_bytes(made), before, self.share, self.card.name), 5)
         return made
+
+    def forecast(self, model: nn.Module, task: Task, context: Context) -> Forecast | None:
+        """Return what the tables would take, or only how small they can get where the search decides."""
+        found = super().forecast(model, task, context)
+        if not self.finds_size or self.share is not None or found is None:
+            return found
+        down = "" if found.smallest is None else f", down to {100 * found.smallest:.2g} % of the tables"
+        return Forecast(None, f"its search finds the size; set share{down}", found.smallest)
 
     def trained(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
         """Search with the forms in place, put the kept forms into the model as it was before, and train it."""

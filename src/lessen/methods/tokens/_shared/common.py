@@ -23,8 +23,8 @@ from lessen.tokens.macs import TowerShape, full_macs, tower_macs
 from lessen.tokens.reducers import Reducer
 from lessen.tokens.stored import TokenReduction, patch_of
 
-FREES: frozenset[Literal["bytes", "macs", "latency"]] = frozenset({"macs", "latency"})
-BLOCKS = (nn.ModuleList,)
+CLAIMS: frozenset[Literal["bytes", "macs", "latency"]] = frozenset({"macs", "latency"})
+BLOCKS = ("blocks",)
 
 
 @dataclass(frozen=True)

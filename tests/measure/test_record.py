@@ -9,7 +9,7 @@ from torch import nn
 from lessen import files
 from lessen.environment import environment
 from lessen.errors import NonFiniteError, TaskError
-from lessen.measure.memory import PeakMeter, resident_bytes
+from lessen.measure.memory import resident_bytes
 from lessen.measure.record import (
     count_macs,
     count_parameters,
@@ -103,8 +103,3 @@ def test_environment_names_no_place():
     text = json.dumps(environment())
     assert "/root" not in text
     assert "torch" in environment()["packages"]
-
-
-def test_a_dead_child_gives_no_peak(tmp_path):
-    with PeakMeter({"name": "no such task"}) as meter:
-        assert meter.measure(tmp_path) is None

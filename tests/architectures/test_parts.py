@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from host_models import ALL, DECODERS, ENCODERS, OTHERS, answer, host, inputs
 from torch import nn
 
+from host_models import ALL, DECODERS, ENCODERS, OTHERS, answer, host, inputs
 from lessen.architectures.find import find_parts
 from lessen.architectures.parts import Attention, Part
 from lessen.errors import InputError, NothingMatchedError
@@ -238,6 +238,7 @@ def test_a_stored_layer_keeps_its_place():
 
 def test_experts_are_named_and_no_feed_forward_is_made_up():
     import transformers
+
     from host_models import IDS, TEXT
 
     mixtral = transformers.MixtralForCausalLM(

@@ -1,8 +1,8 @@
 """The committed results, and the tables of docs/ that are made of them.
 
-Each `*_table.py` declares one `GUIDE`: a page and the function that writes each of its tables. The page marks a table's
-place with `<!-- NAME:begin -->` and `<!-- NAME:end -->`; a test fails when
-the two differ (`tests/benchmarks/test_result_pages.py`).
+A `table.py` declares one `GUIDE`: a page and the function that writes each of its tables. The page marks a table's
+place with `<!-- NAME:begin -->` and `<!-- NAME:end -->`; `tests/benchmarks/test_result_pages.py` fails where
+they differ.
 """
 
 from __future__ import annotations

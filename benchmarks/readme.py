@@ -1,7 +1,7 @@
 """Keep the README's picture and table equal to a committed run of the demo.
 
-python benchmarks/readme.py out/demo     take a finished demo into benchmarks/results/demo and the README
-python benchmarks/readme.py --check      fail when the README differs from the committed run
+python -m benchmarks.readme out/demo     take a finished demo into benchmarks/results/demo and the README
+python -m benchmarks.readme --check      fail when the README differs from the committed run
 """
 
 from __future__ import annotations
@@ -51,7 +51,11 @@ def main() -> int:
     given = parser.parse_args()
     if given.check or given.out is None:
         stale = [page.name for page in PAGES if rewritten(page) != page.read_text()]
-        print("\n".join(f"{name} differs from benchmarks/results/demo; run benchmarks/readme.py" for name in stale))
+        print(
+            "\n".join(
+                f"{name} differs from benchmarks/results/demo; run: python -m benchmarks.readme" for name in stale
+            )
+        )
         return 1 if stale else 0
     take(given.out)
     return 0

@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 
 import pytest
 
-from benchmark_scripts import BENCHMARKS, load_script
+guides = pytest.importorskip("benchmarks.guides", reason="benchmarks are not part of this installation")
 
-SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*_table.py"))
+SCRIPTS = sorted(
+    f"benchmarks.{path.parent.name}.{path.stem}"
+    for path in (guides.ROOT / "benchmarks").glob("*/*.py")
+    if "GUIDE = " in path.read_text()
+)
+
+
+def guide_of(script):
+    return importlib.import_module(script).GUIDE
 
 
 def test_the_scripts_are_found():
-    if not BENCHMARKS.exists():
-        pytest.skip("benchmarks are not part of this installation")
     assert len(SCRIPTS) >= 6
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_the_guide_shows_the_committed_results(name, monkeypatch):
-    guide = load_script(name, monkeypatch).GUIDE
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_guide_shows_the_committed_results(script):
+    guide = guide_of(script)
     text = guide.path.read_text()
-    assert guide.renewed(text) == text, f"run: python benchmarks/{name}.py"
+    assert guide.renewed(text) == text, f"run: python -m {script}"
 
 
-def test_every_marked_table_is_written_by_one_script(monkeypatch):
-    guides = [load_script(name, monkeypatch).GUIDE for name in SCRIPTS]
-    written = sorted((guide.path, name) for guide in guides for name in guide.tables)
-    paths = {guide.path for guide in guides}
+def test_every_marked_table_is_written_by_one_script():
+    pages = [guide_of(script) for script in SCRIPTS]
+    written = sorted((page.path, name) for page in pages for name in page.tables)
+    paths = {page.path for page in pages}
     marked = sorted((path, name) for path in paths for name in re.findall(r"<!-- ([\w-]+):begin -->", path.read_text()))
     assert written == marked
 
 
-def test_a_page_without_a_place_for_a_table_is_refused(monkeypatch):
-    guide = load_script("tokens_table", monkeypatch).Guide("tokens", {"speed": lambda: "new\n"})
+def test_a_page_without_a_place_for_a_table_is_refused():
+    guide = guides.Guide("tokens", {"speed": lambda: "new\n"})
     assert guide.renewed("<!-- speed:begin -->\nold\n<!-- speed:end -->") == (
         "<!-- speed:begin -->\nnew\n<!-- speed:end -->"
     )

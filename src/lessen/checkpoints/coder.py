@@ -1,7 +1,7 @@
 """Entropy coding of byte-sized symbols: a stored integer table and rANS (`constriction`), zstd for headers.
 
 Why two coders: on quantiser levels rANS stays within 0.1 % of the entropy where zstd needs 29 to 48 % more
-(benchmarks/checkpoints_coders.py), while for JSON and pickle skeletons zstd's matches win. Tables are stored as
+(benchmarks/checkpoints/coders.py), while for JSON and pickle skeletons zstd's matches win. Tables are stored as
 16-bit integers, so that both sides derive their model from the same numbers on every machine.
 """
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from benchmarks import checkpoints_excp_recipe as excp
 
+from benchmarks.checkpoints import excp_recipe as excp
 from lessen.checkpoints import NearSettings, near
 
 

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from benchmark_scripts import load_script
+table = pytest.importorskip("benchmarks.embeddings.lookup_table", reason="benchmarks are not part of this installation")
 
 
-@pytest.fixture
-def table(monkeypatch):
-    return load_script("embeddings_lookup_table", monkeypatch)
-
-
-def test_a_verdict_names_every_cell_that_misses(table):
+def test_a_verdict_names_every_cell_that_misses():
     cells = [
         {"bar": 1.0, "work": "one", "threads": 1, "ratio": 0.9, "ratio_high": 1.1},
         {"bar": 1.0, "work": "bag20", "threads": 2, "ratio": 0.8, "ratio_high": 0.9},

@@ -257,7 +257,7 @@ def test_command(planted, tmp_path):
 
 
 def test_it_ranks_signals_as_outrank_does(tmp_path):
-    """`buffered_scores` equals outrank 0.97.5 (benchmarks/ranking_outrank.py: differences of 2e-7)."""
+    """`buffered_scores` equals outrank 0.97.5 (benchmarks/ranking/outrank.py: differences of 2e-7)."""
     rng = np.random.default_rng(11)
     rows = 40_000
     label = rng.integers(0, 2, rows)

@@ -1,0 +1,220 @@
+"""Frontier of embedding methods: share of the tables' bytes, AUC difference with paired interval, training time.
+
+    python -m benchmarks.embeddings.study studies/embeddings-movielens.yaml OUT [--seconds 200] [--only "10 %"]
+
+Compresses what OUT lacks of the study's (recipe, seed) pairs, seed by seed of each recipe, until the seconds are over;
+call it again to go on. Then writes NAME.json (each seed), NAME.md and a picture from the recipes with all seeds done.
+Intervals are Student's over the seeds' paired differences (three seeds make them wide). `--times` also times the
+lookups of the test ids, compact against full tables, paired and in turns, where that was not done. `lessen run`
+measures the same recipes, with the latency of whole models; this script can be cut into pieces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import re
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib import pyplot
+
+from lessen.artifact import folder as artifact
+from lessen.environment import environment
+from lessen.errors import BudgetError, NothingMatchedError
+from lessen.measure.latency import compare_latency
+from lessen.recipe import Recipe
+from lessen.study.folder import StudyFolder, read_json
+from lessen.study.jobs import Failure, Job, compress_one, known_compressed, known_reference, source_of, train_reference
+from lessen.study.schema import Study
+
+RESULTS = Path(__file__).parents[1] / "results"
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
+FEW = 5
+"""Recipes that need no picture."""
+REFUSALS = (BudgetError.__name__, NothingMatchedError.__name__)
+RESAMPLES = 100
+BATCH = 4096
+"""Examples of a timed lookup, at most."""
+HEADS = (
+    "recipe", "share of table bytes", "AUC difference", "95 % interval", "each seed", "training, s", "lookup time"
+)  # fmt: skip
+STUDENT = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""97.5 % quantiles of Student's t by number of seeds."""
+
+
+def work(study: Study, folder: StudyFolder, only: str, seconds: float) -> None:
+    """Do what is left, until the time is over."""
+    end = time.monotonic() + seconds
+
+    def job(recipe: Recipe, seed: int) -> Job:
+        return Job(source_of(study.task), folder.root.resolve(), recipe, seed, study.threads, RESAMPLES)
+
+    for seed in study.seeds:
+        if time.monotonic() < end and known_reference(folder, seed) is None:
+            made = train_reference(job(Recipe([]), seed))
+            if isinstance(made, Failure):
+                raise SystemExit(f"the reference of seed {seed}: {made.message}")
+    for recipe, seed in study.runs():
+        if time.monotonic() > end or not re.search(only, recipe.name) or known_reference(folder, seed) is None:
+            continue
+        refused = read_json(refusal(folder, recipe.name)) or {}
+        if refused.get("hash") == recipe.hash or known_compressed(folder, recipe, seed) is not None:
+            continue
+        made = compress_one(job(recipe, seed))
+        if isinstance(made, Failure) and made.kind in REFUSALS:
+            folder.write_json(refusal(folder, recipe.name), {"hash": recipe.hash, "message": made.message})
+        print(
+            f"{recipe.name}, seed {seed}: {made.message if isinstance(made, Failure) else made['quality']}", flush=True
+        )
+
+
+def refusal(folder: StudyFolder, recipe: str) -> Path:
+    return folder.root / "refused" / folder.compressed_file(recipe, 0).name
+
+
+def time_lookups(study: Study, folder: StudyFolder, rounds: int = 40) -> None:
+    """Time the field vectors of the test ids with the first seed's tables, one thread, against the full tables."""
+    seed = study.seeds[0]
+    batches = [batch[0]["ids"][:BATCH] for batch in itertools.islice(study.task.batches("test"), 8)]
+    full = artifact.load(folder.reference(seed)).get_submodule("vectors")
+    for recipe in study.recipes:
+        place = timing(folder, recipe.name)
+        made = folder.artifact(recipe.name, seed)
+        known = (read_json(place) or {}).get("hash") == recipe.hash
+        if known or known_compressed(folder, recipe, seed) is None or not made.exists():
+            continue
+        compact = artifact.load(made).get_submodule("vectors")
+        found = compare_latency(full, compact, batches, rounds=rounds, batch_examples=len(batches[0]))
+        interval = [found.ratio_low, found.ratio_high]
+        folder.write_json(place, {"hash": recipe.hash, "ratio": found.ratio, "interval": interval})
+
+
+def timing(folder: StudyFolder, recipe: str) -> Path:
+    return folder.root / "lookups" / folder.compressed_file(recipe, 0).name
+
+
+def rows_of(study: Study, folder: StudyFolder) -> list[dict[str, Any]]:
+    """Return one row for each recipe that is done for all seeds, or refused; largest share first."""
+    reference = {seed: known_reference(folder, seed) for seed in study.seeds}
+    tables = sum(
+        4 * part.weight.numel() for part in study.task.build().modules() if isinstance(part, torch.nn.Embedding)
+    )
+    rows = []
+    for recipe in study.recipes:
+        row: dict[str, Any] = {"recipe": recipe.name, "composed": len(recipe.steps) > 1}
+        refused = read_json(refusal(folder, recipe.name))
+        seeds = {seed: known_compressed(folder, recipe, seed) for seed in study.seeds}
+        if refused is not None and refused["hash"] == recipe.hash:
+            rows.append({**row, "refused": refused["message"]})
+        elif all(seeds.values()):
+            timed = read_json(timing(folder, recipe.name)) or {}
+            lookup = timed if timed.get("hash") == recipe.hash else {}
+            times = {"lookup_ratio": lookup.get("ratio"), "lookup_interval": lookup.get("interval")}
+            rows.append({**row, **row_of(seeds, reference, tables), **times})
+    return sorted(rows, key=lambda row: -row.get("share", 0.0))
+
+
+def row_of(seeds: dict[int, Any], reference: dict[int, Any], tables: int) -> dict[str, Any]:
+    """Return what is left of the `tables` bytes, and AUC differences with Student's interval over paired seeds."""
+    first = next(iter(seeds.values()))
+    freed = first["steps"][0]["bytes_before"] - first["steps"][-1]["bytes_after"]
+    found = [record["quality"]["auc"] - reference[seed]["quality"]["auc"] for seed, record in seeds.items()]
+    middle, spread = statistics.mean(found), statistics.stdev(found)
+    half = STUDENT[len(found)] * spread / math.sqrt(len(found))
+    return {
+        "share": 1 - freed / tables, "stored_bytes": first["cost"]["stored_bytes"], "auc_difference": middle,
+        "low": middle - half, "high": middle + half, "per_seed": found,
+        "train_seconds": min(record["cost"]["train_s"] for record in seeds.values()),
+        "steps": [{step["method"]: step["knobs"]} for step in first["steps"]],
+    }  # fmt: skip
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    lines = [f"| {' | '.join(HEADS)} |", "|---|---:|---:|---|---|---:|---:|"]
+    for row in rows:
+        if "refused" in row:
+            continue
+        seeds = ", ".join(f"{value:+.4f}" for value in row["per_seed"])
+        lookup = "" if row["lookup_ratio"] is None else f"{row['lookup_ratio']:.1f}x"
+        lines.append(
+            f"| {row['recipe']} | {100 * row['share']:.2f} % | {row['auc_difference']:+.4f} "
+            f"| {row['low']:+.4f} to {row['high']:+.4f} | {seeds} | {row['train_seconds']:.0f} | {lookup} |"
+        )
+    refused = [row for row in rows if "refused" in row]
+    if refused:
+        lines += ["", "Refused:", "", *(f"- {row['recipe']}: {row['refused']}" for row in refused)]
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw share of the bytes against the AUC difference; name what nothing smaller or equal beats."""
+    done = sorted((row for row in rows if "share" in row), key=lambda row: (row["share"], -row["auc_difference"]))
+    figure, axes = pyplot.subplots(figsize=(9, 5.2), layout="constrained")
+    for composed, marker, label in ((False, "o", "one method"), (True, "D", "composed")):
+        chosen = [row for row in done if row["composed"] == composed]
+        where = [[100 * row["share"] for row in chosen], [row["auc_difference"] for row in chosen]]
+        axes.scatter(
+            *where, s=22, marker=marker, facecolors="none" if composed else "#9a9a9a", edgecolors="#777", label=label
+        )
+    best, leaders = -math.inf, []
+    for row in done:
+        if row["auc_difference"] > best:
+            best = row["auc_difference"]
+            leaders.append(row)
+    axes.plot(
+        [100 * row["share"] for row in leaders], [row["auc_difference"] for row in leaders], color="#1f6f4a", lw=1
+    )
+    for number, row in enumerate(leaders):
+        axes.annotate(
+            row["recipe"], (100 * row["share"], row["auc_difference"]), color="#1f6f4a", fontsize=8, rotation=20,
+            xytext=(4, 5 if number % 2 else -14), textcoords="offset points",
+        )  # fmt: skip
+    axes.axhline(0, color="#bbb", lw=0.8, zorder=0)
+    axes.set_xscale("log")
+    axes.set_yscale("symlog", linthresh=0.002)
+    axes.set_ylim(-0.3, 0.01)
+    ticks = [share for share in (0.1, 1, 5, 10, 20, 50) if share >= 50 * done[0]["share"]]
+    axes.set_xticks(ticks, [f"{share:g} %" for share in ticks])
+    axes.minorticks_off()
+    axes.set(xlabel="share of the bytes of all tables", ylabel="AUC difference from the full tables")
+    axes.legend(loc="lower right", frameon=False)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--only", default="", help="regular expression of recipe names")
+    parser.add_argument("--times", action="store_true", help="time lookups too: the machine should be quiet")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    study, folder = Study.load(args.study), StudyFolder(args.out)
+    args.out.mkdir(parents=True, exist_ok=True)
+    work(study, folder, args.only, args.seconds)
+    if any(known_reference(folder, seed) is None for seed in study.seeds):
+        raise SystemExit("not all references are trained yet; call it again")
+    if args.times:
+        time_lookups(study, folder)
+    rows = rows_of(study, folder)
+    text = markdown(rows)
+    place = RESULTS / study.name.replace("-", "_")
+    command = f"python -m benchmarks.embeddings.study studies/{study.name}.yaml OUT"
+    record = {"command": command, "environment": environment(1), "task": study.task.describe(), "rows": rows}
+    place.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    place.with_suffix(".md").write_text(text)
+    if len(rows) > FEW:
+        draw(rows, IMAGES / f"{place.name}.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

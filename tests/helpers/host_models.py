@@ -91,8 +91,8 @@ OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
 ALL = DECODERS | ENCODERS | OTHERS
 
 
-def host(name: str, seed: int = 0) -> Any:
-    """One tiny model, float32, in eval mode; dropout does nothing."""
+def host(name: str, seed: int = 0, **changes: Any) -> Any:
+    """One tiny model, float32, in eval mode; dropout does nothing. `changes` go into its configuration."""
     torch.manual_seed(seed)
     model_class, config_class, options = ALL[name]
     if name == "llava":
@@ -100,7 +100,7 @@ def host(name: str, seed: int = 0) -> Any:
             "vision_config": transformers.CLIPVisionConfig(**PICTURE),
             "text_config": transformers.LlamaConfig(**TEXT, **SHARED_KEYS),
         }
-    config = getattr(transformers, config_class)(**options)
+    config = getattr(transformers, config_class)(**options | changes)
     model = getattr(transformers, model_class)(config).eval()
     for module in model.modules():  # norms and biases that do something
         if "Norm" in type(module).__name__ and getattr(module, "weight", None) is not None:

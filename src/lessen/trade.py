@@ -16,7 +16,7 @@ from torch import nn
 
 from lessen import files
 from lessen.artifact import folder as artifact
-from lessen.errors import ConfigError
+from lessen.frontier.margin import check_margin
 from lessen.frontier.verdict import Difference, Judgement, PairedBootstrap, judge, no_better_than_chance, resolution
 from lessen.log import SILENT, Log
 from lessen.measure.record import (
@@ -134,7 +134,7 @@ def compress(
         ConfigError: an unknown method or knob, or a margin that is not positive.
         NothingMatchedError, NonFiniteError, TaskError: see `Recipe.apply` and `measure_quality`.
     """
-    recipe = as_recipe(steps)
+    recipe, margin = as_recipe(steps), check_margin(margin)
     small, ledger = recipe.apply(model, task, seed=seed, log=log)
     return compare(model, small, task, margin=margin, recipe=recipe, ledger=ledger, seed=seed, threads=threads)
 
@@ -151,8 +151,7 @@ def compare(
     threads: int = 1,
 ) -> Trade:
     """Measure two models on one task, timed in alternation and judged on the same examples; neither is changed."""
-    if not margin > 0:
-        raise ConfigError(f"margin = {margin!r} is not accepted: it must be above 0, in the unit of {task.primary!r}")
+    margin = check_margin(margin)
     base, small = copy.deepcopy(reference).eval(), copy.deepcopy(compact).eval()
     before, after = measure_quality(task, base), measure_quality(task, small)
     differences, judgement = _judged(task, before, after, margin)

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from lessen import cli
-from lessen.errors import EnvironmentFault
+from lessen.errors import ConfigError, EnvironmentFault
 from study_tools import IMPOSSIBLE, TEXT, write
 
 ONE = TEXT.replace("[0, 1]", "[0]") + IMPOSSIBLE
@@ -266,3 +266,56 @@ def test_a_reader_that_leaves_is_no_error():
     command = f"{shlex.quote(sys.executable)} -m lessen methods --json | head -c 1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_lists_and_mappings_are_values_of_knobs():
+    from lessen.cli.words import parse_call
+
+    assert parse_call("m:a=[1, 2],b={x: 1, y: 2},c='p,q',d=3", "--step") == (
+        "m", {"a": [1, 2], "b": {"x": 1, "y": 2}, "c": "p,q", "d": 3}
+    )  # fmt: skip
+    assert parse_call("emb-half:only=[left,right]", "--step") == ("emb-half", {"only": ["left", "right"]})
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        parse_call("m:a=[1", "--step")
+
+
+@pytest.mark.parametrize("margin", ["nan", "inf", "-1", "0"])
+def test_a_margin_that_is_none_is_refused_before_any_work(capsys, tmp_path, margin, monkeypatch):
+    monkeypatch.setattr("lessen.task.Task.reference", lambda *_: pytest.fail("trained"))
+    command = ["compress", "reference", "-t", "ctr-synthetic", "-s", "emb-half", "-o", str(tmp_path / "o"), "--margin"]
+    assert cli.execute([*command, margin]) == 2
+    assert "above 0" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("more", [("--threads", "100000"), ("--seed", str(2**70)), ("--seed", "-1")])
+def test_counts_that_no_machine_has_are_refused(capsys, tmp_path, more):
+    command = ["compress", "reference", "-t", "ctr-synthetic", "-s", "emb-half", "-o", str(tmp_path / "o")]
+    assert cli.execute([*command, *more]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "Invalid value" in error
+
+
+def test_a_number_of_thousands_of_digits_is_one_line(capsys, tmp_path):
+    study = write(tmp_path / "study.yaml", TEXT.replace("seeds: [0, 1]", f"seeds: [{'9' * 6000}]"))
+    assert cli.execute(["run", str(study), "--out", str(tmp_path / "o")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_names_cannot_steer_the_terminal(capsys):
+    from lessen.cli.talk import line, say, table
+
+    line("a\x1b[31mred\x07")
+    say("b\x1b]0;title\x07")
+    table(("name",), [("c\x1b[2J",)])
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.out + shown.err
+    assert r"a\x1b[31mred\x07" in shown.out
+
+
+def test_a_terminal_without_the_letter_still_gets_the_result():
+    command = [sys.executable, "-c", "from lessen.cli import execute; execute(['version']); print('\\u2265')"]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"\\u2265" in done.stdout

@@ -76,3 +76,30 @@ def test_a_second_ctrl_c_ends_at_once():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=8)
     assert (done.returncode, done.stdout) == (4, "first\n")
+
+
+SIGNALLED = """
+import os, signal, sys, threading
+stage, number = sys.argv[1], int(sys.argv[2])
+class AtImport:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typer":
+            os.kill(os.getpid(), number)
+if stage == "importing":
+    sys.meta_path.insert(0, AtImport())
+else:
+    import atexit
+    atexit.register(os.kill, os.getpid(), number)
+sys.argv[1:] = ["version"]
+from lessen.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stage", ["importing", "shutting down"])
+def test_signals_while_importing_or_shutting_down_give_the_same_status(stage, number):
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, stage, str(int(number))], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (4, "lessen: stopped\n")

@@ -5,6 +5,7 @@ Nothing here imports torch; a verb imports what it needs when it runs, so that h
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -46,13 +47,11 @@ for family in (checkpoint, tokens, bars):
     app.add_typer(family.app)
 
 
-def main() -> None:
-    """Run the command line of this process and exit with its status."""
-    raise SystemExit(execute(sys.argv[1:]))
-
-
 def execute(arguments: list[str]) -> int:
     """Run one command and return its exit status; whatever goes wrong is one line on standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter must not cost the result
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = app(args=arguments, prog_name="lessen", standalone_mode=False)
     except LessenError as error:

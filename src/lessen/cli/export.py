@@ -9,6 +9,7 @@ import typer
 
 from lessen.cli.interrupt import interruptible
 from lessen.cli.talk import AsJson, emit, line, size, table
+from lessen.cli.words import Threads
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,7 +38,7 @@ def export(
         int | None,
         typer.Option("--rows", min=2, help="Examples of the batch that is timed (default: the task's, at most 256)."),
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of both runtimes.")] = 1,
+    threads: Threads = 1,
     timings: Annotated[
         Path | None, typer.Option("--timings", help="Write parity, sizes, timings and machine to this JSON file too.")
     ] = None,

@@ -10,6 +10,7 @@ import typer
 
 from lessen.cli.interrupt import interruptible
 from lessen.cli.talk import AsJson, emit, line, size, table
+from lessen.cli.words import Seed
 
 if TYPE_CHECKING:
     from lessen.data.encode import SplitRule
@@ -66,7 +67,7 @@ def encode(
     fractions: Annotated[
         str, typer.Option("--fractions", help="Shares of train, validation and test.")
     ] = "0.8,0.1,0.1",
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of a split by fraction.")] = 0,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Encode logs into arrays that training reads in place; all of them or nothing.

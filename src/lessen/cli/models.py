@@ -10,7 +10,7 @@ import typer
 
 from lessen.cli.interrupt import interruptible
 from lessen.cli.talk import AsJson, emit, line, size
-from lessen.cli.words import new_folder, parse_step, task_of
+from lessen.cli.words import Seed, Threads, new_folder, parse_step, task_of
 
 TaskText = Annotated[
     str,
@@ -40,8 +40,8 @@ def compress(
     margin: Annotated[
         float, typer.Option("--margin", help="Largest loss of the first metric that you accept.")
     ] = 0.002,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of training and of the methods.")] = 0,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="torch threads.")] = 1,
+    seed: Seed = 0,
+    threads: Threads = 1,
     as_json: AsJson = False,
 ) -> None:
     """Compress one model, measure it beside the original, and keep the result as an artifact.
@@ -50,10 +50,12 @@ def compress(
     """
     from lessen.cli.loading import load_model
     from lessen.cli.progress import Reporting
+    from lessen.frontier.margin import check_margin
     from lessen.measure.latency import pinned_threads
     from lessen.recipe import Recipe
     from lessen.trade import compress as compress_model
 
+    check_margin(margin, "--margin")
     recipe = Recipe.parse({"steps": [parse_step(text) for text in step]}, "--step")
     new_folder(out)
     with interruptible(), Reporting() as log, pinned_threads(threads):

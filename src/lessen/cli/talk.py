@@ -14,9 +14,17 @@ WIDE = 180
 """Columns of a table that goes to a file or a pipe."""
 
 
+def printable(text: str) -> str:
+    """Return `text` with control characters written out, so that a name in a file cannot steer the terminal."""
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
 def say(text: str) -> None:
     """Write one line of talk to standard error."""
-    sys.stderr.write(" ".join(text.split()) + "\n")
+    sys.stderr.write(printable(" ".join(text.split())) + "\n")
     sys.stderr.flush()
 
 
@@ -30,7 +38,7 @@ def emit(value: Any) -> None:
 
 def line(text: str) -> None:
     """Write one line of results to standard output."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(printable(text) + "\n")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
@@ -44,7 +52,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str =
     for name in columns:
         shown.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left")
     for row in rows:
-        shown.add_row(*(escape(str(cell)) for cell in row))
+        shown.add_row(*(escape(printable(str(cell))) for cell in row))
     console.print(shown)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from lessen.errors import ConfigError, OutputError
 
@@ -11,8 +14,13 @@ if TYPE_CHECKING:
     from lessen.task import Task
 
 
+MAX_THREADS, MAX_SEED = 1024, 2**31
+Threads = Annotated[int, typer.Option("--threads", min=1, max=MAX_THREADS, help="torch threads.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of everything that is drawn.")]
+
+
 def parse_call(text: str, where: str) -> tuple[str, dict[str, Any]]:
-    """Read `NAME` or `NAME:key=value,key=value`; values are YAML scalars.
+    """Read `NAME` or `NAME:key=value,key=value`; values are YAML scalars, or lists and mappings in brackets.
 
     Raises:
         ConfigError: a part that is not key=value, or a key given twice.
@@ -23,7 +31,7 @@ def parse_call(text: str, where: str) -> tuple[str, dict[str, Any]]:
     if not name.strip():
         raise ConfigError(f"{where} {text!r}: expected NAME or NAME:key=value,key=value")
     values: dict[str, Any] = {}
-    for part in filter(None, rest.split(",")):
+    for part in _parts(rest):
         key, equals, value = part.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"{where} {text!r}: {part!r} is not key=value")
@@ -31,6 +39,26 @@ def parse_call(text: str, where: str) -> tuple[str, dict[str, Any]]:
             raise ConfigError(f"{where} {text!r}: {key.strip()!r} is given twice")
         values[key.strip()] = files.parse_yaml(value, f"{where} {text!r}")
     return name.strip(), values
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Yield what lies between commas that stand in no bracket and in no quotes."""
+    depth, quote, start = 0, "", 0
+    for at, letter in enumerate(text):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter in "[{":
+            depth += 1
+        elif letter in "]}":
+            depth -= 1
+        elif letter == "," and depth <= 0:
+            if text[start:at]:
+                yield text[start:at]
+            start = at + 1
+    if text[start:]:
+        yield text[start:]
 
 
 def parse_step(text: str) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lessen import files
 from lessen.errors import ConfigError, explain, nearest
+from lessen.frontier.frontier import COSTS
 from lessen.frontier.gates import parse_gates
+from lessen.frontier.margin import check_margin
 from lessen.frontier.records import REFERENCE, prediction_path
 from lessen.recipe import Recipe
 from lessen.task import Task
@@ -59,7 +61,12 @@ class Study:
 
     def __post_init__(self) -> None:
         _check_unique(self.name, self.recipes, self.seeds)
-        parse_gates(list(self.budget))
+        known = {*self.task.metrics, *COSTS}
+        for gate in parse_gates(list(self.budget)):
+            if gate.name not in known:
+                raise ConfigError(f"budget {gate.text!r}: nothing is called {gate.name!r}; {nearest(gate.name, known)}")
+        if self.margin is not None:
+            check_margin(self.margin)
 
     @classmethod
     def load(cls, path: Path) -> Study:
@@ -119,11 +126,7 @@ def _margin(given: float | dict[str, float] | None, task: Task, where: str) -> f
         if set(given) != {task.primary}:
             raise ConfigError(f"{where}: verdicts use {task.primary!r}; write margin: {{{task.primary}: NUMBER}}")
         given = given[task.primary]
-    if not given > 0:
-        raise ConfigError(
-            f"{where}: margin = {given!r} is not accepted: give a number above 0, the largest loss you accept"
-        )
-    return float(given)
+    return check_margin(given, f"{where}: margin")
 
 
 def _check_unique(name: str, recipes: Sequence[Recipe], seeds: Sequence[int]) -> None:

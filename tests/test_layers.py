@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,6 +97,17 @@ def test_no_file_leads_back_to_itself():
 
     for module in MODULES:
         walk(module, ())
+
+
+def test_every_private_name_is_read_somewhere():
+    text = "\n".join(path.read_text() for path in FILES)
+    words = Counter(re.findall(r"\w+", text))
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            private = isinstance(node, kinds) and node.name.startswith("_") and not node.name.endswith("__")
+            if private and not node.decorator_list:  # what is decorated is registered, as validators are
+                assert words[node.name] > 1, f"{path.name}:{node.lineno} defines {node.name}, which nothing reads"
 
 
 def test_stored_modules_depend_on_nothing_but_torch():

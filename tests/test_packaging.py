@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -38,7 +39,7 @@ def wheel(tmp_path_factory):
 def test_the_wheel_is_small_and_whole(wheel):
     assert wheel.stat().st_size < 12_000_000
     names = set(zipfile.ZipFile(wheel).namelist())
-    for needed in ("lessen/py.typed", "lessen/studies/demo.yaml", "lessen/report/page.html.jinja"):
+    for needed in ("lessen/py.typed", "lessen/study/demo.yaml", "lessen/report/page.html.jinja"):
         assert needed in names
     assert {name.split("/")[0] for name in names} == {
         "lessen",
@@ -68,3 +69,14 @@ def test_the_makefile_uses_no_absolute_path_and_no_shebang():
     text = (ROOT / "Makefile").read_text()
     assert "$(CURDIR)" not in text
     assert ".venv/bin/pip" not in text  # a script's shebang breaks when the folder's name holds a space
+
+
+def test_an_extra_exists_only_where_code_uses_it():
+    tomllib = pytest.importorskip("tomllib", reason="the standard library reads TOML from Python 3.11 on")
+    text = "\n".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    imported = set(re.findall(r"^\s*(?:import|from) (\w+)", text, re.MULTILINE))
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    names = {"scikit_learn": "sklearn"}  # what is imported under another name than it is installed by
+    for extra in set(extras) - {"dev", "test", "docs"}:
+        packages = [re.split(r"[<>=]", need)[0].replace("-", "_") for need in extras[extra]]
+        assert any(names.get(package, package) in imported for package in packages), f"no line imports [{extra}]"

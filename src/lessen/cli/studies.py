@@ -38,7 +38,7 @@ def demo(out: Out = None, jobs: Jobs = None, as_json: AsJson = False) -> None:
     """
     from importlib.resources import as_file, files
 
-    with as_file(files("lessen") / "studies" / "demo.yaml") as study:
+    with as_file(files("lessen") / "study" / "demo.yaml") as study:
         _run(study, out or Path("out/demo"), "local", jobs, resume=True, as_json=as_json, again="lessen demo")
 
 

@@ -118,16 +118,6 @@ def headline(frontier: Frontier) -> str:
     )
 
 
-def _speed(point: Point) -> str:
-    """Return what happened to the latency, as far as its interval lets one say."""
-    ends = point.latency_interval
-    if "latency_ratio" not in point.cost:
-        return ""
-    if ends and ends[0] <= 1 <= ends[1]:
-        return " with no proven change of latency"
-    return f" at {latency(point).split(' ')[0]} the latency"
-
-
 def tally(frontier: Frontier) -> list[tuple[str, int]]:
     """Return how many recipes met each end, in a fixed order."""
     failed = sum(point.failed for point in frontier)

@@ -23,7 +23,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from lessen import files
-from lessen.artifact.structure import ModuleRecord, describe, rebuild, state_shapes
+from lessen.artifact.structure import ModuleRecord, check_stored, describe, rebuild, state_shapes
 from lessen.errors import ArtifactError
 from lessen.task import call_model
 from lessen.tasks import get_task
@@ -217,10 +217,21 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
         if source not in state:
             raise ArtifactError(f"{folder}: {name!r} is tied to {source!r}, which the weight file does not hold")
         state[name] = state[source]
-    result = rebuild(base, structure.modules, state_shapes(state))
-    _check_state(result, state, folder)
+    return assemble(base, structure.modules, state, folder).eval()
+
+
+def assemble(base: nn.Module, modules: list[ModuleRecord], state: Mapping[str, Tensor], where: Path) -> nn.Module:
+    """Return a copy of `base` with the recorded modules in place and the tensors of `state` in them, all checked.
+
+    Raises:
+        ArtifactError: a module that cannot be built, a tensor that does not fit, a stored module whose tensors
+            disagree with its configuration.
+    """
+    result = rebuild(base, modules, state_shapes(state))
+    _check_state(result, state, where)
     result.load_state_dict(state, strict=True)
-    return result.eval()
+    check_stored(result)
+    return result
 
 
 def check_files(folder: Path) -> Manifest:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -103,15 +104,39 @@ def rebuild(base: nn.Module, records: list[ModuleRecord], shapes: Mapping[str, A
     elsewhere = _other_paths(model, records)
     for record in records:
         builder = _builder(record)
-        try:
+        with refusing(f"structure.json: {record.path}: {record.kind} cannot be built"):
             with torch.device("meta"):
                 _compare_shapes(record, builder(), shapes, records)
             module = builder()
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise ArtifactError(f"structure.json: {record.path}: {record.kind} cannot be built: {error}") from error
         for path in (record.path, *elsewhere.get(record.path, ())):
-            place(model, path, module)
+            with refusing(f"structure.json: {record.path}: {record.kind} has no place in this model"):
+                place(model, path, module)
     return model
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Turn whatever the code of a module raises, ours or a third party's, into one ArtifactError: `what`: why."""
+    try:
+        yield
+    except ArtifactError:
+        raise
+    except Exception as error:  # any class may raise anything for values nobody thought of
+        raise ArtifactError(f"{what}: {error if str(error) else type(error).__name__}") from error
+
+
+def check_stored(model: nn.Module) -> None:
+    """Check every stored module of a model: tensors and children against configurations.
+
+    Raises:
+        ArtifactError: which module, and what does not fit.
+    """
+    inside: set[nn.Module] = set()
+    for path, module in model.named_modules():
+        if isinstance(module, StoredModule) and module not in inside:
+            inside.update(module.modules())  # a module checks its children
+            with refusing(f"{path}: the tensors of this {module.kind} do not fit its configuration"):
+                module.check()
 
 
 def _other_paths(base: nn.Module, records: list[ModuleRecord]) -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 STORED: dict[str, type[StoredModule]] = {}
@@ -32,6 +33,22 @@ class StoredModule(nn.Module):
         """Build an empty twin. Raises ValueError or TypeError for values that make no sense."""
         return cls(**config)
 
+    def check(self) -> None:
+        """Refuse tensors and children that do not fit the configuration, so that no lookup can read beyond them.
+
+        An artifact runs this after its tensors are in and before anything is looked up.
+
+        Raises:
+            ValueError, TypeError: which tensor or child, what it holds, what it may hold.
+        """
+        with torch.device("meta"):
+            twin = type(self).from_config(self.config())
+        same_form(self, twin)
+        self.check_values()
+
+    def check_values(self) -> None:
+        """Refuse tensors whose values point outside others; their shapes fit already. Raises ValueError."""
+
     def dequantise(self) -> Tensor:
         """Return the dense weight that this module stands for, float32."""
         raise NotImplementedError(f"{type(self).__name__}.dequantise")
@@ -43,6 +60,58 @@ class StoredModule(nn.Module):
     def packed_bytes(self) -> int:
         """Return bytes held outside parameters and buffers, such as an operator's packed copy of the weight."""
         return 0
+
+
+def same_form(module: nn.Module, twin: nn.Module, path: str = "") -> None:
+    """Refuse a module that does not hold what its empty `twin` holds: tensors of equal shape and type, and children.
+
+    A float tensor may be of any floating type. A child may be stored in another form of equal size. Stored children
+    are checked whole.
+
+    Raises:
+        ValueError: which tensor or child differs, and how.
+    """
+    for kind in ("_parameters", "_buffers"):
+        own, expected = getattr(module, kind), getattr(twin, kind)
+        for name in {**expected, **own}:
+            _same_tensor(f"{path}{name}", own.get(name), expected.get(name))
+    if set(module._modules) != set(twin._modules):
+        raise ValueError(f"{path or 'the module'} holds {sorted(module._modules)}, not {sorted(twin._modules)}")
+    for name, child in module._modules.items():
+        other = twin._modules[name]
+        if child is None or other is None:
+            raise ValueError(f"{path}{name} is missing")
+        if isinstance(child, StoredModule):
+            if type(child) is not type(other) and _size(child) != _size(other):
+                raise ValueError(f"{path}{name} has {_size(child)}; its parent needs {_size(other)}")
+            child.check()
+        elif isinstance(child, type(other)) and _size(child) == _size(other) and not isinstance(other, StoredModule):
+            same_form(child, other, f"{path}{name}.")
+        else:
+            found, needed = (f"{type(one).__name__} ({_size(one)})" for one in (child, other))
+            raise ValueError(f"{path}{name} is a {found}; its parent needs a {needed}")
+
+
+def _same_tensor(name: str, found: Tensor | None, expected: Tensor | None) -> None:
+    if found is None or expected is None:
+        if found is not expected:
+            raise ValueError(f"{name} is {'missing' if found is None else 'not expected'}")
+        return
+    if found.shape != expected.shape:
+        raise ValueError(f"{name} has shape {list(found.shape)}, the configuration says {list(expected.shape)}")
+    if found.dtype != expected.dtype and not (found.is_floating_point() and expected.is_floating_point()):
+        raise ValueError(f"{name} is {found.dtype}, the configuration says {expected.dtype}")
+    if found.layout != torch.strided or found.is_quantized:
+        raise ValueError(f"{name} is not a plain dense tensor")
+
+
+SIZES = ("num_embeddings", "embedding_dim", "mode", "in_features", "out_features", "num_features")
+
+
+def _size(module: nn.Module) -> str:
+    """Return what a parent relies on: rows, width and pooling of a table, or the features of a layer."""
+    known = {name: getattr(module, name, None) for name in SIZES}
+    return ", ".join(f"{name} {value}" for name, value in known.items() if value is not None) or "size unknown"
 
 
 Kind = TypeVar("Kind", bound=type[StoredModule])

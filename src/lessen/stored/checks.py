@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from lessen.stored.fields import Segment
 
 MAX_SIDE = 2**40
@@ -61,3 +64,18 @@ def segments(value: Any, rows: int) -> tuple[Segment, ...]:
         end = start + count
         result.append(Segment(item[0], start, count))
     return tuple(result)
+
+
+def within(name: str, values: Tensor, low: int, high: int) -> None:
+    """Refuse integers [*] outside [low, high]. Raises ValueError with the first bound that is crossed."""
+    if not values.numel():
+        return
+    least, most = (int(end) for end in values.aminmax())
+    if least < low or most > high:
+        raise ValueError(f"{name} holds {least if least < low else most}, outside {low} to {high}")
+
+
+def equal(name: str, found: Tensor, expected: Tensor) -> None:
+    """Refuse a tensor of counts that differs from what the other tensors say. Raises ValueError."""
+    if not torch.equal(found, expected.to(found.dtype)):
+        raise ValueError(f"{name} does not say where the rows lie")

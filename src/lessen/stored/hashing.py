@@ -5,8 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lessen.stored import checks
+
 PRIME = 2**31 - 1
 """A product of two residues and a residue fit int64."""
+
+
+def check(name: str, constants: Tensor, lowest: int = 0) -> None:
+    """Refuse constants that are no residues: their products would leave int64. Raises ValueError."""
+    checks.within(name, constants, lowest, PRIME)
 
 
 def residue(ids: Tensor) -> Tensor:

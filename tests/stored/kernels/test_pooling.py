@@ -126,10 +126,8 @@ ANY_ID = {
     "unified fields",
     "robe",
     "robe fields",
-    "weighted hash",
-    "weighted fields",
 }
-"""Forms that answer some ids outside the table, by arithmetic: then both ways say the same."""
+"""Forms that answer ids behind the last, by arithmetic: then both ways say the same."""
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -139,8 +137,11 @@ def test_ids_outside_the_table_are_refused_and_never_read(form):
         table, given = FORMS[form](TableShape(ROWS, 8, mode=mode)), ids if mode is None else ids.view(5, 10)
         for bad in (-1, ROWS, 2**31 - 1, 2**60, -(2**62)):
             ids[30] = bad
-            found = table.compiled(given, None, None)
-            if form in ANY_ID and found is not None:
+            try:
+                found = table.compiled(given, None, None)
+            except IndexError:
+                found = None
+            if form in ANY_ID and bad > 0 and found is not None:
                 agree(table, given, None, None)
             else:
                 assert found is None, bad
@@ -170,7 +171,7 @@ def test_stored_indices_outside_their_tables_are_refused():
     assert coded.compiled(ids, None, None) is None
     assert coded.compiled(ids[8:], None, None) is not None
     for form, name in (("bitmap", "ranks"), ("narrow", "ranks"), ("mixed bits", "starts"), ("group columns", "starts")):
-        for wrong in (-5, 2**30):
+        for wrong in (-5, 2**30, *([2**63 - 1, -(2**63)] if name == "starts" else [])):
             table = FORMS[form](TableShape(ROWS, 9))
             getattr(table, name)[0] = wrong
             assert table.compiled(ids, None, None) is None, (form, wrong)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lessen.stored.hashing import PRIME
 from lessen.stored.kernels.assembly import Assembly, block_of, firsts, floats, multiply_add, same, spread
 from lessen.stored.kernels.located import Computed, Located, Place
-from lessen.stored.kernels.sources import Columns, Node, Source, Upcoming
+from lessen.stored.kernels.sources import Columns, Node, Source, Upcoming, is_of
 
 
 def residue(code: Assembly, number: str) -> str:
@@ -52,6 +53,10 @@ class Hashed(Located):
         super().__init__({"constants": constants}, {"rows": table}, (starts, sizes, hashes, signed))
         self.starts, self.sizes, self.hashes, self.signed = starts, sizes, hashes, signed
         self.firsts = firsts(sizes)
+
+    def sized(self) -> bool:
+        """Tell whether each block has its constants."""
+        return is_of(self.own["constants"], torch.int64, (len(self.starts), self.hashes, 4))
 
     @property
     def bytes_read(self) -> int:
@@ -118,9 +123,14 @@ def added(code: Assembly, left: list[str], right: list[str], columns: list[Colum
 class Unified(Computed):
     """Chunks from rows of one memory; `salts` int64 [blocks, chunks, 2]."""
 
-    def __init__(self, salts: Tensor, memory: Source, rows: int, dim: int) -> None:
+    def __init__(self, salts: Tensor, memory: Source, rows: int, dim: int, fields: int) -> None:
         super().__init__({"salts": salts}, {"memory": memory}, (salts.shape, rows, dim))
         self.chunks, self.rows, self.width = salts.shape[1], rows, dim // salts.shape[1]
+        self.fields = fields
+
+    def sized(self) -> bool:
+        """Tell whether each field has its salts."""
+        return is_of(self.own["salts"], torch.int64, (self.fields, self.chunks, 2))
 
     def blocks(self, dim: int) -> list[list[Columns]]:
         """Return the vectors of each chunk."""
@@ -130,6 +140,7 @@ class Unified(Computed):
         """Tell whether no vector reaches beyond its chunk, and the memory can give it."""
         inner = [(first % self.width, count) for first, count in columns]
         inside = all(first + count <= self.width for first, count in inner)
+        inside = inside and all(first // self.width < self.chunks for first, _ in columns)
         return inside and all(self.parts["memory"].accepts([one]) for one in inner)
 
     @property
@@ -174,13 +185,18 @@ class BlockHashed(Computed):
         super().__init__({"memory": memory, "constants": constants}, {}, (chunk, dim))
         self.chunk, self.dim = chunk, dim
 
+    def sized(self) -> bool:
+        """Tell whether there are three constants, and a chunk in the memory."""
+        memory = self.own["memory"]
+        return is_of(self.own["constants"], torch.int64, (3,)) and memory.dim() == 1 and len(memory) >= self.chunk
+
     def blocks(self, dim: int) -> list[list[Columns]]:
         """Return the vectors of each chunk."""
         return chunked(dim, self.chunk, [[(first, min(64, self.chunk - first)) for first in range(0, self.chunk, 64)]])
 
     def accepts(self, columns: list[Columns]) -> bool:
-        """Tell whether no vector reaches beyond its chunk."""
-        return all(first % self.chunk + count <= self.chunk for first, count in columns)
+        """Tell whether no vector reaches beyond its chunk, or beyond the last."""
+        return all(first % self.chunk + count <= self.chunk and first + count <= self.dim for first, count in columns)
 
     @property
     def numbers(self) -> int:
@@ -224,6 +240,12 @@ class WeightedHash(Computed):
         given = (constants.shape, order, rows, slots, ids)
         super().__init__({"constants": constants, "weights": weights}, {"table": table}, given)
         self.hashes, self.order, self.rows, self.slots, self.ids = constants.shape[1] - 1, order, rows, slots, ids
+
+    def sized(self) -> bool:
+        """Tell whether each large block has its constants, and each slot a weight a hash."""
+        weights = self.own["weights"]
+        right = is_of(self.own["constants"], torch.int64, (len(self.rows), self.hashes + 1, 2))
+        return right and weights.dim() == 2 and weights.shape[1] == self.hashes
 
     @property
     def bytes_read(self) -> int:
@@ -285,6 +307,10 @@ class QuotientRemainder(Node):
         super().__init__({}, {"quotient": quotient, "left": left}, (rows, starts, shared, quotients, multiply))
         self.rows, self.starts, self.shared, self.quotients = rows, starts, shared, quotients
         self.how = "fmul" if multiply else "fadd"
+
+    def sized(self) -> bool:
+        """Tell whether each block says how it is shared; rows are checked as they are read."""
+        return len(self.starts) == len(self.shared) == len(self.quotients)
 
     def _places(self, code: Assembly, number: str) -> dict[str, str]:
         """Return the row in both tables of an id that lies in the table."""

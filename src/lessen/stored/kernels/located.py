@@ -68,6 +68,10 @@ class PartlyExact(Located):
         self.computed = computed
         self.others = next((n for n, first in enumerate(exact_first) if first < 0), 0)
 
+    def sized(self) -> bool:
+        """Tell whether each block says where its rows start; own rows are checked as they are read."""
+        return len(self.starts) == len(self.exact_first)
+
     @property
     def numbers(self) -> int:
         """Those of the computed row; then whether an own row is read instead, and which."""

@@ -46,8 +46,16 @@ class Source:
         raise NotImplementedError
 
     def sound(self) -> bool:
-        """Tell whether all floating tensors have the types that the lines read."""
-        return all(not tensor.is_floating_point() or tensor.dtype == torch.float32 for tensor in self.tensors())
+        """Tell whether all tensors have the types and sizes that the lines read."""
+        floating = (tensor.dtype for tensor in self.tensors() if tensor.is_floating_point())
+        return all(dtype == torch.float32 for dtype in floating) and self.sized()
+
+    def sized(self) -> bool:
+        """Tell whether the tensors of this source are as large as one another and its constants make the lines expect.
+
+        Indices that come from data are checked by the lines; what the lines take for granted is checked here.
+        """
+        raise NotImplementedError
 
     def blocks(self, dim: int) -> list[list[Columns]]:
         """Return the vectors of a row that are summed together, block by block."""
@@ -94,9 +102,18 @@ class Rows(Source):
         """Return the kind, the element type and the width."""
         return (type(self).__name__, self.table.dtype, self.table.shape[1])
 
-    def accepts(self, columns: list[Columns]) -> bool:  # noqa: ARG002
-        """Tell that any columns of a row can be read."""
-        return True
+    @property
+    def columns(self) -> int:
+        """Columns that a row holds."""
+        raise NotImplementedError
+
+    def sized(self) -> bool:
+        """Tell whether the table has rows."""
+        return self.table.dim() == 2
+
+    def accepts(self, columns: list[Columns]) -> bool:
+        """Tell whether a row holds these columns."""
+        return all(first >= 0 and first + count <= self.columns for first, count in columns)
 
     def start(self, code: Assembly, at: str, number: str) -> str:
         """Return the address of a row; the number is checked."""
@@ -113,9 +130,14 @@ class Rows(Source):
 class Floats(Rows):
     """Rows of float32, float16 or bfloat16."""
 
+    @property
+    def columns(self) -> int:
+        """One value a column."""
+        return self.table.shape[1]
+
     def sound(self) -> bool:
         """Tell whether the rows are of one of these types."""
-        return self.table.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        return self.table.dtype in (torch.float32, torch.float16, torch.bfloat16) and self.sized()
 
     def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
         """Return the row's columns, widened."""
@@ -147,6 +169,15 @@ class Codes(Rows):
     def key(self) -> tuple[Any, ...]:
         """Return the layout."""
         return (*super().key(), self.bits)
+
+    @property
+    def columns(self) -> int:
+        """The codes before the parameters of the row."""
+        return (self.stride - (8 if self.bits == 8 else 4)) * 8 // self.bits
+
+    def sized(self) -> bool:
+        """Tell whether rows are bytes."""
+        return super().sized() and self.table.dtype == torch.uint8
 
     def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
         """Return code * scale + bias."""
@@ -206,6 +237,15 @@ class Stepped(Rows):
         """Return the layout."""
         return (*super().key(), self.starts, self.bits)
 
+    @property
+    def columns(self) -> int:
+        """The codes of a row."""
+        return self.stride * 8 // self.bits
+
+    def sized(self) -> bool:
+        """Tell whether codes are bytes and each field has its step."""
+        return super().sized() and self.table.dtype == torch.uint8 and self.steps.shape == (len(self.starts),)
+
     def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
         """Return (code - half) * step of the field."""
         start = self.start(code, at, number)
@@ -242,6 +282,17 @@ class Product(Rows):
     def key(self) -> tuple[Any, ...]:
         """Return the layout."""
         return (*super().key(), self.codebook.shape, self.groups, self.bits)
+
+    @property
+    def columns(self) -> int:
+        """The columns of all groups."""
+        return self.groups * self.codebook.shape[1]
+
+    def sized(self) -> bool:
+        """Tell whether codes are bytes, rows hold a code a group, and each group has as many centroids."""
+        if not super().sized() or self.table.dtype != torch.uint8 or self.codebook.dim() != 2:
+            return False
+        return self.stride * 8 >= self.groups * self.bits and len(self.codebook) % self.groups == 0
 
     def blocks(self, dim: int) -> list[list[Columns]]:
         """Return a vector for each group, as many at a time as registers hold."""
@@ -323,9 +374,9 @@ class Node(Source):
         return (type(self).__name__, self.constants, *(part.key() for part in self.parts.values()))
 
     def sound(self) -> bool:
-        """Tell whether all tensors have the types that the lines read."""
+        """Tell whether all tensors have the types and sizes that the lines read."""
         own = all(not tensor.is_floating_point() or tensor.dtype == torch.float32 for tensor in self.own.values())
-        return own and all(part.sound() for part in self.parts.values())
+        return own and self.sized() and all(part.sound() for part in self.parts.values())
 
     def blocks(self, dim: int) -> list[list[Columns]]:
         """Return those of the first part whose vectors all parts can give."""
@@ -337,12 +388,26 @@ class Node(Source):
         return all(part.accepts(columns) for part in self.parts.values())
 
 
+def is_of(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
+    """Tell whether a tensor has this type and shape."""
+    return tensor.dtype == dtype and tuple(tensor.shape) == shape
+
+
+def reaches(tensor: Tensor, dtype: torch.dtype, elements: int) -> bool:
+    """Tell whether a tensor of this type has at least so many elements."""
+    return tensor.dtype == dtype and tensor.numel() >= elements
+
+
 class Mapped(Node):
     """Row `position[id]` of another source; `position` int32 [ids]."""
 
     def __init__(self, position: Tensor, inner: Source) -> None:
         super().__init__({"map": position}, {"inner": inner}, ())
         self.inner = inner
+
+    def sized(self) -> bool:
+        """Tell whether the map holds int32; its entries are checked by the inner source."""
+        return self.own["map"].dtype == torch.int32
 
     @property
     def depth(self) -> int:  # type: ignore[override]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lessen.stored.kernels.assembly import Assembly, block_of, constant, firsts, floats, same, spread
-from lessen.stored.kernels.sources import Columns, Node, Source, Upcoming
+from lessen.stored.kernels.sources import Columns, Node, Source, Upcoming, is_of, reaches
 
 LANES = 16
 """Columns that one load spreads out."""
@@ -29,6 +30,12 @@ def ranked(code: Assembly, at: str, names: tuple[str, str], position: str) -> tu
     start = code.place(code.let(f"inttoptr i64 %{at}{names[1]} to ptr"), place, "i32")
     before = code.wide(code.get("i32", start), "i32", "sext")
     return word, bit, code.add(before, ones(code, low_bits(code, word, bit)))
+
+
+def have_bits(words: Tensor, ranks: Tensor, positions: int) -> bool:
+    """Tell whether words and counts cover so many positions."""
+    count = -(-positions // 64)
+    return reaches(words, torch.int64, count) and reaches(ranks, torch.int32, count)
 
 
 def spread_out(code: Assembly, base: str, start: str, mask: str, columns: list[Columns]) -> list[str]:
@@ -61,6 +68,10 @@ class Tiered(Node):
     def __init__(self, words: Tensor, counts: Tensor, hot: Source, cold: Source, rows: int) -> None:
         super().__init__({"words": words, "counts": counts}, {"cold": cold, "hot": hot}, (rows,))
         self.rows = rows
+
+    def sized(self) -> bool:
+        """Tell whether each row has its bit."""
+        return have_bits(self.own["words"], self.own["counts"], self.rows)
 
     @property
     def depth(self) -> int:  # type: ignore[override]
@@ -108,13 +119,18 @@ class Bitmap(Node):
         super().__init__({"values": values, "words": words, "ranks": ranks}, {}, (rows, dim))
         self.rows, self.dim = rows, dim
 
+    def sized(self) -> bool:
+        """Tell whether each value has its bit."""
+        return have_bits(self.own["words"], self.own["ranks"], self.rows * self.dim)
+
     def blocks(self, dim: int) -> list[list[Columns]]:
         """Return vectors of 16."""
         return lanes_of(dim)
 
     def accepts(self, columns: list[Columns]) -> bool:
         """Tell whether the vectors are those of one load each, in a run of 64 columns."""
-        return columns[0][0] % 64 == 0 and columns in lanes_of(columns[-1][0] + columns[-1][1])
+        end = columns[-1][0] + columns[-1][1]
+        return columns[0][0] % 64 == 0 and end <= self.dim and columns in lanes_of(end)
 
     def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
         """Return the row's values at their places."""
@@ -146,10 +162,15 @@ class Bitmap(Node):
         code.prefetch(code.place(code.let(f"inttoptr i64 %{at}values to ptr"), start, "float"), 64)
 
 
+def held(code: Assembly, start: str, count: str, limit: str) -> str:
+    """Return an i1: whether `count` elements from `start` on lie below `limit`, without a sum that could wrap."""
+    room = code.let(f"sub i64 {limit}, {start}")
+    return code.let(f"and i1 {code.compare('ule', start, limit)}, {code.compare('ule', count, room)}")
+
+
 def inside(code: Assembly, start: str, mask: str, count: str) -> tuple[str, str]:
     """Return start and mask if as many values as set bits lie between start and `count`; else note it and read none."""
-    end = code.add(start, ones(code, mask))
-    right = code.let(f"and i1 {code.compare('sge', start, 0)}, {code.compare('sle', end, count)}")
+    right = held(code, start, ones(code, mask), count)
     code.require(right)
     return code.choose(right, start, 0), code.choose(right, mask, 0)
 
@@ -164,6 +185,11 @@ class Narrow(Node):
         super().__init__({"values": values, "words": words, "ranks": ranks}, {}, (rows, starts, widths, kept))
         self.rows, self.starts, self.widths, self.ranks = rows, starts, widths, firsts(kept)
         self.begins = firsts(tuple(width * count for width, count in zip(widths, kept, strict=True)))
+
+    def sized(self) -> bool:
+        """Tell whether each row has its bit and each block its width."""
+        blocks = len(self.starts) == len(self.widths)
+        return blocks and have_bits(self.own["words"], self.own["ranks"], self.rows)
 
     @property
     def depth(self) -> int:  # type: ignore[override]
@@ -182,8 +208,7 @@ class Narrow(Node):
     def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
         """Return the row's columns."""
         start, count = self._place(code, at, code.below(number, self.rows))
-        end = code.add(start, count)
-        right = code.let(f"and i1 {code.compare('sge', start, 0)}, {code.compare('sle', end, f'%{at}valuesn')}")
+        right = held(code, start, count, f"%{at}valuesn")
         gone = code.compare("eq", count, 0)
         code.require(code.let(f"or i1 {right}, {gone}"))
         short = code.let(f"trunc i64 {code.choose(right, count, 0)} to i16")
@@ -226,6 +251,12 @@ def class_of(code: Assembly, at: str, number: str, sizes: tuple[int, ...]) -> tu
     return kind, code.let(f"sub i64 {start}, {code.multiply(code.let(f'sub i64 16, {place}'), sizes[0])}")
 
 
+def have_classes(classes: Tensor, starts: Tensor, rows: int) -> bool:
+    """Tell whether classes and starts cover so many rows."""
+    blocks = -(-rows // 16)
+    return reaches(classes, torch.uint8, 8 * blocks) and reaches(starts, torch.int64, blocks)
+
+
 def _digits(code: Assembly, packed: str) -> str:
     """Return the sum of the 16 half bytes of an i64, at most 255 together."""
     halves = [packed, code.let(f"lshr i64 {packed}, 4")]
@@ -250,6 +281,13 @@ class GroupColumns(Node):
         super().__init__(given, {}, (rows, masks.shape[1], sizes))
         self.rows, self.words, self.sizes = rows, masks.shape[1], sizes
 
+    def sized(self) -> bool:
+        """Tell whether each row has its class and each class its columns."""
+        classes = have_classes(self.own["classes"], self.own["starts"], self.rows)
+        return (
+            classes and is_of(self.own["masks"], torch.int64, (len(self.sizes), self.words)) and len(self.sizes) == 16
+        )
+
     @property
     def depth(self) -> int:  # type: ignore[override]
         """Class, then values."""
@@ -261,7 +299,8 @@ class GroupColumns(Node):
 
     def accepts(self, columns: list[Columns]) -> bool:
         """Tell whether the vectors are those of one load each, in a run of 64 columns."""
-        return columns[0][0] % 64 == 0 and columns in lanes_of(columns[-1][0] + columns[-1][1])
+        end = columns[-1][0] + columns[-1][1]
+        return columns[0][0] % 64 == 0 and end <= 64 * self.words and columns in lanes_of(end)
 
     def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
         """Return the row's values at the places of its group."""
@@ -296,6 +335,11 @@ class MixedBits(Node):
         self.sizes = sizes + tuple(number * sizes[1] if even else 0 for number in range(len(sizes), 16))
         self.rows = rows
 
+    def sized(self) -> bool:
+        """Tell whether each row has its class and each number of bits its step."""
+        classes = have_classes(self.own["classes"], self.own["starts"], self.rows)
+        return classes and self.own["packed"].dtype == torch.uint8 and self.own["steps"].shape == (9,)
+
     @property
     def depth(self) -> int:  # type: ignore[override]
         """Class, then codes."""
@@ -306,14 +350,15 @@ class MixedBits(Node):
         return [[(first, min(64, dim - first))] for first in range(0, dim, 64)]
 
     def accepts(self, columns: list[Columns]) -> bool:
-        """Tell whether it is one vector that starts with a byte."""
-        return len(columns) == 1 and columns[0][0] % 8 == 0
+        """Tell whether it is one vector that starts with a byte, and rows reach so far."""
+        end = columns[-1][0] + columns[-1][1]
+        reached = self.own["offset"].numel() >= end and all(8 * self.sizes[bits] >= end * bits for bits in range(1, 9))
+        return len(columns) == 1 and columns[0][0] % 8 == 0 and reached
 
     def read(self, code: Assembly, at: str, number: str, columns: list[Columns]) -> list[str]:
         """Return the decoded columns."""
         bits, start = class_of(code, at, code.below(number, self.rows), self.sizes)
-        end = code.add(start, code.entry(self.sizes, bits))
-        right = code.let(f"and i1 {code.compare('sge', start, 0)}, {code.compare('sle', end, f'%{at}packedn')}")
+        right = held(code, start, code.entry(self.sizes, bits), f"%{at}packedn")
         right = code.let(f"and i1 {right}, {code.compare('ule', bits, 8)}")
         code.require(right)
         bits, start = code.choose(right, bits, 0), code.choose(right, start, 0)

@@ -54,6 +54,10 @@ class BitmapEmbedding(StoredEmbedding):
         made.ranks.copy_(ranks)
         return made
 
+    def check_values(self) -> None:
+        """Refuse bits that do not mark as many places as there are values. Raises ValueError."""
+        ranked_bits.check(self.words, self.ranks, self.num_embeddings * self.embedding_dim, self.kept)
+
     def source(self) -> Source:
         """Return values and bits."""
         return Bitmap(self.values, self.words, self.ranks, self.num_embeddings, self.embedding_dim)

@@ -25,6 +25,7 @@ class BlockHashedEmbedding(PartlyExactEmbedding):
     `block` values are contiguous: with `block` equal to the width a vector is one contiguous read.
     """
 
+    any_id = True
     kind = "block-hashed-embedding"
     constants: Tensor
 
@@ -48,6 +49,10 @@ class BlockHashedEmbedding(PartlyExactEmbedding):
         self.constants.copy_(drawn)
         self.memory.copy_(torch.randn(self.size, generator=generator) * std)
         self.reset_exact(std, generator)
+
+    def check_values(self) -> None:
+        """Refuse constants that are no residues of the hash. Raises ValueError."""
+        hashing.check("constants", self.constants)
 
     def starts_of(self, compact: Tensor) -> Tensor:
         """Return where each chunk of each row starts, int64 [*, dim / block]."""

@@ -15,6 +15,9 @@ from lessen.stored.base import stored
 from lessen.stored.tables.embedding import TableShape, gather_bytes, inner_table
 from lessen.stored.tables.partly_exact import PartlyExactEmbedding, Places
 
+CHECKED = 2**20
+"""Ids whose codes are checked at a time."""
+
 
 @stored
 class ClusterAssignedEmbedding(PartlyExactEmbedding):
@@ -41,6 +44,15 @@ class ClusterAssignedEmbedding(PartlyExactEmbedding):
     def extra_config(self) -> dict[str, Any]:
         """Return the exact blocks and the clusters of each other block."""
         return {**super().extra_config(), "clusters": list(self.clusters)}
+
+    def check_values(self) -> None:
+        """Refuse codes beyond the clusters of their field. Raises ValueError."""
+        first = 0
+        for block, clusters in zip(self.large, self.clusters, strict=True):
+            for codes in self.codes[first : first + block.rows].split(CHECKED):
+                high = codes[:, 1].long() << 8 if codes.shape[1] == 2 else 0
+                checks.within(f"codes of {block.name!r}", codes[:, 0] + high, 0, clusters - 1)
+            first += block.rows
 
     def assignment(self, compact: Tensor) -> Tensor:
         """Return the cluster of ids numbered among the large fields, int64 [n], counted within the field."""

@@ -56,6 +56,11 @@ class ClusteredEmbedding(StoredEmbedding):
         """Draw which correction each id reads."""
         self.constants.copy_(torch.randint(1, hashing.PRIME, self.constants.shape, generator=generator))
 
+    def check_values(self) -> None:
+        """Refuse codes beyond the clusters and constants that are no residues of the hash. Raises ValueError."""
+        checks.within("codes", self.codes, 0, self.clusters - 1)
+        hashing.check("constants", self.constants)
+
     def correction_rows(self, ids: Tensor) -> Tensor:
         """Return the correction of each chunk of flat ids, int64 [n, chunks], numbered from 0 in each chunk."""
         a, b = self.constants.unbind(-1)

@@ -65,6 +65,10 @@ class DeepHashEmbedding(PartlyExactEmbedding):
             if isinstance(part, nn.BatchNorm1d):
                 part.reset_running_stats()
 
+    def check_values(self) -> None:
+        """Refuse constants that are no residues of the hash. Raises ValueError."""
+        hashing.check("constants", self.constants)
+
     def encode(self, block: Tensor, own: Tensor) -> Tensor:
         """Return the encoding of flat ids, float32 [n, hashes] in [-1, 1]."""
         a, b = self.constants[block].unbind(-1)

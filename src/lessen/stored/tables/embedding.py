@@ -12,8 +12,11 @@ from torch.nn import functional
 from lessen.stored import checks, kernels
 from lessen.stored.base import StoredModule
 from lessen.stored.fields import Segment, segments_of
+from lessen.stored.kernels.located import Located
 from lessen.stored.kernels.sources import Floats, Source
 
+MOST_FIELDS = 512
+"""Fields that a kernel is written for: its lines grow with them."""
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -76,15 +79,15 @@ def split_config(config: Mapping[str, Any]) -> tuple[TableShape, dict[str, Any]]
 class StoredEmbedding(StoredModule):
     """A drop-in for `nn.Embedding` (`mode` None) or `nn.EmbeddingBag`; subclasses implement `lookup`.
 
-    `forward(ids)` takes int32 or int64 ids of any shape [*] and returns [*, dim]; with a mode it takes
-    `ids, offsets, per_sample_weights` exactly as `nn.EmbeddingBag` does and returns [bags, dim]. It computes in float32
-    and answers in the type of the table that it replaced.
+    `forward(input)` takes int32 or int64 ids of any shape [*] and returns [*, dim]; with a mode it takes
+    `input, offsets, per_sample_weights` exactly as `nn.EmbeddingBag` does and returns [bags, dim]. It computes in
+    float32 and answers in the type of the table that it replaced.
     """
 
     zero_padding: ClassVar[bool] = False
     """Whether a lookup of the padding id gives zeros; in bags it always counts as nothing."""
     any_id: ClassVar[bool] = False
-    """Whether new ids beyond the table are answered too, by a hash; other tables refuse them."""
+    """Whether new ids behind the last are answered too, by a hash; other tables refuse them, as they do below 0."""
     factors: ClassVar[tuple[str, ...]] = ()
     """Names of inner tables whose rows are multiplied, so that a penalty on vectors does not apply to them."""
 
@@ -118,9 +121,18 @@ class StoredEmbedding(StoredModule):
         """Return the row of each id: [*] to float32 [*, dim]."""
         raise NotImplementedError(f"{type(self).__name__}.lookup")
 
-    def forward(self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
-        """Return rows, or bags of rows when the table replaced an `nn.EmbeddingBag`; IndexError beyond it."""
-        ids = ids.contiguous()  # a column of a batch is not, and searches among fields would warn of it
+    def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
+        """Return rows, or bags of rows when the table replaced an `nn.EmbeddingBag`.
+
+        Raises:
+            IndexError: an id or an offset lies outside what it points into.
+            TypeError, ValueError: ids of another type or shape, or arguments that only a bag takes.
+        """
+        ids = input.contiguous()  # a column of a batch is not, and searches among fields would warn of it
+        if ids.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"ids must be int32 or int64, found {str(ids.dtype).removeprefix('torch.')}")
+        if self.mode is None and (offsets is not None or per_sample_weights is not None):
+            raise TypeError("offsets and per_sample_weights are for bags; this table looks up single ids")
         if per_sample_weights is not None:
             per_sample_weights = per_sample_weights.float()
         found = self.compiled(ids, offsets, per_sample_weights)
@@ -129,29 +141,35 @@ class StoredEmbedding(StoredModule):
         return found.to(self.shape.dtype)
 
     def plain(self, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None) -> Tensor:
-        """Answer `forward` with torch's operators. Raises IndexError for ids beyond the table."""
+        """Answer `forward` with torch's operators. Raises IndexError for ids and offsets out of range."""
         self._check_ids(ids)
         if self.mode is None:
             return self.lookup(ids)
+        flat, starts, weights = flat_bags(ids, offsets, per_sample_weights, self.include_last_offset)
+        return self.bagged(ids, flat, starts, weights)
+
+    def bagged(self, ids: Tensor, flat: Tensor, starts: Tensor, weights: Tensor | None) -> Tensor:
+        """Return bags [bags, dim] of checked ids with torch's operators.
+
+        Args:
+            ids: as they were given, [bags, length] or flat.
+            flat, starts, weights: the same as flat ids [n], offsets and weights [n] (see `flat_bags`).
+        """
         if self.mode == "sum" and self.padding_idx is None:
-            flat, starts, weights = flat_bags(ids, offsets, per_sample_weights)
             inner = self.gathered(flat)
             if inner is not None:
                 return _inner_bags(*inner, starts, weights, self.include_last_offset)
-        return self._pool(ids, offsets, per_sample_weights)
+            if ids.dim() == 2:
+                rows = self.lookup(ids)
+                return (rows if weights is None else rows * weights.view(ids.shape).unsqueeze(2)).sum(dim=1)
+        return self._pool(flat, starts, weights)
 
     def _check_ids(self, ids: Tensor) -> None:
-        """Refuse ids that `nn.Embedding` refuses, which a search would answer with another row; compiled lookups do."""
-        recorded = (
-            torch.compiler.is_compiling()
-            or torch._C._get_tracing_state() is not None
-            or torch._C._len_torch_dispatch_stack() > 0
-            or torch._C._functorch.peek_interpreter_stack() is not None
-        )
-        if self.any_id or recorded or type(ids) is not Tensor or not ids.is_cpu or not ids.numel():
+        """Refuse ids that `nn.Embedding` refuses, which a search or a hash would answer with another row."""
+        if not readable(ids) or not ids.numel():
             return
         low, high = (int(end) for end in ids.aminmax())
-        if low < 0 or high >= self.num_embeddings:
+        if low < 0 or (high >= self.num_embeddings and not self.any_id):
             raise IndexError(f"id out of range: found {low}..{high}, rows {self.num_embeddings}")
 
     def gathered(self, ids: Tensor) -> tuple[nn.Module, Tensor] | None:  # noqa: ARG002
@@ -166,9 +184,13 @@ class StoredEmbedding(StoredModule):
         """Answer `forward` with a compiled kernel, or return None where torch's operators must (see `kernels`)."""
         if not kernels.worthwhile(ids) or self.mode == "max" or (weights is not None and self.mode != "sum"):
             return None
+        if len(self.shape.segments) > MOST_FIELDS:
+            return None
         source = self.source()
         if source is None:
             return None
+        if isinstance(source, Located):
+            self._check_ids(ids)  # its lines compute a place for any number at all
         if self.mode is None:
             padding = self.padding_idx if self.zero_padding else None
             rows = kernels.look_up(source, self.embedding_dim, ids.reshape(-1), padding=padding)
@@ -186,14 +208,9 @@ class StoredEmbedding(StoredModule):
             return rows
         return rows.masked_fill((ids == self.padding_idx).unsqueeze(-1), 0.0)
 
-    def _pool(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:
-        plain = self.mode == "sum" and self.padding_idx is None and not self.include_last_offset
-        if plain and ids.dim() == 2 and offsets is None:
-            rows = self.lookup(ids)
-            return (rows if weights is None else rows * weights.unsqueeze(2)).sum(dim=1)
-        flat, offsets, weights = flat_bags(ids, offsets, weights)
+    def _pool(self, flat: Tensor, offsets: Tensor, weights: Tensor | None) -> Tensor:
         rows = self.lookup(flat)
-        positions = torch.arange(flat.numel(), dtype=offsets.dtype, device=ids.device)
+        positions = torch.arange(flat.numel(), dtype=offsets.dtype, device=flat.device)
         padding = None
         if self.padding_idx is not None:
             # padding points at an appended row that the bag operator leaves out
@@ -215,16 +232,43 @@ class StoredEmbedding(StoredModule):
         return ", ".join(f"{key}={value}" for key, value in self.config().items() if key != "segments")
 
 
-def flat_bags(ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Turn [bags, length] ids into flat ids and offsets; flat ids need offsets. Raises ValueError."""
+def readable(values: Tensor) -> bool:
+    """Tell whether values can be looked at now: on the CPU, and not in a call that torch records or transforms."""
+    recorded = (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+    return not recorded and type(values) in (Tensor, nn.Parameter) and values.is_cpu
+
+
+def flat_bags(
+    ids: Tensor, offsets: Tensor | None, weights: Tensor | None, last: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Turn [bags, length] ids into flat ids and offsets; flat ids need offsets.
+
+    Args:
+        last: the last offset is the end of the last bag, not a bag.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+        IndexError: offsets that do not rise from 0 to at most the number of ids.
+    """
+    if weights is not None and weights.shape != ids.shape:
+        raise ValueError(f"per_sample_weights must have the shape of the ids, {tuple(ids.shape)}")
     if ids.dim() == 2:
         if offsets is not None:
             raise ValueError("offsets must be None when the ids are [bags, length]")
         bags, length = ids.shape
-        offsets = torch.arange(bags, dtype=ids.dtype, device=ids.device) * length
+        offsets = torch.arange(bags + last, dtype=ids.dtype, device=ids.device) * length
         return ids.reshape(-1), offsets, None if weights is None else weights.reshape(-1)
-    if ids.dim() != 1 or offsets is None:
+    if ids.dim() != 1 or offsets is None or offsets.dim() != 1:
         raise ValueError(f"a bag lookup needs [bags, length] ids, or flat ids with offsets; found {tuple(ids.shape)}")
+    if readable(offsets) and offsets.numel():
+        steps = offsets[1:] < offsets[:-1]
+        if int(offsets[0]) != 0 or int(offsets[-1]) > ids.numel() or bool(steps.any()):
+            raise IndexError(f"offsets must rise from 0 to at most {ids.numel()}, the number of ids")
     return ids, offsets.to(ids.dtype), weights
 
 

@@ -59,6 +59,11 @@ class GroupColumnsEmbedding(StoredEmbedding):
         made.starts.copy_(starts)
         return made
 
+    def check_values(self) -> None:
+        """Refuse columns other than 0 and 1, and rows that reach beyond the values. Raises ValueError."""
+        checks.within("columns", self.columns, 0, 1)
+        row_classes.check(self.classes, self.starts, self.columns.long().sum(dim=1), self.num_embeddings, self.kept)
+
     def source(self) -> Source:
         """Return the values, the columns of each group as bits, and the classes of the rows."""
         words = -(-self.embedding_dim // 64)

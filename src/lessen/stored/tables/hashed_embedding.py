@@ -25,8 +25,7 @@ class HashedEmbedding(StoredEmbedding):
 
     Constants with a = 0 mean the remainder of the id. A block is a field, or a run of rows that belongs to none; a
     block with as many buckets as rows is exact (identity hash), so that small fields and the padding row keep rows of
-    their own. Any int32 or int64 id of the last block's range or beyond is accepted: new ids of the last field work
-    at once.
+    their own. Ids behind the last are accepted: new ids of the last field work at once.
     """
 
     any_id = True
@@ -75,6 +74,10 @@ class HashedEmbedding(StoredEmbedding):
                 scale[first : first + self.buckets[block]] = std
         rows = torch.randn(sum(self.buckets), self.embedding_dim, generator=generator) * scale
         self.table = inner_table(len(rows), self.embedding_dim, rows)
+
+    def check_values(self) -> None:
+        """Refuse constants that are no residues of the hash. Raises ValueError."""
+        hashing.check("constants", self.constants)
 
     def rows_of(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the rows of the inner table that each id reads, int64 [*, k], and their signs (or None)."""

@@ -80,6 +80,10 @@ class MixedBitsEmbedding(StoredEmbedding):
                 made.packed[places[members].unsqueeze(1) + torch.arange(rows.shape[1])] = rows
         return made
 
+    def check_values(self) -> None:
+        """Refuse rows of more than 8 bits, and rows that reach beyond the codes. Raises ValueError."""
+        row_classes.check(self.classes, self.starts, _sizes(self.embedding_dim), self.num_embeddings, self.size)
+
     def source(self) -> Source:
         """Return codes, classes, steps and offset."""
         sizes = tuple(row_bytes(self.embedding_dim, bits) for bits in range(MOST_BITS + 1))

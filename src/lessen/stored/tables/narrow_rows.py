@@ -61,6 +61,14 @@ class NarrowRowsEmbedding(StoredEmbedding):
         made.ranks.copy_(ranks)
         return made
 
+    def check_values(self) -> None:
+        """Refuse bits that do not mark as many rows of each block as it kept. Raises ValueError."""
+        ranked_bits.check(self.words, self.ranks, self.num_embeddings, sum(self.kept))
+        ends = torch.tensor([block.start for block in self.blocks][1:], dtype=torch.int64, device=self.words.device)
+        before = torch.tensor(self.kept, device=self.words.device).cumsum(0)[:-1]
+        if not torch.equal(ranked_bits.find(self.words, self.ranks, ends)[1], before):
+            raise ValueError("words does not mark as many rows of each field as the configuration says")
+
     def _blocks(self, device: torch.device) -> Tensor:
         """Return for each block its width, first rank and first value, int64 [blocks, 3]."""
         found, rank, value = [], 0, 0

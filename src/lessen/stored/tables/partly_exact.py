@@ -28,8 +28,6 @@ class PartlyExactEmbedding(StoredEmbedding):
     Subclasses implement `computed`. Padding gives zeros.
     """
 
-    any_id = True
-
     def __init__(self, shape: TableShape, exact_blocks: list[int]) -> None:
         super().__init__(shape)
         self.blocks = cover(shape.segments, shape.rows)

@@ -55,6 +55,12 @@ class ProductQuantizedEmbedding(StoredEmbedding):
         made.codes.copy_(pack_codes(codes, made.bits))
         return made
 
+    def check_values(self) -> None:
+        """Refuse codes beyond the centroids. Raises ValueError."""
+        if self.centroids < 2**self.bits:
+            for part in self.codes.split(BAG_BLOCK):
+                checks.within("codes", unpack_codes(part, self.bits, self.groups), 0, self.centroids - 1)
+
     def centroid_rows(self, ids: Tensor) -> Tensor:
         """Return which centroid each group of each id reads, int32 [n, groups], for flat ids [n]."""
         packed = gather_bytes(self.codes, ids)
@@ -65,13 +71,13 @@ class ProductQuantizedEmbedding(StoredEmbedding):
         """Return the codes and codebooks."""
         return Product(self.codes, self.codebook.weight, self.groups, self.bits)
 
-    def plain(self, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None) -> Tensor:
-        """Return rows or bags; sums of bags of one length without decoding a row."""
-        plain = self.mode == "sum" and self.padding_idx is None and not self.include_last_offset
-        if plain and ids.dim() == 2 and ids.shape[1] and offsets is None and per_sample_weights is None:
+    def bagged(self, ids: Tensor, flat: Tensor, starts: Tensor, weights: Tensor | None) -> Tensor:
+        """Return bags [bags, dim]; sums of bags of one length without decoding a row."""
+        plain = self.mode == "sum" and self.padding_idx is None and weights is None
+        if plain and ids.dim() == 2 and ids.shape[1]:
             parts = [self._sums(part) for part in torch.split(ids, max(1, BAG_BLOCK // ids.shape[1]))]
             return torch.cat(parts) if parts else self.codebook.weight.new_zeros(0, self.embedding_dim)
-        return super().plain(ids, offsets, per_sample_weights)
+        return super().bagged(ids, flat, starts, weights)
 
     def _sums(self, ids: Tensor) -> Tensor:
         """Return the sums of bags [n, length]: a bag of centroids for each group, so that no row is decoded."""

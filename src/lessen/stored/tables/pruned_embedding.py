@@ -42,6 +42,10 @@ class PrunedEmbedding(StoredEmbedding):
         made.position.copy_(position)
         return made
 
+    def check_values(self) -> None:
+        """Refuse positions beyond the rows that were kept. Raises ValueError."""
+        checks.within("position", self.position, 0, self.kept - 1)
+
     def source(self) -> Source | None:
         """Return the map and the kept rows."""
         inner = source_of(self.table)

@@ -11,7 +11,7 @@ from lessen.stored import checks
 from lessen.stored.base import stored
 from lessen.stored.kernels.sources import Codes, Source
 from lessen.stored.tables import rowwise
-from lessen.stored.tables.embedding import StoredEmbedding, TableShape, flat_bags
+from lessen.stored.tables.embedding import StoredEmbedding, TableShape
 
 
 @stored
@@ -65,17 +65,14 @@ class QuantizedEmbedding(StoredEmbedding):
         """Return the packed rows."""
         return Codes(self.packed, self.bits)
 
-    def plain(self, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None) -> Tensor:
-        """Return rows [*, dim], or sums or means of bags [bags, dim], by torch's quantised operators."""
-        if self.mode is None:
-            return self.lookup(ids)
-        if per_sample_weights is not None and self.mode != "sum":
+    def bagged(self, ids: Tensor, flat: Tensor, starts: Tensor, weights: Tensor | None) -> Tensor:  # noqa: ARG002
+        """Return sums or means of bags [bags, dim] by torch's quantised operators, which run on the CPU."""
+        if weights is not None and self.mode != "sum":
             raise ValueError(f"per_sample_weights need mode 'sum', this table pools by {self.mode!r}")
         if not self.packed.is_cpu:
-            return self._pool(ids, offsets, per_sample_weights)
-        flat, offsets, weights = flat_bags(ids, offsets, per_sample_weights)
-        total = self.bags(flat, offsets, weights, self.include_last_offset)
-        return total / self._lengths(flat, offsets).clamp_(min=1) if self.mode == "mean" else total
+            return self._pool(flat, starts, weights)
+        total = self.bags(flat, starts, weights, self.include_last_offset)
+        return total / self._lengths(flat, starts).clamp_(min=1) if self.mode == "mean" else total
 
     def bags(self, flat: Tensor, offsets: Tensor, weights: Tensor | None, last: bool) -> Tensor:
         """Return (weighted) sums of bags [bags, dim]: flat ids [n], offsets of the same integer type."""

@@ -9,7 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lessen.stored import checks
+
 WORD = 64
+CHECKED = 2**18
+"""Words that are checked at a time."""
 _LOW = 2**63 - 1
 
 
@@ -36,6 +40,24 @@ def find(words: Tensor, ranks: Tensor, positions: Tensor) -> tuple[Tensor, Tenso
     member = (word >> bit) & 1
     before = _ones(word & ((torch.ones_like(bit) << bit) - 1) & _LOW)
     return member.bool(), ranks[place] + before
+
+
+def check(words: Tensor, ranks: Tensor, positions: int, kept: int) -> None:
+    """Refuse bits beyond `positions`, ranks that do not count the bits, and another number of bits than `kept`.
+
+    Raises:
+        ValueError: which of the two tensors is wrong.
+    """
+    spare = positions % WORD
+    if spare and bool(words[-1] >> spare & (1 << WORD - spare) - 1):
+        raise ValueError(f"words has bits set beyond the {positions} positions of the table")
+    before = 0
+    for word, rank in zip(words.split(CHECKED), ranks.split(CHECKED), strict=True):
+        counts = _ones(word & _LOW) + (word < 0)
+        checks.equal("ranks", rank, counts.cumsum(0) - counts + before)
+        before += int(counts.sum())
+    if before != kept:
+        raise ValueError(f"words marks {before} positions, the configuration says {kept}")
 
 
 def _ones(word: Tensor) -> Tensor:

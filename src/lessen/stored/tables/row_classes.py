@@ -9,7 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lessen.stored import checks
+
 BLOCK = 16
+CHECKED = 2**14
+"""Blocks that are checked at a time."""
 
 
 def blocks_for(rows: int) -> int:
@@ -33,3 +37,27 @@ def find(classes: Tensor, starts: Tensor, sizes: Tensor, ids: Tensor) -> tuple[T
     each = torch.stack([halves & 15, halves >> 4], dim=2).flatten(1).long()
     before = torch.arange(BLOCK, device=ids.device) < place.unsqueeze(1)
     return each.gather(1, place.unsqueeze(1))[:, 0], starts[block] + (sizes[each] * before).sum(dim=1)
+
+
+def check(classes: Tensor, starts: Tensor, sizes: Tensor, rows: int, total: int) -> None:
+    """Refuse classes without a size, starts that do not add up, and rows that do not take `total` together.
+
+    Args:
+        sizes: int64 [k], the size of each class.
+
+    Raises:
+        ValueError: which of the tensors is wrong.
+    """
+    before, used = 0, 0
+    for number, (half, start) in enumerate(
+        zip(classes.split(CHECKED * BLOCK // 2), starts.split(CHECKED), strict=True)
+    ):
+        each = torch.stack([half & 15, half >> 4], dim=1).flatten()
+        checks.within("classes", each, 0, len(sizes) - 1)
+        taken = sizes[each.int()]
+        blocks = taken.view(-1, BLOCK).sum(dim=1)
+        checks.equal("starts", start, blocks.cumsum(0) - blocks + before)
+        before += int(blocks.sum())
+        used += int(taken[: max(0, rows - number * CHECKED * BLOCK)].sum())
+    if used != total:
+        raise ValueError(f"the rows take {used} places, the configuration says {total}")

@@ -70,6 +70,12 @@ class SelectedFields(StoredModule):
         """Build an empty twin. Raises ValueError or TypeError for values that make no sense."""
         return cls(**config)
 
+    def check_values(self) -> None:
+        """Refuse columns that are not in the full matrix. Raises ValueError."""
+        checks.within("pick", self.pick, 0, self.columns - 1)
+        checks.within("shift", self.shift, 0, 2**31 - 1)
+        checks.within("numbers", self.numbers, 0, 2**31 - 1)
+
     def forward(self, ids: Tensor, numeric: Tensor | None = None) -> Tensor:
         """Return [B, fields, d] float32 for the full `ids` [B, columns] and `numeric` [B, n]."""
         chosen = ids.index_select(1, self.pick)

@@ -52,6 +52,18 @@ class SparseEmbedding(StoredEmbedding):
         made.starts[1:] = torch.bincount(rows, minlength=shape.rows).cumsum(0)
         return made
 
+    def check_values(self) -> None:
+        """Refuse rows that do not follow one another, and columns beyond the width. Raises ValueError."""
+        checks.within("columns", self.columns, 0, self.embedding_dim - 1)
+        if (
+            int(self.starts[0]) != 0
+            or int(self.starts[-1]) != self.kept
+            or bool((self.starts[1:] < self.starts[:-1]).any())
+        ):
+            raise ValueError(f"starts must rise from 0 to {self.kept}")
+        wide = self.starts[1:].long() - self.starts[:-1]
+        checks.within("values of a row", wide, 0, self.embedding_dim)
+
     def lookup(self, ids: Tensor) -> Tensor:
         """Return the row of each id with its zeros: [*] to float32 [*, dim]."""
         flat = ids.reshape(-1).long()

@@ -18,6 +18,9 @@ from lessen.stored.kernels.sources import Source
 from lessen.stored.kernels.sparse import Tiered
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table, source_of, split_config
 
+INDEX_SHARE, SMALL_INDEX = 4, 2**26
+"""The index may take so many times the bytes of the tables, or so many bytes."""
+
 
 @stored
 class TieredEmbedding(StoredEmbedding):
@@ -69,10 +72,18 @@ class TieredEmbedding(StoredEmbedding):
         self.hot_ids.copy_(ids)
         self.hot.weight.copy_(rows)
 
+    def check_values(self) -> None:
+        """Refuse hot ids that do not rise, or that lie beyond the table. Raises ValueError."""
+        checks.within("hot_ids", self.hot_ids, 0, self.num_embeddings - 1)
+        if bool((self.hot_ids[1:] <= self.hot_ids[:-1]).any()):
+            raise ValueError("hot_ids must rise from each to the next")
+
     def source(self) -> Source | None:
         """Return both tiers and the index of the hot ids."""
         hot, cold = source_of(self.hot), source_of(self.cold)
-        return None if hot is None or cold is None else Tiered(*self._bits(), hot, cold, self.num_embeddings)
+        if hot is None or cold is None or not self._indexed():
+            return None
+        return Tiered(*self._bits(), hot, cold, self.num_embeddings)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Return the hot row or the cold table's row of each id: [*] to float32 [*, dim]."""
@@ -84,14 +95,25 @@ class TieredEmbedding(StoredEmbedding):
     def _find(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Return whether each flat id is hot, bool [n], and its place among the hot ids, int64 [n] (0 if it is not).
 
-        A bit for each id and a running count for each 64 ids answer without a search.
+        A bit for each id and a running count for each 64 ids answer without a search. Where a table of few rows is
+        declared over so many ids that the bits would be most of its memory, the list is searched.
         """
+        if not self._indexed():
+            place = torch.searchsorted(self.hot_ids, flat.clamp(max=2**31 - 1).to(torch.int32))
+            place = place.clamp(max=len(self.hot_ids) - 1)
+            found = self.hot_ids[place] == flat
+            return found, torch.where(found, place, 0)
         words, counts = self._bits()
         word, bit = flat.long() >> 6, flat.long() & 63
         bits = words[word]
         found = ((bits >> bit) & 1).bool()
         place = counts[word] + _ones(bits & ((1 << bit) - 1))
         return found, torch.where(found, place, 0)
+
+    def _indexed(self) -> bool:
+        """Tell whether the index, 12 bytes a 64 ids, is in proportion to the rows that are stored."""
+        index = self.num_embeddings // 64 * 12
+        return index <= SMALL_INDEX or index <= INDEX_SHARE * sum(part.nbytes for part in self.state_dict().values())
 
     def _bits(self) -> tuple[Tensor, Tensor]:
         """Return one bit an id in int64 words and the hot ids before each word, made anew when the list changed."""

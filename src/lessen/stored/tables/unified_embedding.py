@@ -27,6 +27,7 @@ class UnifiedEmbedding(PartlyExactEmbedding):
     chunk, so that equal raw ids of two fields do not collide systematically.
     """
 
+    any_id = True
     kind = "unified-embedding"
     salts: Tensor
 
@@ -53,6 +54,10 @@ class UnifiedEmbedding(PartlyExactEmbedding):
         self.memory.weight.copy_(torch.randn(self.memory.weight.shape, generator=generator) * std)
         self.reset_exact(std, generator)
 
+    def check_values(self) -> None:
+        """Refuse salts that are no residues of the hash. Raises ValueError."""
+        hashing.check("salts", self.salts)
+
     def rows_of(self, block: Tensor, own: Tensor) -> Tensor:
         """Return the memory rows of ids `own` of fields `block`: int64 [*] each to int64 [*, chunks]."""
         salts = self.salts[0] if len(self.blocks) == 1 else self.salts[block]
@@ -62,7 +67,9 @@ class UnifiedEmbedding(PartlyExactEmbedding):
     def computed_source(self) -> Computed | None:
         """Return the memory and its hashes."""
         memory = source_of(self.memory)
-        return None if memory is None else Unified(self.salts, memory, self.memory_rows, self.embedding_dim)
+        if memory is None:
+            return None
+        return Unified(self.salts, memory, self.memory_rows, self.embedding_dim, len(self.blocks))
 
     def computed(self, places: Places) -> Tensor:
         """Return the chunks of each id side by side."""

@@ -58,6 +58,10 @@ class WeightedHashEmbedding(PartlyExactEmbedding):
         self.table.weight.copy_(torch.randn(self.table.weight.shape, generator=generator) * scale)
         self.reset_exact(std, generator)
 
+    def check_values(self) -> None:
+        """Refuse constants that are no residues of the hash. Raises ValueError."""
+        hashing.check("constants", self.constants)
+
     def places(self, places: Places) -> tuple[Tensor, Tensor]:
         """Return the rows of `table` that each id reads, int64 [*, k], and its row of `weights`, int64 [*]."""
         device = places.block.device

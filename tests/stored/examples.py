@@ -1,0 +1,138 @@
+"""A small module of every stored class: what the tests of loading, of crafted artifacts and of lookups go through.
+
+A new class needs a line here; `test_crafted_artifacts` names the class that has none.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from kernel_forms import FORMS, ROWS, fields, generator, random
+from lessen.stored.base import StoredModule
+from lessen.stored.linears.int8_linear import Int8Linear
+from lessen.stored.linears.low_rank import LowRankLinear
+from lessen.stored.tables.cluster_assigned import ClusterAssignedEmbedding
+from lessen.stored.tables.clustered_embedding import ClusteredEmbedding
+from lessen.stored.tables.deep_hash import DeepHashEmbedding
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.fallback_embedding import FallbackEmbedding
+from lessen.stored.tables.low_rank import LowRankEmbedding
+from lessen.stored.tables.mixed_width import MixedWidthEmbedding
+from lessen.stored.tables.selected_fields import SelectedFields
+from lessen.stored.tables.sparse_embedding import SparseEmbedding
+from lessen.stored.tables.tensor_train import TensorTrainEmbedding
+from lessen.stored.tables.tiered_embedding import TieredEmbedding, bare
+from lessen.tokens.reducers import reducer_from
+from lessen.tokens.stored import TokenReduction
+
+
+def cluster_assigned(shape):
+    made = ClusterAssignedEmbedding(fields(shape), [0, 2], [50, 3, 2])
+    made.centres.weight.data.copy_(random(55, shape.dim))
+    ids = torch.arange(made.computed_rows)
+    made.assign(ids, torch.cat([torch.arange(60) % 50, torch.arange(15) % 3, torch.arange(4) % 2]))
+    made.reset_exact(1.0, generator())
+    return made
+
+
+def clustered(shape):
+    made = ClusteredEmbedding(shape, shape.dim // 2 if shape.dim % 2 == 0 else 1, 7)
+    made.reset(1.0, generator())
+    return made
+
+
+def deep_hash(shape):
+    made = DeepHashEmbedding(fields(shape), [0, 2], 8, 6, 2)
+    made.reset(1.0, generator())
+    return made
+
+
+def fallback(shape):
+    return FallbackEmbedding.from_rows(fields(shape), random(5, shape.dim))
+
+
+def low_rank(shape):
+    made = LowRankEmbedding(fields(shape), 2)
+    for tensor in made.parameters():
+        tensor.data.copy_(random(*tensor.shape))
+    return made
+
+
+def mixed_width(shape):
+    made = MixedWidthEmbedding(fields(shape), [shape.dim, max(1, shape.dim // 2), 1, 1, shape.dim])
+    for tensor in made.parameters():
+        tensor.data.copy_(random(*tensor.shape))
+    return made
+
+
+def sparse(shape):
+    weight = random(shape.rows, shape.dim)
+    return SparseEmbedding.from_dense(shape, weight * (weight > 0.5))
+
+
+def tensor_train(shape):
+    made = TensorTrainEmbedding(fields(shape), [0, 2], 2)
+    made.reset(1.0, generator())
+    return made
+
+
+def two_stored_tiers(shape):
+    shape = TableShape(shape.rows, shape.dim, mode=shape.mode)
+    hot = FORMS["int8"](TableShape(11, shape.dim))
+    made = TieredEmbedding(shape, 11, FORMS["hashed"](bare(shape)), hot)
+    made.hot_ids.copy_(torch.arange(2, 90, 8))
+    return made
+
+
+TABLES = {
+    **FORMS, "cluster assigned": cluster_assigned, "clustered": clustered, "deep hash": deep_hash,
+    "fallback": fallback, "low rank": low_rank, "mixed width": mixed_width, "sparse": sparse,
+    "tensor train": tensor_train, "two stored tiers": two_stored_tiers,
+}  # fmt: skip
+"""Builders of tables [ROWS, dim] from a shape."""
+
+
+def int8_linear():
+    return Int8Linear.from_dense(nn.Linear(12, 5))
+
+
+def int8_linear_by_tensor():
+    return Int8Linear.from_dense(nn.Linear(12, 5), "tensor")
+
+
+def low_rank_linear():
+    made = LowRankLinear(12, 5, 3)
+    for tensor in made.parameters():
+        tensor.data.copy_(random(*tensor.shape))
+    return made
+
+
+def selected_fields():
+    made = SelectedFields(6, [(2, False), (2, True)], [["a", 1, 20], ["b", 21, 30], ["c", 51, 9]], 4, numeric=2)
+    made.pick.copy_(torch.tensor([0, 2, 4, 5]))
+    made.shift.copy_(torch.tensor([0, 3, 5, 5]))
+    made.numbers.copy_(torch.tensor([1, 2]))
+    made.table.weight.data.copy_(random(60, 4))
+    made.values.data.copy_(random(2, 4))
+    return made
+
+
+def token_reduction():
+    return TokenReduction(reducer_from({"reducer": "merge", "removed": [2, 2]}))
+
+
+OTHERS = {
+    "int8 linear": (int8_linear, lambda: (random(3, 12),)),
+    "int8 linear by tensor": (int8_linear_by_tensor, lambda: (random(3, 12),)),
+    "low rank linear": (low_rank_linear, lambda: (random(3, 12),)),
+    "selected fields": (selected_fields, lambda: (torch.arange(18).view(3, 6) % 9, random(3, 4))),
+    "token reduction": (token_reduction, None),
+}
+"""Builders of what is no table, and the inputs of a forward (None: it has no forward of its own)."""
+
+
+def examples() -> dict[str, StoredModule]:
+    """Return one module of every name above, tables [ROWS, 8]."""
+    tables = {name: build(TableShape(ROWS, 8)) for name, build in TABLES.items()}
+    return {**tables, **{name: build() for name, (build, _) in OTHERS.items()}}

@@ -14,7 +14,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -87,6 +87,7 @@ def atomic_stream(path: Path) -> Iterator[BinaryIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with FILES.open(temporary) as handle:
+                claim(handle.fileno())
                 yield handle
                 FILES.sync(handle)
             FILES.rename(temporary, path)
@@ -118,7 +119,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary = _temporary(path)
     with writing(path):
         temporary.mkdir(parents=True)
+        descriptor = os.open(temporary, os.O_RDONLY)
         try:
+            claim(descriptor)
             yield temporary
             if path.exists():
                 path.rmdir()
@@ -127,6 +130,39 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+        finally:
+            os.close(descriptor)
+
+
+def claim(descriptor: int) -> bool:
+    """Lock an open temporary for as long as this process lives; False when another process holds it.
+
+    The number of a process says nothing to another process namespace (a container on the same disk); a lock does.
+    """
+    with suppress(ImportError):  # no such locks on Windows: there the number alone decides
+        import fcntl
+
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks
+            return True
+    return True
+
+
+def _abandoned(temporary: Path) -> bool:
+    owner = temporary.name[len(TEMPORARY) :].split("-")[0]
+    if not owner.isdigit() or _alive(int(owner)):
+        return False
+    try:
+        descriptor = os.open(temporary, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:  # gone, or not ours to judge
+        return False
+    try:
+        return claim(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def remove_stale(folder: Path) -> None:
@@ -134,8 +170,7 @@ def remove_stale(folder: Path) -> None:
     if not folder.is_dir():
         return
     for stale in folder.glob(f"{TEMPORARY}*"):
-        owner = stale.name[len(TEMPORARY) :].split("-")[0]
-        if owner.isdigit() and not _alive(int(owner)):
+        if _abandoned(stale):
             if stale.is_dir():
                 shutil.rmtree(stale, ignore_errors=True)
             else:

@@ -41,6 +41,7 @@ class Reference:
         with files.writing(self._path):
             self._path.unlink(missing_ok=True)
             self._handle = self._path.open("x+b")
+            files.claim(self._handle.fileno())
             self._handle.truncate(size)
 
     def close(self) -> None:

@@ -15,12 +15,13 @@ import pytest
 import torch
 
 import checkpoint_runs
-from breaking_files import DyingFiles
+from breaking_files import DyingFiles, FailingFiles
 from checkpoint_runs import Net, optimizer_of, state_of, train_step
 from lessen import files
 from lessen.checkpoints import Archive, Packer, PackSettings, background, find_snapshots, pack
 from lessen.checkpoints.background import remove
-from lessen.checkpoints.keeper import BackgroundPacker, CheckpointKeeper
+from lessen.checkpoints.keeper import CheckpointKeeper
+from lessen.checkpoints.packing_process import BackgroundPacker
 from lessen.errors import ArtifactError, ConfigError, OutputError
 from lessen.log import Log
 
@@ -33,45 +34,6 @@ class Notes(Log):
 
     def note(self, text):
         self.lines.append(text)
-
-
-class ForkedPacker:
-    """What BackgroundPacker uses of Popen, as a fork of this process: a fresh one would first import torch.
-
-    Tests of how the process starts, fails, waits for another's lock and dies use the real one.
-    """
-
-    def __init__(self, command, stdin, stderr, env):
-        reading, writing = os.pipe()
-        self._process = os.fork()
-        if self._process == 0:
-            status = 1
-            try:
-                os.close(writing)
-                os.dup2(stderr.fileno(), 2)
-                sys.stdin, sys.stderr = os.fdopen(reading), os.fdopen(2, "w")
-                status = background.main(*command[3:])
-            finally:
-                os._exit(status)
-        os.close(reading)
-        self.stdin, self._status = os.fdopen(writing, "wb"), None
-
-    def poll(self):
-        return self._ended(os.WNOHANG)
-
-    def wait(self):
-        return self._ended(0)
-
-    def _ended(self, how):
-        if self._status is None:
-            process, status = os.waitpid(self._process, how)
-            self._status = os.waitstatus_to_exitcode(status) if process else None
-        return self._status
-
-
-@pytest.fixture
-def forked(monkeypatch):
-    monkeypatch.setattr("lessen.checkpoints.keeper.subprocess.Popen", ForkedPacker)
 
 
 @pytest.mark.usefixtures("forked")
@@ -112,15 +74,123 @@ def test_a_damaged_full_file_gives_way_to_the_archive_and_then_to_older_ones(tmp
     assert CheckpointKeeper(tmp_path / "run", log=notes).resume()["step"] == 2
 
 
-def test_a_failed_packer_is_told_and_costs_no_state(tmp_path):
+def saved_and_seen(keeper, step, state, ready):
+    """Save, then wait until `ready` says that the packer is done with it."""
+    keeper.save(step, state)
+    until = time.monotonic() + 60
+    while not ready() and time.monotonic() < until:
+        time.sleep(0.02)
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_state_that_cannot_be_packed_is_told_at_once_and_the_next_ones_are_packed(tmp_path):
     notes = Notes()
     keeper = CheckpointKeeper(tmp_path / "run", keep_full=1, settings=EXACT, log=notes)
-    keeper.save(1, {"model": {"w": torch.ones(3)}})
+    good = {"model": {"w": torch.ones(9, 9)}}
+    keeper.save(1, good)
     keeper.save(2, {"model": {"other": torch.ones(4)}})  # another model: the packer refuses it
+    saved_and_seen(keeper, 3, good, lambda: keeper._packed() == {1, 3})
+    keeper.save(4, good)
+    assert len(notes.lines) == 1
+    assert "step-2.pt is not packed" in notes.lines[0]
+    assert "another model" in notes.lines[0]
     with pytest.raises(OutputError, match=r"another model.*full checkpoints are kept"):
         keeper.close()
-    assert (tmp_path / "run" / "full" / "step-2.pt").exists()
-    assert CheckpointKeeper(tmp_path / "run").resume()["step"] == 2
+    assert Archive(tmp_path / "run" / "archive").steps == [1, 3, 4]
+    assert sorted(path.name for path in (tmp_path / "run" / "full").iterdir()) == ["step-2.pt", "step-4.pt"]
+    assert CheckpointKeeper(tmp_path / "run").resume(2)["step"] == 2
+
+
+@pytest.mark.usefixtures("forked")
+def test_without_a_log_a_failure_is_a_warning_and_does_not_hide_what_ended_the_training(tmp_path):
+    def train():
+        with CheckpointKeeper(tmp_path / "run", settings=EXACT) as keeper:
+            keeper.save(1, {"model": {"w": torch.ones(9, 9)}})
+            keeper.save(2, {"model": {"other": torch.ones(4)}})
+            raise ZeroDivisionError
+
+    with pytest.warns(RuntimeWarning, match="another model"), pytest.raises(ZeroDivisionError):
+        train()
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_killed_packing_process_is_started_again(tmp_path):
+    notes = Notes()
+    with CheckpointKeeper(tmp_path / "run", settings=EXACT, log=notes) as keeper:
+        state = {"model": {"w": torch.ones(9)}}
+        saved_and_seen(keeper, 1, state, lambda: keeper._packed() == {1})
+        os.kill(keeper._packer._process._process, signal.SIGKILL)
+        keeper._packer._process.wait()
+        keeper.save(2, state)
+        keeper.save(3, state)
+    assert Archive(tmp_path / "run" / "archive").steps == [1, 2, 3]
+    assert "started again" in notes.lines[0]
+
+
+def test_what_an_older_packer_took_away_is_no_failure(tmp_path):
+    """The new packer is told of files that the one of the killed run packs and removes while it waits."""
+    for step in (1, 2, 3):
+        torch.save({"step": step, "model": {"w": torch.ones(5) * step}}, tmp_path / f"step-{step}.pt")
+    pack(find_snapshots([tmp_path / "step-1.pt", tmp_path / "step-2.pt"]), tmp_path / "a", EXACT)
+    (tmp_path / "step-1.pt").unlink()
+    with Packer(tmp_path / "a") as packer:
+        worker = background.Worker(packer, 1)
+        for step in (1, 2, 3):
+            worker.take(tmp_path / f"step-{step}.pt")
+        assert worker.finish()
+        assert packer.last_step == 3
+        worker.take(tmp_path / "step-9.pt")  # gone, and nowhere
+        assert not worker.finish()
+    assert not (tmp_path / "step-2.pt").exists()
+    assert (tmp_path / "step-3.pt").exists()
+
+
+def test_a_full_disk_holds_a_checkpoint_up_and_does_not_drop_it(tmp_path, monkeypatch, capsys):
+    for step in (1, 2):
+        torch.save({"step": step, "model": {"w": torch.ones(5) * step}}, tmp_path / f"step-{step}.pt")
+    with Packer(tmp_path / "a", EXACT) as packer:
+        worker = background.Worker(packer, 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "FILES", FailingFiles(2))
+            worker.take(tmp_path / "step-1.pt")
+        assert not worker.finish()
+        assert "step-1.pt waits to be packed" in capsys.readouterr().err
+        worker.take(tmp_path / "step-2.pt")
+        assert worker.finish()
+    assert Archive(tmp_path / "a").steps == [1, 2]
+
+
+def in_another_namespace(monkeypatch):
+    """See processes as a container on the same disk does: not at all."""
+    monkeypatch.setattr(files, "_alive", lambda _: False)
+
+
+def test_readers_elsewhere_leave_the_temporary_files_of_a_training_alone(tmp_path, monkeypatch):
+    keeper = CheckpointKeeper(tmp_path / "run", settings=EXACT)
+    keeper._queue = lambda path: None
+    keeper.save(1, {"model": {"w": torch.ones(5)}})
+    pack(find_snapshots([tmp_path / "run" / "full"]), tmp_path / "run" / "archive", EXACT)
+    in_another_namespace(monkeypatch)
+    with (
+        files.atomic_stream(tmp_path / "run" / "full" / "step-2.pt") as handle,
+        files.atomic_folder(tmp_path / "run" / "other") as other,
+    ):
+        handle.write(b"half")
+        assert CheckpointKeeper(tmp_path / "run").resume()["step"] == 1
+        Archive(tmp_path / "run" / "archive").unpack(1, tmp_path / "run" / "mine")
+        files.remove_stale(tmp_path / "run")  # and who does clean up asks the lock, not only the number
+        files.remove_stale(tmp_path / "run" / "full")
+        assert other.is_dir()
+    assert (tmp_path / "run" / "full" / "step-2.pt").read_bytes() == b"half"
+    assert (tmp_path / "run" / "other").is_dir()
+
+
+def test_what_is_not_ours_in_the_folder_of_full_states_is_ignored(tmp_path):
+    keeper = CheckpointKeeper(tmp_path / "run", settings=EXACT)
+    keeper._queue = lambda path: None
+    keeper.save(1, {"model": {"w": torch.ones(5)}})
+    (tmp_path / "run" / "full" / "step-best.pt").write_bytes(b"mine")
+    assert CheckpointKeeper(tmp_path / "run").resume()["step"] == 1
 
 
 @pytest.mark.usefixtures("forked")

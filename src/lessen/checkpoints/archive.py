@@ -172,7 +172,6 @@ class Archive:
             OutputError: `out` exists and is not empty, or cannot be written.
         """
         target = Path(out)
-        files.remove_stale(target.parent)
         with self.chain(step) as chain, files.atomic_folder(target) as temporary:
             last = len(chain.frames) - 1
             self._rebuild_files(chain, {last: temporary}, log)
@@ -181,7 +180,6 @@ class Archive:
     def unpack_all(self, out: str | Path, log: Log = SILENT) -> list[Path]:
         """Write every listed step into `out/step-N`, decoding each frame once."""
         target = Path(out)
-        files.remove_stale(target.parent)
         with files.atomic_folder(target) as temporary:
             for entries in self._runs():
                 with Chain(self.folder, entries) as chain:

@@ -9,12 +9,8 @@ kill at any moment leaves the newest complete state readable. What was not packe
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+import re
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,46 +22,11 @@ from lessen.checkpoints.archive import Archive
 from lessen.checkpoints.images import load_tree
 from lessen.checkpoints.index import NAME
 from lessen.checkpoints.pack import PackSettings
-from lessen.errors import ArtifactError, ConfigError, OutputError
+from lessen.checkpoints.packing_process import BackgroundPacker, tell
+from lessen.errors import ArtifactError, ConfigError, LessenError
 from lessen.log import SILENT, Log
 
-
-class BackgroundPacker:
-    """A process of low priority that packs the checkpoints it is told about, in order."""
-
-    def __init__(self, archive: Path, keep_full: int, settings: PackSettings | None = None, log: Log = SILENT) -> None:
-        """Start the process; `keep_full` counts the newest checkpoints that stay whole."""
-        self.log = log
-        self._report = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        command = [sys.executable, "-m", "lessen.checkpoints.background", str(archive), str(keep_full)]
-        if settings is not None:
-            command.append(settings.model_dump_json())
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=self._report, env=environment)
-
-    def submit(self, checkpoint: Path) -> None:
-        """Queue one complete checkpoint. A packer that failed is mentioned in the log; training goes on."""
-        pipe = self._process.stdin
-        try:
-            if pipe is None:
-                raise BrokenPipeError
-            pipe.write(json.dumps(str(checkpoint.absolute())).encode() + b"\n")
-            pipe.flush()
-        except (BrokenPipeError, ValueError):
-            self.log.note(f"checkpoints are no longer packed: {self._said()}; full files are kept")
-
-    def close(self) -> None:
-        """Wait until everything submitted is packed. Raises OutputError with what the process said if it failed."""
-        if self._process.stdin is not None and not self._process.stdin.closed:
-            with suppress(BrokenPipeError):
-                self._process.stdin.close()
-        if self._process.wait() != 0:
-            raise OutputError(f"packing in the background failed: {self._said()}; full checkpoints are kept")
-
-    def _said(self) -> str:
-        self._report.seek(0)
-        lines = self._report.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else f"the process ended with status {self._process.poll()}"
+_FULL = re.compile(r"step-(\d+)\.pt")
 
 
 class CheckpointKeeper:
@@ -92,9 +53,6 @@ class CheckpointKeeper:
         self.folder, self.keep_full, self.settings, self.log = Path(folder), keep_full, settings, log
         self.full, self.archive = self.folder / "full", self.folder / "archive"
         self._packer: BackgroundPacker | None = None
-        with files.writing(self.full):
-            self.full.mkdir(parents=True, exist_ok=True)
-        files.remove_stale(self.full)
 
     def __enter__(self) -> CheckpointKeeper:
         return self
@@ -102,7 +60,13 @@ class CheckpointKeeper:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+            return
+        try:
+            self.close()
+        except LessenError as failed:  # what ended the training is what must be seen
+            tell(self.log, str(failed))
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write a state (tensors, numbers, strings, lists, dicts) and queue it; returns when it is safely on disk.
@@ -111,6 +75,8 @@ class CheckpointKeeper:
             OutputError: the disk is full or unwritable; earlier states are untouched.
         """
         path = self.full / f"step-{step}.pt"
+        if self._packer is None:
+            files.remove_stale(self.full)  # by the one who writes here: a reader must not clean up behind it
         with files.atomic_stream(path) as handle:
             torch.save({"step": step, **state}, handle)
         self._queue(path)
@@ -119,8 +85,9 @@ class CheckpointKeeper:
     def _queue(self, path: Path) -> None:
         if self._packer is None:
             self._packer = BackgroundPacker(self.archive, self.keep_full, self.settings, self.log)
-            for left in sorted(self.full.glob("step-*.pt"), key=_step_of)[:-1]:
-                self._packer.submit(left)
+            for _, left in sorted(self._whole().items()):
+                if left != path:
+                    self._packer.submit(left)
         self._packer.submit(path)
 
     def resume(self, step: int | None = None) -> dict[str, Any] | None:
@@ -129,7 +96,7 @@ class CheckpointKeeper:
         Raises:
             ArtifactError: `step` is neither whole nor in the archive, or the archive is damaged.
         """
-        whole = {_step_of(path): path for path in self.full.glob("step-*.pt")}
+        whole = self._whole()
         for number in sorted(whole.keys() | self._packed(), reverse=True) if step is None else [step]:
             if number in whole:
                 try:
@@ -141,6 +108,10 @@ class CheckpointKeeper:
         if step is not None:
             raise ArtifactError(f"{self.folder} holds no readable step {step}")
         return None
+
+    def _whole(self) -> dict[int, Path]:
+        found = {path: _FULL.fullmatch(path.name) for path in (self.full.iterdir() if self.full.is_dir() else ())}
+        return {int(match[1]): path for path, match in found.items() if match}
 
     def _packed(self) -> set[int]:
         return set(Archive(self.archive).steps) if (self.archive / NAME).exists() else set()
@@ -155,7 +126,3 @@ class CheckpointKeeper:
         packer, self._packer = self._packer, None
         if packer is not None:
             packer.close()
-
-
-def _step_of(path: Path) -> int:
-    return int(path.stem.rpartition("-")[2])

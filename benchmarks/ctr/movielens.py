@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from lessen.frontier.verdict import PairedBootstrap
-from lessen.metrics import AUC, LOGLOSS
+from lessen.metrics import AUC, LOGLOSS, Outcomes
 from lessen.tasks.ctr.models import MODELS
 from lessen.tasks.ctr.movielens import MovieLensClicks, MovieLensOptions
 
@@ -50,9 +50,9 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
     for path in sorted(out.glob("*.npz")):
         name, _, seed = path.stem.rpartition("_")
         runs.setdefault(name, {})[int(seed)] = np.load(path)
-    bootstrap = PairedBootstrap(runs[PLAIN][min(runs[PLAIN])]["targets"])
+    bootstrap = PairedBootstrap(_outcomes(runs[PLAIN][min(runs[PLAIN])]))
     values = {
-        name: {seed: bootstrap.values(AUC, run["scores"]) for seed, run in seeds.items()}
+        name: {seed: bootstrap.values(AUC, _outcomes(run)) for seed, run in seeds.items()}
         for name, seeds in runs.items()
     }
     rows = []
@@ -74,6 +74,10 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
             "train_seconds": [float(run["seconds"]) for run in seeds.values()],
         })  # fmt: skip
     return sorted(rows, key=lambda row: -row["auc"])
+
+
+def _outcomes(run: Any) -> Outcomes:
+    return Outcomes({"score": run["scores"], "target": run["targets"]})
 
 
 def _same(bootstrap: PairedBootstrap, values: dict[str, Any], one: str, other: str) -> bool:

@@ -32,7 +32,7 @@ from lessen.methods.features.column_selection import ColumnSelection
 from lessen.methods.features.optfs import OptFS
 from lessen.methods.features.ranked_selection import RankedSelection
 from lessen.methods.sites import state_bytes
-from lessen.metrics import AUC, bootstrap_weights
+from lessen.metrics import AUC, Outcomes, bootstrap_weights
 from lessen.recipe import Recipe
 from lessen.selection.ranking import RankSettings, rank_frame
 from lessen.tasks.ctr.base import ClickTask
@@ -122,7 +122,7 @@ def pair_times(reference: torch.nn.Module, model: torch.nn.Module, inputs: list[
 def judge(full: tuple[ClickTask, Any], task: ClickTask, model: Any, weights: np.ndarray) -> dict[str, Any]:
     base_scores, labels = full[0].predictions(full[1])
     scores, _ = task.predictions(model)
-    own, base = AUC.weighted(scores, labels, weights), AUC.weighted(base_scores, labels, weights)
+    own, base = (AUC.weighted(Outcomes({"score": found, "target": labels}), weights) for found in (scores, base_scores))
     samples = pair_times(full[1], model, [full[0].inputs(full[0].example_batch()), task.inputs(task.example_batch())])
     return {
         "auc": AUC(scores, labels), "difference": AUC(scores, labels) - AUC(base_scores, labels),

@@ -26,7 +26,7 @@ from typing_extensions import Self
 
 from lessen.errors import NonFiniteError, TaskError
 from lessen.log import SILENT, Log
-from lessen.metrics import Metric
+from lessen.metrics import Metric, Outcomes, check_reads
 from lessen.train.fit import FitResult, fit
 from lessen.train.hooks import Hook
 from lessen.train.settings import FitSettings
@@ -48,6 +48,8 @@ class Task(ABC):
 
     name: str
     metrics: Mapping[str, Metric]
+    columns: tuple[str, ...] | None = None
+    """Columns that an `outcomes` of your own gives, so that a metric which needs others is refused at once."""
     settings: FitSettings = FitSettings()
     """How the reference, and every method that retrains, is trained."""
     provides: frozenset[str] = frozenset({"labels", "gradients", "training", "calibration"})
@@ -165,6 +167,31 @@ class Task(ABC):
         """Name of the metric that early stopping and verdicts use."""
         return next(iter(self.metrics))
 
+    def groups(self, split: Split) -> np.ndarray | None:  # noqa: ARG002 - for tasks that have some
+        """Return the group of each row of `split` (a user, a video, a subject), integers or strings, or None."""
+        return None
+
+    def outcomes(self, model: nn.Module, split: Split = "test") -> Outcomes:
+        """Return what happened on each unit of `split`: columns score and target, and the group if there is one.
+
+        Override it for models that are not judged by one row of scores an example; say which columns it gives in
+        `columns`.
+
+        Raises:
+            TaskError: the split is empty.
+            NonFiniteError: the model produced NaN or infinity.
+        """
+        scores, targets = self.predictions(model, split)
+        return Outcomes({"score": scores, "target": targets}, self.groups(split))
+
+    def check_metrics(self) -> None:
+        """Refuse a metric that reads a column which the outcomes lack, as far as that is known. Raises TaskError."""
+        columns = self.columns
+        if columns is None and type(self).outcomes is Task.outcomes:
+            columns = ("score", "target", *(() if type(self).groups is Task.groups else ("group",)))
+        if columns is not None:
+            check_reads(self.metrics, columns, f"task {self.name!r}")
+
     @torch.no_grad()
     def predictions(self, model: nn.Module, split: Split = "test") -> tuple[np.ndarray, np.ndarray]:
         """Return (scores, targets) of a split as arrays with one row an example.
@@ -190,9 +217,8 @@ class Task(ABC):
 
     def score(self, model: nn.Module, split: Split = "validation") -> float:
         """Return the first metric on `split`, sign-flipped if lower is better, so that higher always wins."""
-        scores, targets = self.predictions(model, split)
         metric = self.metrics[self.primary]
-        value = metric(scores, targets)
+        value = metric(self.outcomes(model, split))
         return value if metric.higher_is_better else -value
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from lessen import files
 from lessen.artifact import folder as artifact
 from lessen.frontier.margin import check_margin
-from lessen.frontier.verdict import Difference, Judgement, PairedBootstrap, judge, no_better_than_chance, resolution
+from lessen.frontier.verdict import Difference, Judgement, PairedBootstrap, judge, no_better_than_chance
 from lessen.log import SILENT, Log
 from lessen.measure.record import (
     Cost,
@@ -30,6 +30,7 @@ from lessen.measure.record import (
     with_latency,
 )
 from lessen.method import Method
+from lessen.metrics import describe_metrics
 from lessen.recipe import Recipe, StepRecord
 from lessen.task import Task
 
@@ -135,6 +136,7 @@ def compress(
         NothingMatchedError, NonFiniteError, TaskError: see `Recipe.apply` and `measure_quality`.
     """
     recipe, margin = as_recipe(steps), check_margin(margin)
+    task.check_metrics()
     small, ledger = recipe.apply(model, task, seed=seed, log=log)
     return compare(model, small, task, margin=margin, recipe=recipe, ledger=ledger, seed=seed, threads=threads)
 
@@ -167,7 +169,7 @@ def compare(
         study="", task=task.describe(), recipe=recipe.name, recipe_hash=recipe.hash, seed=seed,
         steps=ledger_records(ledger), quality=after.values, quality_ci=after.intervals, cost=costs["compact"],
         reference={"quality": before.values, "quality_ci": before.intervals, "cost": costs["reference"]},
-        data_fingerprint=task.fingerprint(),
+        data_fingerprint=task.fingerprint(), metrics=describe_metrics(task.metrics),
     )  # fmt: skip
     return Trade(small, base, task, recipe, measurement, differences, judgement, margin)
 
@@ -182,14 +184,14 @@ def as_recipe(steps: Steps) -> Recipe:
 
 
 def _judged(task: Task, before: Quality, after: Quality, margin: float) -> tuple[dict[str, Difference], Judgement]:
-    bootstrap = PairedBootstrap(before.targets)
+    bootstrap = PairedBootstrap(before.outcomes)
     differences, doubt = {}, ""
     for name, metric in task.metrics.items():
-        base = {0: bootstrap.values(metric, before.scores)}
-        differences[name] = bootstrap.difference(metric, base, {0: bootstrap.values(metric, after.scores)})
-        if name == task.primary and no_better_than_chance(metric, base, before.targets):
+        base = {0: bootstrap.values(metric, before.outcomes)}
+        differences[name] = bootstrap.difference(metric, base, {0: bootstrap.values(metric, after.outcomes)})
+        if name == task.primary and no_better_than_chance(metric, base, before.outcomes):
             doubt = f"the uncompressed model is no better than chance ({name} {before.values[name]:.4f})"
-    smallest = resolution(task.metrics[task.primary], before.targets)
+    smallest = task.metrics[task.primary].resolution(before.outcomes)
     return differences, judge(differences[task.primary], margin, smallest, doubt)
 
 

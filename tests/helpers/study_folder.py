@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from lessen.frontier.records import prediction_path
+from lessen.frontier.records import file_name
 from lessen.metrics import AUC, LOGLOSS
 
 FINGERPRINT = "9c1e" * 16
@@ -27,6 +27,11 @@ RECIPES: dict[str, tuple[str, str, list[str], float, float, float, float]] = {
     "prune rows + int8": ("row-pruning", "embeddings", ["bytes"], 0.148, 0.16, 1.05, 1.0),
     "int8 linear": ("int8-linear", "weights", ["bytes", "latency"], 0.871, 0.05, 1.02, 1.0),
 }
+
+
+def prediction_path(folder: Path, recipe: str, seed: int) -> Path:
+    """Return where earlier versions kept the scores of a model; such folders are still read."""
+    return folder / "predictions" / f"{file_name(recipe)}-{seed}.safetensors"
 
 
 def write_study(

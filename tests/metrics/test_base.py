@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lessen.errors import TaskError
-from lessen.metrics import ACCURACY, AUC, LOGLOSS, MSE, bootstrap_weights
+from lessen.metrics import ACCURACY, AUC, LOGLOSS, MSE, Outcomes, bootstrap_weights
 
 metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is the reference implementation")
 
@@ -26,7 +26,7 @@ def test_integer_weights_mean_repetition():
     counts = generator.integers(0, 4, 50)
     repeated = np.repeat(np.arange(50), counts)
     for metric in (AUC, LOGLOSS):
-        weighted = metric.weighted(scores, labels, counts[None].astype(float))[0]
+        weighted = metric.weighted(Outcomes({"score": scores, "target": labels}), counts[None].astype(float))[0]
         assert weighted == pytest.approx(metric(scores[repeated], labels[repeated]), abs=1e-12)
 
 

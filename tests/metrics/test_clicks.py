@@ -10,13 +10,18 @@ from hypothesis import strategies as st
 from lessen.errors import TaskError
 from lessen.metrics import (
     CALIBRATION_RATIO,
+    GAUC,
     RELATIVE_INFORMATION_GAIN,
-    GroupAreaUnderCurve,
+    Outcomes,
     calibration_bins,
     calibration_error,
 )
 
 reference = pytest.importorskip("sklearn.metrics", reason="scikit-learn is the reference implementation")
+
+
+def outcomes(scores, labels, groups) -> Outcomes:
+    return Outcomes({"score": scores, "target": labels}, groups)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(4, 200), st.integers(1, 8), st.integers(1, 6))
@@ -31,7 +36,7 @@ def test_gauc_equals_a_loop_over_groups_with_ties(seed: int, rows: int, levels: 
         if 0 < labels[mine].mean() < 1:
             total += mine.sum() * reference.roc_auc_score(labels[mine], scores[mine])
             weight += mine.sum()
-    assert GroupAreaUnderCurve(groups)(scores, labels) == pytest.approx(total / weight, abs=1e-9)
+    assert GAUC(outcomes(scores, labels, groups)) == pytest.approx(total / weight, abs=1e-9)
 
 
 def test_gauc_weights_mean_repetition_and_names_of_groups_do_not_matter() -> None:
@@ -39,16 +44,20 @@ def test_gauc_weights_mean_repetition_and_names_of_groups_do_not_matter() -> Non
     scores, labels, groups = generator.normal(size=60), generator.integers(0, 2, 60), generator.integers(0, 4, 60)
     counts = generator.integers(0, 4, 60)
     again = np.repeat(np.arange(60), counts)
-    weighted = GroupAreaUnderCurve(groups).weighted(scores, labels, counts[None].astype(float))[0]
-    repeated = GroupAreaUnderCurve(np.array(["d", "b", "a", "c"])[groups][again])(scores[again], labels[again])
+    weighted = GAUC.weighted(outcomes(scores, labels, groups), counts[None].astype(float))[0]
+    named = np.array(["d", "b", "a", "c"])[groups]
+    repeated = GAUC(outcomes(scores[again], labels[again], named[again]))
     assert weighted == pytest.approx(repeated, abs=1e-12)
 
 
 def test_gauc_refuses_wrong_lengths_and_groups_of_one_class() -> None:
-    with pytest.raises(TaskError, match="3 groups for 2 scores"):
-        GroupAreaUnderCurve(np.array([1, 2, 3]))(np.array([0.0, 1.0]), np.array([0, 1]))
+    scores, labels = np.array([0.0, 1.0]), np.array([0, 1])
+    with pytest.raises(TaskError, match="score 2, target 2, group 3"):
+        outcomes(scores, labels, np.array([1, 2, 3]))
     with pytest.raises(TaskError, match="every group holds one class"):
-        GroupAreaUnderCurve(np.array([1, 2]))(np.array([0.0, 1.0]), np.array([0, 1]))
+        GAUC(outcomes(scores, labels, np.array([1, 2])))
+    with pytest.raises(TaskError, match="no column 'group'; it gives score, target"):
+        GAUC(scores, labels)
 
 
 def test_information_gain_is_zero_for_the_base_rate_and_one_for_certainty() -> None:

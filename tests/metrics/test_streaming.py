@@ -13,9 +13,10 @@ from lessen.errors import OutputError, TaskError
 from lessen.metrics import (
     AUC,
     CALIBRATION_RATIO,
+    GAUC,
     LOGLOSS,
     RELATIVE_INFORMATION_GAIN,
-    GroupAreaUnderCurve,
+    Outcomes,
     StreamedClicks,
     calibration_bins,
 )
@@ -64,7 +65,7 @@ def test_equals_scikit_learn_for_any_chunks_and_any_memory(
     for metric in (AUC, LOGLOSS, RELATIVE_INFORMATION_GAIN, CALIBRATION_RATIO):  # in memory and streamed agree
         assert found[metric.name] == pytest.approx(metric(scores, targets), abs=1e-9)
     if grouped:
-        assert found["gauc"] == pytest.approx(GroupAreaUnderCurve(groups)(scores, targets), abs=1e-9)
+        assert found["gauc"] == pytest.approx(GAUC(Outcomes({"score": scores, "target": targets}, groups)), abs=1e-9)
 
 
 def test_chunks_that_do_not_fit_go_to_disk_and_vanish(tmp_path: Path) -> None:
@@ -108,9 +109,10 @@ def test_weights_of_examples_are_repetition_in_every_metric() -> None:
     counts[:2] = 1
     again = np.repeat(np.arange(80), counts)
     weighted = np.stack([labels, counts.astype(np.float32)], 1)
-    pairs = [(metric, metric) for metric in (AUC, LOGLOSS, RELATIVE_INFORMATION_GAIN, CALIBRATION_RATIO)]
-    for mine, repeated in [*pairs, (GroupAreaUnderCurve(groups), GroupAreaUnderCurve(groups[again]))]:
-        assert mine(scores, weighted) == pytest.approx(repeated(scores[again], labels[again]), abs=1e-12)
+    once = Outcomes({"score": scores, "target": weighted}, groups)
+    often = Outcomes({"score": scores[again], "target": labels[again]}, groups[again])
+    for metric in (AUC, LOGLOSS, RELATIVE_INFORMATION_GAIN, CALIBRATION_RATIO, GAUC):
+        assert metric(once) == pytest.approx(metric(often), abs=1e-12)
     with pytest.raises(TaskError, match=r"only no examples|weights of the examples are zero"):
         AUC(scores, np.stack([labels, np.zeros(80)], 1))
     with pytest.raises(TaskError, match="weights of the examples are zero"):

@@ -7,11 +7,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lessen.frontier import Frontier
-from lessen.frontier.records import prediction_path
 from lessen.report import calibration
 from lessen.report.markdown import markdown
 from lessen.report.page import page
-from study_folder import RECIPES, write_study
+from study_folder import RECIPES, prediction_path, write_study
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
 
 from breaking_files import Unsynced
 from lessen import files
@@ -16,6 +15,7 @@ from lessen.errors import OutputError, TaskError
 from lessen.frontier import Frontier
 from lessen.measure.record import measure_quality
 from lessen.methods.embeddings.half import HalfTables
+from lessen.metrics.storage import read_outcomes
 from lessen.recipe import Recipe
 from lessen.study import MeasureOptions, Study, run
 from lessen.study.engine import InlineEngine, ProcessEngine, RayEngine
@@ -52,7 +52,7 @@ def test_every_recipe_and_seed_is_measured_in_order(finished):
 def test_the_files_are_those_of_the_contract(finished):
     _, result = finished
     present = {path.name for path in result.out.iterdir()}
-    assert {"study.yaml", "measurements.jsonl", "predictions", "artifacts", "reference", "runs", "noise.json",
+    assert {"study.yaml", "measurements.jsonl", "outcomes", "artifacts", "reference", "runs", "noise.json",
             "notes.json"} <= present  # fmt: skip
     lines = (result.out / "measurements.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == result.records
@@ -90,10 +90,9 @@ def test_what_is_on_disk_is_what_was_measured(finished):
     assert measure_quality(study.task, kept, resamples=100).values == record["quality"]
     assert artifact.verify(place).stored_bytes == record["cost"]["stored_bytes"]
     assert json.loads((place / "measurement.json").read_text()) == record
-    scores = load_file(result.out / "predictions" / "int8-0.safetensors")["scores"]
-    np.testing.assert_array_equal(scores, study.task.predictions(kept)[0])
-    targets = load_file(result.out / "predictions" / "targets.safetensors")["targets"]
-    assert study.task.metrics["auc"](scores, targets) == record["quality"]["auc"]
+    outcomes = read_outcomes(result.out / "outcomes" / "int8-0.safetensors")
+    np.testing.assert_array_equal(outcomes["score"], study.task.predictions(kept)[0])
+    assert study.task.metrics["auc"](outcomes) == record["quality"]["auc"]
 
 
 def test_the_frontier_reads_it(finished):

@@ -1,4 +1,4 @@
-"""Quality differences of one study against its own reference: paired where predictions were kept, else over seeds."""
+"""Quality differences of one study against its own reference: paired where outcomes were kept, else over seeds."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 from lessen.errors import TaskError
 from lessen.frontier.point import Point
 from lessen.frontier.records import REFERENCE, StudyRecords, interval, number
-from lessen.frontier.verdict import (
-    Difference,
-    PairedBootstrap,
-    difference_over_seeds,
-    no_better_than_chance,
-    resolution,
-)
-from lessen.metrics import Floats, Metric
+from lessen.frontier.verdict import Difference, PairedBootstrap, difference_over_seeds, no_better_than_chance
+from lessen.metrics import Floats, Metric, Outcomes, find_metric
 
 
 class Comparison:
     """Quality differences of one study; the reference's resamples are computed once."""
 
-    def __init__(self, study: StudyRecords, metrics: Mapping[str, Metric]) -> None:
-        self.study, self.metrics = study, metrics
-        self.targets = study.targets()
-        self._bootstrap = PairedBootstrap(self.targets) if self.targets is not None and len(self.targets) else None
+    def __init__(self, study: StudyRecords, metrics: Mapping[str, Metric] | None = None) -> None:
+        """Compare by `metrics` and, for names that are not among them, by the registered ones of the records."""
+        self.study, self.metrics = study, {**_registered(study), **(metrics or {})}
+        self._outcomes = self._first_outcomes()
+        self._bootstrap = None if self._outcomes is None else PairedBootstrap(self._outcomes)
         self._reference: dict[tuple[str, int], Floats | None] = {}
+
+    def _first_outcomes(self) -> Outcomes | None:
+        seeds = sorted({int(record["seed"]) for record in self.study.records})
+        found = (self.study.outcomes(REFERENCE, seed) for seed in seeds)
+        return next((outcomes for outcomes in found if outcomes is not None), None)
 
     def doubt(self, metric: str, margin: float) -> str:
         """Return why this study cannot be judged at all, or an empty string."""
@@ -35,25 +35,25 @@ class Comparison:
                 f"the A/A run of the uncompressed model moves {metric} by up to "
                 f"{max(abs(noise[0]), abs(noise[1])):.2g}, more than the margin of {margin:g}"
             )
-        if metric not in self.metrics or self._bootstrap is None or self.targets is None:
+        if metric not in self.metrics or self._outcomes is None:
             return ""
         seeds = sorted({int(record["seed"]) for record in self.study.records})
         try:
             values = {seed: found for seed in seeds if (found := self._reference_values(metric, seed)) is not None}
-            if values and no_better_than_chance(self.metrics[metric], values, self.targets):
+            if values and no_better_than_chance(self.metrics[metric], values, self._outcomes):
                 return f"the reference's {metric} is no better than a constant answer: the baseline is broken"
         except TaskError as error:
             return str(error)
         return ""
 
     def resolution(self, metric: str) -> float:
-        """Return the smallest loss that the test split resolves; 0 where the targets were not kept."""
-        if self.targets is None or metric not in self.metrics:
+        """Return the smallest loss that the test split resolves; 0 where the outcomes were not kept."""
+        if self._outcomes is None or metric not in self.metrics:
             return 0.0
-        return resolution(self.metrics[metric], self.targets)
+        return self.metrics[metric].resolution(self._outcomes)
 
     def differences(self, point: Point, group: Sequence[Mapping[str, Any]]) -> dict[str, Difference]:
-        """Return the difference of each metric: bootstrapped where predictions were kept, else over seeds."""
+        """Return the difference of each metric: bootstrapped where outcomes were kept, else over seeds."""
         found = {}
         for name in point.quality:
             paired = self._paired(point, name)
@@ -79,21 +79,29 @@ class Comparison:
         metric, reference, compact = self.metrics[name], {}, {}
         try:
             for seed in point.seeds:
-                before, scores = self._reference_values(name, seed), self.study.scores(point.recipe, seed)
-                if before is not None and scores is not None:
-                    reference[seed], compact[seed] = before, self._bootstrap.values(metric, scores)
+                before, after = self._reference_values(name, seed), self.study.outcomes(point.recipe, seed)
+                if before is not None and after is not None:
+                    reference[seed], compact[seed] = before, self._bootstrap.values(metric, after)
         except TaskError:
             return None
         return self._bootstrap.difference(metric, reference, compact) if compact else None
 
     def _reference_values(self, name: str, seed: int) -> Floats | None:
         if (name, seed) not in self._reference:
-            scores = self.study.scores(REFERENCE, seed)
-            if self._bootstrap is None or scores is None:
+            outcomes = self.study.outcomes(REFERENCE, seed)
+            if self._bootstrap is None or outcomes is None:
                 self._reference[name, seed] = None
             else:
-                self._reference[name, seed] = self._bootstrap.values(self.metrics[name], scores)
+                self._reference[name, seed] = self._bootstrap.values(self.metrics[name], outcomes)
         return self._reference[name, seed]
+
+
+def _registered(study: StudyRecords) -> dict[str, Metric]:
+    """Return the metrics of the records that are registered here, by the task's name for each."""
+    names = dict.fromkeys(name for record in study.records for name in record.get("quality") or {})
+    told = {name: str((study.metrics.get(name) or {}).get("metric", name)) for name in names}
+    found = {name: find_metric(metric) for name, metric in told.items()}
+    return {name: metric for name, metric in found.items() if metric is not None}
 
 
 def _lower(study: StudyRecords) -> set[str]:

@@ -12,7 +12,7 @@ from lessen.frontier.comparison import Comparison, reference_of
 from lessen.frontier.gates import Gate, claim_flags, parse_gates
 from lessen.frontier.point import Estimate, Point
 from lessen.frontier.records import REFERENCE, StudyRecords, check_records, interval, load_study, number
-from lessen.frontier.verdict import METRICS, UNKNOWN, WITHIN, WORSE, Verdict, judge
+from lessen.frontier.verdict import UNKNOWN, WITHIN, WORSE, Verdict, judge
 from lessen.metrics import Metric
 
 DEFAULT_MARGIN = 0.002
@@ -38,7 +38,7 @@ class Frontier:
         Args:
             margin: largest acceptable loss of the first metric; default the study's `margin`, else 0.002.
             gates: budget lines such as `"stored_bytes<=0.1x, auc>=-0.001"`; default the study's `budget`.
-            metrics: metrics of the user's own, by name, so that their differences can be bootstrapped.
+            metrics: metrics by the name that the task gives them; default those of the records that are registered.
 
         Raises:
             DataError: no record, or studies of different tasks or test data.
@@ -46,7 +46,7 @@ class Frontier:
         """
         self.studies = tuple(studies)
         _check_comparable(self.studies)
-        self.metrics = {**METRICS, **(metrics or {})}
+        self.metrics = dict(metrics or {})
         self.primary = _primary(self.studies)
         self.margin = _margin(self.studies, margin, self.primary)
         self.doubts: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ class Frontier:
         cls, records: Iterable[Mapping[str, Any]], *, margin: float | None = None,
         gates: str | Sequence[str] | None = None,
     ) -> Frontier:  # fmt: skip
-        """Build from measurement objects; without predictions the intervals come from the seeds alone."""
+        """Build from measurement objects; without outcomes the intervals come from the seeds alone."""
         checked = check_records([dict(record) for record in records], "the records")
         return cls([StudyRecords(checked)], margin=margin, gates=gates)
 

@@ -1,9 +1,9 @@
-"""Reading the folder that a study wrote: measurements, predictions, noise floor, baselines, notes - all of it checked.
+"""Reading the folder that a study wrote: measurements, outcomes, noise floor, baselines, notes - all of it checked.
 
 <out>/study.yaml              resolved study; `margin` and `budget` are read here
 <out>/measurements.jsonl      one object per (recipe, seed)
-<out>/predictions/<recipe>-<seed>.safetensors   tensor "scores"; recipe "reference" is the uncompressed model
-<out>/predictions/targets.safetensors           tensor "targets"
+<out>/outcomes/<recipe>-<seed>.safetensors      what happened on each test unit; "reference" is the uncompressed model
+<out>/predictions/<recipe>-<seed>.safetensors   of earlier versions: tensor "scores"; "targets" in targets.safetensors
 <out>/noise.json              A/A run: latency_ratio, latency_ratio_ci, quality {metric: [low, high]}
 <out>/baselines.json          {name: {metric: value, metric_ci: [low, high]}}
 <out>/notes.json              statements of the task, such as how many test users are new
@@ -11,17 +11,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from lessen.errors import ArtifactError, DataError
+from lessen.errors import ArtifactError, DataError, LessenError
 from lessen.files import parse_json, parse_yaml, read_checked, read_text
+from lessen.metrics import Outcomes
+from lessen.metrics.storage import load_arrays, read_outcomes
 
 REFERENCE = "reference"
 REQUIRED = ("study", "task", "recipe", "recipe_hash", "seed", "status")
@@ -31,7 +30,7 @@ MAX_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class StudyRecords:
-    """What one study measured. `folder` is None for records made in memory, which have no predictions."""
+    """What one study measured. `folder` is None for records made in memory, which have no outcomes."""
 
     records: list[dict[str, Any]]
     folder: Path | None = None
@@ -55,19 +54,33 @@ class StudyRecords:
         """Digest of the validation and test splits that the figures hold for."""
         return str(self.records[0].get("data_fingerprint", ""))
 
-    def scores(self, recipe: str, seed: int) -> np.ndarray | None:
-        """Return the test scores of a recipe, one row an example, or None where they were not kept."""
-        return None if self.folder is None else _tensor(prediction_path(self.folder, recipe, seed), "scores")
+    @property
+    def metrics(self) -> Mapping[str, Mapping[str, Any]]:
+        """What the records say of each metric; empty in those of earlier versions."""
+        found = self.records[0].get("metrics")
+        return found if isinstance(found, Mapping) else {}
 
-    def targets(self) -> np.ndarray | None:
-        """Return the test targets, one row an example, or None where they were not kept."""
-        return None if self.folder is None else _tensor(self.folder / "predictions" / "targets.safetensors", "targets")
+    def outcomes(self, recipe: str, seed: int) -> Outcomes | None:
+        """Return what happened on each test unit under a recipe, or None where that was not kept.
+
+        Raises:
+            DataError: a file is damaged, or made on other units than the rest.
+        """
+        if self.folder is None:
+            return None
+        found = read_outcomes(outcome_path(self.folder, recipe, seed))
+        return found if found is not None else _predictions(self.folder, recipe, seed)
 
 
-def prediction_path(folder: Path, recipe: str, seed: int) -> Path:
-    """Return where the predictions of one recipe and seed are kept; a name is never used as a path."""
+def file_name(recipe: str) -> str:
+    """Return the name of a recipe's files; a name is never used as a path."""
     safe = "".join(letter if letter.isalnum() or letter in "+-_.=" else "_" for letter in recipe).lstrip(".")
-    return folder / "predictions" / f"{safe[:150]}-{seed}.safetensors"
+    return safe[:150]
+
+
+def outcome_path(folder: Path, recipe: str, seed: int) -> Path:
+    """Return where the outcomes of one recipe and seed are kept."""
+    return folder / "outcomes" / f"{file_name(recipe)}-{seed}.safetensors"
 
 
 def task_name(task: Any) -> str:
@@ -189,20 +202,19 @@ def _mapping(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _load_tensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError, json.JSONDecodeError, KeyError) as error:
-        raise DataError(f"{path} is damaged ({error}); remove it and resume the study") from error
-
-
-def _tensor(path: Path, name: str) -> np.ndarray | None:
-    if not path.is_file():
+def _predictions(folder: Path, recipe: str, seed: int) -> Outcomes | None:
+    """Return what a study of an earlier version kept: scores of each model, and the targets once."""
+    scores = folder / "predictions" / f"{file_name(recipe)}-{seed}.safetensors"
+    targets = folder / "predictions" / "targets.safetensors"
+    if not (scores.is_file() and targets.is_file()):
         return None
-    tensors = _load_tensors(path)
-    if name not in tensors:
-        raise DataError(f"{path} holds no tensor {name!r}; remove it and resume the study")
-    return tensors[name]
+    columns = {}
+    for column, path, name in (("score", scores, "scores"), ("target", targets, "targets")):
+        arrays = load_arrays(path)
+        if name not in arrays:
+            raise DataError(f"{path} holds no tensor {name!r}; remove it and resume the study")
+        columns[column] = arrays[name]
+    try:
+        return Outcomes(columns)
+    except LessenError as error:
+        raise DataError(f"{scores}: {error}; remove it and resume the study") from error

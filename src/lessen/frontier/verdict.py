@@ -14,15 +14,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lessen.errors import TaskError
-from lessen.metrics import ACCURACY, AUC, LOGLOSS, MSE, Array, Floats, Metric, bootstrap_weights, split_targets
+from lessen.metrics import Floats, Metric, Outcomes, bootstrap_weights
 
 Verdict = Literal["within margin", "worse", "not enough data to say"]
 WITHIN: Verdict = "within margin"
 WORSE: Verdict = "worse"
 UNKNOWN: Verdict = "not enough data to say"
 
-METRICS: dict[str, Metric] = {metric.name: metric for metric in (AUC, LOGLOSS, ACCURACY, MSE)}
 RESAMPLES = 1000
 LARGE = 200_000
 """Above this many test examples 200 resamples are drawn: the interval is narrow and its ends need fewer digits."""
@@ -61,34 +59,33 @@ class Judgement:
 
 
 class PairedBootstrap:
-    """Resamples of the test examples, drawn once and applied to every model, so that differences are paired.
+    """Resamples of the test units, drawn once and applied to every model, so that differences are paired.
 
     Args:
-        targets: [examples, ...]
+        outcomes: of any model; the others must hold the same units.
         resamples: bootstrap rows; fewer for very large test sets by default.
     """
 
-    def __init__(self, targets: Array, resamples: int | None = None, seed: int = 0) -> None:
-        self.targets = targets
-        count = resamples or (RESAMPLES if len(targets) <= LARGE else 200)
+    def __init__(self, outcomes: Outcomes, resamples: int | None = None, seed: int = 0) -> None:
+        self.outcomes = outcomes
+        count = resamples or (RESAMPLES if len(outcomes) <= LARGE else 200)
         self._counts = [
-            bootstrap_weights(len(targets), min(_CHUNK, count - start), seed + start).astype(np.uint8)
+            bootstrap_weights(len(outcomes), min(_CHUNK, count - start), seed + start).astype(np.uint8)
             for start in range(0, count, _CHUNK)
         ]
         self._generator_seed = seed
 
-    def values(self, metric: Metric, scores: Array) -> Floats:
-        """Return the metric on all examples, then on every resample: [1 + resamples].
+    def values(self, metric: Metric, outcomes: Outcomes) -> Floats:
+        """Return the metric on all units, then on every resample: [1 + resamples].
 
         Raises:
-            TaskError: the metric is undefined on these targets, or scores and targets differ in length.
+            TaskError: the metric is undefined on these outcomes, or their units are others.
         """
-        if len(scores) != len(self.targets):
-            raise TaskError(f"{len(scores)} scores for {len(self.targets)} targets; remove the predictions and resume")
-        parts = [np.array([metric(scores, self.targets)])]
+        self.outcomes.check_same_units(outcomes)
+        parts = [np.array([metric(outcomes)])]
         for counts in self._counts:
             with np.errstate(invalid="ignore", divide="ignore"):
-                parts.append(metric.weighted(scores, self.targets, counts.astype(np.float64)))
+                parts.append(metric.weighted(outcomes, counts.astype(np.float64)))
         return np.concatenate(parts)
 
     def difference(self, metric: Metric, reference: Mapping[int, Floats], compact: Mapping[int, Floats]) -> Difference:
@@ -105,7 +102,7 @@ class PairedBootstrap:
             low=low,
             high=high,
             per_seed=tuple(float(value) for value in paired[0]),
-            examples=len(self.targets),
+            examples=len(self.outcomes),
             source="examples and seeds" if len(seeds) > 1 else "examples",
             higher_is_better=metric.higher_is_better,
         )
@@ -133,7 +130,7 @@ def judge(difference: Difference | None, margin: float, resolution: float = 0.0,
 
     Args:
         margin: largest loss of quality that the user accepts, in the metric's unit, above zero.
-        resolution: smallest loss that the test data can resolve at all; see `resolution`.
+        resolution: smallest loss that the test data can resolve at all; see `Metric.resolution`.
         doubt: a reason why no verdict can be given, such as a reference that is no better than chance.
     """
     if doubt:
@@ -152,42 +149,9 @@ def judge(difference: Difference | None, margin: float, resolution: float = 0.0,
     return Judgement(WITHIN, f"the loss is at most the margin of {margin:g} over its whole 95 % interval")
 
 
-def resolution(metric: Metric, targets: Array) -> float:
-    """Return the smallest loss that the test set can resolve: 3 / n, the upper bound when none of n was seen.
-
-    It keeps five examples that two models answer alike from passing as proof. For AUC, n is the size of the
-    smaller class; for metrics without bounds there is no such figure, and 30 examples are asked for instead.
-    """
-    examples = len(targets)
-    if metric.name == AUC.name:
-        positive = int(split_targets(targets)[0].sum())
-        return 3.0 / max(1, min(positive, examples - positive))
-    if metric.name == ACCURACY.name:
-        return 3.0 / max(1, examples)
-    return 0.0 if examples >= 30 else float("inf")
-
-
-def chance(metric: Metric, targets: Array) -> float | None:
-    """Return what the best constant answer would score, or None for a metric we do not know."""
-    values = np.asarray(targets)
-    if not len(values):
-        return None
-    if metric.name == AUC.name:
-        return 0.5
-    if metric.name == ACCURACY.name:
-        return float(np.unique(values, return_counts=True)[1].max() / len(values))
-    if metric.name == LOGLOSS.name:
-        labels, weights = split_targets(targets)
-        rate = float(np.average(labels, weights=weights))
-        return 0.0 if rate in (0.0, 1.0) else -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
-    if metric.name == MSE.name:
-        return float(values.astype(np.float64).var(axis=0).mean())
-    return None
-
-
-def no_better_than_chance(metric: Metric, values: Mapping[int, Floats], targets: Array) -> bool:
+def no_better_than_chance(metric: Metric, values: Mapping[int, Floats], outcomes: Outcomes) -> bool:
     """Return True when the reference's 95 % interval reaches the best constant answer: nothing can be compared."""
-    level = chance(metric, targets)
+    level = metric.chance(outcomes)
     if level is None:
         return False
     low, high = _percentiles(np.mean([row[1:] for row in values.values()], axis=0))

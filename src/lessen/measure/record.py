@@ -17,7 +17,7 @@ from lessen.environment import environment
 from lessen.errors import TaskError
 from lessen.measure.latency import Latency, compare_latency, eager
 from lessen.measure.memory import Peak, resident_bytes
-from lessen.metrics import Floats, bootstrap_weights
+from lessen.metrics import Floats, Outcomes, bootstrap_weights
 from lessen.recipe import StepRecord
 from lessen.stored.base import StoredModule
 from lessen.task import Batch, Task
@@ -27,13 +27,12 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Quality:
-    """Metrics of one model on the test split, with the scores they were computed from."""
+    """Metrics of one model on the test split, with the outcomes they were computed from."""
 
     values: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     """95 % percentile bootstrap over test examples."""
-    scores: np.ndarray
-    targets: np.ndarray
+    outcomes: Outcomes
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,8 @@ class Measurement:
     reference: dict[str, Any]
     """`{"quality": ..., "quality_ci": ..., "cost": ...}` of the uncompressed model of the same seed."""
     data_fingerprint: str
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What each metric is, by the task's name for it: its own name, title, unit and direction."""
     env: dict[str, Any] = field(default_factory=environment)
     status: str = "ok"
     error: str | None = None
@@ -85,17 +86,19 @@ def measure_quality(task: Task, model: nn.Module, *, resamples: int = RESAMPLES)
     """Judge `model` on the test split with every metric of the task.
 
     Raises:
-        TaskError: the test split is empty, or a metric is undefined on it (one class only).
+        TaskError: the test split is empty, or a metric is undefined on it (one class only) or reads a column
+            that the task does not give.
         NonFiniteError: the model produced NaN or infinity.
     """
-    scores, targets = task.predictions(model, "test")
-    weights = _weights(len(targets), resamples)
+    task.check_metrics()
+    outcomes = task.outcomes(model, "test")
+    weights = _weights(len(outcomes), resamples)
     values, intervals = {}, {}
     for name, metric in task.metrics.items():
-        values[name] = metric(scores, targets)
-        low, high = np.nanquantile(metric.weighted(scores, targets, weights), (0.025, 0.975))
+        values[name] = metric(outcomes)
+        low, high = np.nanquantile(metric.weighted(outcomes, weights), (0.025, 0.975))
         intervals[name] = (float(low), float(high))
-    return Quality(values, intervals, scores, targets)
+    return Quality(values, intervals, outcomes)
 
 
 @lru_cache(maxsize=2)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from lessen.metrics.base import (
-    Accuracy,
-    Array,
     Floats,
     MeanMetric,
-    MeanSquaredError,
     Metric,
     bootstrap_weights,
+    check_reads,
+    describe_metrics,
+    find_metric,
     split_targets,
 )
 from lessen.metrics.calibration import (
@@ -18,6 +18,7 @@ from lessen.metrics.calibration import (
     calibration_bins,
     calibration_error,
 )
+from lessen.metrics.classes import Accuracy, MeanSquaredError
 from lessen.metrics.clicks import (
     LOGLOSS,
     AreaUnderCurve,
@@ -25,17 +26,20 @@ from lessen.metrics.clicks import (
     LogLoss,
     RelativeInformationGain,
 )
+from lessen.metrics.outcomes import Array, Outcomes
 from lessen.metrics.streaming import StreamedClicks
 
 AUC = AreaUnderCurve()
 ACCURACY = Accuracy()
+GAUC = GroupAreaUnderCurve()
 MSE = MeanSquaredError()
 RELATIVE_INFORMATION_GAIN = RelativeInformationGain()
 CALIBRATION_RATIO = CalibrationRatio()
 
 __all__ = [
-    "ACCURACY", "AUC", "CALIBRATION_RATIO", "LOGLOSS", "MSE", "RELATIVE_INFORMATION_GAIN", "Accuracy",
+    "ACCURACY", "AUC", "CALIBRATION_RATIO", "GAUC", "LOGLOSS", "MSE", "RELATIVE_INFORMATION_GAIN", "Accuracy",
     "AreaUnderCurve", "Array", "CalibrationBin", "CalibrationRatio", "Floats", "GroupAreaUnderCurve", "LogLoss",
-    "MeanMetric", "MeanSquaredError", "Metric", "RelativeInformationGain", "StreamedClicks", "bootstrap_weights",
-    "calibration_bins", "calibration_error", "split_targets",
+    "MeanMetric", "MeanSquaredError", "Metric", "Outcomes", "RelativeInformationGain", "StreamedClicks",
+    "bootstrap_weights", "calibration_bins", "calibration_error", "check_reads", "describe_metrics", "find_metric",
+    "split_targets",
 ]  # fmt: skip

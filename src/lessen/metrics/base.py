@@ -1,71 +1,196 @@
-"""What a metric is: exact values, ties handled, weights of examples and of resamples allowed.
+"""What a metric is: columns in, one exact number out, under any weights of the units. Registered by name on definition.
 
-Scores and targets are arrays with one row an example. Binary metrics take logits (any real numbers) and labels [n], or
-[n, 2]: label and weight of each example.
+class Hits(MeanMetric):                       # a metric of your own
+    name, title, reads = "hits", "hits", ("right",)
+    def each(self, outcomes):
+        return outcomes["right"].astype(np.float64)
+
+Binary metrics read `score`, logits (any real numbers) [n], and `target`, labels [n] or [n, 2]: label and weight; the
+weight may also be a column of its own.
 """
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lessen.errors import TaskError
+from lessen.errors import ConfigError, TaskError
+from lessen.metrics.outcomes import Array, Outcomes
 
-Array = NDArray[np.generic]
 Floats = NDArray[np.float64]
+FEW = 30
+"""Units below which a metric without bounds of its own proves nothing."""
+RULE = 3.0
+"""Losses in n units that stay unseen with 95 % confidence number at most this many (the rule of three)."""
+
+
+def _register(cls: type[Any], name: str, known: dict[str, Any]) -> None:
+    taken = known.get(name)
+    if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ConfigError(
+            f"a metric called {name!r} exists already ({taken.__module__}.{taken.__qualname__}); "
+            f"give {cls.__qualname__} a name of its own"
+        )
+    known[name] = cls
+
+
+def _positions(function: Callable[..., Any]) -> int:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(each.kind in kinds for each in inspect.signature(function).parameters.values())
+
+
+def _from_columns(method: Callable[..., Floats]) -> Callable[..., Floats]:
+    """Return a method written for (scores, targets, ...) as one that reads outcomes."""
+
+    @wraps(method)
+    def reading(self: Any, outcomes: Outcomes, *rest: Any) -> Floats:
+        return method(self, outcomes["score"], outcomes["target"], *rest)
+
+    return reading
 
 
 class Metric(ABC):
-    """A number that judges scores against targets."""
+    """A number that judges outcomes."""
 
     name: str
+    title: str = ""
+    """In words, for tables and plots; default the name."""
+    unit: str = ""
     higher_is_better: bool = True
+    reads: tuple[str, ...] = ("score", "target")
+    """Columns it needs; "group" is the group of the outcomes."""
+    _known: ClassVar[dict[str, type[Metric]]] = {}
 
-    def __call__(self, scores: Array, targets: Array) -> float:
-        """Return the metric on all examples."""
-        return float(self.weighted(scores, targets, np.ones((1, len(targets))))[0])
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Register the class by its name, and let metrics written for scores and targets read outcomes.
+
+        Raises:
+            ConfigError: another class has the name, or `__call__` is written for scores and targets.
+        """
+        super().__init_subclass__(**arguments)
+        for method, others in (("weighted", 3), ("each", 2)):
+            own = cls.__dict__.get(method)
+            if inspect.isfunction(own) and _positions(own) == others + 1:
+                setattr(cls, method, _from_columns(own))
+        if "__call__" in cls.__dict__ and _positions(cls.__dict__["__call__"]) == 3:
+            raise ConfigError(
+                f"{cls.__name__}.__call__ takes scores and targets; remove it and write weighted(outcomes, weights)"
+            )
+        if isinstance(name := cls.__dict__.get("name"), str):
+            _register(cls, name, Metric._known)
+
+    def __call__(self, outcomes: Outcomes | Array, targets: Array | None = None) -> float:
+        """Return the metric on all units of `outcomes`; two arrays are taken as their columns score and target."""
+        judged = outcomes if isinstance(outcomes, Outcomes) else scored(outcomes, targets)
+        return float(self.weighted(judged, np.ones((1, len(judged))))[0])
 
     @abstractmethod
-    def weighted(self, scores: Array, targets: Array, weights: Floats) -> Floats:
-        """Return one value for each row of `weights` [resamples, examples]; a bootstrap resample is a row of counts."""
+    def weighted(self, outcomes: Outcomes, weights: Floats) -> Floats:
+        """Return one value for each row of `weights` [resamples, units]; a resample is a row of counts."""
+
+    def chance(self, outcomes: Outcomes) -> float | None:  # noqa: ARG002 - for metrics that know it
+        """Return what the best answer that ignores the inputs would score, or None where no closed form is known."""
+        return None
+
+    def resolution(self, outcomes: Outcomes) -> float:
+        """Return the smallest loss that these units can resolve: 0 from 30 units on, below that none at all.
+
+        It keeps five units that two models answer alike from passing as proof; metrics with bounds know better.
+        """
+        return 0.0 if len(outcomes) >= FEW else float("inf")
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a reader of the records needs to know without the class: JSON values only."""
+        return {
+            "metric": self.name, "title": self.title or self.name, "unit": self.unit,
+            "higher_is_better": self.higher_is_better, "reads": list(self.reads),
+        }  # fmt: skip
 
 
 class MeanMetric(Metric):
-    """A metric that is a mean over examples: subclasses give the value of each example."""
+    """A metric that is a mean over units: subclasses give the value of each unit."""
 
     @abstractmethod
-    def each(self, scores: Array, targets: Array) -> Floats:
-        """Return the value of every example, shape [examples]."""
+    def each(self, outcomes: Outcomes) -> Floats:
+        """Return the value of every unit, shape [units]."""
 
-    def weighted(self, scores: Array, targets: Array, weights: Floats) -> Floats:
-        """Return the weighted mean of the per-example values."""
-        return np.asarray(weights @ self.each(scores, targets) / weights.sum(axis=1), dtype=np.float64)
-
-
-class Accuracy(MeanMetric):
-    """Share of examples whose highest score is the target class (scores [examples, classes])."""
-
-    name = "accuracy"
-
-    def each(self, scores: Array, targets: Array) -> Floats:
-        """Return 1 for each example classified right."""
-        right: Floats = (np.argmax(scores, axis=1) == targets).astype(np.float64)
-        return right
+    def weighted(self, outcomes: Outcomes, weights: Floats) -> Floats:
+        """Return the mean of the units' values, weighted by `weights` and by the units' own weights, if any."""
+        weights = own_weights(outcomes, weights)
+        return np.asarray(weights @ self.each(outcomes) / weights.sum(axis=1), dtype=np.float64)
 
 
-class MeanSquaredError(MeanMetric):
-    """Mean squared error over examples and outputs."""
+# -- the registry -------------------------------------------------------------------------------------------------
+def find_metric(name: str) -> Metric | None:
+    """Return the registered metric called `name`, or None; `recall@10` is `recall` told 10."""
+    cls = Metric._known.get(name)
+    if cls is None:
+        stem, _, argument = name.partition("@")
+        cls = Metric._known.get(stem)
+        return cls(int(argument)) if cls is not None and argument.isdecimal() else None
+    try:
+        return cls()
+    except TypeError:  # it takes arguments, which a name does not hold
+        return None
 
-    name = "mse"
-    higher_is_better = False
 
-    def each(self, scores: Array, targets: Array) -> Floats:
-        """Return each example's squared error, averaged over its outputs."""
-        error = (scores.astype(np.float64) - targets.astype(np.float64)) ** 2
-        per_example: Floats = error.reshape(len(error), -1).mean(axis=1)
-        return per_example
+def describe_metrics(metrics: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:
+    """Return what a record says about the metrics of a task, by the task's name for each."""
+    return {name: metric.describe() for name, metric in metrics.items()}
+
+
+def check_reads(metrics: Mapping[str, Metric], columns: Iterable[str], judge: str) -> None:
+    """Refuse metrics that need what `judge` does not give. Raises TaskError naming metric and column."""
+    known = tuple(columns)
+    for name, metric in metrics.items():
+        missing = [column for column in metric.reads if column not in known]
+        if missing:
+            raise TaskError(
+                f"the metric {name!r} reads {missing[0]!r}, which {judge} does not give (it gives {', '.join(known)}); "
+                "add the column to its outcomes or remove the metric"
+            )
+
+
+# -- columns ------------------------------------------------------------------------------------------------------
+def scored(scores: Array, targets: Array | None) -> Outcomes:
+    """Return outcomes of the columns score and target.
+
+    Raises:
+        TaskError: targets are missing, or lengths differ.
+    """
+    if targets is None:
+        raise TaskError("a metric is called with outcomes, or with scores and targets; the targets are missing")
+    if len(scores) != len(targets):
+        raise TaskError(f"{len(scores)} scores for {len(targets)} labels: a metric needs one score an example")
+    return Outcomes({"score": np.asarray(scores), "target": np.asarray(targets)})
+
+
+def clicks(outcomes: Outcomes, need_both: bool = True) -> tuple[Floats, Floats]:
+    """Return logits and labels of binary outcomes, float64 [n] each. Raises TaskError as `binary` does."""
+    return binary(outcomes["score"], outcomes["target"], need_both)
+
+
+def own_weights(outcomes: Outcomes, weights: Floats) -> Floats:
+    """Return resampling weights [resamples, n] times the units' own: a column `weight`, or targets [n, 2].
+
+    Raises:
+        TaskError: a weight is negative, or all of them are zero.
+    """
+    if "weight" in outcomes.columns:
+        return weighed(np.stack([np.zeros(len(outcomes)), outcomes["weight"]], axis=1), weights)
+    return weighed(outcomes["target"], weights) if _pairs_of_label_and_weight(outcomes) else weights
+
+
+def _pairs_of_label_and_weight(outcomes: Outcomes) -> bool:
+    target, score = outcomes.columns.get("target"), outcomes.columns.get("score")
+    single = score is not None and score.size == len(score)
+    return single and target is not None and target.ndim == 2 and target.shape[1] == 2
 
 
 def split_targets(targets: Array) -> tuple[Floats, Floats | None]:

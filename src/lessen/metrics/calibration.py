@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lessen.metrics.base import Array, Floats, Metric, binary, split_targets, weighed
+from lessen.metrics.base import Floats, Metric, binary, clicks, own_weights, split_targets
+from lessen.metrics.outcomes import Array, Outcomes
 
 Z95 = 1.959963984540054
 
@@ -15,12 +16,12 @@ Z95 = 1.959963984540054
 class CalibrationRatio(Metric):
     """Expected over observed positives: the mean of sigmoid(logit) by the mean label; 1 is calibrated on the whole."""
 
-    name = "calibration_ratio"
+    name, title = "calibration_ratio", "expected over observed"
 
-    def weighted(self, scores: Array, targets: Array, weights: Floats) -> Floats:
+    def weighted(self, outcomes: Outcomes, weights: Floats) -> Floats:
         """Return the ratio under each weighting. Raises TaskError where the targets hold one class only."""
-        flat, labels = binary(scores, targets)
-        own = weighed(targets, weights)
+        flat, labels = clicks(outcomes)
+        own = own_weights(outcomes, weights)
         return np.asarray((own @ sigmoid(flat)) / (own @ labels))
 
 

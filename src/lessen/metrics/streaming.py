@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from lessen.errors import TaskError
 from lessen.files import writing
-from lessen.metrics.base import Array, Floats, binary, split_targets
+from lessen.metrics.base import Floats, binary, split_targets
 from lessen.metrics.calibration import sigmoid
+from lessen.metrics.outcomes import Array
 
 ROW = np.dtype([("group", "<i8"), ("score", "<f8"), ("hit", "<f8"), ("miss", "<f8")])
 Rows = NDArray[np.void]

@@ -41,12 +41,12 @@ def calibrations(frontier: Frontier) -> list[Calibration]:
     """Return the reference and each measured recipe of click tasks (those judged by log loss), first seed of each."""
     found = []
     for name, study, recipe, seed in _models(frontier):
-        targets, scores = study.targets(), study.scores(recipe, seed)
-        if targets is None or scores is None:
+        outcomes = study.outcomes(recipe, seed)
+        if outcomes is None:
             continue
         try:
-            found.append(_calibration(name, scores, targets))
-        except TaskError:  # scores or targets of another kind than clicks
+            found.append(_calibration(name, outcomes["score"], outcomes["target"]))
+        except TaskError:  # outcomes of another kind than clicks
             continue
     return found
 

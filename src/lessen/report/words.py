@@ -6,6 +6,7 @@ import math
 
 from lessen.frontier import Estimate, Frontier, Point
 from lessen.frontier.verdict import UNKNOWN, WITHIN, WORSE, Difference
+from lessen.metrics import find_metric
 
 COST_NAMES = {
     "stored_bytes": "stored bytes", "resident_bytes": "memory held", "params": "parameters", "macs": "multiply-adds",
@@ -13,7 +14,6 @@ COST_NAMES = {
     "throughput_per_s": "throughput", "peak_rss_bytes": "peak memory", "peak_rss_growth_bytes": "peak memory growth",
     "compress_s": "time to compress", "train_s": "time to train",
 }  # fmt: skip
-METRIC_NAMES = {"auc": "AUC", "logloss": "log loss", "accuracy": "accuracy", "mse": "mean squared error"}
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
 
@@ -24,8 +24,9 @@ def cost_name(name: str) -> str:
 
 
 def metric_name(name: str) -> str:
-    """Return a metric in words."""
-    return METRIC_NAMES.get(name, name)
+    """Return a metric in words: the title of the registered one of that name, else the name."""
+    metric = find_metric(name)
+    return (metric.title or metric.name) if metric is not None else name
 
 
 def amount(name: str, value: float | None) -> str:

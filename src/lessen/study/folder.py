@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors.numpy import save as save_arrays
-
 from lessen import files
 from lessen.errors import ArtifactError, ConfigError, OutputError
-from lessen.frontier.records import prediction_path
+from lessen.frontier.records import outcome_path
+from lessen.metrics import Outcomes
+from lessen.metrics.storage import write_outcomes
 from lessen.recipe import Recipe
 from lessen.study.schema import slug
 
@@ -56,14 +55,9 @@ class StudyFolder:
         """Write one JSON file, all or nothing."""
         files.atomic_write(path, files.dump_json(value))
 
-    def write_scores(self, recipe: str, seed: int, scores: np.ndarray) -> None:
-        """Keep the test scores of a model, one row an example."""
-        files.atomic_write(prediction_path(self.root, recipe, seed), save_arrays({"scores": _contiguous(scores)}))
-
-    def write_targets(self, targets: np.ndarray) -> None:
-        """Keep the test targets, one row an example."""
-        path = self.root / "predictions" / "targets.safetensors"
-        files.atomic_write(path, save_arrays({"targets": _contiguous(targets)}))
+    def write_outcomes(self, recipe: str, seed: int, outcomes: Outcomes) -> None:
+        """Keep what happened on each test unit. Raises TaskError if the units are not those of other models."""
+        write_outcomes(outcome_path(self.root, recipe, seed), outcomes)
 
     def keep_trace(self, recipe: str, seed: int, text: str) -> None:
         """Keep the trace of an unexpected failure; a disk that cannot take it does not hide the failure itself."""
@@ -190,7 +184,3 @@ def _same_recipe(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
         return Recipe.parse(dict(old)).describe() == new
     except ConfigError:
         return False
-
-
-def _contiguous(values: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(values)

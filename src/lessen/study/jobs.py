@@ -151,8 +151,7 @@ def _train_reference(job: Job) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     check_finite(model, f"the reference of seed {job.seed}")
     quality = measure_quality(task, model, resamples=job.resamples)
-    folder.write_scores(REFERENCE, job.seed, quality.scores)
-    folder.write_targets(quality.targets)
+    folder.write_outcomes(REFERENCE, job.seed, quality.outcomes)
     stored = artifact.stored_size(model, model, description_of(task))
     cost = asdict(measure_cost(task, model, stored_bytes=stored)) | {"train_s": seconds}
     found = {"seed": job.seed, "quality": quality.values, "quality_ci": quality.intervals, "cost": cost}
@@ -169,7 +168,7 @@ def _compress_one(job: Job) -> dict[str, Any]:
     stored = _save(place, compact, reference, task, {"recipe.yaml": files.dump_yaml(job.recipe.describe())})
     kept = artifact.load(place, model=reference)  # what is judged is what lies on disk
     quality = measure_quality(task, kept, resamples=job.resamples)
-    folder.write_scores(name, job.seed, quality.scores)
+    folder.write_outcomes(name, job.seed, quality.outcomes)
     cost = measure_cost(task, kept, stored_bytes=stored, ledger=ledger)
     found = {
         "recipe": name, "recipe_hash": job.recipe.hash, "seed": job.seed, "steps": ledger_records(ledger),

@@ -25,6 +25,7 @@ from lessen.log import SILENT, Log
 from lessen.measure.latency import Latency
 from lessen.measure.memory import Peak, PeakMeter
 from lessen.measure.record import Measurement, measure_latency, with_latency
+from lessen.metrics import describe_metrics
 from lessen.recipe import Recipe
 from lessen.study.engine import Engine, InlineEngine, Outcome
 from lessen.study.folder import StudyFolder
@@ -194,7 +195,8 @@ class _Running:
             study=self.study.name, task=self.task.describe(), recipe=recipe.name, recipe_hash=recipe.hash, seed=seed,
             steps=value["steps"], quality=value["quality"], quality_ci=value["quality_ci"], cost=cost,
             reference={key: reference[key] for key in ("quality", "quality_ci", "cost")},
-            data_fingerprint=self._fingerprint, env=environment(self.study.measure.threads),
+            data_fingerprint=self._fingerprint, metrics=describe_metrics(self.task.metrics),
+            env=environment(self.study.measure.threads),
             status="failed" if error else "ok", error=error,
         )  # fmt: skip
         return {**measurement.record(), "lower_is_better": lower}
@@ -238,9 +240,10 @@ class _Running:
         for seed in self.study.seeds:
             model = self._load_reference(seed)
             timings.append(self._latency(model, copy.deepcopy(model)))
-            first, second = (self.task.predictions(model) for _ in range(2))
+            first, second = (self.task.outcomes(model) for _ in range(2))
+            first.check_same_units(second)
             for name, metric in self.task.metrics.items():
-                moved[name].append(metric(*second) - metric(*first))
+                moved[name].append(metric(second) - metric(first))
         middle = sorted(timing.ratio for timing in timings)[len(timings) // 2]
         return {
             "latency_ratio": middle,

@@ -14,7 +14,7 @@ from lessen.errors import ConfigError, explain, nearest
 from lessen.frontier.frontier import COSTS
 from lessen.frontier.gates import parse_gates
 from lessen.frontier.margin import check_margin
-from lessen.frontier.records import REFERENCE, prediction_path
+from lessen.frontier.records import REFERENCE, file_name
 from lessen.recipe import Recipe
 from lessen.task import Task
 from lessen.tasks import get_task
@@ -67,6 +67,7 @@ class Study:
                 raise ConfigError(f"budget {gate.text!r}: nothing is called {gate.name!r}; {nearest(gate.name, known)}")
         if self.margin is not None:
             check_margin(self.margin)
+        self.task.check_metrics()
 
     @classmethod
     def load(cls, path: Path) -> Study:
@@ -136,18 +137,18 @@ def _check_unique(name: str, recipes: Sequence[Recipe], seeds: Sequence[int]) ->
         raise ConfigError(f"seeds {list(seeds)} repeat; list each seed once")
     taken: dict[str, str] = {}
     for recipe in recipes:
-        file_name = slug(recipe.name).casefold()
-        if file_name == REFERENCE:
+        place = slug(recipe.name).casefold()
+        if place == REFERENCE:
             raise ConfigError(f"no recipe may be called {recipe.name!r}: that name is the uncompressed model's")
-        if file_name in taken:
-            other = taken[file_name]
+        if place in taken:
+            other = taken[place]
             same = (
                 "two recipes are called" if other == recipe.name else f"the recipe {other!r} shares its file name with"
             )
             raise ConfigError(f"{same} {recipe.name!r}; give each recipe a name of its own")
-        taken[file_name] = recipe.name
+        taken[place] = recipe.name
 
 
 def slug(recipe: str) -> str:
-    """Return the file name of a recipe, the same that the report reads predictions by."""
-    return prediction_path(Path(), recipe, 0).stem.removesuffix("-0")
+    """Return the file name of a recipe, the same that the report reads outcomes by."""
+    return file_name(recipe)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lessen.data.columns import Batch, Columns, Layout
 from lessen.log import SILENT, Log
-from lessen.metrics import AUC, LOGLOSS, bootstrap_weights
+from lessen.metrics import AUC, LOGLOSS, Outcomes, bootstrap_weights
 from lessen.task import Split, Task
 from lessen.tasks.ctr.baselines import baseline_scores
 from lessen.tasks.ctr.models import MODELS, ModelName
@@ -67,9 +67,9 @@ class ClickTask(Task):
 
 def _judged(scores: NDArray[np.float64], labels: NDArray[np.float32]) -> dict[str, Any]:
     """Return AUC and log loss with 95 % intervals from 200 bootstrap resamples of the examples."""
-    weights = bootstrap_weights(len(labels), 200)
+    outcomes, weights = Outcomes({"score": scores, "target": labels}), bootstrap_weights(len(labels), 200)
     values: dict[str, Any] = {}
     for name, metric in ClickTask.metrics.items():
-        values[name] = metric(scores, labels)
-        values[f"{name}_ci"] = np.quantile(metric.weighted(scores, labels, weights), (0.025, 0.975)).tolist()
+        values[name] = metric(outcomes)
+        values[f"{name}_ci"] = np.quantile(metric.weighted(outcomes, weights), (0.025, 0.975)).tolist()
     return values

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import nn
 
@@ -16,7 +17,7 @@ from lessen.data.columns import Batch
 from lessen.data.folder import Dataset
 from lessen.errors import ConfigError, NonFiniteError, TaskError, nearest
 from lessen.log import SILENT, Log
-from lessen.metrics import GroupAreaUnderCurve, Metric, StreamedClicks
+from lessen.metrics import GAUC, Metric, StreamedClicks
 from lessen.task import Split, TaskOptions
 from lessen.tasks.ctr.base import EVALUATION_BATCH, ClickTask
 from lessen.tasks.ctr.models import MODELS, ModelName
@@ -77,7 +78,11 @@ class LogClicks(ClickTask):
         _, place = np.unique(groups, return_inverse=True)
         positives, count = np.bincount(place, labels), np.bincount(place)
         mixed = bool(((positives > 0) & (positives < count)).any())
-        return {"gauc": GroupAreaUnderCurve(groups)} if mixed else {}
+        return {"gauc": GAUC} if mixed else {}
+
+    def groups(self, split: Split) -> NDArray[Any] | None:
+        """Return the group of each row where the schema has one."""
+        return np.array(self.dataset.array(split, "group")) if self.dataset.schema.of_kind("group") else None
 
     def batches(self, split: Split, seed: int = 0) -> Iterable[Batch]:
         """Yield `({"ids": int32 [B, columns], ...}, label float32 [B] or [B, 2])`; train is shuffled by `seed`."""

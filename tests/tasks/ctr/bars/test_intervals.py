@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lessen.errors import TaskError
-from lessen.metrics import AUC, LOGLOSS, bootstrap_weights
+from lessen.metrics import AUC, LOGLOSS, Outcomes, bootstrap_weights
 from lessen.tasks.ctr.bars.intervals import auc_interval, auc_variance, logloss_interval
 
 
@@ -27,7 +27,7 @@ def test_intervals_agree_with_the_bootstrap() -> None:
     scores, labels = _draw(3000)
     weights = bootstrap_weights(len(labels), 1000)
     for metric, (low, high) in ((AUC, auc_interval(scores, labels)), (LOGLOSS, logloss_interval(scores, labels))):
-        ends = np.quantile(metric.weighted(scores, labels, weights), (0.025, 0.975))
+        ends = np.quantile(metric.weighted(Outcomes({"score": scores, "target": labels}), weights), (0.025, 0.975))
         assert (high - low) == pytest.approx(ends[1] - ends[0], rel=0.12)
         assert low < metric(scores, labels) < high
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lessen.data.columns import Layout
-from lessen.metrics import LOGLOSS
+from lessen.metrics import LOGLOSS, Floats, Outcomes
 from lessen.selection.ranking.pairs import Pairs
 from lessen.selection.ranking.tally import NO_CLASS
 from lessen.tasks.ctr.base import ClickTask
@@ -44,14 +43,13 @@ def field_effects(
     """
     differences: list[list[NDArray[np.float64]]] = [[] for _ in groups]
     for inputs, label in task.batches("validation"):
-        targets = label.numpy()
-        plain = LOGLOSS.each(_logits(model, task, inputs, label), targets)
+        plain = _losses(model, task, inputs, label)
         for number, group in enumerate(groups):
             rise = np.zeros(len(label))
             for _ in range(repeats):
                 order = torch.randperm(len(label), generator=generator)
                 moved = shuffled(inputs, task.layout, group, order)
-                rise += LOGLOSS.each(_logits(model, task, moved, label), targets) - plain
+                rise += _losses(model, task, moved, label) - plain
             differences[number].append(rise / repeats)
     joined = [np.concatenate(parts) for parts in differences]
     return [Effect(float(rise.mean()), float(rise.std() / np.sqrt(len(rise)))) for rise in joined]
@@ -73,8 +71,9 @@ def shuffled(inputs: dict[str, Tensor], layout: Layout, group: Sequence[str], or
     return result
 
 
-def _logits(model: nn.Module, task: ClickTask, inputs: dict[str, Tensor], label: Tensor) -> NDArray[Any]:
-    return np.asarray(task.predict(model, (inputs, label)).numpy())
+def _losses(model: nn.Module, task: ClickTask, inputs: dict[str, Tensor], label: Tensor) -> Floats:
+    scores = np.asarray(task.predict(model, (inputs, label)).numpy())
+    return LOGLOSS.each(Outcomes({"score": scores, "target": label.numpy()}))
 
 
 def redundant_groups(task: ClickTask, share: float) -> list[list[str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from lessen.errors import TaskError
-from lessen.metrics import AUC, LOGLOSS, Array, Floats
+from lessen.metrics import AUC, LOGLOSS, Array, Floats, Outcomes
 
 NORMAL = 1.959963984540054
 
@@ -48,6 +48,6 @@ def auc_interval(scores: Array, targets: Array) -> tuple[float, float]:
 
 def logloss_interval(scores: Array, targets: Array) -> tuple[float, float]:
     """Return the 95 % interval of the mean log loss over the examples."""
-    each = LOGLOSS.each(scores, targets)
+    each = LOGLOSS.each(Outcomes({"score": scores, "target": targets}))
     half = NORMAL * float(each.std(ddof=1)) / len(each) ** 0.5 if len(each) > 1 else 0.0
     return float(each.mean()) - half, float(each.mean()) + half

@@ -48,7 +48,7 @@ def test_quality_has_intervals_around_the_value(toy):
     for name, value in quality.values.items():
         low, high = quality.intervals[name]
         assert low < value < high
-    assert len(quality.scores) == len(quality.targets) == 2000
+    assert len(quality.outcomes) == 2000
 
 
 def test_quality_interval_is_the_same_twice(toy):

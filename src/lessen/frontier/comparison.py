@@ -50,7 +50,10 @@ class Comparison:
         """Return the smallest loss that the test split resolves; 0 where the outcomes were not kept."""
         if self._outcomes is None or metric not in self.metrics:
             return 0.0
-        return self.metrics[metric].resolution(self._outcomes)
+        try:
+            return self.metrics[metric].resolution(self._outcomes)
+        except TaskError:  # `doubt` says why
+            return 0.0
 
     def differences(self, point: Point, group: Sequence[Mapping[str, Any]]) -> dict[str, Difference]:
         """Return the difference of each metric: bootstrapped where outcomes were kept, else over seeds."""

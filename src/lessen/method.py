@@ -98,6 +98,8 @@ class Method(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     card: ClassVar[Card]
+    origin: ClassVar[str | None] = None
+    """Where a user's own method was named, FILE.py:NAME: recipe files write that in place of its slug."""
     version: ClassVar[int] = 1
     """Raised when the meaning of a knob or the numbers it produces change; written into recipe files."""
     later_knobs: ClassVar[frozenset[str]] = frozenset()
@@ -127,6 +129,11 @@ class Method(BaseModel):
         """Return the knobs that came later and are not used: recipe files and hashes leave them out."""
         later = {name for parent in cls.__mro__ for name in vars(parent).get("later_knobs", ())}
         return frozenset(name for name in later if knobs.get(name) is None)
+
+    @property
+    def written(self) -> str:
+        """What a recipe file calls this method: its slug, or where the user's own stands."""
+        return self.origin or self.card.name
 
     def knobs(self) -> dict[str, Any]:
         """Return the knobs as JSON values, without those that came later and are not used."""

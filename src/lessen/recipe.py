@@ -62,12 +62,16 @@ class Recipe:
 
     def describe(self) -> dict[str, Any]:
         """Return the YAML form: `{name, steps: [{method: {knob: value, version: n}}]}`, every knob resolved."""
-        steps = [{step.card.name: {**step.knobs(), VERSION: step.version}} for step in self.steps]
+        steps = [{step.written: {**step.knobs(), VERSION: step.version}} for step in self.steps]
         return {"name": self.name, "steps": steps}
 
     @classmethod
-    def parse(cls, value: Any, where: str = "recipe") -> Recipe:
-        """Build a recipe from its YAML form. Raises ConfigError that names the key and what is allowed."""
+    def parse(cls, value: Any, where: str = "recipe", *, own: bool = False) -> Recipe:
+        """Build a recipe from its YAML form; `own` lets steps be the user's own code, see `get_method`.
+
+        Raises:
+            ConfigError: names the key and what is allowed.
+        """
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where}: expected a mapping with name and steps, found {type(value).__name__}")
         for key in value:
@@ -76,7 +80,7 @@ class Recipe:
         steps = value.get("steps")
         if not isinstance(steps, list):
             raise ConfigError(f"{where}: steps must be a list of methods")
-        parsed = [parse_step(step, f"{where}: step {number}") for number, step in enumerate(steps, 1)]
+        parsed = [parse_step(step, f"{where}: step {number}", own=own) for number, step in enumerate(steps, 1)]
         return cls(parsed, name=str(value.get("name", "")))
 
     def apply(
@@ -129,14 +133,14 @@ class Recipe:
         return prepared
 
 
-def parse_step(value: Any, where: str) -> Method:
+def parse_step(value: Any, where: str, *, own: bool = False) -> Method:
     """Build one method from `name` or `{name: {knob: value}}`. Raises ConfigError naming the knob."""
     if isinstance(value, str):
         value = {value: {}}
     if not isinstance(value, Mapping) or len(value) != 1:
         raise ConfigError(f"{where}: expected one method, written METHOD or METHOD: {{knob: value}}")
     ((name, knobs),) = value.items()
-    cls = get_method(str(name), where)
+    cls = get_method(str(name), where, own=own)
     if knobs is None:
         knobs = {}
     if not isinstance(knobs, Mapping):

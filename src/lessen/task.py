@@ -55,6 +55,8 @@ class Task(ABC):
     provides: frozenset[str] = frozenset({"labels", "gradients", "training", "calibration"})
     Options: ClassVar[type[TaskOptions] | None] = None
     """Set by built-in tasks: options a study may give under `task:`."""
+    origin: Mapping[str, Any] | None = None
+    """Where a user's own task was named: `{name: FILE.py:NAME, option: value}`; other processes make it by that."""
 
     # -- the four members a user writes ---------------------------------------------------------------------
     @abstractmethod

@@ -179,7 +179,9 @@ def as_recipe(steps: Steps) -> Recipe:
     if isinstance(steps, Recipe):
         return steps
     items = [steps] if isinstance(steps, (Method, str, Mapping)) else list(steps)
-    parsed = [item if isinstance(item, Method) else Recipe.parse({"steps": [item]}).steps[0] for item in items]
+    parsed = [
+        item if isinstance(item, Method) else Recipe.parse({"steps": [item]}, own=True).steps[0] for item in items
+    ]
     return Recipe(parsed)
 
 

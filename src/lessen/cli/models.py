@@ -56,7 +56,7 @@ def compress(
     from lessen.trade import compress as compress_model
 
     check_margin(margin, "--margin")
-    recipe = Recipe.parse({"steps": [parse_step(text) for text in step]}, "--step")
+    recipe = Recipe.parse({"steps": [parse_step(text) for text in step]}, "--step", own=True)
     new_folder(out)
     with interruptible(), Reporting() as log, pinned_threads(threads):
         judge = task_of(task)

@@ -48,6 +48,13 @@ def run(
     engine: EngineName = "local",
     jobs: Jobs = None,
     resume: Resume = False,
+    only: Annotated[
+        str | None,
+        typer.Option("--only", help="Run recipes whose name matches this glob only."),
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", min=1, max=10**7, help="Start nothing new after this time.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compress, measure and judge every recipe of a study, and write the report.
@@ -58,7 +65,15 @@ def run(
     """
     again = f"lessen run {shlex.quote(str(study))}" + (f" --engine {engine}" if engine != "local" else "")
     _run(
-        study, out or Path("out") / study.stem, engine, jobs, resume=resume, as_json=as_json, again=f"{again} --resume"
+        study,
+        out or Path("out") / study.stem,
+        engine,
+        jobs,
+        resume=resume,
+        only=only,
+        seconds=seconds,
+        as_json=as_json,
+        again=f"{again} --resume",
     )
 
 
@@ -77,7 +92,10 @@ def report(
     _finish(frontier, _write_report(frontier, out or folders[0]), as_json)
 
 
-def _run(path: Path, out: Path, engine: str, jobs: int | None, *, resume: bool, as_json: bool, again: str) -> None:
+def _run(
+    path: Path, out: Path, engine: str, jobs: int | None, *, resume: bool, as_json: bool, again: str,
+    only: str | None = None, seconds: float | None = None,
+) -> None:  # fmt: skip
     from lessen.cli.doctor import available_cores
     from lessen.cli.progress import Reporting
     from lessen.study import Study
@@ -90,7 +108,7 @@ def _run(path: Path, out: Path, engine: str, jobs: int | None, *, resume: bool, 
                 study = Study.load(path)
                 workers = jobs if jobs is not None else max(1, available_cores() // study.threads)
                 place = make_engine(engine, min(workers, max(1, len(study.runs()))) if workers >= 1 else workers)
-                result = run_study(study, out, engine=place, resume=resume, log=log)
+                result = run_study(study, out, engine=place, resume=resume, only=only, seconds=seconds, log=log)
                 log.note("writing the report")
                 frontier = _frontier(result, study.task.metrics)
                 page = _write_report(frontier, out) if frontier else None
@@ -99,6 +117,10 @@ def _run(path: Path, out: Path, engine: str, jobs: int | None, *, resume: bool, 
             raise Interrupted(
                 f"stopped; {kept} finished runs are kept; continue with: {again} --out {shlex.quote(str(out))}"
             ) from None
+    if result.left:
+        line(f"{result.left} of {len(study.runs())} runs are left; go on with: {again} --out {shlex.quote(str(out))}")
+    if result.left and not result.records:
+        return
     if frontier is None or page is None:
         raise GateFailed(f"no recipe could be measured; the reasons are in {out / 'measurements.jsonl'}")
     _finish(frontier, page, as_json)

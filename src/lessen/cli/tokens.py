@@ -79,7 +79,7 @@ def _reduced(step: str, pixels: Tensor) -> tuple[Any, dict[str, Any]]:
     from lessen.tokens.stored import patch_of
 
     name, knobs = parse_call(step, "--step")
-    method = parse_step({name: knobs}, "--step")
+    method = parse_step({name: knobs}, "--step", own=True)
     inputs = normalise(pixels[None])
 
     class OnePicture(Cifar10Task):

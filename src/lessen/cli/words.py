@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,25 +10,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lessen.errors import ConfigError, OutputError
+from lessen.usercode import is_own
 
 if TYPE_CHECKING:
     from lessen.task import Task
 
 
+_OWN = re.compile(r"([^:=,]+\.py:[A-Za-z_]\w*)(?::(.*))?$", re.DOTALL)
+"""FILE.py:NAME, and what follows it."""
 MAX_THREADS, MAX_SEED = 1024, 2**31
 Threads = Annotated[int, typer.Option("--threads", min=1, max=MAX_THREADS, help="torch threads.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of everything that is drawn.")]
 
 
 def parse_call(text: str, where: str) -> tuple[str, dict[str, Any]]:
-    """Read `NAME` or `NAME:key=value,key=value`; values are YAML scalars, or lists and mappings in brackets.
+    """Read `NAME` or `NAME:key=value,key=value`; NAME may be FILE.py:NAME, a value any YAML in one line.
 
     Raises:
         ConfigError: a part that is not key=value, or a key given twice.
     """
     from lessen import files
 
-    name, _, rest = text.partition(":")
+    if is_own(text):
+        return text, {}
+    place = _OWN.match(text)
+    name, rest = (place[1], place[2] or "") if place else text.partition(":")[::2]
     if not name.strip():
         raise ConfigError(f"{where} {text!r}: expected NAME or NAME:key=value,key=value")
     values: dict[str, Any] = {}
@@ -79,10 +86,9 @@ def task_of(text: str) -> Task:
     Raises:
         ConfigError: no such task, or an option that it does not have.
     """
-    from lessen.cli.own import is_own, own_task
     from lessen.tasks import get_task
 
-    return own_task(text) if is_own(text) else get_task(parse_task(text), "--task")
+    return get_task(parse_task(text), "--task", own=True)
 
 
 def new_folder(path: Path) -> Path:

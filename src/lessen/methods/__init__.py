@@ -7,6 +7,7 @@ import pkgutil
 from functools import lru_cache
 from importlib.metadata import entry_points
 
+from lessen import usercode
 from lessen.errors import ConfigError, nearest
 from lessen.method import Method
 
@@ -41,15 +42,32 @@ def plugin_names() -> dict[str, str]:
     return {point.name: point.value for point in entry_points(group="lessen.methods")}
 
 
-def get_method(name: str, where: str = "recipe") -> type[Method]:
-    """Return a method by its slug; a third party's is imported only when named. Raises ConfigError."""
+def get_method(name: str, where: str = "recipe", *, own: bool = False) -> type[Method]:
+    """Return a method by its slug; a third party's is imported only when named.
+
+    Args:
+        own: let the name be FILE.py:NAME or MODULE:NAME, code of the user that is imported; only for what the user
+            wrote, never for what a file of results says.
+
+    Raises:
+        ConfigError: no such method.
+    """
     known = builtin_methods()
     if name in known:
         return known[name]
+    if own and usercode.is_own(name):
+        made = _checked(usercode.named(name), f"{where}: {name}")
+        made.origin = name
+        return made
     for point in entry_points(group="lessen.methods"):
         if point.name == name:
-            loaded = point.load()
-            if not (isinstance(loaded, type) and issubclass(loaded, Method)):
-                raise ConfigError(f"{where}: the plug-in {point.value} is not a lessen Method")
-            return loaded
+            return _checked(point.load(), f"{where}: the plug-in {point.value}")
     raise ConfigError(f"{where}: no method is called {name!r}; {nearest(name, [*known, *plugin_names()])}")
+
+
+def _checked(found: object, what: str) -> type[Method]:
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise ConfigError(f"{what} is not a lessen Method")
+    if "card" not in vars(found):
+        raise ConfigError(f"{what} has no card; give the class a `card = Card(...)`")
+    return found

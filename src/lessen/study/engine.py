@@ -40,6 +40,8 @@ class Engine(ABC):
     """Runs one function over many items."""
 
     name: str
+    jobs: int = 1
+    """How many items run side by side."""
 
     @abstractmethod
     def outcomes(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Outcome[Result]]:

@@ -180,6 +180,8 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 def _same_recipe(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Tell whether two descriptions mean one recipe, whichever version of lessen wrote the first."""
+    if old == new:
+        return True
     try:
         return Recipe.parse(dict(old)).describe() == new
     except ConfigError:

@@ -36,7 +36,7 @@ LOG: ContextVar[Log] = ContextVar("LOG", default=SILENT)
 """Progress inside a job; set only where the job runs in the process that talks to the user."""
 
 TaskSource = Task | str
-"""A user's own task itself, or the JSON description of a built-in one, which every process builds once."""
+"""A task that was made in Python itself, or the JSON description of any other, which every process builds once."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ Work = Callable[[Job], "dict[str, Any] | Failure"]
 
 def source_of(task: Task) -> TaskSource:
     """Return what a job needs to get `task` in another process."""
-    return json.dumps(task.describe(), sort_keys=True) if task.Options is not None else task
+    description = task.origin or (task.describe() if task.Options is not None else None)
+    return task if description is None else json.dumps(dict(description), sort_keys=True)
 
 
 def task_of(source: TaskSource) -> Task:
@@ -76,7 +77,7 @@ def task_of(source: TaskSource) -> Task:
 
 @lru_cache(maxsize=2)
 def _described(description: str) -> Task:
-    return get_task(json.loads(description))
+    return get_task(json.loads(description), own=True)
 
 
 def known_reference(folder: StudyFolder, seed: int) -> dict[str, Any] | None:

@@ -7,6 +7,8 @@ Timing comes last and alone so that parallel jobs never disturb it, and it times
 from __future__ import annotations
 
 import copy
+import fnmatch
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from torch import nn
 from lessen import errors, files
 from lessen.artifact import folder as artifact
 from lessen.environment import environment
-from lessen.errors import EnvironmentFault, LessenError, MissingExtraError
+from lessen.errors import ConfigError, EnvironmentFault, LessenError, MissingExtraError, nearest
 from lessen.log import SILENT, Log
 from lessen.measure.latency import Latency
 from lessen.measure.memory import Peak, PeakMeter
@@ -54,6 +56,8 @@ class StudyResult:
 
     out: Path
     records: list[Values]
+    left: int = 0
+    """Runs that were left for later: by `only`, or because the time was up."""
 
     @property
     def failed(self) -> list[Values]:
@@ -62,23 +66,37 @@ class StudyResult:
 
 
 def run(
-    study: Study, out: Path | str, *, engine: Engine | None = None, resume: bool = False, log: Log = SILENT
+    study: Study,
+    out: Path | str,
+    *,
+    engine: Engine | None = None,
+    resume: bool = False,
+    only: str | None = None,
+    seconds: float | None = None,
+    log: Log = SILENT,
 ) -> StudyResult:
     """Run what is not finished of `study` and write its files under `out`.
 
     A recipe that fails is recorded with its reason and the study goes on.
 
+    Args:
+        only: glob over recipe names; the others are left for later.
+        seconds: start nothing new after this time; what runs is finished, and the rest is left for later.
+
     Raises:
+        ConfigError: `only` matches no recipe.
         OutputError: `out` cannot be written, holds something else or a different study, or this study without `resume`.
         InputError, EnvironmentFault: a reference could not be trained, so that nothing can be compared.
         KeyboardInterrupt: stopped by the user; what was finished is in the files.
     """
     folder = StudyFolder(Path(out))
+    chosen = _chosen(study, only)
     place = engine or InlineEngine()
     with folder.opened(study.describe(), resume=resume):
         token = LOG.set(log)
         try:
-            return _Running(study, folder, place, log).run()
+            end = None if seconds is None else time.monotonic() + seconds
+            return _Running(study, folder, place, log, chosen, end).run()
         finally:
             place.close()
             LOG.reset(token)
@@ -87,21 +105,25 @@ def run(
 class _Running:
     """One run of a study in its opened folder."""
 
-    def __init__(self, study: Study, folder: StudyFolder, engine: Engine, log: Log) -> None:
+    def __init__(
+        self, study: Study, folder: StudyFolder, engine: Engine, log: Log, chosen: frozenset[str], end: float | None
+    ) -> None:
         self.study, self.folder, self.engine, self.log = study, folder, engine, log
+        self.chosen, self.end = chosen, end
         self.task = study.task
         self._peaks: dict[int, Values] = {}
         self.order = [(recipe.name, seed) for recipe, seed in study.runs()]
 
     def run(self) -> StudyResult:
         """Do what is left, stage by stage."""
-        left = [item for item in self.study.runs() if not self._finished(*item)]
+        left = [item for item in self.study.runs() if item[0].name in self.chosen and not self._finished(*item)]
         if left or not self._beside_complete():
             references = self._references()
             compressed = self._compress(left, references)
             self.engine.close()  # idle workers would still share the machine with the timing
             self._time(compressed, references)
-        return StudyResult(self.folder.root, self.folder.compile(self.order))
+        records = self.folder.compile(self.order)
+        return StudyResult(self.folder.root, records, len(self.order) - len(records))
 
     def _finished(self, recipe: Recipe, seed: int) -> bool:
         return self.folder.finished(recipe.name, recipe.hash, seed) is not None
@@ -153,6 +175,8 @@ class _Running:
         """Time each compact model against its reference, alone; then the reference against itself."""
         with self._peak_meter() as meter:
             for done, (recipe, value) in enumerate(compressed):
+                if self._time_is_up():
+                    return
                 self.log.progress("time in pairs", done, len(compressed))
                 self._measure(recipe, value, references[value["seed"]], meter)
             if compressed:
@@ -265,11 +289,25 @@ class _Running:
         if not items:
             return
         self.log.progress(what, 0, len(items))
-        outcomes: Iterable[Outcome[Any]] = self.engine.outcomes(perform, items)
-        for done, outcome in enumerate(outcomes, 1):
-            value = outcome.value if outcome.value is not None else Failure(outcome.error)
-            yield (*items[outcome.index], value)
-            self.log.progress(what, done, len(items))
+        done = 0
+        for part in self._parts(items):
+            outcomes: Iterable[Outcome[Any]] = self.engine.outcomes(perform, part)
+            for outcome in outcomes:
+                value = outcome.value if outcome.value is not None else Failure(outcome.error)
+                yield (*part[outcome.index], value)
+                done += 1
+                self.log.progress(what, done, len(items))
+
+    def _parts(self, items: list[tuple[Work, Job]]) -> Iterator[list[tuple[Work, Job]]]:
+        """Yield the work at once, or where time is limited as many pieces as run side by side, until it is up."""
+        size = len(items) if self.end is None else self.engine.jobs
+        for start in range(0, len(items), size):
+            if start and self._time_is_up():
+                return
+            yield items[start : start + size]
+
+    def _time_is_up(self) -> bool:
+        return self.end is not None and time.monotonic() >= self.end
 
     @contextmanager
     def _peak_meter(self) -> Iterator[PeakMeter | None]:
@@ -277,6 +315,14 @@ class _Running:
         wanted = self.study.measure.peak_memory and description is not None
         with PeakMeter(description) if wanted and description else nullcontext() as meter:
             yield meter
+
+
+def _chosen(study: Study, only: str | None) -> frozenset[str]:
+    names = [recipe.name for recipe in study.recipes]
+    found = frozenset(name for name in names if only is None or fnmatch.fnmatchcase(name, only))
+    if not found:
+        raise ConfigError(f"--only {only!r} matches no recipe of study {study.name!r}; {nearest(only or '', names)}")
+    return found
 
 
 def _peak(meter: PeakMeter | None, place: Path) -> Values:

@@ -80,8 +80,10 @@ class Study:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where}: expected a mapping with the keys study, task and recipes")
         raw = _validated(value, where)
-        task = get_task(raw.task, f"{where}: task")
-        recipes = [Recipe.parse(item, f"{where}: recipe {number}") for number, item in enumerate(raw.recipes, 1)]
+        task = get_task(raw.task, f"{where}: task", own=True)
+        recipes = [
+            Recipe.parse(item, f"{where}: recipe {number}", own=True) for number, item in enumerate(raw.recipes, 1)
+        ]
         margin = _margin(raw.margin, task, where)
         lines = [raw.budget] if isinstance(raw.budget, str) else raw.budget
         try:
@@ -94,7 +96,7 @@ class Study:
         """Return the resolved study: every knob and option, defaults included, JSON values only."""
         return {
             "study": self.name,
-            "task": self.task.describe(),
+            "task": dict(self.task.origin or self.task.describe()),
             "seeds": list(self.seeds),
             "margin": self.margin,
             "budget": list(self.budget),

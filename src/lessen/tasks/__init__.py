@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from lessen import usercode
 from lessen.errors import ConfigError, explain, nearest
 from lessen.task import Task
 
@@ -27,13 +28,24 @@ def builtin_tasks() -> dict[str, type[Task]]:
     return dict(sorted(found.items()))
 
 
-def get_task(description: Any, where: str = "task") -> Task:
-    """Build a task from `name` or `{name: ..., option: value}`. Raises ConfigError naming the option."""
+def get_task(description: Any, where: str = "task", *, own: bool = False) -> Task:
+    """Build a task from `name` or `{name: ..., option: value}`.
+
+    Args:
+        own: let the name be FILE.py:NAME or MODULE:NAME, code of the user that is imported; only for what the user
+            wrote, never for what a file of results says.
+
+    Raises:
+        ConfigError: no such task, an option that it does not have, or own code that makes no task.
+    """
     if isinstance(description, str):
         description = {"name": description}
     if not isinstance(description, Mapping) or "name" not in description:
         raise ConfigError(f"{where}: expected a task name or a mapping with the key 'name'")
     name = str(description["name"])
+    options = {str(key): value for key, value in description.items() if key != "name"}
+    if own and usercode.is_own(name):
+        return _own_task(name, options)
     cls = builtin_tasks().get(name)
     if cls is None:
         points = {point.name: point for point in entry_points(group="lessen.tasks")}
@@ -43,8 +55,21 @@ def get_task(description: Any, where: str = "task") -> Task:
     options_type = cls.Options
     if options_type is None:
         raise ConfigError(f"{where}: {name} cannot be built from a study file: it declares no Options")
-    options = {str(key): value for key, value in description.items() if key != "name"}
     try:
         return cls(options_type(**options))  # type: ignore[call-arg]
     except ValidationError as error:
         raise ConfigError(f"{where}: {explain(error, name, options_type.model_fields)}") from error
+
+
+def _own_task(name: str, options: dict[str, Any]) -> Task:
+    value = usercode.named(name)
+    if isinstance(value, Task):
+        if options:
+            raise ConfigError(f"{name} is a task already and takes no options; name a class or a function")
+        task = value
+    else:
+        task = usercode.call(name, value, **options) if callable(value) else value
+    if not isinstance(task, Task):
+        raise ConfigError(f"{name} is a {type(task).__name__}, not a lessen.Task")
+    task.origin = {"name": name, **options}
+    return task

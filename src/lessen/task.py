@@ -13,6 +13,7 @@ A task for a user's own model needs four members; everything else has a default:
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -33,6 +34,8 @@ from lessen.train.settings import FitSettings
 
 VIEWED = frozenset({"teacher", "texts", "images", "pairs", "withheld"})
 """Members that a view may add to a task that has none."""
+ANSWERS = ("logits", "logits_per_image", "last_hidden_state", "image_embeds", "text_embeds", "prediction", "output")
+"""Names under which libraries return what a model computed; the first that is there is judged."""
 Split = Literal["train", "validation", "test"]
 Batch = Any
 
@@ -225,16 +228,43 @@ class Task(ABC):
 
 
 def call_model(model: nn.Module, inputs: Any) -> Tensor:
-    """Call `model` with a tensor, a tuple of positional arguments or a dict of keyword arguments."""
+    """Call `model` with a tensor, a tuple of positional arguments or a dict of keyword arguments.
+
+    Raises:
+        TaskError: what it returns is no tensor and holds none that can be named; see `main_tensor`.
+    """
     if isinstance(inputs, Mapping):
-        output = model(**inputs)
-    elif isinstance(inputs, tuple):
-        output = model(*inputs)
-    else:
-        output = model(inputs)
-    if not isinstance(output, Tensor):
-        raise TaskError(f"the model returned {type(output).__name__}, not a tensor; override Task.forward to pick one")
-    return output
+        return main_tensor(model(**inputs), model)
+    return main_tensor(model(*inputs) if isinstance(inputs, tuple) else model(inputs), model)
+
+
+def main_tensor(output: Any, model: nn.Module) -> Tensor:
+    """Return the tensor that says what `model` computed: its output, or the one that has a known name in it.
+
+    A mapping or a dataclass (Hugging Face's outputs are both) is read by the names of `ANSWERS`, in their order; what
+    holds a single tensor needs no name.
+
+    Raises:
+        TaskError: several tensors and no known name; a guess would judge the wrong one.
+    """
+    if isinstance(output, Tensor):
+        return output
+    named: Mapping[str, Any] = {}
+    if isinstance(output, Mapping):
+        named = output
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        named = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    elif isinstance(output, (tuple, list)):
+        named = {str(number): value for number, value in enumerate(output)}
+    tensors = {str(name): value for name, value in named.items() if isinstance(value, Tensor)}
+    known = next((name for name in ANSWERS if name in tensors), None)
+    if known is not None or len(tensors) == 1:
+        return tensors[known] if known is not None else next(iter(tensors.values()))
+    held = f" with the tensors {', '.join(tensors)}" if tensors else ""
+    raise TaskError(
+        f"{type(model).__name__} returned a {type(output).__name__}{held}, and none says which to judge; override "
+        "Task.forward to pick one"
+    )
 
 
 def _hash_into(digest: Any, value: Any) -> None:

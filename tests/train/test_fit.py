@@ -117,9 +117,10 @@ def test_hooks_are_called_in_order() -> None:
         def start(self, model: nn.Module) -> None:
             calls.append("start")
 
-        def penalty(self, model: nn.Module) -> Tensor:
-            calls.append("penalty")
-            return 0.0 * model.out.weight.sum()  # type: ignore[union-attr, operator]
+        def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor], loss: Tensor) -> Tensor:
+            calls.append("loss")
+            assert torch.equal(batch[1], (batch[0] % 2).float())
+            return loss + 0.0 * model.out.weight.sum()  # type: ignore[union-attr, operator]
 
         def before_step(self, model: nn.Module, step: int) -> None:
             assert model.out.weight.grad is not None  # type: ignore[union-attr]
@@ -135,22 +136,26 @@ def test_hooks_are_called_in_order() -> None:
         small(), batches=lambda _: batches(1)[:2], loss=loss, validate=validate,
         settings=FitSettings(epochs=1), hooks=(Recorder(),),
     )  # fmt: skip
-    assert calls == ["start", "penalty", "before 1", "after 1", "penalty", "before 2", "after 2", "epoch 1"]
+    assert calls == ["start", "loss", "before 1", "after 1", "loss", "before 2", "after 2", "epoch 1"]
 
 
-def test_penalty_of_a_hook_reaches_the_gradient() -> None:
+def test_loss_of_a_hook_reaches_the_gradient_and_hooks_chain() -> None:
     class Pull(Hook):
-        def penalty(self, model: nn.Module) -> Tensor:
-            return model.table.weight.sum()  # type: ignore[union-attr, operator]
+        def loss(self, model: nn.Module, batch: object, loss: Tensor) -> Tensor:
+            return loss + model.table.weight.sum()  # type: ignore[union-attr, operator]
+
+    class Half(Hook):
+        def loss(self, model: nn.Module, batch: object, loss: Tensor) -> Tensor:
+            return loss / 2
 
     model = small()
     start = model.table.weight.detach().clone()
     settings = FitSettings(epochs=1, optimizer="sgd", learning_rate=0.5, clip_norm=None)
     fit(
         model, batches=lambda _: batches(1)[:1], loss=lambda m, b: 0.0 * loss(m, b), validate=validate,
-        settings=settings, hooks=(Pull(),),
+        settings=settings, hooks=(Pull(), Half()),
     )  # fmt: skip
-    assert torch.allclose(model.table.weight, start - 0.5)
+    assert torch.allclose(model.table.weight, start - 0.25)
 
 
 def test_same_seed_same_weights_and_callers_generator_is_left_alone() -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from lessen.errors import ConfigError, DataError
 from lessen.train.fit import fit
 from lessen.train.hooks import Hook
-from lessen.train.parallel import Group, SharedBatchNorm, _every, check_parallel, group
+from lessen.train.parallel import Group, SharedBatchNorm, check_parallel, group
 from lessen.train.settings import FitSettings
 
 WORKER = """
@@ -26,6 +26,7 @@ import torch
 from torch import nn
 from lessen.errors import EnvironmentFault
 from lessen.train.fit import fit
+from lessen.train.hooks import Hook
 from lessen.train.settings import FitSettings
 from lessen.train.parallel import group
 
@@ -52,23 +53,36 @@ def batches(epoch):
 def loss(model, batch):
     return nn.functional.binary_cross_entropy_with_logits(model(**batch[0]), batch[1])
 
+class Hint(Hook):
+    # a term of the rows through a layer of its own, and a term of the weights
+    def start(self, model):
+        self.module = nn.Linear(4, 1).double()
+    def loss(self, model, batch, loss):
+        found = self.module(model.table(batch[0]["ids"][:, 0])).squeeze(1)
+        return 0.5 * loss + (found - batch[1]).square().mean() + 0.01 * model.deep[0].weight.square().sum()
+
 calls = []
 def validate(model):
     calls.append(1)
     return -float(loss(model.eval(), ({"ids": ids}, label)).detach())
 def train(ranks, updates, epochs, checkpoint=None):
     torch.manual_seed(ranks.rank)  # the copies start apart: the first process's weights must be spread
-    model = Net().double()
-    settings = FitSettings(epochs=epochs, learning_rate=0.01, table_l2=1e-3, table_updates=updates, patience=9)
+    model, more, hooks = Net().double(), {}, ()
+    if updates == "hooked":
+        updates, hooks = "lazy-adam", (Hint(),)
+        more = {"accumulate": 2, "schedule": "cosine", "warmup_steps": 2}
+    settings = FitSettings(
+        epochs=epochs, learning_rate=0.01, table_l2=1e-3, table_updates=updates, patience=9, **more)
     done = fit(model, batches=batches, loss=loss, validate=validate, settings=settings, seed=1, ranks=ranks,
-               checkpoint=checkpoint)
+               checkpoint=checkpoint, hooks=hooks)
+    assert done.examples == epochs * 203, done.examples
     assert type(model.deep[1]) is nn.BatchNorm1d
     return model, done
 
 try:
     with group() as ranks:
         notes = {}
-        for updates in ("dense", "lazy-adam", "rowwise-adagrad"):
+        for updates in ("dense", "lazy-adam", "rowwise-adagrad", "hooked"):
             del calls[:]
             model, done = train(ranks, updates, 3)
             torch.save(dict(model.state_dict()), out / f"{updates}-{ranks.size}-{ranks.rank}.pt")
@@ -116,7 +130,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("updates", ["dense", "lazy-adam", "rowwise-adagrad"])
+@pytest.mark.parametrize("updates", ["dense", "lazy-adam", "rowwise-adagrad", "hooked"])
 def test_two_processes_train_as_one_does(updates: str, runs: Path) -> None:
     one, first, second = (_weights(runs / f"{updates}-{name}.pt") for name in ("1-0", "2-0", "2-1"))
     for name, expected in one.items():
@@ -149,7 +163,7 @@ def test_rows_are_dealt_out_and_the_rest_of_fewer_is_left_out() -> None:
     (own,) = list(ranks.shard(batches))
     assert own[0]["ids"].tolist() == [1, 4]
     assert ranks.weight == pytest.approx(2 / 7)
-    parts = [_every(torch.arange(7), rank, 3) for rank in range(3)]
+    parts = [part for rank in range(3) for part in Group(rank, 3).shard([torch.arange(7)])]
     assert sorted(torch.cat(parts).tolist()) == list(range(7))
     with pytest.raises(DataError, match="equally many rows"):
         list(ranks.shard([(torch.arange(4), torch.arange(5))]))
@@ -179,10 +193,11 @@ def test_what_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         assert (alone.rank, alone.size, alone.first) == (0, 1, True)
     with pytest.raises(ConfigError, match="a batch of 2 rows cannot be shared by 3 processes"):
         check_parallel(Group(0, 3), 2)
-    with pytest.raises(ConfigError, match="hooks see the rows of one process only"):
+    alone_only = type("Alone", (Hook,), {"parallel": False})()
+    with pytest.raises(ConfigError, match="hook Alone needs all rows of a batch in one place; train with one process"):
         fit(
             nn.Linear(2, 1), batches=lambda _: [], loss=lambda m, b: b, validate=lambda m: 0.0,
-            settings=FitSettings(), hooks=(Hook(),), ranks=Group(0, 2),
+            settings=FitSettings(), hooks=(alone_only,), ranks=Group(0, 2),
         )  # fmt: skip
     with pytest.raises(ConfigError, match="the checkpoint is of 1 processes, not 2"):
         Group(0, 2).restore({"torch": torch.get_rng_state()})

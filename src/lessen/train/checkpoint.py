@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from lessen.errors import ArtifactError
 from lessen.files import atomic_write, parse_json
+from lessen.train.settings import FitSettings
 
 VERSION = 1
+CAPS = ("epochs", "steps", "max_seconds", "decay_steps")
+"""Settings that may change between a training and its continuation."""
 Groups = dict[str, dict[str, Tensor]]
 
 
@@ -48,12 +52,17 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, optimizers: Sequence[torch.optim.Optimizer], model: Mapping[str, Tensor], identity: Mapping[str, Any]
+    path: Path,
+    optimizers: Sequence[torch.optim.Optimizer],
+    model: nn.Module,
+    trained: Mapping[str, Tensor],
+    identity: Mapping[str, Any],
 ) -> tuple[Groups, dict[str, Any]]:
     """Read what `save_checkpoint` wrote, fill `optimizers`, and return the other groups and the scalars.
 
     Args:
-        model: the tensors of the model that will continue; names and shapes must agree with the file.
+        model: will continue; names and shapes must agree with the file.
+        trained: those of its tensors that training changes: the file has all of them, and perhaps others of the model.
         identity: settings and seed of the training that wants to continue.
 
     Raises:
@@ -62,20 +71,34 @@ def load_checkpoint(
     flat, header = _read(path)
     if header.get("version") != VERSION or "progress" not in header:
         raise ArtifactError(f"checkpoint {path} has version {header.get('version')}, this release reads {VERSION}")
-    if header.get("identity") != json.loads(json.dumps(identity)):
-        raise ArtifactError(f"checkpoint {path} belongs to a training with other settings or seed; remove it first")
-    groups: Groups = {"model": {}, "best": {}, "generator": {}, "optimizer": {}}
+    _check_identity(path, header.get("identity"), json.loads(json.dumps(identity)))
+    groups: Groups = {"model": {}, "best": {}, "generator": {}, "optimizer": {}, "device": {}, "hooks": {}}
     for key, tensor in flat.items():
         group, _, name = key.partition("/")
         if group not in groups:
             raise ArtifactError(f"checkpoint {path} holds the unknown tensor {key[:80]!r}")
         groups[group][name] = tensor
-    _check_shapes(path, model, groups["model"])
+    _check_shapes(path, model, trained, groups["model"])
     state = groups.pop("optimizer")
     for number, optimizer in enumerate(optimizers):
         prefix = f"{number}."
         _fill(optimizer, {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)})
     return groups, dict(header["progress"])
+
+
+def _check_identity(path: Path, found: Any, expected: dict[str, Any]) -> None:
+    """Compare settings and seed. Files of older releases list settings that have their default, too."""
+    usual = json.loads(json.dumps(asdict(FitSettings())))
+    same = isinstance(found, dict) and isinstance(found.get("settings"), dict)
+    if same:
+        settings = {**usual, **found["settings"]}
+        wanted = {**usual, **expected["settings"]}
+        same = all(settings.get(k) == wanted[k] for k in wanted if k not in CAPS) and settings.keys() <= wanted.keys()
+        same = same and found.get("seed") == expected["seed"]
+    if not same:
+        raise ArtifactError(f"checkpoint {path} belongs to a training with other settings or seed; remove it first")
+    if found.get("frozen", expected.get("frozen")) != expected.get("frozen"):
+        raise ArtifactError(f"checkpoint {path} belongs to a model whose frozen parameters differ; remove it first")
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -87,9 +110,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ArtifactError(f"checkpoint {path} is damaged ({error}); remove it to train from the start") from error
 
 
-def _check_shapes(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    for name in sorted(set(expected) | set(found)):
-        if name not in expected or name not in found or expected[name].shape != found[name].shape:
+def _check_shapes(path: Path, model: nn.Module, trained: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    known = {name: value.shape for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    for name in sorted(set(trained) | set(found)):
+        if name not in found or known.get(name) != found[name].shape:
             raise ArtifactError(f"checkpoint {path} belongs to another model: tensor {name!r} differs; remove it first")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,6 +26,8 @@ class MiniBatchAware(Hook):
         strength: lambda.
     """
 
+    parallel = False  # ids are distinct in the whole batch
+
     def __init__(self, table: str, occurrences: Tensor, strength: float) -> None:
         self.name, self.strength = table, strength
         self.share = 1.0 / occurrences.clamp(min=1).float()
@@ -42,15 +46,15 @@ class MiniBatchAware(Hook):
         if module.training:
             self._ids = arguments[0]
 
-    def penalty(self, model: nn.Module) -> Tensor | None:  # noqa: ARG002 - the contract's signature
-        """Return the term of the batch that was just seen."""
+    def loss(self, model: nn.Module, batch: Any, loss: Tensor) -> Tensor:  # noqa: ARG002 - the contract's signature
+        """Add the term of the batch that was just seen."""
         if self._ids is None:
-            return None
+            return loss
         ids = torch.unique(self._ids)
         if self._table.padding_idx is not None:
             ids = ids[ids != self._table.padding_idx]
         rows = F.embedding(ids, self._table.weight, sparse=self._table.sparse)
-        return 0.5 * self.strength * (rows.square().sum(dim=1) * self.share[ids]).sum()
+        return loss + 0.5 * self.strength * (rows.square().sum(dim=1) * self.share[ids]).sum()
 
     def finish(self, model: nn.Module) -> None:  # noqa: ARG002 - the contract's signature
         """Stop watching."""

@@ -1,4 +1,4 @@
-"""Optimisers by name, the L2 penalty on embedding tables, and clipping over dense and sparse gradients alike."""
+"""Optimisers for groups of parameters, the L2 penalty on tables, and clipping over dense and sparse gradients alike."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lessen.errors import ConfigError
 from lessen.stored.tables.embedding import StoredEmbedding
-from lessen.train.settings import FitSettings
+from lessen.train.settings import FitSettings, ParameterGroup
 from lessen.train.tables import LazyAdam, RowwiseAdagrad, touched
 
 Table = nn.Embedding | nn.EmbeddingBag
@@ -46,40 +47,84 @@ def let_sparse(table: Table) -> Callable[[], None]:
     return undo
 
 
-def build_optimizers(model: nn.Module, settings: FitSettings) -> list[torch.optim.Optimizer]:
-    """Return one optimiser for all parameters, or one for tables and one for the rest when tables update sparsely."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if settings.table_updates == "dense":
-        return [_dense(parameters, settings)]
-    tables = [table.weight for table in trainable_tables(model)]
-    known = {id(weight) for weight in tables}
-    rest = [p for p in parameters if id(p) not in known]
-    sparse = LazyAdam if settings.table_updates == "lazy-adam" else RowwiseAdagrad
-    optimizers = [_dense(rest, settings)] if rest else []
-    return [*optimizers, sparse(tables, lr=settings.learning_rate)] if tables else optimizers
+def build_optimizers(
+    model: nn.Module, settings: FitSettings, groups: Sequence[ParameterGroup] | None = None
+) -> list[torch.optim.Optimizer]:
+    """Return one optimiser for each rule that parameters move by; tables that update sparsely have their own.
+
+    Every parameter group of an optimiser carries its `factor` on the learning rate. `muon` is for the matrices that
+    `hidden_matrices` names, or for all 2-D parameters of a group that asks for it; what is left goes to AdamW.
+
+    Args:
+        groups: who trains, and how; none: all parameters that require gradients, as the settings say.
+
+    Raises:
+        ConfigError: muon has no matrix to move.
+    """
+    if groups is None:
+        groups = [ParameterGroup([p for p in model.parameters() if p.requires_grad])]
+    tables = {} if settings.table_updates == "dense" else {id(t.weight): t.weight for t in trainable_tables(model)}
+    dense: dict[str, list[dict[str, Any]]] = {}
+    sparse: list[dict[str, Any]] = []
+    for group in groups:
+        rows = [p for p in group.parameters if id(p) in tables]
+        if rows:
+            sparse.append({"params": rows, "factor": group.factor})
+        rest = [p for p in group.parameters if id(p) not in tables]
+        for rule, parameters in _by_rule(model, rest, group.optimizer or settings.optimizer, group.optimizer):
+            decay = settings.weight_decay if group.weight_decay is None else group.weight_decay
+            part = {"params": parameters, "weight_decay": decay, "factor": group.factor}
+            dense.setdefault(rule, []).append(part)
+    if settings.optimizer == "muon" and "muon" not in dense:
+        raise ConfigError("muon moves matrices of hidden layers, and none of those trains here; choose adamw")
+    optimizers = [_dense(rule, parts, settings) for rule, parts in dense.items()]
+    if not sparse:
+        return optimizers
+    if settings.table_updates == "lazy-adam":
+        return [*optimizers, LazyAdam(sparse, lr=settings.learning_rate)]
+    return [*optimizers, RowwiseAdagrad(sparse, lr=settings.learning_rate)]
 
 
-def _dense(parameters: Sequence[nn.Parameter], settings: FitSettings) -> torch.optim.Optimizer:
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """Return the weights that Muon is made for: of linear layers, but not the last one and none shared with a table."""
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
+    weights: list[nn.Parameter] = [linear.weight for linear in linears[:-1]]
+    return [weight for weight in weights if id(weight) not in tables]
+
+
+def _by_rule(
+    model: nn.Module, parameters: Sequence[nn.Parameter], rule: str, asked: str | None
+) -> list[tuple[str, list[nn.Parameter]]]:
+    """Divide the parameters of a group by the optimiser that moves them, empty parts left out."""
+    if rule != "muon":
+        return [(rule, list(parameters))] if parameters else []
+    hidden = {id(p) for p in (parameters if asked else hidden_matrices(model)) if p.ndim == 2}
+    parts = [
+        ("muon", [p for p in parameters if id(p) in hidden]),
+        ("adamw", [p for p in parameters if id(p) not in hidden]),
+    ]
+    return [(name, part) for name, part in parts if part]
+
+
+def _dense(rule: str, groups: list[dict[str, Any]], settings: FitSettings) -> torch.optim.Optimizer:
+    if rule == "muon":  # its update has the root mean square of AdamW's, so that one learning rate serves both
+        return torch.optim.Muon(groups, lr=settings.learning_rate, adjust_lr_fn="match_rms_adamw")
     # one fused kernel walks all parameters when their types allow
+    parameters = [p for group in groups for p in group["params"]]
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
-    options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "fused": fused}
-    if settings.optimizer == "adam":
-        return torch.optim.Adam(parameters, **options)
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, **options)
-    return torch.optim.SGD(parameters, momentum=0.9, **options)
-
-
-def learning_rate(optimizers: Sequence[torch.optim.Optimizer]) -> float:
-    """Return the learning rate, equal for all parameters."""
-    return float(optimizers[0].param_groups[0]["lr"])
+    options: dict[str, Any] = {"lr": settings.learning_rate, "fused": fused}
+    if rule == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, **options)
+    make = torch.optim.Adam if rule == "adam" else torch.optim.AdamW
+    return make(groups, betas=settings.betas, **options)
 
 
 def set_learning_rate(optimizers: Sequence[torch.optim.Optimizer], value: float) -> None:
-    """Set the learning rate of all parameters."""
+    """Set the learning rate of all parameters, times the factor of their group."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = value
+            group["lr"] = value * group["factor"]
 
 
 class TableDecay:

@@ -12,7 +12,7 @@ whole batch, BatchNorm included, up to rounding; what differs is dropout, whose 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lessen.errors import ConfigError, DataError, EnvironmentFault
+from lessen.train.nested import map_tensors, tensors_of
 from lessen.train.tables import summed_rows
 
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -69,9 +70,13 @@ class Group:
         for batch in batches:
             rows = _rows(batch)
             if rows >= self.size:
-                own = _every(batch, self.rank, self.size)
+                own = map_tensors(batch, self._every)
                 self.weight = _rows(own) / rows
                 yield own
+
+    def _every(self, tensor: Tensor) -> Tensor:
+        """Return rows rank, rank + size, ... of a tensor; a single number is everybody's."""
+        return tensor[self.rank :: self.size] if tensor.ndim else tensor
 
     # -- one value for all ----------------------------------------------------------------------------------------
     def same(self, compute: Callable[[], float]) -> float:
@@ -89,6 +94,14 @@ class Group:
         if self.size > 1:
             dist.all_reduce(value)
         return float(value)
+
+    def total(self, counts: Sequence[int]) -> list[int]:
+        """Return sums over the processes."""
+        if self.size == 1:
+            return list(counts)
+        shared = torch.tensor(counts, dtype=torch.int64)
+        dist.all_reduce(shared)
+        return [int(count) for count in shared]
 
     def states(self) -> dict[str, Tensor]:
         """Return the state of torch's generator in each process, by the names of a checkpoint."""
@@ -273,34 +286,12 @@ def _state_name(rank: int) -> str:
 
 def _rows(batch: Any) -> int:
     """Return the rows of a batch: the first dimension that all its tensors share. Raises DataError."""
-    found = {len(tensor) for tensor in _tensors(batch)}
+    found = {len(tensor) for tensor in tensors_of(batch) if tensor.ndim}
     if len(found) != 1:
         raise DataError(
             f"a batch can be shared among processes only if its tensors have equally many rows, not {found}"
         )
     return found.pop()
-
-
-def _tensors(batch: Any) -> Iterator[Tensor]:
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from _tensors(value)
-    elif isinstance(batch, (tuple, list)):
-        for value in batch:
-            yield from _tensors(value)
-
-
-def _every(batch: Any, rank: int, size: int) -> Any:
-    """Return rows rank, rank + size, ... of every tensor in a nested batch."""
-    if isinstance(batch, Tensor):
-        return batch[rank::size]
-    if isinstance(batch, Mapping):
-        return {key: _every(value, rank, size) for key, value in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(_every(value, rank, size) for value in batch)
-    return batch
 
 
 @contextmanager

@@ -75,7 +75,11 @@ class LazyAdam(TouchedRows):
     """
 
     def __init__(
-        self, tables: Iterable[Tensor], lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+        self,
+        tables: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
     ) -> None:
         super().__init__(tables, {"lr": lr, "betas": betas, "eps": eps})
         self.room: dict[tuple[int, str], Tensor] = {}
@@ -120,7 +124,7 @@ class RowwiseAdagrad(TouchedRows):
     Its state is 1/d of the table; the rule is the "exact row-wise Adagrad" of production recommenders.
     """
 
-    def __init__(self, tables: Iterable[Tensor], lr: float, eps: float = 1e-8) -> None:
+    def __init__(self, tables: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float, eps: float = 1e-8) -> None:
         super().__init__(tables, {"lr": lr, "eps": eps})
 
     def update(self, table: Tensor, rows: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:

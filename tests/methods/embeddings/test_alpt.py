@@ -86,9 +86,9 @@ def test_small_updates_survive_only_by_random_rounding(random, arrives, monkeypa
     table.steps.fill_(0.05)
     hook = AlternatingSteps(task, FitSettings(learning_rate=4e-3), 0.0)
     hook.start(table)
-    watched, ids = hook.watched(), torch.tensor([1, 2, 5])
+    hook.learning_rate, ids = 4e-3, torch.tensor([1, 2, 5])
     for step in range(350):
-        watched.loss(table, ids).backward()
+        hook.loss(table, ids, task.loss(table, ids)).backward()
         hook.after_step(table, step)
     mean = float(table.eval()(ids).mean())
     assert (mean > 0.45) == arrives
@@ -139,6 +139,7 @@ def test_rows_catch_up_on_the_decay_they_missed_only_where_it_reaches_all_rows(u
     task, table = Regression(), AdaptiveCodesTable(TableShape(8, 4), torch.full((8, 4), 0.5), 8)
     hook = AlternatingSteps(task, FitSettings(learning_rate=0.1, table_l2=0.2, table_updates=updates), 0.0)
     hook.start(table)
+    hook.learning_rate = 0.1
     for ids in ([1, 2], [2], [1, 2]):
         table.seen = [(torch.tensor(ids), torch.zeros(len(ids), 4, requires_grad=True))]
         table.seen[0][1].grad = torch.zeros(len(ids), 4)

@@ -57,7 +57,8 @@ def test_the_penalty_is_that_of_the_vectors_and_moves_of_cores_are_bounded():
     made = train()
     hook = CoreTraining(FitSettings(learning_rate=0.5, table_l2=0.2))
     hook.start(nn.Sequential(made))
-    assert hook.penalty(made).item() == pytest.approx(0.1 * made.squared_norm().item(), rel=1e-6)
+    zero = torch.zeros(())
+    assert hook.loss(made, None, zero).item() == pytest.approx(0.1 * made.squared_norm().item(), rel=1e-6)
     before = made.middle.weight.detach().clone()
     hook.before_step(made, 1)
     with torch.no_grad():
@@ -65,4 +66,4 @@ def test_the_penalty_is_that_of_the_vectors_and_moves_of_cores_are_bounded():
     hook.after_step(made, 1)
     moved = made.middle.weight.detach() - before
     assert torch.allclose(moved, -LARGEST_STEP * before.square().mean().sqrt() * torch.sign(before), rtol=1e-3)
-    assert CoreTraining(FitSettings(table_l2=0.0)).penalty(made) is None
+    assert CoreTraining(FitSettings(table_l2=0.0)).loss(made, None, zero) is zero

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any, Literal, NamedTuple
 
@@ -22,7 +21,6 @@ from lessen.stored.tables import rowwise
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape
 from lessen.stored.tables.quantized_embedding import QuantizedEmbedding
 from lessen.task import Task
-from lessen.train.fit import MINIMUM_GAIN
 from lessen.train.hooks import Hook
 from lessen.train.settings import FitSettings
 
@@ -182,9 +180,10 @@ class RowSteps:
 class AlternatingSteps(Hook):
     """Moves codes and steps after every step of the network: rows first, then, by a second forward, their steps."""
 
+    parallel = False  # gradients of rows are not the optimiser's, so that nobody sums them over processes
+
     def __init__(self, task: Task, settings: FitSettings, step_rate: float) -> None:
         self.task, self.settings, self.step_rate = task, settings, step_rate
-        self.rate, self.best = settings.learning_rate, -math.inf
         self.batch: Any = None
         self.rows: dict[AdaptiveCodesTable, RowSteps] = {}
         self.steps: dict[AdaptiveCodesTable, RowSteps] = {}
@@ -196,16 +195,10 @@ class AlternatingSteps(Hook):
                 self.rows[form] = RowSteps(form.shape.rows, form.shape.dim)
                 self.steps[form] = RowSteps(form.shape.rows, 1)
 
-    def watched(self) -> Task:
-        """Return the task, its loss remembering the batch for the second forward."""
-        other = copy.copy(self.task)
-
-        def loss(model: nn.Module, batch: Any) -> Tensor:
-            self.batch = batch
-            return self.task.loss(model, batch)
-
-        vars(other)["loss"] = loss
-        return other
+    def loss(self, model: nn.Module, batch: Any, loss: Tensor) -> Tensor:  # noqa: ARG002
+        """Remember the batch for the second forward."""
+        self.batch = batch
+        return loss
 
     def after_step(self, model: nn.Module, step: int) -> None:  # noqa: ARG002
         """Move the rows of the batch, learn their steps, and round them again."""
@@ -234,7 +227,7 @@ class AlternatingSteps(Hook):
         # on all rows at every step, rows catch up on the steps they were not in
         waited = state.waited(ids) if self.settings.table_updates == "dense" else 1.0
         gradient = gradient + self.settings.table_l2 * waited * rows
-        return Proposal(ids, rows - self.rate * state.direction(ids, gradient), steps.requires_grad_())
+        return Proposal(ids, rows - self.learning_rate * state.direction(ids, gradient), steps.requires_grad_())
 
     def _step_gradients(self, model: nn.Module) -> tuple[Tensor | None, ...]:
         """Return the gradient of each table's steps on the same batch, the network as it is now."""
@@ -242,14 +235,6 @@ class AlternatingSteps(Hook):
         with without_side_effects(model):
             loss = self.task.loss(model, self.batch)
             return torch.autograd.grad(loss, leaves, allow_unused=True)
-
-    def epoch_end(self, model: nn.Module, epoch: int, score: float) -> None:  # noqa: ARG002
-        """Lower the learning rate of the rows when the loop lowers that of the network."""
-        if score > self.best + MINIMUM_GAIN:
-            self.best = score
-        else:
-            lower = max(self.rate * self.settings.plateau_factor, self.settings.minimum_learning_rate)
-            self.rate = min(self.rate, lower)
 
 
 class AdaptiveLowPrecisionTables(TrainedQuantizer):
@@ -298,7 +283,7 @@ class AdaptiveLowPrecisionTables(TrainedQuantizer):
     def trained(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
         """Train with the alternating steps and return the packed form."""
         steps = AlternatingSteps(task, task.settings, self.step_rate)
-        retrain.train(model, steps.watched(), context, hooks=(steps,))
+        retrain.train(model, task, context, hooks=(steps,))
         return self.finish(model, context)
 
     def finding(self, made: StoredEmbedding) -> dict[str, Any]:

@@ -109,6 +109,8 @@ def _tiers(shape: TableShape, hot: int, buckets: list[int]) -> TieredEmbedding:
 class Sketching(Hook):
     """Updates the sketches between the gradients and the optimiser's step."""
 
+    parallel = False  # importance is of the gradients of the rows that one process saw
+
     def before_step(self, model: nn.Module, step: int) -> None:  # noqa: ARG002
         """Update every table."""
         for module in model.modules():

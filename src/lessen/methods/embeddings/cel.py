@@ -102,6 +102,8 @@ class Growth:
 class Splitting(Hook):
     """Notes the gradients of every id; every few steps it re-assigns ids of the last splits and splits clusters."""
 
+    parallel = False  # gradients are noted row by row, in the process that saw them
+
     def __init__(self, every: int) -> None:
         self.every = every
         self.tables: list[Growth] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -83,10 +85,10 @@ class CoreTraining(Hook):
                 size = float(core.detach().square().mean().sqrt())
                 self.scales.append((core, min(1.0, LARGEST_STEP * size / self.settings.learning_rate)))
 
-    def penalty(self, model: nn.Module) -> Tensor | None:  # noqa: ARG002
-        """Return lambda/2 * ||V||^2 over the vectors of all trains, as `TableDecay` has it for plain tables."""
+    def loss(self, model: nn.Module, batch: Any, loss: Tensor) -> Tensor:  # noqa: ARG002
+        """Add lambda/2 * ||V||^2 over the vectors of all trains, as `TableDecay` has it for plain tables."""
         norms = [train.squared_norm() for train in self.trains] if self.settings.table_l2 else []
-        return self.settings.table_l2 / 2 * torch.stack(norms).sum() if norms else None
+        return loss + self.settings.table_l2 / 2 * torch.stack(norms).sum() if norms else loss
 
     @torch.no_grad()
     def before_step(self, model: nn.Module, step: int) -> None:  # noqa: ARG002

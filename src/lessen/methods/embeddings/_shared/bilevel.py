@@ -59,6 +59,8 @@ class HeldOut:
 class ArchitectureSteps(Hook):
     """After each step of the weights, moves the architecture by the loss on the next held-out batch."""
 
+    parallel = False  # the second forward would share BatchNorm statistics and skip the sum of gradients
+
     def __init__(self, held_out: HeldOut) -> None:
         self.held_out = held_out
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -70,7 +70,7 @@ class TrainedQuantizer(RetrainedTables):
 class QuantizerLoss(Hook):
     """Adds the penalties of all training forms to the loss of a step."""
 
-    def penalty(self, model: nn.Module) -> Tensor | None:
-        """Return their sum, or None when there is none."""
+    def loss(self, model: nn.Module, batch: Any, loss: Tensor) -> Tensor:  # noqa: ARG002
+        """Add their sum."""
         terms = [term for m in model.modules() if isinstance(m, TrainingForm) and (term := m.penalty()) is not None]
-        return sum(terms[1:], terms[0]) if terms else None
+        return loss + sum(terms[1:], terms[0]) if terms else loss

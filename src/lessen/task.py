@@ -1,4 +1,4 @@
-"""The Task contract: anything that can be judged. Data splits, a reference model, a loss and quality metrics.
+"""Judges and tasks. A judge says how good a model is; a task can also build, train and calibrate one.
 
 A task for a user's own model needs four members; everything else has a default:
 
@@ -15,8 +15,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -36,6 +38,8 @@ VIEWED = frozenset({"teacher", "texts", "images", "pairs", "withheld"})
 """Members that a view may add to a task that has none."""
 ANSWERS = ("logits", "logits_per_image", "last_hidden_state", "image_embeds", "text_embeds", "prediction", "output")
 """Names under which libraries return what a model computed; the first that is there is judged."""
+TIMED = 4
+"""Calls that take turns while a model is timed."""
 Split = Literal["train", "validation", "test"]
 Batch = Any
 
@@ -46,20 +50,85 @@ class TaskOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Task(ABC):
-    """Data, reference model, loss and metrics. The first metric is the one that verdicts use."""
+@dataclass(frozen=True)
+class Workload:
+    """One thing that a user waits for: a call of a model, made with each of `items` in turn."""
+
+    call: Callable[[nn.Module, Any], Any]
+    items: Sequence[Any]
+    units: int
+    """What one call gets through: examples of a batch, tokens that are read or written, queries."""
+    unit: str = "examples"
+
+
+class Judge(ABC):
+    """How good a model is and what it is waited for. The first metric is the one that verdicts use.
+
+    Beside a study's task, a judge looks at the same models with other eyes: other data, other questions. It cannot
+    train; three members make one: `name`, `metrics` and `outcomes`.
+    """
 
     name: str
     metrics: Mapping[str, Metric]
     columns: tuple[str, ...] | None = None
-    """Columns that an `outcomes` of your own gives, so that a metric which needs others is refused at once."""
+    """Columns that `outcomes` gives, so that a metric which needs others is refused at once."""
+    origin: Mapping[str, Any] | None = None
+    """Where a user's own one was named: `{name: FILE.py:NAME, option: value}`; other processes make it by that."""
+
+    @abstractmethod
+    def outcomes(self, model: nn.Module, split: Split = "test") -> Outcomes:
+        """Return what happened on each unit of `split`.
+
+        Raises:
+            TaskError: the split is empty.
+            NonFiniteError: the model produced NaN or infinity.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return a digest of what is asked and what is right, so that results on other data are never mixed."""
+
+    def workloads(self, items: int = TIMED) -> Mapping[str, Workload]:  # noqa: ARG002 - for judges that are waited for
+        """Return what is timed, by name; the first is the one that a report shows first. None by default.
+
+        Args:
+            items: how many different calls take turns.
+        """
+        return {}
+
+    def notes(self) -> list[str]:
+        """Return statements that a reader of the results must know, such as how many test users are new."""
+        return []
+
+    def describe(self) -> dict[str, Any]:
+        """Return what identifies it in a study file: its name and options, JSON values only."""
+        return {"name": self.name}
+
+    @property
+    def primary(self) -> str:
+        """Name of the metric that early stopping and verdicts use."""
+        return next(iter(self.metrics))
+
+    def check_metrics(self) -> None:
+        """Refuse a metric that reads a column which the outcomes lack, as far as that is known. Raises TaskError."""
+        if self.columns is not None:
+            check_reads(self.metrics, self.columns, f"task {self.name!r}")
+
+    def score(self, model: nn.Module, split: Split = "validation") -> float:
+        """Return the first metric on `split`, sign-flipped if lower is better, so that higher always wins."""
+        metric = self.metrics[self.primary]
+        value = metric(self.outcomes(model, split))
+        return value if metric.higher_is_better else -value
+
+
+class Task(Judge):
+    """A judge that can also build, train and calibrate: data splits, a reference model, a loss."""
+
     settings: FitSettings = FitSettings()
     """How the reference, and every method that retrains, is trained."""
     provides: frozenset[str] = frozenset({"labels", "gradients", "training", "calibration"})
     Options: ClassVar[type[TaskOptions] | None] = None
     """Set by built-in tasks: options a study may give under `task:`."""
-    origin: Mapping[str, Any] | None = None
-    """Where a user's own task was named: `{name: FILE.py:NAME, option: value}`; other processes make it by that."""
 
     # -- the four members a user writes ---------------------------------------------------------------------
     @abstractmethod
@@ -117,13 +186,16 @@ class Task(ABC):
             return batch
         raise TaskError(f"task {self.name!r} has an empty test split: nothing can be measured")
 
-    def describe(self) -> dict[str, Any]:
-        """Return what identifies this task in a study file: its name and options, JSON values only."""
-        return {"name": self.name}
+    def units_in(self, batch: Batch) -> int:
+        """Return the number of test units in a batch: the first dimension of its target."""
+        return int(self.target(batch).shape[0])
 
-    def notes(self) -> list[str]:
-        """Return statements that a reader of the results must know, such as how many test users are new."""
-        return []
+    def workloads(self, items: int = TIMED) -> Mapping[str, Workload]:
+        """Return `forward` on up to `items` test batches of the example batch's size, so that lookups differ."""
+        first = self.example_batch()
+        size = self.units_in(first)
+        same = (batch for batch in itertools.islice(self.batches("test"), 1, None) if self.units_in(batch) == size)
+        return {"forward": Workload(self.forward, [first, *itertools.islice(same, items - 1)], size)}
 
     def baselines(self, log: Log = SILENT) -> dict[str, dict[str, Any]]:  # noqa: ARG002 - for tasks that fit some
         """Return simple models on the same features: `{name: {metric: value, metric_ci: [low, high]}}`.
@@ -167,11 +239,6 @@ class Task(ABC):
         return model.eval()
 
     # -- judging ----------------------------------------------------------------------------------------------
-    @property
-    def primary(self) -> str:
-        """Name of the metric that early stopping and verdicts use."""
-        return next(iter(self.metrics))
-
     def groups(self, split: Split) -> np.ndarray | None:  # noqa: ARG002 - for tasks that have some
         """Return the group of each row of `split` (a user, a video, a subject), integers or strings, or None."""
         return None
@@ -191,11 +258,10 @@ class Task(ABC):
 
     def check_metrics(self) -> None:
         """Refuse a metric that reads a column which the outcomes lack, as far as that is known. Raises TaskError."""
-        columns = self.columns
-        if columns is None and type(self).outcomes is Task.outcomes:
+        if self.columns is None and type(self).outcomes is Task.outcomes:
             columns = ("score", "target", *(() if type(self).groups is Task.groups else ("group",)))
-        if columns is not None:
             check_reads(self.metrics, columns, f"task {self.name!r}")
+        super().check_metrics()
 
     @torch.no_grad()
     def predictions(self, model: nn.Module, split: Split = "test") -> tuple[np.ndarray, np.ndarray]:
@@ -219,12 +285,6 @@ class Task(ABC):
             bad = int((~torch.isfinite(joined)).sum())
             raise NonFiniteError(f"the model gave NaN or infinity for {bad} of {joined.numel()} {split} scores")
         return joined.numpy(), torch.cat(targets).numpy()
-
-    def score(self, model: nn.Module, split: Split = "validation") -> float:
-        """Return the first metric on `split`, sign-flipped if lower is better, so that higher always wins."""
-        metric = self.metrics[self.primary]
-        value = metric(self.outcomes(model, split))
-        return value if metric.higher_is_better else -value
 
 
 def call_model(model: nn.Module, inputs: Any) -> Tensor:

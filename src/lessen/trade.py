@@ -27,6 +27,7 @@ from lessen.measure.record import (
     measure_cost,
     measure_latency,
     measure_quality,
+    reference_latency,
     with_latency,
 )
 from lessen.method import Method
@@ -159,11 +160,9 @@ def compare(
     differences, judgement = _judged(task, before, after, margin)
     latency = measure_latency(task, base, small, threads=threads)
     costs = {
-        "reference": asdict(_cost(task, base, base)) | {
-            "latency_ms_p50": latency.reference_p50_ms, "latency_ms_p95": latency.reference_p95_ms,
-        },
+        "reference": reference_latency(asdict(_cost(task, base, base)), latency),
         "compact": with_latency(asdict(_cost(task, small, base, ledger)), latency),
-    }  # fmt: skip
+    }
     recipe = recipe or Recipe([], name="given")
     measurement = Measurement(
         study="", task=task.describe(), recipe=recipe.name, recipe_hash=recipe.hash, seed=seed,

@@ -16,9 +16,10 @@ from lessen.measure.record import (
     measure_cost,
     measure_latency,
     measure_quality,
-    timing_batches,
+    reference_latency,
     with_latency,
 )
+from lessen.task import Workload
 from toy import ToyNet, ToyTask
 
 
@@ -65,8 +66,31 @@ def test_costs_and_latency_join_into_one_object(toy):
     json.loads(files.dump_json(record))
 
 
+def test_every_workload_is_timed_and_the_first_is_the_latency(toy):
+    class Waiting(type(toy)):
+        def workloads(self, items=4):
+            batches = super().workloads(items)["forward"].items
+            return {
+                "prefill": Workload(self.forward, batches, 10, "tokens"),
+                "decode": Workload(lambda model, batch: self.forward(model, batch[:1]), [batches[0][0]], 1, "tokens"),
+            }
+
+        def forward(self, model, batch):
+            return model(batch if isinstance(batch, torch.Tensor) else batch[0])
+
+    task = Waiting()
+    model = task.build().eval()
+    timed = measure_latency(task, model, model, rounds=8)
+    assert list(timed) == ["prefill", "decode"]
+    after, before = with_latency({}, timed), reference_latency({}, timed)
+    assert after["latency_ms_p50"] == timed["prefill"].p50_ms
+    assert after["throughput_per_s"] == timed["prefill"].throughput_per_s
+    assert (after["decode_ms"], before["decode_ms"]) == (timed["decode"].p50_ms, timed["decode"].reference_p50_ms)
+    assert after["decode_ratio_ci"][0] <= after["decode_ratio"] <= after["decode_ratio_ci"][1]
+
+
 def test_timing_batches_differ_and_have_one_size(toy):
-    batches = timing_batches(toy, 2)
+    batches = toy.workloads(2)["forward"].items
     assert len(batches) == 2
     assert not torch.equal(batches[0][0], batches[1][0])
 

@@ -58,7 +58,6 @@ def export(
     from lessen.errors import ConfigError
     from lessen.export.onnx import export_onnx
     from lessen.files import atomic_write, dump_json
-    from lessen.measure.record import examples_in
 
     if to not in TARGETS:
         raise ConfigError(f"--to {to!r} is not a format lessen writes; the formats are {', '.join(TARGETS)}")
@@ -69,7 +68,7 @@ def export(
         network, judge = open_model(model, task)
         example = judge.example_batch()
         difference = export_onnx(network, judge.inputs(example), out)
-        batch = rows or max(2, min(256, examples_in(judge, example)))
+        batch = rows or max(2, min(256, judge.units_in(example)))
         found = {count: time_both(network, judge, out, count, threads) for count in (1, batch)}
     record: dict[str, Any] = {
         "file": out.name, "bytes": out.stat().st_size, "state_bytes": _state_bytes(network), "task": judge.describe(),
@@ -102,10 +101,9 @@ def time_both(model: nn.Module, task: Task, path: Path, rows: int, threads: int)
     """Time batches of `rows` examples under torch and under onnxruntime in alternation; torch is the reference."""
     from lessen.export.onnx import first_rows, serve
     from lessen.measure.latency import compare_latency
-    from lessen.measure.record import timing_batches
     from lessen.task import call_model
 
-    inputs = [first_rows(task.inputs(batch), rows) for batch in timing_batches(task, 4)]
+    inputs = [first_rows(task.inputs(batch), rows) for batch in task.workloads()["forward"].items]
     return compare_latency(
         lambda batch: call_model(model, batch), serve(path, threads), inputs, threads=threads, batch_examples=rows
     )

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 Call = Callable[[Any], Any]
 
@@ -107,8 +106,3 @@ def _median_ranks(count: int) -> tuple[int, int]:
     """Return the ranks that bound the median of `count` samples with 95 % confidence (normal approximation)."""
     half = 1.96 * math.sqrt(count) / 2.0
     return max(0, math.floor(count / 2.0 - half)), min(count - 1, math.ceil(count / 2.0 + half) - 1)
-
-
-def eager(model: nn.Module, forward: Callable[[nn.Module, Any], Tensor]) -> Call:
-    """Return a callable of one batch that runs `model` the way its task does."""
-    return lambda batch: forward(model, batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from lessen.architectures.flops import CPU_ATTENTION_FLOPS
 from lessen.environment import environment
 from lessen.errors import TaskError
-from lessen.measure.latency import Latency, compare_latency, eager
+from lessen.measure.latency import Latency, compare_latency
 from lessen.measure.memory import Peak, resident_bytes
 from lessen.metrics import Floats, Outcomes, bootstrap_weights
 from lessen.recipe import StepRecord
 from lessen.stored.base import StoredModule
-from lessen.task import Batch, Task
+from lessen.task import Judge, Task
 
 RESAMPLES = 1000
 
@@ -82,7 +82,7 @@ class Measurement:
         return asdict(self)
 
 
-def measure_quality(task: Task, model: nn.Module, *, resamples: int = RESAMPLES) -> Quality:
+def measure_quality(task: Judge, model: nn.Module, *, resamples: int = RESAMPLES) -> Quality:
     """Judge `model` on the test split with every metric of the task.
 
     Raises:
@@ -124,22 +124,36 @@ def measure_cost(
 
 
 def measure_latency(
-    task: Task, reference: nn.Module, model: nn.Module, *, rounds: int = 40, threads: int = 1, batches: int = 4
-) -> Latency:
-    """Time `model` against `reference` in alternation on test batches; the same model twice gives the noise floor."""
-    inputs = timing_batches(task, batches)
-    return compare_latency(
-        eager(reference.eval(), task.forward),
-        eager(model.eval(), task.forward),
-        inputs,
-        rounds=rounds,
-        threads=threads,
-        batch_examples=examples_in(task, inputs[0]),
-    )
+    task: Judge, reference: nn.Module, model: nn.Module, *, rounds: int = 40, threads: int = 1, batches: int = 4
+) -> dict[str, Latency]:
+    """Time `model` against `reference` in alternation on each workload of the task, by its name.
+
+    The same model twice gives the noise floor. Raises TaskError for a judge without a workload.
+    """
+    found = {
+        name: compare_latency(
+            partial(work.call, reference.eval()),
+            partial(work.call, model.eval()),
+            work.items,
+            rounds=rounds,
+            threads=threads,
+            batch_examples=work.units,
+        )
+        for name, work in task.workloads(batches).items()
+    }
+    if not found:
+        raise TaskError(f"task {task.name!r} has no workload: nothing can be timed")
+    return found
 
 
-def with_latency(cost: Mapping[str, Any], latency: Latency) -> dict[str, Any]:
-    """Return the cost object with the timing fields filled in."""
+def with_latency(cost: Mapping[str, Any], timed: Mapping[str, Latency]) -> dict[str, Any]:
+    """Return the cost object with the timing fields filled in: the first workload's, then the others' by name."""
+    (first, *others) = timed.items()
+    latency = first[1]
+    more: dict[str, Any] = {}
+    for name, other in others:
+        more |= {f"{name}_ms": other.p50_ms, f"{name}_ratio": other.ratio}
+        more |= {f"{name}_ratio_ci": (other.ratio_low, other.ratio_high)}
     return {
         **cost,
         "latency_ms_p50": latency.p50_ms,
@@ -147,25 +161,21 @@ def with_latency(cost: Mapping[str, Any], latency: Latency) -> dict[str, Any]:
         "latency_ratio": latency.ratio,
         "latency_ratio_ci": (latency.ratio_low, latency.ratio_high),
         "throughput_per_s": latency.throughput_per_s,
+        **more,
     }
 
 
-def timing_batches(task: Task, count: int) -> list[Batch]:
-    """Return up to `count` batches of the size of the task's example batch, so that lookups do not repeat ids."""
-    first = task.example_batch()
-    size = examples_in(task, first)
-    batches = [first]
-    for number, batch in enumerate(task.batches("test")):
-        if len(batches) == count:
-            break
-        if number and examples_in(task, batch) == size:
-            batches.append(batch)
-    return batches
-
-
-def examples_in(task: Task, batch: Batch) -> int:
-    """Return the number of examples in a batch."""
-    return int(task.target(batch).shape[0])
+def reference_latency(cost: Mapping[str, Any], timed: Mapping[str, Latency]) -> dict[str, Any]:
+    """Return the reference's cost object with its own timing fields filled in."""
+    (first, *others) = timed.items()
+    latency = first[1]
+    return {
+        **cost,
+        "latency_ms_p50": latency.reference_p50_ms,
+        "latency_ms_p95": latency.reference_p95_ms,
+        "throughput_per_s": latency.batch_examples / latency.reference_p50_ms * 1000.0,
+        **{f"{name}_ms": other.reference_p50_ms for name, other in others},
+    }
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -196,7 +206,7 @@ def count_macs(task: Task, model: nn.Module) -> int | None:
     finally:
         for handle in handles:
             handle.remove()
-    examples = examples_in(task, batch)
+    examples = task.units_in(batch)
     if not examples:
         raise TaskError(f"the example batch of task {task.name!r} is empty")
     return (counter.get_total_flops() // 2 + sum(opaque)) // examples

@@ -26,7 +26,7 @@ from lessen.errors import ConfigError, EnvironmentFault, LessenError, MissingExt
 from lessen.log import SILENT, Log
 from lessen.measure.latency import Latency
 from lessen.measure.memory import Peak, PeakMeter
-from lessen.measure.record import Measurement, measure_latency, with_latency
+from lessen.measure.record import Measurement, measure_latency, reference_latency, with_latency
 from lessen.metrics import describe_metrics
 from lessen.recipe import Recipe
 from lessen.study.engine import Engine, InlineEngine, Outcome
@@ -191,7 +191,7 @@ class _Running:
         after = {**value["cost"], **_peak(meter, place)}
         base = self._load_reference(seed)
         latency = self._latency(base, artifact.load(place, model=base))
-        cost, reference_cost = with_latency(after, latency), _reference_cost(before, latency)
+        cost, reference_cost = with_latency(after, latency), reference_latency(before, latency)
         record = self._record(recipe, seed, value, {**reference, "cost": reference_cost}, cost=cost)
         text = files.dump_json(record)
         artifact.attach(place, {"measurement.json": text})
@@ -229,7 +229,7 @@ class _Running:
     def _fingerprint(self) -> str:
         return self.task.fingerprint()
 
-    def _latency(self, reference: nn.Module, compact: nn.Module) -> Latency:
+    def _latency(self, reference: nn.Module, compact: nn.Module) -> dict[str, Latency]:
         options = self.study.measure
         return measure_latency(
             self.task, reference, compact, rounds=options.rounds, threads=options.threads, batches=options.batches
@@ -263,7 +263,7 @@ class _Running:
         timings, moved = [], {name: [0.0] for name in self.task.metrics}
         for seed in self.study.seeds:
             model = self._load_reference(seed)
-            timings.append(self._latency(model, copy.deepcopy(model)))
+            timings.append(next(iter(self._latency(model, copy.deepcopy(model)).values())))
             first, second = (self.task.outcomes(model) for _ in range(2))
             first.check_same_units(second)
             for name, metric in self.task.metrics.items():
@@ -330,15 +330,6 @@ def _peak(meter: PeakMeter | None, place: Path) -> Values:
     return (
         {} if found is None else {"peak_rss_bytes": found.peak_rss_bytes, "peak_rss_growth_bytes": found.growth_bytes}
     )
-
-
-def _reference_cost(cost: Values, latency: Latency) -> Values:
-    return {
-        **cost,
-        "latency_ms_p50": latency.reference_p50_ms,
-        "latency_ms_p95": latency.reference_p95_ms,
-        "throughput_per_s": latency.batch_examples / latency.reference_p50_ms * 1000.0,
-    }
 
 
 def _planned_steps(recipe: Recipe) -> list[Values]:

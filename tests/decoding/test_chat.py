@@ -43,3 +43,27 @@ def test_what_cannot_be_asked_is_refused(tokenizer, talking, model):
 def test_a_model_without_a_template_is_refused(tokenizer):
     with pytest.raises(InputError, match="no chat template"):
         encode_chat(tokenizer, [{"role": "user", "content": "hi"}])
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('roles must alternate') }}",
+        "{% for message in %}",
+        "{{ messages[7].content }}",
+        "{{ 1 / 0 }}",
+    ],
+)
+def test_a_broken_template_is_refused_in_one_line(tokenizer, monkeypatch, template):
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    with pytest.raises(InputError, match="chat template fails") as caught:
+        encode_chat(tokenizer, [{"role": "user", "content": "hi"}])
+    assert "\n" not in str(caught.value)
+
+
+def test_text_with_stray_bytes_is_refused(talking):
+    stray = b"ab\xffcd".decode(errors="surrogateescape")
+    with pytest.raises(InputError, match="character 3 is a stray byte"):
+        encode(talking, stray)
+    with pytest.raises(InputError, match="stray byte"):
+        encode_chat(talking, [{"role": "user", "content": stray}])

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lessen.decoding.cost import CostCurve, measure_costs
+from lessen.decoding.cost import CostCurve, costs_hold, measure_costs
 from lessen.errors import ConfigError
 
 
@@ -55,3 +55,17 @@ def test_slow_models_are_measured_at_fewer_sizes():
 def test_bad_curves_are_refused(sizes, times):
     with pytest.raises(ConfigError, match="cost curve"):
         CostCurve(sizes, times)
+
+
+@pytest.mark.parametrize(
+    ("factors", "holds"), [((1.0,) * 3, True), ((3.0,) * 3, True), ((1.0, 1.2, 1.3), True), ((1.0, 1.0, 3.0), False)]
+)
+def test_a_curve_holds_while_relative_costs_do(factors, holds):
+    """All passes may take longer, as on a slower clock; their ratios may not move."""
+    clock, curve = [0.0], CostCurve((1, 4, 16), (0.1, 0.2, 0.4))
+    longer = dict(zip((1, 4, 16), factors, strict=True))
+
+    def run(rows):
+        clock[0] += curve.seconds(rows) * longer[rows]
+
+    assert costs_hold(curve, run, clock=lambda: clock[0]) is holds

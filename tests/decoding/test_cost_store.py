@@ -14,7 +14,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 def test_a_curve_comes_back_as_it_was_kept(model):
-    place, curve = place_of(model, True), CostCurve((1, 4), (0.1, 0.15))
+    place, curve = place_of(model, True), CostCurve((1, 4), (0.1, 0.15), packed=True)
     assert recall(place) is None
     keep(place, curve)
     assert recall(place) == curve
@@ -22,7 +22,15 @@ def test_a_curve_comes_back_as_it_was_kept(model):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b'{"sizes": [1]}', b'{"sizes": [2, 1], "times": [1, 1]}', b'{"sizes": "x", "times": 3}'],
+    [
+        b"",
+        b"{",
+        b'{"sizes": [1, 2], "times": [1, 1]}',
+        b"[]",
+        b'{"sizes": [1]}',
+        b'{"sizes": [2, 1], "times": [1, 1]}',
+        b'{"sizes": "x", "times": 3}',
+    ],
 )
 def test_a_damaged_curve_is_measured_again(model, content):
     place = place_of(model, True)

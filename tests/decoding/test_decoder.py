@@ -4,8 +4,10 @@ import random
 
 import pytest
 import torch
+import transformers
 
 from lessen.decoding import Decoder
+from lessen.decoding.call import Call
 from tiny_models import FLAT, bloom, gpt2, llama, mistral, plain, repeating_prompt
 
 
@@ -68,7 +70,7 @@ def test_batch_order_does_not_matter_and_lengths_differ(decoder):
 
 def test_rows_and_cache_lengths_after_every_pass(model, monkeypatch):
     decoder, rows, spans = Decoder(model, costs=FLAT), [], []
-    run, rounds = decoder.engine.run, decoder._take
+    run, rounds = decoder.engine.run, Call._take
 
     def counting(work, last_only=False):
         rows.append((last_only, sum(len(tokens) for _, tokens in work)))
@@ -76,14 +78,14 @@ def test_rows_and_cache_lengths_after_every_pass(model, monkeypatch):
             spans.append((cache.length, len(tokens)))
         return run(work, last_only)
 
-    def checking(requests, drafts, logits):
+    def checking(call, requests, drafts, logits):
         assert all(request.finish is None for request in requests)  # finished sequences are not computed
         for request in requests:
             assert request.cache.length >= len(request.tokens) - (not request.emitted)
-        return rounds(requests, drafts, logits)
+        return rounds(call, requests, drafts, logits)
 
     monkeypatch.setattr(decoder.engine, "run", counting)
-    monkeypatch.setattr(decoder, "_take", checking)
+    monkeypatch.setattr(Call, "_take", checking)
     prompts = [[5, 6, 7, 8] * 4, [9, 10, 11] * 3, [12]]
     done = decoder.complete(prompts, max_new_tokens=15)
     report = decoder.report
@@ -122,6 +124,64 @@ def test_generate_returns_what_model_generate_returns(decoder):
     assert torch.equal(several[:, :8], ids[:2].repeat_interleave(3, 0))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"max_length": 14}, {"max_length": 14, "forced_eos_token_id": 3}, {"max_new_tokens": 8, "forced_eos_token_id": 3},
+     {"max_new_tokens": 12, "min_length": 14, "eos_token_id": 5}, {"max_new_tokens": 9, "forced_bos_token_id": 7},
+     {"max_new_tokens": 12, "repetition_penalty": 1.4}, {"max_new_tokens": 12, "no_repeat_ngram_size": 2},
+     {"max_new_tokens": 12, "encoder_repetition_penalty": 1.4}, {"max_new_tokens": 12, "min_new_tokens": 6},
+     {"max_new_tokens": 12, "begin_suppress_tokens": [4, 6]},
+     {"max_new_tokens": 12, "exponential_decay_length_penalty": (3, 1.5), "eos_token_id": 5},
+     {"forced_eos_token_id": 3}, {}],
+)  # fmt: skip
+def test_lengths_and_rules_count_the_padding_of_a_row_as_transformers_does(decoder, options):
+    ids = torch.tensor([[0, 0, 0, 0, 5, 6, 7, 8], [9, 8, 9, 8, 9, 8, 9, 8], [0, 0, 0, 0, 0, 0, 0, 12]])
+    mask, options = (ids != 0).long(), {"do_sample": False, "eos_token_id": None} | options
+    want = decoder.model.generate(ids, attention_mask=mask, **options)
+    assert torch.equal(decoder.generate(ids, mask, **options), want)
+
+
+def test_a_prefix_function_sees_the_padded_row_and_its_number(decoder):
+    ids = torch.tensor([[0, 0, 5, 6], [9, 8, 9, 8]])
+    seen = {"own": [], "other": []}
+
+    def allowed(kind):
+        def function(row, prefix):
+            seen[kind].append((row, prefix.tolist()))
+            return list(range(2 + row, 14 + len(prefix)))
+
+        return function
+
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+    want = decoder.model.generate(
+        ids, attention_mask=(ids != 0).long(), prefix_allowed_tokens_fn=allowed("other"), **options
+    )
+    got = decoder.generate(ids, (ids != 0).long(), prefix_allowed_tokens_fn=allowed("own"), **options)
+    assert torch.equal(got, want)
+    assert sorted(seen["own"]) == sorted(seen["other"])
+
+
+def test_a_prefix_function_with_several_samples_numbers_the_prompts(decoder):
+    rows = []
+    ids = torch.tensor([[5, 6, 7], [9, 8, 9]])
+    out = decoder.generate(
+        ids, do_sample=True, num_return_sequences=2, max_new_tokens=6, eos_token_id=None, seed=0,
+        prefix_allowed_tokens_fn=lambda row, _: (rows.append(row), [4 + row, 6 + row])[1],
+    )  # fmt: skip
+    assert set(rows) == {0, 1}
+    assert set(out[:2, 3:].flatten().tolist()) <= {4, 6}
+    assert set(out[2:, 3:].flatten().tolist()) <= {5, 7}
+
+
+def test_a_criterion_of_the_caller_replaces_the_default_of_its_kind(decoder):
+    longer = transformers.StoppingCriteriaList([transformers.MaxLengthCriteria(40)])
+    other = transformers.StoppingCriteriaList([transformers.generation.EosTokenCriteria(7)])
+    for criteria in (longer, other):
+        options = {"do_sample": False, "stopping_criteria": criteria, "eos_token_id": 5}
+        want = decoder.model.generate(torch.tensor([[9, 8] * 4]), **options)
+        assert torch.equal(decoder.generate(torch.tensor([[9, 8] * 4]), **options), want)
+
+
 def test_the_default_length_is_that_of_transformers(decoder):
     ids = torch.tensor([[5, 6, 7]])
     assert torch.equal(
@@ -143,13 +203,20 @@ def test_later_calls_copy_from_earlier_texts_without_changing_the_output(model):
 
 def test_generation_stops_at_the_end_of_the_context():
     model = llama(max_position_embeddings=32)
-    (done,) = Decoder(model, costs=FLAT).complete([[5, 6, 7] * 9], max_new_tokens=100, eos_token_id=None)
+    decoder, prompt = Decoder(model, costs=FLAT), [5, 6, 7] * 9
+    (done,) = decoder.complete([prompt], max_new_tokens=100, eos_token_id=None)
     assert len(done.tokens) == 32 - 27
-    assert done.tokens == plain(model, [5, 6, 7] * 9, 5, eos_token_id=None)
+    assert done.tokens == plain(model, prompt, 5, eos_token_id=None)
+    assert done.finish == "context"
+    assert decoder.report.cut_by_context == 1
+    assert "1 of 1 texts ended at the model's context of 32 tokens" in "\n".join(decoder.report.lines())
+    with pytest.warns(UserWarning, match="context of 32 tokens"):
+        decoder.generate(torch.tensor([prompt]), max_new_tokens=100, eos_token_id=None)
+    assert decoder.complete([prompt], max_new_tokens=5, eos_token_id=None)[0].finish == "length"
 
 
 def test_many_prompts_are_prefilled_in_several_passes(model, monkeypatch):
-    monkeypatch.setattr("lessen.decoding.decoder._PREFILL_ROWS", 20)
+    monkeypatch.setattr("lessen.decoding.call.PREFILL_ROWS", 20)
     decoder, rnd = Decoder(model, costs=FLAT), random.Random(1)
     prompts = [repeating_prompt(rnd) for _ in range(7)]
     done = decoder.complete(prompts, max_new_tokens=6)

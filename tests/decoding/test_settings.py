@@ -8,7 +8,7 @@ import transformers
 
 from lessen.decoding import Decoder
 from lessen.errors import ConfigError, InputError, NonFiniteError
-from tiny_models import FLAT, SHAPE, llama
+from tiny_models import FLAT, llama, plain
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +72,27 @@ def test_recurrent_models_are_refused():
         Decoder(transformers.MambaForCausalLM(config).eval(), costs=FLAT)
 
 
-def test_a_sliding_window_cache_that_cannot_be_cut_is_refused():
-    config = transformers.Gemma2Config(vocab_size=40, head_dim=8, num_key_value_heads=2, **SHAPE)
-    with pytest.raises(InputError, match="Gemma2ForCausalLM has a sliding-window cache"):
-        Decoder(transformers.Gemma2ForCausalLM(config).eval(), costs=FLAT)
+def test_a_model_that_leaves_its_cache_out_by_default_is_decoded_with_one():
+    torch.manual_seed(0)
+    config = transformers.MptConfig(vocab_size=40, d_model=32, n_heads=4, n_layers=2, initializer_range=0.3)
+    model = transformers.MptForCausalLM(config).eval()
+    assert model.generation_config.use_cache is False
+    decoder = Decoder(model, costs=FLAT)
+    for prompt in ([5, 6, 7] * 5, [9, 8]):
+        want = plain(model, prompt, 20, pad_token_id=0)
+        assert decoder.complete([prompt], max_new_tokens=20)[0].tokens == want
+    with pytest.raises(ConfigError, match="use_cache=False"):
+        decoder.complete([[5]], max_new_tokens=2, use_cache=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"num_return_sequences": 2}, "num_return_sequences"), ({"num_return_sequences": 2, "do_sample": True}, "generate"),
+     ({"repetition_penalty": 0.0}, "penalty"), ({"suppress_tokens": "x"}, "generate")],
+)  # fmt: skip
+def test_arguments_of_a_completion_are_refused_by_name(decoder, options, named):
+    with pytest.raises(ConfigError, match=named):
+        decoder.complete([[5, 6]], max_new_tokens=2, **options)
 
 
 def test_encoder_decoders_and_strangers_are_refused():

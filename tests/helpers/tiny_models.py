@@ -48,6 +48,31 @@ def bloom():
     return transformers.BloomForCausalLM(config).eval()
 
 
+def built(name: str, seed: int = 0, **changes):
+    """A tiny model of a family of transformers, by the prefix of its classes; it never ends by itself.
+
+    Weights are drawn wide, so that windows, caps and switches change what is said.
+    """
+    torch.manual_seed(seed)
+    options = SHAPE | {"num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.3} | changes
+    options |= {"vocab_size": 40, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+    config = (getattr(transformers, f"{name}TextConfig", None) or getattr(transformers, f"{name}Config"))(**options)
+    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    model.generation_config.eos_token_id = None
+    return model
+
+
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4,
+    "original_max_position_embeddings": 24,
+}  # fmt: skip
+"""Rotary frequencies that change at position 24."""
+
+
+def phi3_longrope():
+    return built("Phi3", rope_parameters=dict(LONGROPE), original_max_position_embeddings=24)
+
+
 def repeating_prompt(rnd: random.Random, longest: int = 24, vocab: int = 40) -> list[int]:
     """A prompt that repeats a short text, so that there is something to copy."""
     text = [rnd.randrange(2, vocab) for _ in range(rnd.randint(2, 7))]

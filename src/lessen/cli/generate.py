@@ -71,12 +71,16 @@ def generate(
         options["repetition_penalty"] = repetition_penalty
     options |= {name: value for name, value in (("stop_strings", stop), ("max_time", max_time)) if value}
     show = _Show(stream, report, as_json)
+    if report and max_time is not None:
+        raise ConfigError("--report compares whole texts; limit them by --max-new-tokens and leave --max-time out")
     loaded, tokenizer = load_model(model, dtype)
     helper = load_model(assistant, dtype)[0] if assistant is not None else None
     place = cost_store.place_of(loaded, pack)
     costs = cost_store.recall(place)
     with Decoder(loaded, tokenizer, key_length=key_length, assistant=helper, pack=pack, costs=costs) as decoder:
-        if costs is None:
+        if costs is not None and not decoder.costs_hold():
+            decoder.tune()  # the machine is not what it was when the curve was kept
+        if decoder.costs is not costs:
             cost_store.keep(place, decoder.costs)
         if texts:
             _answer_all(decoder, _encoded(tokenizer, texts, chat, system), texts, options, show)
@@ -124,6 +128,7 @@ def _answer_all(
             if len(outputs) > 1:
                 line(f"--- {number} of {len(outputs)}")
             line(output["text"])
+    _say_context(decoder)
     if show.report:
         _say_report(decoder)
 
@@ -143,6 +148,7 @@ def _converse(decoder: Decoder, system: str | None, options: dict[str, Any], sho
             live.end()
         else:
             line(answer)
+        _say_context(decoder)
         if show.report:
             _say_report(decoder)
 
@@ -150,7 +156,13 @@ def _converse(decoder: Decoder, system: str | None, options: dict[str, Any], sho
 def _lines() -> Iterator[str]:
     if sys.stdin.isatty():
         say("Type a message and press Enter; an empty line ends the conversation.")
-    for text in sys.stdin:
+    number = 0
+    while True:
+        number += 1
+        try:
+            text = sys.stdin.readline()
+        except UnicodeDecodeError as error:
+            raise InputError(f"standard input is not UTF-8 text (message {number}: {error.reason})") from error
         if not text.strip():
             return
         yield text.rstrip("\n")
@@ -163,6 +175,12 @@ def _output(decoder: Decoder, prompt: str, done: Completion) -> dict[str, Any]:
 
 def _report(decoder: Decoder) -> dict[str, Any] | None:
     return decoder.report.as_dict() if decoder.report is not None else None
+
+
+def _say_context(decoder: Decoder) -> None:
+    """Say on standard error when the model's context, and not the limit asked for, ended a text."""
+    if decoder.report is not None and decoder.report.cut_by_context:
+        say(decoder.report.context_line())
 
 
 def _say_report(decoder: Decoder) -> None:

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from lessen.decoding.cost import CostCurve, measure_costs
 from lessen.decoding.engine import choose_engine
 from lessen.decoding.request import Request
+from lessen.decoding.settings import context_length
 from lessen.errors import InputError
 
 _LONGEST = 8
@@ -49,30 +52,39 @@ class Assistant:
             raise InputError(
                 f"the assistant's vocabulary has {sizes[1]} tokens, the model's {sizes[0]}; they must be the same"
             )
-        self._engine = choose_engine(model)
-        self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self._costs = costs or self._measure()
-        self._states: dict[int, _State] = {}
+        self.engine = choose_engine(model)
+        self.context = context_length(model)
+        self.costs = costs or self._measure()
 
     def _measure(self) -> CostCurve:
-        cache = self._engine.new_cache()
-        self._engine.run([(cache, [1] * 64)])
+        cache, before = self.engine.new_cache(), 64 if self.context is None else min(64, max(1, self.context // 2))
+        self.engine.run([(cache, [1] * before)])
 
         def run(rows: int) -> None:
-            self._engine.run([(cache, [1] * rows)])
-            self._engine.cut(cache, 64)
+            self.engine.run([(cache, [1] * rows)])
+            self.engine.cut(cache, before)
 
-        return measure_costs(run, sizes=(1, 2, 4, 8))
+        room = _LONGEST if self.context is None else max(1, self.context - before)
+        return measure_costs(run, sizes=[size for size in (1, 2, 4, 8) if size <= room])
 
-    def draft(self, requests: Sequence[Request], curve: CostCurve) -> list[list[int]]:
-        """Return a draft for each request, empty where the assistant rests."""
+
+class Drafting:
+    """The drafts of an assistant during one call."""
+
+    def __init__(self, assistant: Assistant) -> None:
+        self._engine, self._costs, self._context = assistant.engine, assistant.costs, assistant.context
+        self._states: dict[int, _State] = {}
+
+    def draft(self, chosen: Sequence[tuple[Request, int]], curve: CostCurve) -> list[list[int]]:
+        """Return a draft for each request, of at most as many tokens as given with it; empty where it rests."""
+        requests = [request for request, _ in chosen]
         states = [self._states.setdefault(id(request), _State(self._engine.new_cache())) for request in requests]
         length = self._length(states, curve)
         if length == 0:
             if not any(state.rested >= state.pause for state in states):
                 return [[] for _ in requests]
             length = _PROBE
-        limits = [min(length, request.left - 1, self._room(request)) for request in requests]
+        limits = [min(length, room, self._room(request)) for request, room in chosen]
         return self._run(requests, states, limits)
 
     def _room(self, request: Request) -> int:
@@ -94,9 +106,8 @@ class Assistant:
         todo = [number for number, limit in enumerate(limits) if limit > 0]
         feeds = {number: self._unseen(requests[number], states[number]) for number in todo}
         while todo:
-            logits = self._engine.run([(states[number].cache, feeds[number]) for number in todo], last_only=True)
+            logits = self._feed([(states[number], feeds[number]) for number in todo])
             for number, token in zip(todo, logits.argmax(-1).tolist(), strict=True):
-                states[number].seen += feeds[number]
                 drafts[number].append(token)
                 feeds[number] = [token]
             todo = [number for number in todo if len(drafts[number]) < limits[number]]
@@ -104,6 +115,19 @@ class Assistant:
             ends = [place for place, token in enumerate(draft) if token in requests[number].rules.eos]
             drafts[number] = draft[: ends[0] + 1] if ends else draft
         return drafts
+
+    def _feed(self, work: Sequence[tuple[_State, list[int]]]) -> Tensor:
+        """Add tokens to the caches and return the logits after the last of each; no pass goes beyond its reach."""
+        ahead = [(state, tokens, self._engine.reach(state.cache)) for state, tokens in work]
+        for state, tokens, reach in ahead:
+            if reach is not None and len(tokens) > reach:
+                self._engine.run([(state.cache, tokens[:reach])], last_only=True)
+                state.seen += tokens[:reach]
+                del tokens[:reach]
+        logits = self._engine.run([(state.cache, tokens) for state, tokens in work], last_only=True)
+        for state, tokens in work:
+            state.seen += tokens
+        return logits
 
     def _unseen(self, request: Request, state: _State) -> list[int]:
         """Cut the assistant's cache to what is still true of the sequence and return the tokens it has not seen."""

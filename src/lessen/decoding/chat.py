@@ -12,7 +12,8 @@ from lessen.errors import InputError
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Return the token ids of a text to be continued. Raises InputError when there are none."""
+    """Return the token ids of a text to be continued. Raises InputError when there are none or the text is damaged."""
+    _check_text(text)
     ids = list(tokenizer(text)["input_ids"])
     if not ids:
         raise InputError("the prompt is empty; give some text to continue")
@@ -23,15 +24,31 @@ def encode_chat(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]
     """Return the token ids of a conversation by the model's own template, ready for the answer.
 
     Raises:
-        InputError: the tokenizer has no chat template, or the last message is empty.
+        InputError: the tokenizer has no chat template or one that fails, or the last message is empty or damaged.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("this model has no chat template; use completion instead of chat")
     if not messages[-1]["content"].strip():
         raise InputError("the prompt is empty; give some text to answer")
-    return list(
-        tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)["input_ids"]
-    )
+    for message in messages:
+        _check_text(message["content"])
+    try:
+        found = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)["input_ids"]
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(
+            f"the model's chat template fails on this conversation ({reason}); use completion instead of chat, or "
+            "mend chat_template in the model's folder"
+        ) from error
+    return list(found)
+
+
+def _check_text(text: str) -> None:
+    """Refuse text with bytes that were no UTF-8 when it was given to the program."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the prompt is not UTF-8 text: character {error.start + 1} is a stray byte") from error
 
 
 class Chat:

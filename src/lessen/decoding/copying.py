@@ -11,6 +11,7 @@ searched as well.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -97,20 +98,27 @@ class TokenIndex:
 class TextMemory:
     """Texts of earlier turns and requests, bounded in tokens; the oldest are forgotten first.
 
-    About 300 bytes a token are held while it is remembered.
+    About 300 bytes a token are held while it is remembered. Several calls may add and find at once: texts appear whole.
     """
 
     def __init__(self, limit: int = 32768, key_length: int = 3) -> None:
         self.limit = limit
         self.index = TokenIndex(key_length)
         self._texts: list[list[int]] = []
+        self._lock = threading.Lock()
 
     def add(self, tokens: Sequence[int]) -> None:
         """Remember a text, such as a prompt with its answer."""
-        self._texts.append(list(tokens[-self.limit :]))
-        self.index.extend([*self._texts[-1], BREAK])
-        if len(self.index) > 2 * self.limit:
-            self._forget()
+        with self._lock:
+            self._texts.append(list(tokens[-self.limit :]))
+            self.index.extend([*self._texts[-1], BREAK])
+            if len(self.index) > 2 * self.limit:
+                self._forget()
+
+    def find(self, text: Sequence[int]) -> list[Place]:
+        """Return the places that continue the end of `text`, oldest first."""
+        with self._lock:
+            return self.index.find(text)
 
     def _forget(self) -> None:
         total, kept = 0, 0

@@ -12,6 +12,7 @@ from lessen.errors import ConfigError
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64)
 
 _SLOW_PASS = 0.5
+_CHECKED, _TOLERANCE = (4, 16), 1.4
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class CostCurve:
 
     sizes: tuple[int, ...]
     times: tuple[float, ...]
+    packed: bool | None = None
+    """Whether it was measured over packed weights; None where that is not known."""
 
     def __post_init__(self) -> None:
         if not self.sizes or len(self.sizes) != len(self.times) or list(self.sizes) != sorted(set(self.sizes)):
@@ -51,6 +54,7 @@ def measure_costs(
     repeats: int = 5,
     limit_seconds: float = 20.0,
     clock: Callable[[], float] = time.process_time,
+    packed: bool | None = None,
 ) -> CostCurve:
     """Time `run(k)` for every size, interleaved, and keep the quickest of `repeats` (at least one; see the limit).
 
@@ -70,4 +74,17 @@ def measure_costs(
             start = clock()
             run(size)
             best[size] = min(best[size], max(clock() - start, 1e-9))
-    return CostCurve(tuple(sizes), tuple(best[size] for size in sizes))
+    return CostCurve(tuple(sizes), tuple(best[size] for size in sizes), packed)
+
+
+def costs_hold(
+    curve: CostCurve, run: Callable[[int], object], repeats: int = 5, clock: Callable[[], float] = time.process_time
+) -> bool:
+    """Return whether passes now have the relative costs of the curve, within a factor of 1.4.
+
+    Only ratios matter to a plan, and the quickest of a few calls has little noise: a curve that is off by more was
+    measured under other conditions (other threads, another neighbour on the machine, another clock rate).
+    """
+    sizes = [size for size in _CHECKED if size in curve.sizes]
+    found = measure_costs(run, [1, *sizes], repeats, clock=clock).relative()
+    return all(1 / _TOLERANCE < found[size] / curve.relative()[size] < _TOLERANCE for size in sizes)

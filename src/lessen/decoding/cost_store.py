@@ -16,14 +16,18 @@ from lessen.errors import LessenError
 from lessen.files import atomic_write, dump_json, parse_json
 
 
-def place_of(model: Any, packed: bool) -> Path:
-    """Return the file for this model's shape, dtype and device on this machine with these threads and versions."""
+def place_of(model: Any, pack: bool) -> Path:
+    """Return the file for this model's shape, dtype and device on this machine with these threads and versions.
+
+    Args:
+        pack: whether weights may be packed; whether they were is written in the file.
+    """
     found = environment()
     facts = {
         "config": json.loads(model.config.to_json_string(use_diff=False)) | {"_name_or_path": ""},
         "dtype": str(model.dtype),
         "device": str(model.device),
-        "packed": packed,
+        "pack": pack,
         "threads": torch.get_num_threads(),
         "machine": {name: found[name] for name in ("processor", "cores", "capability", "packages")},
     }
@@ -35,11 +39,12 @@ def recall(place: Path) -> CostCurve | None:
     """Return the stored curve, or None where there is none or it cannot be read; then it is measured again."""
     try:
         value = parse_json(place.read_bytes(), str(place))
-        return CostCurve(tuple(int(size) for size in value["sizes"]), tuple(float(one) for one in value["times"]))
+        sizes, times = tuple(int(size) for size in value["sizes"]), tuple(float(one) for one in value["times"])
+        return CostCurve(sizes, times, bool(value["packed"]))
     except (OSError, LessenError, KeyError, TypeError, ValueError):
         return None
 
 
 def keep(place: Path, curve: CostCurve) -> None:
     """Store a curve. Raises OutputError when the cache cannot be written."""
-    atomic_write(place, dump_json({"sizes": curve.sizes, "times": curve.times}))
+    atomic_write(place, dump_json({"sizes": curve.sizes, "times": curve.times, "packed": bool(curve.packed)}))

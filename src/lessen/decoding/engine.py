@@ -1,34 +1,43 @@
 """Choosing how a model runs: unpadded passes where its attention can be exchanged, one sequence at a time elsewhere.
 
-Which of the two is right is found out by trying: a mixed pass is compared with the model's ordinary forward. A model
-whose cache cannot be cut is refused by name.
+Which of the two is right is found out by trying (`lessen.decoding.probe`): the model's own decoding past every window
+and switch is compared with passes of the engine. A model for which none agrees is refused by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from lessen.architectures.loading import hugging_face
+from lessen.decoding.probe import agrees, limits_of, rehearses
 from lessen.decoding.ragged import RaggedEngine
-from lessen.errors import InputError, NonFiniteError
+from lessen.decoding.settings import context_length
+from lessen.decoding.switching import SwitchingEngine, switch_of
+from lessen.decoding.view import cache_argument, shared_view
+from lessen.errors import InputError, LessenError, NonFiniteError
 
-_CUTTABLE = {"full_attention", "sliding_attention"}
+_CUTTABLE = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 class Engine(Protocol):
     """What the decoder needs of a model."""
 
     batched: bool
+    view: Any
 
     def new_cache(self, reserve: int = 0) -> Any:
         """Return the empty cache of one sequence."""
 
     def cut(self, cache: Any, length: int) -> None:
         """Forget all but the first `length` tokens of a cache."""
+
+    def reach(self, cache: Any) -> int | None:
+        """Return how many tokens the next pass of a sequence may add; None where there is no bound."""
 
     def run(self, work: Sequence[tuple[Any, Sequence[int]]], last_only: bool = False) -> Tensor:
         """Add new tokens to the caches; return logits (rows, vocabulary), or one row a sequence."""
@@ -37,18 +46,19 @@ class Engine(Protocol):
 class SingleEngine:
     """Runs each sequence by itself through the model's own attention and dynamic cache.
 
-    For models that build their attention bias themselves (Bloom, MPT, Gemma 2 ...): exact, without the gain of batches.
+    For models that build their attention bias themselves (Bloom, MPT ...): exact, without the gain of batches.
     """
 
     batched = False
 
     def __init__(self, model: Any) -> None:
-        self._model = model
-        self._cache_class = hugging_face().DynamicCache
+        self.view = shared_view(model)
+        self._cache_argument = cache_argument(model)
+        self._keeps_rows = model._supports_logits_to_keep()
 
     def new_cache(self, reserve: int = 0) -> Any:  # noqa: ARG002 - the library's cache grows by itself
-        """Return an empty dynamic cache of the model's own kind."""
-        return self._cache_class(config=self._model.config)
+        """Return an empty cache that keeps every place, so that it can be cut; the mask enforces windows."""
+        return hugging_face().DynamicCache()
 
     def cut(self, cache: Any, length: int) -> None:
         """Crop the cache to `length` tokens."""
@@ -56,47 +66,56 @@ class SingleEngine:
         if surplus > 0:
             cache.crop(-surplus)
 
+    def reach(self, cache: Any) -> int | None:  # noqa: ARG002 - see `Engine`
+        """Return None: a pass may be of any length."""
+        return None
+
     @torch.inference_mode()
     def run(self, work: Sequence[tuple[Any, Sequence[int]]], last_only: bool = False) -> Tensor:
         """Run the sequences one after the other; see `Engine`."""
-        keep = {"logits_to_keep": 1} if last_only and self._model._supports_logits_to_keep() else {}
+        keep = {"logits_to_keep": 1} if last_only and self._keeps_rows else {}
         parts = []
         for cache, tokens in work:
-            ids = torch.tensor([list(tokens)], device=self._model.device)
-            logits = self._model(input_ids=ids, past_key_values=cache, use_cache=True, return_dict=True, **keep).logits[
-                0
-            ]
+            ids = torch.tensor([list(tokens)], device=self.view.device)
+            given: dict[str, Any] = {self._cache_argument: cache, **keep}
+            logits = self.view(input_ids=ids, use_cache=True, return_dict=True, **given).logits[0]
             parts.append(logits[-1:] if last_only else logits)
         return torch.cat(parts).float()
 
 
+def build(kind: type[Any], model: Any) -> Engine:
+    """Return an engine of a kind for a model, with passes kept on one side of a switch where it has one."""
+    engine: Engine = kind(model)
+    switch = switch_of(engine.view, context_length(model))
+    return engine if switch is None else SwitchingEngine(engine, switch)
+
+
 def choose_engine(model: Any) -> Engine:
-    """Return the quickest engine that agrees with the model's ordinary forward.
+    """Return the quickest engine that agrees with the model's own decoding.
 
     Raises:
-        InputError: the model is no decoder with a cache that can be cut.
+        InputError: the model is no decoder with a cache that can be cut, or no engine agrees with it.
         NonFiniteError: it gives NaN or infinity.
     """
     check_model(model)
-    if getattr(model, "_supports_attention_backend", False):
-        engine = RaggedEngine(model)
+    kinds: list[type[Any]] = [RaggedEngine] if getattr(model, "_supports_attention_backend", False) else []
+    why = "its cache was cut and then held something else"
+    for kind in [*kinds, SingleEngine]:
         try:
-            if _agrees(engine, model):
+            engine = build(kind, model)
+            if not agrees(engine, model):
+                why = "its logits after a cut of the cache differ"
+            elif limits_of(model) and not rehearses(partial(build, kind), model):
+                why = f"its decoding past {', '.join(sorted(limits_of(model)))} could not be reproduced"
+            else:
                 return engine
-        except (InputError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-            if isinstance(error, NonFiniteError):
-                raise
-    if "sliding_attention" in _layer_types(model):
-        raise InputError(
-            f"{type(model).__name__} has a sliding-window cache, which cannot be cut, and its attention function "
-            "cannot be exchanged; use a model with full attention"
-        )
-    single = SingleEngine(model)
-    if not _agrees(single, model):
-        raise InputError(
-            f"{type(model).__name__} gives different logits after its cache was cut; its cache does not support this"
-        )
-    return single
+        except NonFiniteError:
+            raise
+        except LessenError as error:
+            why = str(error)
+        except Exception as error:
+            why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+    raise InputError(f"{type(model).__name__} cannot be decoded exactly with drafts: {why}; use model.generate")
 
 
 def check_model(model: Any) -> None:
@@ -109,35 +128,7 @@ def check_model(model: Any) -> None:
         raise InputError(f"{name} is in training mode, where dropout makes outputs random; call model.eval() first")
     if model.config.is_encoder_decoder:
         raise InputError(f"{name} is an encoder-decoder; decoding by copying needs a decoder-only model")
-    other = sorted(_layer_types(model) - _CUTTABLE)
+    other = sorted(set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - _CUTTABLE)
     if getattr(model, "_is_stateful", False) or other:
         kind = ", ".join(other) or "state"
         raise InputError(f"{name} keeps a recurrent cache ({kind}), which cannot be cut; use an attention-only model")
-
-
-def _layer_types(model: Any) -> set[str]:
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if not kinds and getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        kinds.add("sliding_attention")
-    return kinds
-
-
-@torch.inference_mode()
-def _agrees(engine: Engine, model: Any) -> bool:
-    """Compare a mixed round after a cut (two sequences, 3 and 1 new tokens) with the ordinary forward."""
-    size = model.config.get_text_config().vocab_size
-    first = [(7 * step + 1) % size for step in range(8)]
-    second = [(5 * step + 2) % size for step in range(4)]
-    caches = [engine.new_cache(), engine.new_cache()]
-    engine.run([(caches[0], first[:5]), (caches[1], [*second[:3], 0, 0])])
-    engine.cut(caches[1], 3)
-    got = engine.run([(caches[0], first[5:]), (caches[1], second[3:])])
-    device = model.device
-    wanted = [model(input_ids=torch.tensor([ids], device=device)).logits[0].float() for ids in (first, second)]
-    want = torch.cat([wanted[0][5:], wanted[1][3:]])
-    if not want.isfinite().all():
-        raise NonFiniteError(f"{type(model).__name__} gives NaN or infinite logits; its weights are damaged")
-    precise = model.dtype == torch.float32
-    scale = want.abs().max().clamp_min(1e-6)
-    return bool((got - want).abs().max() <= (1e-3 if precise else 5e-2) * scale)

@@ -107,7 +107,7 @@ class Copier:
     ) -> None:
         self.index = TokenIndex(key_length, prompt)
         self.acceptance = Acceptance()
-        self._memory = memory.index if memory is not None else None
+        self._memory = memory
         self._stops = stops
         self._copying: Place | None = None
         self._place: Place | None = None

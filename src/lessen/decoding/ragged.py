@@ -7,7 +7,7 @@ runs sequence by sequence.
     sequence a: 3 cached, 2 new   ┐  tokens    a3 a4 b7      ┌ attention of a3 a4 over a0..a4
     sequence b: 7 cached, 1 new   ┘  positions  3  4  7   ->  └ attention of b7    over b0..b7
 
-The model is not changed: while a pass runs, its configuration names an attention function registered here, and a
+The model is not changed: a view of it (`lessen.decoding.view`) names an attention function registered here, and a
 stand-in cache stores the new keys and values. The official code launches its kernel twice to fill the cache; here keys
 are written before they are read.
 """
@@ -21,9 +21,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from lessen.architectures.loading import hugging_face
+from lessen.decoding.attention import (
+    BLOCK,
+    Rule,
+    attend,
+    attend_as_the_model,
+    attend_in_blocks,
+    own_arguments,
+    rule_in_place_of_mask,
+    rule_of,
+)
+from lessen.decoding.view import cache_argument, shared_view
 from lessen.errors import InputError
 
 _NAME = "lessen_ragged"
@@ -74,80 +84,94 @@ class _Pass:
 
     is_compileable = False
 
-    def __init__(self, work: Sequence[tuple[SequenceCache, Sequence[int]]]) -> None:
+    def __init__(self, work: Sequence[tuple[SequenceCache, Sequence[int]]], implementation: str) -> None:
         self.pieces: list[_Piece] = []
         start = 0
         for cache, tokens in work:
             self.pieces.append(_Piece(cache, start, len(tokens), cache.length))
             start += len(tokens)
+        self._implementation = implementation
+        self._flat: Tensor | None = None
         self._written: list[tuple[Tensor, Tensor]] = []
-        self._masks: dict[tuple[int, int, int | None], Tensor] = {}
+        self._allowed: dict[tuple[int, Rule], Tensor | None] = {}
 
     def get_seq_length(self, *_: Any) -> int:
-        """Return 0: positions are given explicitly and no mask is built from the length."""
+        """Return 0: positions are given explicitly."""
         return 0
+
+    def get_query_offset(self, *_: Any) -> int:
+        """Return 0; see `get_seq_length`."""
+        return 0
+
+    def get_mask_sizes(self, length: Any, *_: Any) -> tuple[int, int]:
+        """Return the sizes of a mask over the flat rows; the rule is kept in its place."""
+        return (length if isinstance(length, int) else len(length)), 0
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Store the flat keys and values (1, kv heads, rows, width) of one layer, each sequence in its own place."""
-        self._written = []
+        self._flat, self._written = keys, []
         for piece in self.pieces:
             rows = slice(piece.start, piece.start + piece.new)
             self._written.append(piece.cache.write(layer_idx, keys[0, :, rows], values[0, :, rows]))
         return keys, values
 
-    def attend(self, query: Tensor, scale: float | None, window: int | None) -> Tensor:
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, mask: Any, scale: float | None, extras: dict[str, Any]
+    ) -> Tensor:
         """Return attention of the flat query (1, heads, rows, width) as (1, rows, heads, width)."""
-        outputs = [
-            self._attend_one(number, query[0, :, piece.start : piece.start + piece.new], scale, window)
-            for number, piece in enumerate(self.pieces)
-        ]
+        if self._flat is None or key.data_ptr() != self._flat.data_ptr() or key.shape != self._flat.shape:
+            raise InputError(f"{type(module).__name__} attends to other keys than it has just cached")
+        rule, own = rule_of(mask, extras), own_arguments(extras)
+        outputs = []
+        for number, piece in enumerate(self.pieces):
+            states = (query[0, :, piece.start : piece.start + piece.new], *self._written[number])
+            if own:
+                allowed = rule.allowed(*self._places(number, query.device))
+                given = own | {"scaling": scale}
+                outputs.append(attend_as_the_model(module, self._implementation, states, allowed, given))
+            else:
+                outputs.append(self._attend_one(number, states, rule, scale))
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).unsqueeze(0)
 
-    def _attend_one(self, number: int, query: Tensor, scale: float | None, window: int | None) -> Tensor:
-        piece, (keys, values) = self.pieces[number], self._written[number]
-        heads, new, width = query.shape
-        groups = heads // keys.shape[0]
-        total = piece.before + new
-        narrow = window is not None and total > window
-        if piece.before == 0 and new > 1 and not narrow:
-            out = scaled_dot_product_attention(
-                query[None], keys[None], values[None], scale=scale, is_causal=True, enable_gqa=groups > 1
-            )
-            return out[0].transpose(0, 1)
-        # Queries that share a key head are stacked as rows, so that keys need not be repeated.
-        mask = self._mask(number, groups, window if narrow else None, query) if new > 1 or narrow else None
-        stacked = query.reshape(1, keys.shape[0], groups * new, width)
-        out = scaled_dot_product_attention(stacked, keys[None], values[None], attn_mask=mask, scale=scale)
-        return out.reshape(heads, new, values.shape[2]).transpose(0, 1)
+    def _attend_one(
+        self, number: int, states: tuple[Tensor, Tensor, Tensor], rule: Rule, scale: float | None
+    ) -> Tensor:
+        piece = self.pieces[number]
+        key = (number, rule)
+        if key not in self._allowed:  # the same for all layers
+            self._allowed[key] = self._needed(number, rule, states[0].device)
+        allowed = self._allowed[key]
+        if allowed is None:
+            return attend(*states, None, scale, causal=True)
+        if piece.new > BLOCK:
+            return attend_in_blocks(*states, rule, scale)
+        return attend(*states, allowed, scale)
 
-    def _mask(self, number: int, groups: int, window: int | None, like: Tensor) -> Tensor:
-        """Return 0 where a new token may look and -inf elsewhere, (groups * new, total); made once a pass."""
-        key = (number, groups, window)
-        if key not in self._masks:
-            piece = self.pieces[number]
-            places = torch.arange(piece.before + piece.new, device=like.device)
-            query_places = places[piece.before :, None]
-            hidden = places[None, :] > query_places
-            if window is not None:
-                hidden |= places[None, :] <= query_places - window
-            mask = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device)
-            self._masks[key] = mask.masked_fill_(hidden, float("-inf")).repeat(groups, 1)
-        return self._masks[key]
+    def _places(self, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        piece = self.pieces[number]
+        places = torch.arange(piece.before + piece.new, device=device)
+        return places[piece.before :], places
+
+    def _needed(self, number: int, rule: Rule, device: torch.device) -> Tensor | None:
+        """Return what each query may look at, or None where that is everything up to its own place."""
+        piece = self.pieces[number]
+        queries, keys = self._places(number, device)
+        last = rule.allowed(queries[-1:], keys)
+        if (piece.new == 1 or piece.before == 0) and bool(last.all()):
+            return None
+        return last if piece.new > BLOCK else rule.allowed(queries, keys)
 
 
 _ACTIVE: ContextVar[_Pass | None] = ContextVar("lessen_ragged_pass", default=None)
 
 
 def _ragged_attention(
-    _module: Any, query: Tensor, _key: Tensor, _value: Tensor, _mask: Any, scaling: float | None = None, **extras: Any
+    module: Any, query: Tensor, key: Tensor, _value: Tensor, mask: Any, scaling: float | None = None, **extras: Any
 ) -> tuple[Tensor, None]:
-    for name in ("softcap", "s_aux", "position_bias"):
-        if extras.get(name) is not None:
-            raise InputError(f"unpadded attention does not know the model's {name!r}")
     active = _ACTIVE.get()
     if active is None:
         raise InputError(f"the attention function {_NAME!r} works only inside lessen's decoder")
-    return active.attend(query, scaling, extras.get("sliding_window")), None
+    return active.attend(module, query, key, mask, scaling, extras), None
 
 
 class RaggedEngine:
@@ -156,9 +180,13 @@ class RaggedEngine:
     batched = True
 
     def __init__(self, model: Any) -> None:
-        hugging_face().AttentionInterface.register(_NAME, _ragged_attention)
-        self._model = model
+        transformers = hugging_face()
+        transformers.AttentionInterface.register(_NAME, _ragged_attention)
+        transformers.AttentionMaskInterface.register(_NAME, rule_in_place_of_mask)
+        self.view = shared_view(model, _NAME)
+        self._implementation = model.config._attn_implementation or "eager"
         self._keeps_rows = model._supports_logits_to_keep()
+        self._cache_argument = cache_argument(model)
 
     def new_cache(self, reserve: int = 0) -> SequenceCache:
         """Return an empty cache with room for `reserve` tokens."""
@@ -168,14 +196,18 @@ class RaggedEngine:
         """Forget all but the first `length` tokens; what lies behind is overwritten later."""
         cache.length = min(length, cache.length)
 
+    def reach(self, cache: SequenceCache) -> int | None:  # noqa: ARG002 - see `Engine`
+        """Return None: a pass may be of any length."""
+        return None
+
     @torch.inference_mode()
     def run(self, work: Sequence[tuple[SequenceCache, Sequence[int]]], last_only: bool = False) -> Tensor:
         """Add the new tokens of every sequence to its cache; return logits (rows, vocabulary), float32.
 
         Rows are in the order of `work`; with `last_only` there is one row a sequence, that of its last token.
         """
-        device = self._model.device
-        plan = _Pass(work)
+        device = self.view.device
+        plan = _Pass(work, self._implementation)
         flat = [token for _, tokens in work for token in tokens]
         places = [piece.before + step for piece in plan.pieces for step in range(piece.new)]
         last = torch.tensor([piece.start + piece.new - 1 for piece in plan.pieces], device=device)
@@ -188,15 +220,11 @@ class RaggedEngine:
         return logits.float()
 
     def _forward(self, plan: _Pass, tokens: Tensor, places: Tensor, keep: dict[str, Tensor]) -> Tensor:
-        config = self._model.config
-        before, token = config._attn_implementation, _ACTIVE.set(plan)
-        config._attn_implementation = _NAME
+        token = _ACTIVE.set(plan)
+        given: dict[str, Any] = {self._cache_argument: plan, **keep}
         try:
-            output = self._model(
-                input_ids=tokens, position_ids=places, past_key_values=plan, use_cache=True, return_dict=True, **keep
-            )
+            output = self.view(input_ids=tokens, position_ids=places, use_cache=True, return_dict=True, **given)
         finally:
-            config._attn_implementation = before
             _ACTIVE.reset(token)
         logits: Tensor = output.logits[0]
         return logits

@@ -19,6 +19,8 @@ class Comparison:
     prompts: int
     agreement: float
     """Share of tokens before the first difference of a sequence; 1.0 when all are identical."""
+    together: bool = True
+    """Whether plain decoding ran the prompts as one batch; where padding could change its output it does not."""
 
     @property
     def speed_up(self) -> float:
@@ -46,6 +48,9 @@ class DecodeReport:
     unpadded: bool
     dtype: str
     packed_bytes: int
+    cut_by_context: int = 0
+    """Sequences that ended because the model's positions were used up."""
+    context: int | None = None
     pass_cost: dict[int, float] = field(default_factory=dict)
     """Measured cost of a pass by its new tokens, relative to one."""
     comparison: Comparison | None = None
@@ -91,6 +96,10 @@ class DecodeReport:
             return f"Copying does not pay here: {copied}, yet speed is {ratio:.2f} times that of plain decoding."
         return f"Decoding was {ratio:.2f} times as fast as plain decoding; {copied}."
 
+    def context_line(self) -> str:
+        """Say how many sequences the model's context ended."""
+        return f"{self.cut_by_context} of {self.prompts} texts ended at the model's context of {self.context} tokens"
+
     def lines(self) -> list[str]:
         """Return the report as text lines."""
         kind = "unpadded batch" if self.unpadded else "one sequence at a time"
@@ -106,9 +115,12 @@ class DecodeReport:
             text.append(f"of these assistant {self.assistant_drafted}, {self.assistant_accepted}")
         if self.packed_bytes:
             text.append(f"packed weights     {self.packed_bytes / 1e6:.0f} MB held beside the model")
+        if self.cut_by_context:
+            text.append(f"context            {self.context_line()}")
         if self.comparison is not None:
             same = f"{self.comparison.identical} of {self.comparison.prompts} outputs identical"
-            text.append(f"plain decoding     {self.comparison.plain_seconds:.2f} s, {same} ({self.dtype})")
+            how = "" if self.comparison.together else ", one prompt at a time"
+            text.append(f"plain decoding     {self.comparison.plain_seconds:.2f} s{how}, {same} ({self.dtype})")
             if self.comparison.identical < self.comparison.prompts:
                 text.append(f"agreement          {self.comparison.agreement:.1%} of tokens before the first difference")
         return [*text, self.verdict()]

@@ -28,6 +28,8 @@ class Rules:
     deadline: float | None = None
     clock: Callable[[], float] | None = None
     generator: torch.Generator | None = None
+    end: str = "length"
+    """What `max_new_tokens` is bounded by: the length asked for, or the model's context."""
 
 
 @dataclass
@@ -54,9 +56,11 @@ class Request:
 
     prompt: list[int]
     rules: Rules
-    copier: Copier
+    copier: Copier | None
     cache: Any
     on_token: Callable[[int], None] | None = None
+    shown: Sequence[int] | None = None
+    """The prompt as processors and criteria see it, padding included; the prompt itself where there is none."""
     finish: str | None = None
     tokens: list[int] = field(init=False)
     counts: Counts = field(default_factory=Counts)
@@ -65,7 +69,7 @@ class Request:
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
         if self.rules.processors or self.rules.criteria or self.rules.stop_strings:
-            self._ids = torch.tensor([self.prompt + [0] * self.rules.max_new_tokens])
+            self._ids = torch.tensor([[*(self.shown or self.prompt), *[0] * self.rules.max_new_tokens]])
 
     @property
     def emitted(self) -> list[int]:
@@ -83,10 +87,11 @@ class Request:
         for step in range(len(draft) + 1):
             token = self._choose(logits[step : step + 1], best[step])
             emitted.append(token)
-            self._append(token)
+            self.append(token)
             if self.finish is not None or step == len(draft) or token != draft[step]:
                 break
-        self.copier.observe(emitted)
+        if self.copier is not None:
+            self.copier.observe(emitted)
         return emitted
 
     def _choose(self, logits: Tensor, best: int) -> int:
@@ -103,11 +108,16 @@ class Request:
     def _prefix(self) -> Tensor:
         if self._ids is None:
             raise RuntimeError("token ids are kept only for processors and criteria")
-        return self._ids[:, : len(self.tokens)]
+        return self._ids[:, : self._shown_length]
 
-    def _append(self, token: int) -> None:
+    @property
+    def _shown_length(self) -> int:
+        return len(self.shown or self.prompt) + len(self.tokens) - len(self.prompt)
+
+    def append(self, token: int) -> None:
+        """Emit one token and say in `finish` whether, and why, the text ends with it."""
         if self._ids is not None:
-            self._ids[0, len(self.tokens)] = token
+            self._ids[0, self._shown_length] = token
         self.tokens.append(token)
         if self.on_token is not None:
             self.on_token(token)
@@ -124,4 +134,4 @@ class Request:
                 return "criterion"
         if rules.deadline is not None and rules.clock is not None and rules.clock() > rules.deadline:
             return "time"
-        return "length" if self.left == 0 else None
+        return rules.end if self.left == 0 else None

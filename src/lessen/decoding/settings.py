@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +31,6 @@ _REFUSED_WHEN_SET = {
     "token_healing": (False, "token healing rewrites the prompt; leave token_healing out"),
     "use_cache": (True, "decoding needs the cache; leave use_cache out"),
 }
-_DEFAULT_NEW_TOKENS = 20
 _CACHES = (None, "dynamic", "dynamic_full")
 
 
@@ -39,12 +39,20 @@ class Settings:
     """The arguments of one call, checked."""
 
     config: Any
-    max_new_tokens: int | None
-    max_length: int | None
+    default_lengths: tuple[bool, bool]
+    """Whether neither call nor model says a greatest and a least length; transformers then takes its own."""
     eos: frozenset[int]
     pad: int
     seed: int | None
     extras: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A row as logits processors and stop rules see it: token ids with padding, and 1 where they are no padding."""
+
+    ids: list[int]
+    mask: list[int] | None = None
 
 
 def read_settings(
@@ -59,7 +67,14 @@ def read_settings(
     Raises:
         ConfigError: an unknown argument, or one that this decoder refuses; the message names it.
     """
-    for name in ("past_key_values", "inputs_embeds", "assistant_model", "custom_generate", "negative_prompt_ids"):
+    for name in (
+        "past_key_values",
+        "cache",
+        "inputs_embeds",
+        "assistant_model",
+        "custom_generate",
+        "negative_prompt_ids",
+    ):
         if options.get(name) is not None:
             raise ConfigError(
                 f"generate: {name} is not accepted; pass token ids only (an assistant goes to the Decoder)"
@@ -68,10 +83,7 @@ def read_settings(
         config, unknown = model._prepare_generation_config(generation_config, **options)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"generate: {error}") from error
-    for name, (allowed, why) in _REFUSED_WHEN_SET.items():
-        value = getattr(config, name, None)
-        if value is not None and value != allowed:
-            raise ConfigError(f"generate: {name}={value!r} is refused: {why}")
+    _refuse(config, options, generation_config)
     if config.cache_implementation not in _CACHES:
         raise ConfigError(
             f"generate: cache_implementation={config.cache_implementation!r} is refused: "
@@ -84,72 +96,143 @@ def read_settings(
     eos = frozenset() if config._eos_token_tensor is None else frozenset(config._eos_token_tensor.tolist())
     pad = config._pad_token_tensor
     pad_id = int(pad) if pad is not None else min(eos, default=0)
-    chosen = (options, generation_config, model.generation_config)
-    total = next((found for each in chosen if (found := _field(each, "max_length")) is not None), None)
-    return Settings(config, _asked_length(config), total, eos, pad_id, seed, extras)
+    _check_lengths(config)
+    sources = (options, generation_config, model.generation_config)
+    defaults = tuple(all(_field(each, name) is None for each in sources) for name in ("max_length", "min_length"))
+    return Settings(config, (defaults[0], defaults[1]), eos, pad_id, seed, extras)
+
+
+def _refuse(config: Any, options: dict[str, Any], generation_config: Any) -> None:
+    for name, (allowed, why) in _REFUSED_WHEN_SET.items():
+        value = getattr(config, name, None)
+        if name == "use_cache" and all(_field(each, name) is None for each in (options, generation_config)):
+            continue  # a default of the model; the cache changes the speed, not the output
+        if value is not None and value != allowed:
+            raise ConfigError(f"generate: {name}={value!r} is refused: {why}")
 
 
 def _field(source: Any, name: str) -> Any:
     return source.get(name) if isinstance(source, dict) else getattr(source, name, None)
 
 
-def _asked_length(config: Any) -> int | None:
+def _check_lengths(config: Any) -> None:
     asked = config.max_new_tokens
     if asked is not None and asked < 1:
         raise ConfigError(f"generate: max_new_tokens={asked} must be at least 1")
-    return asked if asked is None else int(asked)
 
 
-def rules_for(model: Any, settings: Settings, prompt: Sequence[int], number: int, deadline: float | None) -> Rules:
-    """Return the rules of sequence `number`: its own processors, since they may depend on the prompt's length."""
-    config, extras = settings.config, settings.extras
+def rules_for(
+    model: Any,
+    settings: Settings,
+    prompt: Sequence[int],
+    number: int,
+    deadline: float | None,
+    shown: Shown | None = None,
+) -> Rules:
+    """Return the rules of sequence `number`: its own processors, since they may depend on the prompt's length.
+
+    Args:
+        shown: the row as `generate` was given it; without it the row is the prompt alone.
+
+    Raises:
+        ConfigError: an argument that transformers refuses, or no room for a token.
+    """
+    try:
+        return _rules(model, settings, prompt, number, deadline, shown or Shown(list(prompt)))
+    except (ValueError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"generate: {reason}") from error
+
+
+def _rules(
+    model: Any, settings: Settings, prompt: Sequence[int], number: int, deadline: float | None, shown: Shown
+) -> Rules:
+    extras = settings.extras
+    config, ids = _filled(model, settings, shown), torch.tensor([shown.ids])
+    row = number // (settings.config.num_return_sequences or 1)
+    mask = None if shown.mask is None else torch.tensor([shown.mask])
     processors = model._get_logits_processor(
         generation_config=config,
-        input_ids_seq_length=len(prompt),
-        encoder_input_ids=torch.tensor([list(prompt)]),
-        prefix_allowed_tokens_fn=_for_row(extras.get("prefix_allowed_tokens_fn"), number),
+        input_ids_seq_length=len(shown.ids),
+        encoder_input_ids=ids,
+        prefix_allowed_tokens_fn=_for_row(extras.get("prefix_allowed_tokens_fn"), row),
         logits_processor=extras.get("logits_processor"),
         device="cpu",
-        model_kwargs={},
+        model_kwargs={"attention_mask": mask},
     )
     generator = None
     if settings.seed is not None:
         generator = torch.Generator().manual_seed(settings.seed + number)
+    stops = _stops(model, settings, config)
+    asked, context = stops.limit - len(shown.ids), context_length(model)
+    if asked < 1:
+        raise ConfigError(f"generate: max_length={stops.limit} leaves no room after {len(shown.ids)} prompt tokens")
+    room = asked if context is None else min(asked, context - len(prompt))
     return Rules(
-        max_new_tokens=_room(model, settings, prompt),
-        eos=settings.eos,
+        max_new_tokens=room,
+        eos=stops.eos,
         sample=bool(config.do_sample),
         processors=list(processors),
-        stop_strings=_stop_strings(config, extras.get("tokenizer")),
-        criteria=list(extras.get("stopping_criteria") or ()),
+        stop_strings=stops.strings,
+        criteria=stops.others,
         deadline=deadline,
         clock=time.monotonic,
         generator=generator,
+        end="length" if room == asked else "context",
     )
 
 
-def _for_row(function: Any, number: int) -> Any:
-    return None if function is None else lambda _row, ids: function(number, ids)
+def _filled(model: Any, settings: Settings, shown: Shown) -> Any:
+    """Return the configuration of one row with the fields that transformers derives from its length."""
+    config = copy.copy(settings.config)
+    config.num_return_sequences = 1
+    longest, least = settings.default_lengths
+    longest, least = longest or config.max_new_tokens is not None, least or config.min_new_tokens is not None
+    return model._prepare_generated_length(
+        generation_config=config,
+        has_default_max_length=longest,
+        has_default_min_length=least,
+        model_input_name="input_ids",
+        input_ids_length=len(shown.ids),
+        inputs_tensor=torch.tensor([shown.ids]),
+    )
 
 
-def _stop_strings(config: Any, tokenizer: Any) -> Any:
-    if config.stop_strings is None:
-        return None
-    if tokenizer is None:
+@dataclass(frozen=True)
+class _Stops:
+    """When a row ends: its greatest length (padding included), end tokens, stop strings, the caller's own criteria."""
+
+    limit: int
+    eos: frozenset[int]
+    strings: Any
+    others: list[Any]
+
+
+def _stops(model: Any, settings: Settings, config: Any) -> _Stops:
+    """Merge the caller's criteria with those of the configuration; of one kind the caller's count, as in `generate`."""
+    transformers, extras = hugging_face(), settings.extras
+    if config.stop_strings is not None and extras.get("tokenizer") is None:
         raise ConfigError("generate: stop_strings needs the tokenizer; give it to the Decoder")
-    return hugging_face().StopStringCriteria(stop_strings=config.stop_strings, tokenizer=tokenizer)
+    config = copy.copy(config)
+    config.max_time = None  # the deadline is one for the whole call
+    given = list(extras.get("stopping_criteria") or ())
+    merged = model._get_stopping_criteria(config, transformers.StoppingCriteriaList(given), extras.get("tokenizer"))
+    kinds = transformers.generation.stopping_criteria
+    limit, eos, strings, others = 1 << 40, frozenset[int](), None, []
+    for criterion in merged:
+        if isinstance(criterion, kinds.MaxLengthCriteria):
+            limit = min(limit, int(criterion.max_length))
+        elif isinstance(criterion, kinds.EosTokenCriteria):
+            eos |= frozenset(criterion.eos_token_id.flatten().tolist())
+        elif isinstance(criterion, kinds.StopStringCriteria) and strings is None:
+            strings = criterion
+        else:
+            others.append(criterion)
+    return _Stops(limit, eos, strings, others)
 
 
-def _room(model: Any, settings: Settings, prompt: Sequence[int]) -> int:
-    asked = settings.max_new_tokens
-    if asked is None:
-        asked = _DEFAULT_NEW_TOKENS if settings.max_length is None else settings.max_length - len(prompt)
-        if asked < 1:
-            raise ConfigError(
-                f"generate: max_length={settings.max_length} leaves no room after {len(prompt)} prompt tokens"
-            )
-    context = context_length(model)
-    return asked if context is None else min(asked, context - len(prompt))
+def _for_row(function: Any, row: int) -> Any:
+    return None if function is None else lambda _row, ids: function(row, ids)
 
 
 def context_length(model: Any) -> int | None:
@@ -177,10 +260,13 @@ def check_prompts(model: Any, prompts: Sequence[Sequence[int]]) -> list[list[int
     return checked
 
 
-def rows_of(input_ids: Any, attention_mask: Any, pad: int, eos: frozenset[int]) -> list[list[int]]:
-    """Return the unpadded token ids of each row of a (batch, length) tensor.
+def rows_of(input_ids: Any, attention_mask: Any, pad: int, eos: frozenset[int]) -> list[tuple[list[int], Shown]]:
+    """Return, for each row of a (batch, length) tensor, its token ids without padding, and the row as it is shown.
 
     Without a mask, leading pad tokens are dropped unless the pad token also ends sequences, as transformers does.
+
+    Raises:
+        InputError: no tensor (batch, length) of integers, or a mask of another shape.
     """
     if not isinstance(input_ids, Tensor) or input_ids.dim() != 2:
         raise InputError("input_ids must be a tensor (batch, length); for lists of ids call complete()")
@@ -194,4 +280,8 @@ def rows_of(input_ids: Any, attention_mask: Any, pad: int, eos: frozenset[int]) 
                 f"attention_mask {tuple(attention_mask.shape)} and input_ids {tuple(input_ids.shape)} differ"
             )
         mask = attention_mask.bool()
-    return [row[keep].tolist() for row, keep in zip(input_ids, mask, strict=True)]
+    whole = bool(mask.all())
+    return [
+        (row[keep].tolist(), Shown(row.tolist(), None if whole else keep.long().tolist()))
+        for row, keep in zip(input_ids, mask, strict=True)
+    ]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,13 @@ def load_host(name: str, dtype: str | None = None, log: Log = SILENT) -> Any:
     return model.eval()
 
 
-def build_host(name: str) -> Any:
+def build_host(name: str, dtype: str | None = None) -> Any:
     """Return the architecture of a model without its weights: random ones, in eval mode. Raises as `load_host`."""
+    wanted = dtype_of(dtype) if dtype is not None else None
     folder = read_folder(host_folder(name))
-    transformers = hugging_face()
-    with _quiet(transformers):
-        return model_class(folder)(_config(folder)).eval()
+    with _quiet(hugging_face()):
+        model = model_class(folder)(_config(folder)).eval()
+    return model if wanted is None else model.to(wanted)
 
 
 def _config(folder: HostFolder) -> Any:
@@ -266,7 +268,7 @@ def convert_gguf(path: Path, folder: Path) -> None:
         raise MissingExtraError("hf", "gguf", "reading a GGUF file") from error
     place: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
-        with _quiet(transformers):
+        with _quiet(transformers), redirect_stderr(StringIO()):  # the bar of the dequantising is not the library's own
             loaded = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
             tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
     except Exception as error:  # whatever a library makes of a file that the user gave
@@ -277,6 +279,6 @@ def convert_gguf(path: Path, folder: Path) -> None:
     plain = transformers.AutoModelForCausalLM.from_config(config)
     plain.load_state_dict(loaded.state_dict())
     plain.generation_config = loaded.generation_config
-    with atomic_folder(folder) as place_to_write:
+    with atomic_folder(folder) as place_to_write, _quiet(transformers):
         plain.save_pretrained(place_to_write, safe_serialization=True)
         tokenizer.save_pretrained(place_to_write)

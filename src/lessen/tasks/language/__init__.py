@@ -1,0 +1,1 @@
+"""Language models judged on text: perplexity by document, and answers to prompts."""

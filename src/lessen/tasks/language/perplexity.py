@@ -1,0 +1,231 @@
+"""The task `language`: how well a causal language model predicts documents, each a unit of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from lessen.architectures.loading import SMOLLM2, build_host, host_folder, load_host, load_tokenizer
+from lessen.data.text import NEWS, Unit, deal, documents
+from lessen.errors import ConfigError, DataError
+from lessen.log import SILENT, Log
+from lessen.metrics import BITS_PER_BYTE, NEXT_TOKEN, PERPLEXITY, Outcomes
+from lessen.task import TIMED, Split, Task, TaskOptions, Workload
+from lessen.tasks.language.timing import decode, prefill
+from lessen.tasks.language.windows import UNJUDGED, Window, judged, packed, windows
+from lessen.train.settings import FitSettings
+
+
+class LanguageOptions(TaskOptions):
+    """What a study may set under `task:`."""
+
+    model: str = Field(SMOLLM2, description="Hugging Face folder, GGUF file, or smollm2-135m-instruct")
+    text: str = Field(NEWS, description="UTF-8 file, folder of .txt files, or news (300 items that a package ships)")
+    unit: Unit | None = Field(None, description="how a file is cut: line, paragraph, article or file")
+    documents: int = Field(32, ge=2, le=1_000_000, description="documents of the test split")
+    validation_documents: int = Field(8, ge=2, le=1_000_000, description="documents of the validation split")
+    train_documents: int = Field(64, ge=1, le=10_000_000, description="documents that methods calibrate and train on")
+    window: int = Field(512, ge=8, le=1_000_000, description="tokens that the model sees at once")
+    stride: int = Field(256, ge=1, le=1_000_000, description="tokens between the starts of two windows")
+    dtype: str = Field("float32", description="float32, bfloat16 or float16")
+    batch: int = Field(4, ge=1, le=4096, description="windows of a training batch")
+    prefill: int = Field(64, ge=2, le=100_000, description="tokens of the prompt that is timed")
+    decode: int = Field(4, ge=1, le=10_000, description="tokens that are written when decoding is timed")
+
+
+class LanguageTask(Task):
+    """Predict the next token of documents; inputs are `input_ids` and `attention_mask`, int64 [B,T].
+
+    Texts are tokenised with the special tokens that the model's own tokenizer adds. The first token of a document is
+    never judged. Documents longer than a window are read in windows that overlap (see `windows`).
+    """
+
+    name = "language"
+    metrics = {"perplexity": PERPLEXITY, "bits per byte": BITS_PER_BYTE, "next-token accuracy": NEXT_TOKEN}
+    columns = ("nll", "tokens", "right", "bytes")
+    settings = FitSettings(epochs=1, learning_rate=1e-5, optimizer="adamw", weight_decay=0.0, clip_norm=1.0)
+    Options = LanguageOptions
+
+    def __init__(self, options: LanguageOptions | None = None) -> None:
+        self.options = options or LanguageOptions()
+        if self.options.stride >= self.options.window:
+            raise ConfigError(
+                f"{self.name}: stride {self.options.stride} must be less than the window {self.options.window}, so that "
+                "every judged token has one before it"
+            )
+
+    # -- the model ----------------------------------------------------------------------------------------------
+    def build(self) -> nn.Module:
+        """Return the model's architecture with random weights, in the task's dtype."""
+        model: nn.Module = build_host(self.options.model, self.options.dtype)
+        return model
+
+    def reference(self, seed: int = 0, log: Log = SILENT) -> nn.Module:  # noqa: ARG002 - one trained reference
+        """Return the model with its own weights, in eval mode."""
+        model: nn.Module = load_host(self.options.model, self.options.dtype, log)
+        return model
+
+    def hosted(self, model: str) -> LanguageTask:
+        """Return the same task for another model."""
+        return type(self)(self.options.model_copy(update={"model": model}))
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's own tokenizer."""
+        return load_tokenizer(host_folder(self.options.model))
+
+    # -- data ---------------------------------------------------------------------------------------------------
+    def texts(self, split: Split) -> list[str]:
+        """Return the documents of a split that hold a token to judge."""
+        return [text for text, _ in self._documents(split)]
+
+    def batches(self, split: Split, seed: int = 0) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """Yield (inputs, labels): training windows [batch,T] ordered by `seed`, or the windows of documents [1,T]."""
+        if split != "train":
+            for _, ids in self._documents(split):
+                yield from (_batch(each.ids[None], each.labels[None]) for each in self._windows(ids))
+            return
+        rows = packed([ids for _, ids in self._documents("train")], self._window, self.tokenizer.eos_token_id)
+        if not len(rows):
+            raise DataError(f"{self.options.text}: training documents do not fill a window of {self._window} tokens")
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+        for chosen in rows[order].split(self.options.batch):
+            labels = chosen.clone()
+            labels[:, 0] = UNJUDGED
+            yield _batch(chosen, labels)
+
+    def example_batch(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the beginning of the test documents, `prefill` tokens in one row."""
+        ids = self._prompts(1)[0]
+        return _batch(ids, ids)
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the mean cross-entropy of the next token over judged tokens."""
+        logits, labels = self.forward(model, batch), self.target(batch)
+        return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=UNJUDGED)
+
+    def describe(self) -> dict[str, Any]:
+        """Return name and options."""
+        return {"name": self.name, **self.options.model_dump(mode="json")}
+
+    def notes(self) -> list[str]:
+        """Return how texts were cut, and what was left out."""
+        options, split = self.options, "test"
+        found = self._documents(split)
+        tokens = sum(len(ids) - 1 for _, ids in found)
+        return [
+            f"{len(found)} documents of {options.text}, {tokens} tokens judged, windows of {self._window} tokens every "
+            f"{options.stride}; the first token of a document is not judged"
+        ]
+
+    # -- judging ------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def outcomes(self, model: nn.Module, split: Split = "test") -> Outcomes:
+        """Return, for each document, the sums over its judged tokens: nll in nats, tokens, right, and UTF-8 bytes."""
+        was_training = model.training
+        model.eval()
+        sums = [self._judged(model, ids) for _, ids in self._documents(split)]
+        model.train(was_training)
+        nll, tokens, right = (np.asarray(column) for column in zip(*sums, strict=True))
+        sizes = np.asarray([self._judged_bytes(text) for text in self.texts(split)])
+        return Outcomes({"nll": nll, "tokens": tokens, "right": right, "bytes": sizes})
+
+    def workloads(self, items: int = TIMED) -> Mapping[str, Workload]:
+        """Return `prefill`, which reads a prompt, and `decode`, which writes tokens after it, one row each."""
+        prompts = self._prompts(items)
+        return {
+            "prefill": Workload(prefill, prompts, self.options.prefill, "tokens"),
+            "decode": Workload(decode(self.options.decode), prompts, self.options.decode, "tokens"),
+        }
+
+    def _judged(self, model: nn.Module, ids: Tensor) -> tuple[float, int, int]:
+        parts = []
+        for each in self._windows(ids):
+            batch = _batch(each.ids[None], each.labels[None])
+            parts.append(judged(self.forward(model, batch)[0], each.labels))
+        nll, tokens, right = zip(*parts, strict=True)
+        return sum(nll), sum(tokens), sum(right)
+
+    def _windows(self, ids: Tensor) -> Iterable[Window]:
+        return windows(ids, self._window, self.options.stride)
+
+    @cached_property
+    def _window(self) -> int:
+        """Tokens in a window: as asked for, which must fit into the model's positions."""
+        limit = self._config_number("max_position_embeddings", "n_positions", "max_seq_len")
+        if limit is not None and self.options.window > limit:
+            raise ConfigError(
+                f"{self.name}: window {self.options.window} is longer than the {limit} positions of "
+                f"{self.options.model}; set window={limit} or less"
+            )
+        return self.options.window
+
+    def _config_number(self, *names: str) -> int | None:
+        from lessen.architectures.folder import read_folder
+
+        config = read_folder(host_folder(self.options.model)).config
+        return next((int(config[name]) for name in names if isinstance(config.get(name), int)), None)
+
+    def _documents(self, split: Split) -> list[tuple[str, Tensor]]:
+        """Return the texts of a split with their tokens, as many as the options say, those too short left out."""
+        wanted = {
+            "test": self.options.documents, "validation": self.options.validation_documents,
+            "train": self.options.train_documents,
+        }[split]  # fmt: skip
+        if split not in self._read:
+            found: list[tuple[str, Tensor]] = []
+            for text in deal(self._texts, split):
+                ids = torch.tensor(self.tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
+                if len(ids) > 1:
+                    found.append((text, ids))
+                if len(found) == wanted:
+                    break
+            self._check_documents(found, split)
+            self._read[split] = found
+        return self._read[split]
+
+    def _check_documents(self, found: list[tuple[str, Tensor]], split: Split) -> None:
+        if len(found) < 2:
+            raise DataError(
+                f"{self.options.text} gives {len(found)} {split} documents with a token to judge; at least two are "
+                f"needed ({len(self._texts)} documents in all: of every five one tests and one validates)"
+            )
+        rows = self._config_number("vocab_size")
+        largest = max(int(ids.max()) for _, ids in found)
+        if rows is not None and largest >= rows:
+            raise DataError(
+                f"the tokenizer of {self.options.model} gives token {largest}, and the model has {rows} rows; they do "
+                "not belong together"
+            )
+
+    @cached_property
+    def _read(self) -> dict[str, list[tuple[str, Tensor]]]:
+        return {}
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        return documents(self.options.text, self.options.unit)
+
+    def _judged_bytes(self, text: str) -> int:
+        """Return the UTF-8 bytes of a document after its first token, which is not judged."""
+        encoded = self.tokenizer(text, return_offsets_mapping=self.tokenizer.is_fast, verbose=False)
+        first = encoded["offset_mapping"][0][1] if self.tokenizer.is_fast else 0
+        return len(text[first:].encode())
+
+    def _prompts(self, count: int) -> list[Tensor]:
+        """Return token rows [1, prefill] from the test documents, one after another, repeated where they end."""
+        ids = torch.cat([ids for _, ids in self._documents("test")])
+        size = min(self.options.prefill, self._window)
+        ids = ids.repeat(-(-count * size // len(ids)))
+        return [row[None] for row in ids[: count * size].view(count, size)]
+
+
+def _batch(ids: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, labels

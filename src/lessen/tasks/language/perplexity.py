@@ -57,8 +57,8 @@ class LanguageTask(Task):
         self.options = options or LanguageOptions()
         if self.options.stride >= self.options.window:
             raise ConfigError(
-                f"{self.name}: stride {self.options.stride} must be less than the window {self.options.window}, so that "
-                "every judged token has one before it"
+                f"{self.name}: stride {self.options.stride} must be less than the window {self.options.window}, so "
+                "that every judged token has one before it"
             )
 
     # -- the model ----------------------------------------------------------------------------------------------

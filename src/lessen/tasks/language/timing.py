@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+
+from lessen.decoding.view import cache_argument
 
 
 @torch.no_grad()
@@ -28,7 +29,7 @@ def decode(tokens: int) -> Callable[[nn.Module, Tensor], Tensor]:
 
     @torch.no_grad()
     def call(model: Any, ids: Tensor) -> Tensor:
-        known, name = read.setdefault(model, {}), _cache_argument(model)
+        known, name = read.setdefault(model, {}), cache_argument(model)
         if id(ids) not in known:
             output = model(input_ids=ids, use_cache=True)
             known[id(ids)] = (output[name], output.logits[:, -1:].argmax(dim=2))
@@ -40,8 +41,3 @@ def decode(tokens: int) -> Callable[[nn.Module, Tensor], Tensor]:
         return token
 
     return call
-
-
-def _cache_argument(model: Any) -> str:
-    """Return what the model calls its key-value cache: newer versions of the library say `cache`."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

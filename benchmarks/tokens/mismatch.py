@@ -34,7 +34,7 @@ from lessen.methods.tokens._shared.common import look
 from lessen.methods.tokens.tocom import ToCom
 from lessen.task import Split
 from lessen.tasks.vision.cifar10 import WEIGHTS, Cifar10Options, Cifar10Task
-from lessen.tasks.vision.train_cifar10 import Settings, Training
+from lessen.tasks.vision.train_cifar10 import Settings, learn
 from lessen.tasks.vision.vit import PlainViT, ViTOptions
 from lessen.tokens import Merge
 from lessen.tokens.compensate import Compensator
@@ -66,15 +66,14 @@ def fine_tune(reference: PlainViT, rate: int, epochs: int, learning_rate: float)
     settings = Settings(
         epochs=epochs, cooldown=epochs, full=epochs, learning_rate=learning_rate, warmup_steps=50, seed=1
     )
-    run = Training(pictures().train, ViTOptions(), settings)
-    run.model.load_state_dict(reference.state_dict())
-    merging(run.model, rate)
-    for _ in range(epochs):
-        loss = run.run_epoch()
-        print(f"fine-tuning at {rate}: epoch {run.epoch} loss {loss:.4f}", flush=True)
+    model = PlainViT(ViTOptions())
+    model.load_state_dict(reference.state_dict())
+    done = learn(merging(model, rate), pictures().train, settings)
+    for entry in done.history:
+        print(f"fine-tuning at {rate}: epoch {entry['epoch']} loss {entry['loss']:.4f}", flush=True)
     if rate:
-        detach(run.model)
-    return dict(run.model.state_dict())
+        detach(model)
+    return dict(model.state_dict())
 
 
 def tuned(reference: PlainViT, rate: int, arguments: argparse.Namespace, kept: Kept) -> PlainViT:

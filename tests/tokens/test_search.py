@@ -109,7 +109,7 @@ def test_the_search_finds_where_tokens_do_not_matter():
     def loss(batch):
         return nn.functional.cross_entropy(model(batch), labels)
 
-    history = find_rates(search, loss, [images] * 60, target=0.75, steps=60, learning_rate=0.1, weight=100.0)
+    history = find_rates(search, loss, lambda _: [images] * 7, target=0.75, steps=60, learning_rate=0.1, weight=100.0)
     assert len(history) == 60
     counts = search.reducer().counts(17, 1)
     # counts are whole tokens of few: one token of one block is 2 % here

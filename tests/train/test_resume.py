@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from lessen.errors import ArtifactError
@@ -133,3 +135,25 @@ def test_a_checkpoint_with_other_hooks_is_refused(tmp_path: Path) -> None:
     train(small(), FitSettings(epochs=1), tmp_path / "state", (Hint(),))
     with pytest.raises(ArtifactError, match=r"other hooks|the unknown tensor|differs"):
         train(small(), FitSettings(epochs=2), tmp_path / "state")
+
+
+class Channels(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 4, 1))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        images = ids.float().view(-1, 1, 1, 1) / 20 * torch.arange(48.0).view(3, 4, 4).sin()
+        return self.net(images.contiguous(memory_format=torch.channels_last)).squeeze(1)
+
+
+def test_weights_that_lie_in_another_order_in_memory_resume_as_well(tmp_path: Path) -> None:
+    settings = FitSettings(epochs=5, learning_rate=0.03, patience=None)
+    torch.manual_seed(0)
+    whole = Channels()
+    parts, other = copy.deepcopy(whole), copy.deepcopy(whole)
+    train(whole, settings)
+    train(parts, dataclasses.replace(settings, epochs=2), tmp_path / "state")
+    train(other, settings, tmp_path / "state")
+    assert same(whole, other)

@@ -69,9 +69,12 @@ def test_plateau_falls_by_its_factor_to_its_floor() -> None:
 
 def test_parts_that_do_not_fit_are_refused() -> None:
     settings = FitSettings(schedule="linear", warmup_steps=6, decay_steps=5)
-    Schedule(settings, 11)
-    with pytest.raises(ConfigError, match="training has 10 steps, too few for warmup_steps = 6 and a fall over 5"):
-        Schedule(settings, 10)
+    schedule = Schedule(settings, 6)  # they overlap: the lower one counts
+    assert [schedule.rate(step) / 1e-3 for step in range(6)] == pytest.approx(
+        [1 / 6, 2 / 6, 3 / 6, 3 / 5, 2 / 5, 1 / 5], abs=1e-3
+    )
+    with pytest.raises(ConfigError, match="training has 5 steps, too few for warmup_steps = 6 and a fall over 5"):
+        Schedule(settings, 5)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,12 @@ class Branch(nn.Module):
         self.up = nn.Linear(columns, width_out, bias=False)
         nn.init.zeros_(self.up.weight)
 
+    def reset_parameters(self) -> None:
+        """Draw the weights anew, as the constructor does."""
+        self.down.reset_parameters()
+        self.up.reset_parameters()
+        nn.init.zeros_(self.up.weight)
+
     def forward(self, x: Tensor, coefficients: Tensor, dropout: float) -> Tensor:
         """Return U (mu * drop(D x))."""
         low: Tensor = nn.functional.dropout(self.down(x), dropout, self.training)
@@ -52,6 +58,11 @@ class Compensator(nn.Module):
         self._projections = [getattr(attention, name) for attention in attentions for name in names]
         self._pieces = [Branch(p.in_features, p.out_features, largest * rank) for p in self._projections]
         self.branches = nn.ModuleList(self._pieces)
+
+    def reset_parameters(self) -> None:
+        """Draw the weights of all branches anew, in their order."""
+        for piece in self._pieces:
+            piece.reset_parameters()
 
     def mask(self, rate: int) -> Tensor:
         """Return M(rate), [G*k]. Raises InputError for a rate outside 0..G."""

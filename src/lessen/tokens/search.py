@@ -18,10 +18,13 @@ from torch import Tensor, nn
 
 from lessen.architectures.vit import Parts, find_tower
 from lessen.errors import InputError
+from lessen.log import SILENT, Log
 from lessen.tokens.macs import TowerShape, full_macs, tower_macs
 from lessen.tokens.plans import inverse_norm
 from lessen.tokens.reducers import RankMerge
 from lessen.tokens.rows import take
+from lessen.train.fit import fit
+from lessen.train.settings import FitSettings
 
 EPSILON = 1e-6
 SPREAD = 0.1
@@ -228,31 +231,40 @@ def merge_tail(x: Tensor, size: Tensor, kept: int, live: int) -> tuple[Tensor, T
 def find_rates(
     search: RateSearch,
     loss: Callable[[Any], Tensor],
-    batches: Iterable[Any],
+    batches: Callable[[int], Iterable[Any]],
     *,
     target: float,
     steps: int,
     learning_rate: float,
     weight: float,
+    log: Log = SILENT,
 ) -> list[tuple[float, float]]:
     """Optimise the rates and return (task loss, multiply-add share) of every step.
 
     Args:
         loss: task loss of a batch; the model's weights must not require gradients.
+        batches: gives the batches of pass 1, 2, ...
         target: wanted share of the full multiply-adds.
         weight: factor on (share - target)^2; the paper's 5 * (GFLOPs - target)^2 is about 100 for DeiT-S.
+
+    Raises:
+        TaskError: there are no batches.
     """
     full = float(full_macs(search.shape))
-    optimizer = torch.optim.AdamW(search.parameters(), lr=learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=0.1 * learning_rate)
     history: list[tuple[float, float]] = []
+
+    def total(_rates: nn.Module, batch: Any) -> Tensor:
+        task_loss = loss(batch)
+        share = search.macs() / full
+        history.append((float(task_loss.detach()), float(share.detach())))
+        return task_loss + weight * (share - target) ** 2
+
+    settings = FitSettings(
+        steps=steps, optimizer="adamw", learning_rate=learning_rate, schedule="cosine",
+        minimum_learning_rate=0.1 * learning_rate, clip_norm=None,
+    )  # fmt: skip
+    # the rates alone, not the search, which holds the blocks: those stay in eval mode
+    rates = nn.ModuleList([search.prune, search.merge])
     with search:
-        for _, batch in zip(range(steps), batches, strict=False):
-            task_loss = loss(batch)
-            share = search.macs() / full
-            optimizer.zero_grad()
-            (task_loss + weight * (share - target) ** 2).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            history.append((float(task_loss.detach()), float(share.detach())))
+        fit(rates, batches=batches, loss=total, validate=None, settings=settings, log=log)
     return history

@@ -68,22 +68,33 @@ def load_checkpoint(
     Raises:
         ArtifactError: the file is damaged, of another version, or of another model or training.
     """
-    flat, header = _read(path)
-    if header.get("version") != VERSION or "progress" not in header:
-        raise ArtifactError(f"checkpoint {path} has version {header.get('version')}, this release reads {VERSION}")
+    groups, header = _parts(path)
     _check_identity(path, header.get("identity"), json.loads(json.dumps(identity)))
-    groups: Groups = {"model": {}, "best": {}, "generator": {}, "optimizer": {}, "device": {}, "hooks": {}}
-    for key, tensor in flat.items():
-        group, _, name = key.partition("/")
-        if group not in groups:
-            raise ArtifactError(f"checkpoint {path} holds the unknown tensor {key[:80]!r}")
-        groups[group][name] = tensor
     _check_shapes(path, model, trained, groups["model"])
     state = groups.pop("optimizer")
     for number, optimizer in enumerate(optimizers):
         prefix = f"{number}."
         _fill(optimizer, {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)})
     return groups, dict(header["progress"])
+
+
+def read_checkpoint(path: Path) -> tuple[Groups, dict[str, Any]]:
+    """Return the groups of tensors and the scalars of a checkpoint. Raises ArtifactError if it is damaged."""
+    groups, header = _parts(path)
+    return groups, dict(header["progress"])
+
+
+def _parts(path: Path) -> tuple[Groups, dict[str, Any]]:
+    flat, header = _read(path)
+    if header.get("version") != VERSION or "progress" not in header:
+        raise ArtifactError(f"checkpoint {path} has version {header.get('version')}, this release reads {VERSION}")
+    groups: Groups = {"model": {}, "best": {}, "generator": {}, "optimizer": {}, "device": {}, "hooks": {}}
+    for key, tensor in flat.items():
+        group, _, name = key.partition("/")
+        if group not in groups:
+            raise ArtifactError(f"checkpoint {path} holds the unknown tensor {key[:80]!r}")
+        groups[group][name] = tensor
+    return groups, header
 
 
 def _check_identity(path: Path, found: Any, expected: dict[str, Any]) -> None:
@@ -123,3 +134,10 @@ def _fill(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor]) -> None:
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    # a file holds tensors in plain order; a fused kernel walks a parameter and its moments in memory, side by side
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            own = optimizer.state.get(parameter, {})
+            for name, value in own.items():
+                if value.shape == parameter.shape and value.stride() != parameter.stride():
+                    own[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

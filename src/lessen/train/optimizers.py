@@ -89,8 +89,8 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """Return the weights that Muon is made for: of linear layers, but not the last one and none shared with a table."""
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     tables = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
-    weights: list[nn.Parameter] = [linear.weight for linear in linears[:-1]]
-    return [weight for weight in weights if id(weight) not in tables]
+    weights = [linear.weight for linear in linears[:-1]]
+    return [w for w in weights if isinstance(w, nn.Parameter) and id(w) not in tables]
 
 
 def _by_rule(

@@ -8,7 +8,7 @@
 
 With t steps of the fall done and T in all, `cosine` is low + (high - low) (1 + cos(pi t / T)) / 2 (SGDR, arXiv
 1608.03983) and `linear` low + (high - low) (T - t) / T. Step s of the warm-up, counted from 0, has the part
-(s + 1) / warmup_steps.
+(s + 1) / warmup_steps; where `decay_steps` reaches into the warm-up, the lower of the two counts.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Schedule:
                 raise ConfigError(f"the schedule {settings.schedule} must know how many steps there are")
             self.length = settings.decay_steps or max(1, total - settings.warmup_steps)
             self.first = total - self.length
-            if settings.warmup_steps > self.first:
+            if max(settings.warmup_steps, self.length) > total:
                 raise ConfigError(
                     f"training has {total} steps, too few for warmup_steps = {settings.warmup_steps} and a fall "
                     f"over {self.length}; train longer or lower them"
@@ -49,7 +49,8 @@ class Schedule:
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
-        return self._unwarmed(step) * min(1.0, (step + 1) / max(1, self.settings.warmup_steps))
+        warmed = self.level * min(1.0, (step + 1) / max(1, self.settings.warmup_steps))
+        return min(warmed, self._unwarmed(step))
 
     def _unwarmed(self, step: int) -> float:
         done = step - self.first

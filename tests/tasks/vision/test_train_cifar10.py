@@ -4,12 +4,14 @@ import dataclasses
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lessen.data.cifar10 import Cifar10, Images
 from lessen.errors import InputError
 from lessen.tasks.vision import train_cifar10
-from lessen.tasks.vision.train_cifar10 import Settings, Training, drop_patches, train
+from lessen.tasks.vision.train_cifar10 import Settings, drop_patches, export, train
 from lessen.tasks.vision.vit import ViTOptions
+from lessen.train.schedules import Schedule
 
 OPTIONS = ViTOptions(width=16, depth=1, heads=2, stem=(4, 4))
 SETTINGS = Settings(epochs=4, cooldown=2, full=1, batch=16, warmup_steps=3, keep_tokens=20)
@@ -28,42 +30,39 @@ def data(monkeypatch):
     return splits
 
 
-def test_the_rate_warms_up_stays_and_falls_to_zero(data):
-    run = Training(data.train, OPTIONS, SETTINGS)
-    rates = []
-    for run.step in range(12):
-        rates.append(round(run.rate(), 3))
+def test_the_rate_warms_up_stays_and_falls_to_zero():
+    schedule = Schedule(SETTINGS.for_loop(48), 12)
+    rates = [round(schedule.rate(step) / SETTINGS.learning_rate, 3) for step in range(12)]
     assert rates == [0.333, 0.667, 1.0, 1.0, 1.0, 1.0, 1.0, 0.833, 0.667, 0.5, 0.333, 0.167]
 
 
-def test_a_killed_run_continues_exactly(data, tmp_path):
+def test_a_killed_run_continues_exactly(data, tmp_path, monkeypatch):
     whole = train(tmp_path, tmp_path / "whole", SETTINGS, OPTIONS)
-    for until in (1, 3):  # killed in the constant phase, then in the cooldown
+    judge = train_cifar10.accuracy
+    for until in (2, 4):  # killed in the constant phase, then in the cooldown
+        left = [until]
 
-        class Killed(Exception):
-            pass
+        def dies(model, images, left=left):
+            left[0] -= 1
+            if not left[0]:
+                raise KeyboardInterrupt
+            return judge(model, images)
 
-        def stop(run, until=until):
-            if run.epoch == until:
-                raise Killed
-            return Training.run_epoch(run)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train_cifar10, "Training", type("Dying", (Training,), {"run_epoch": stop}))
-            with pytest.raises(Killed):
-                train(tmp_path, tmp_path / "parts", SETTINGS, OPTIONS)
+        monkeypatch.setattr(train_cifar10, "accuracy", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, tmp_path / "parts", SETTINGS, OPTIONS)
+        monkeypatch.setattr(train_cifar10, "accuracy", judge)
     parts = train(tmp_path, tmp_path / "parts", SETTINGS, OPTIONS)
-    assert parts.epoch == 4
-    for name, tensor in whole.model.state_dict().items():
-        assert torch.equal(tensor, parts.model.state_dict()[name]), name
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, parts.state_dict()[name]), name
 
 
 def test_a_finished_run_can_be_lengthened_from_its_constant_part(data, tmp_path):
     train(tmp_path, tmp_path / "run", SETTINGS, OPTIONS)
     longer = train(tmp_path, tmp_path / "run", dataclasses.replace(SETTINGS, epochs=5), OPTIONS)
     direct = train(tmp_path, tmp_path / "direct", dataclasses.replace(SETTINGS, epochs=5), OPTIONS)
-    for name, tensor in direct.model.state_dict().items():
-        assert torch.equal(tensor, longer.model.state_dict()[name]), name
+    for name, tensor in direct.state_dict().items():
+        assert torch.equal(tensor, longer.state_dict()[name]), name
 
 
 def test_another_recipe_does_not_continue_this_one(data, tmp_path):
@@ -78,3 +77,15 @@ def test_dropping_keeps_the_class_token_and_distinct_patches():
     assert kept.shape == (3, 21)
     assert (kept[:, 0] == 0).all()
     assert all(len(set(row.tolist())) == 21 for row in kept)
+
+
+def test_the_newest_state_is_exported_with_a_card(data, tmp_path):
+    with pytest.raises(InputError, match="holds no training state"):
+        export(tmp_path / "run", tmp_path / "vit.safetensors", data.test, OPTIONS)
+    model = train(tmp_path, tmp_path / "run", SETTINGS, OPTIONS)
+    score = export(tmp_path / "run", tmp_path / "vit.safetensors", data.test, OPTIONS)
+    saved = load_file(tmp_path / "vit.safetensors")
+    assert all(torch.equal(saved[name], tensor.half()) for name, tensor in model.state_dict().items())
+    card = (tmp_path / "vit.md").read_text()
+    assert "4 epochs (learning rate fallen)" in card
+    assert f"{100 * score:.2f} %" in card

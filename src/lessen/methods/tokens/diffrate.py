@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,6 @@ from pydantic import Field
 from lessen.errors import InputError, TaskError
 from lessen.method import Card
 from lessen.methods.tokens._shared.common import BLOCKS, CLAIMS, Scene, TokenMethod, share_of
-from lessen.task import Task
 from lessen.tokens.patch import reduce_tokens
 from lessen.tokens.polish import Room, polish
 from lessen.tokens.reducers import RankMerge, Reducer
@@ -103,12 +101,18 @@ class DiffRate(TokenMethod):
     def _search(self, scene: Scene) -> tuple[RankMerge, list[tuple[float, float]]]:
         first = self._first(scene)
         search = RateSearch(scene.model, scene.shape, granularity=self.granularity, target=self.macs, skip_first=first)
-        batches = endless(scene.task, scene.context.seed)
+        seed = scene.context.seed
         with torch.enable_grad():
             history = find_rates(
-                search, lambda batch: scene.task.loss(scene.model, batch), batches, target=self.macs,
-                steps=self.steps, learning_rate=self.learning_rate, weight=self.penalty,
-            )  # fmt: skip
+                search,
+                lambda batch: scene.task.loss(scene.model, batch),
+                lambda number: scene.task.batches("train", seed=seed * 1_000_003 + number - 1),
+                target=self.macs,
+                steps=self.steps,
+                learning_rate=self.learning_rate,
+                weight=self.penalty,
+                log=scene.context.log,
+            )
         found = search.reducer(self.proportional)
         room = Room(scene.shape, scene.tower.protected, 1.0)
         return room.schedule(room.removals(found), replace(found, matching=self.matching)), history
@@ -139,17 +143,6 @@ class Judge:
     def _outputs(self) -> list[torch.Tensor]:
         model = self.scene.model.eval()
         return [self.scene.task.forward(model, batch).float().log_softmax(-1) for batch in self.batches]
-
-
-def endless(task: Task, seed: int) -> Iterator[Any]:
-    """Yield training batches, epoch after epoch. Raises TaskError when the train split is empty."""
-    for epoch in itertools.count():
-        empty = True
-        for batch in task.batches("train", seed=seed * 1_000_003 + epoch):
-            empty = False
-            yield batch
-        if empty:
-            raise TaskError(f"task {task.name!r} has an empty train split; give it rows or choose another split")
 
 
 def trim(scene: Scene, found: RankMerge, share: float) -> RankMerge:

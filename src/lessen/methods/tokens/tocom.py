@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from lessen.method import Card, Context
 from lessen.methods.tokens._shared.common import BLOCKS, CLAIMS, Scene, TokenMethod, record
-from lessen.methods.tokens.diffrate import endless
 from lessen.task import Task
 from lessen.tokens.compensate import Compensator
 from lessen.tokens.reducers import Merge, Reducer
 from lessen.tokens.schedules import constant, largest_constant
 from lessen.tokens.stored import TokenReduction, detach
+from lessen.train.device import device_of
+from lessen.train.fit import fit
+from lessen.train.hooks import Hook
+from lessen.train.settings import FitSettings
 
 
 class ToCom(TokenMethod):
@@ -74,26 +77,41 @@ class ToCom(TokenMethod):
         largest = self.largest or max(1, most)
         teacher, student = copy.deepcopy(scene.model), scene.model
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(scene.context.seed)
             plug_in = Compensator(student, largest=largest, rank=self.rank)
-            wanted = [(p, p.requires_grad) for p in student.parameters()]
-            student.requires_grad_(False)
-            optimizer = torch.optim.AdamW(plug_in.parameters(), lr=self.learning_rate, weight_decay=0.05)
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-                optimizer, max(1, self.steps), eta_min=0.01 * self.learning_rate
-            )
-            generator = torch.Generator().manual_seed(scene.context.seed)
-            batches = endless(scene.task, scene.context.seed)
-            for batch in itertools.islice(batches, self.steps):
-                source, target = self._pair(largest, generator)
-                loss = self._loss(teacher, student, plug_in, scene, batch, source, target)
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                schedule.step()
+        generator = torch.Generator().manual_seed(scene.context.seed)
+
+        def loss(plug_in: nn.Module, batch: object) -> Tensor:
+            assert isinstance(plug_in, Compensator)
+            source, target = self._pair(largest, generator)
+            return self._loss(teacher, student, plug_in, scene, batch, source, target)
+
+        wanted = [(p, p.requires_grad) for p in student.parameters()]
+        student.requires_grad_(False)
+        try:
+            if self.steps:
+                self._train(plug_in, loss, scene)
+        finally:
             for parameter, before in wanted:
                 parameter.requires_grad_(before)
         return plug_in.eval()
+
+    def _train(self, plug_in: Compensator, loss: Callable[[nn.Module, object], Tensor], scene: Scene) -> None:
+        seed = scene.context.seed
+        with torch.enable_grad():
+            fit(
+                plug_in,
+                batches=lambda number: scene.task.batches("train", seed=seed * 1_000_003 + number - 1),
+                loss=loss,
+                validate=None,
+                settings=FitSettings(
+                    steps=self.steps, optimizer="adamw", learning_rate=self.learning_rate, weight_decay=0.05,
+                    schedule="cosine", minimum_learning_rate=0.01 * self.learning_rate, clip_norm=None,
+                ),
+                hooks=(_Fresh(),),
+                seed=seed,
+                log=scene.context.log,
+                device=device_of(scene.model),
+            )  # fmt: skip
 
     def _pair(self, largest: int, generator: torch.Generator) -> tuple[int, int]:
         drawn = torch.randint(0, largest + 1, (2,), generator=generator).tolist()
@@ -111,6 +129,15 @@ class ToCom(TokenMethod):
         with torch.enable_grad(), plug_in.active(source, target, self.scale):
             given = _merged(student, target, depth, scene.task, batch)
         return F.kl_div(given.log_softmax(-1), wanted.log_softmax(-1), reduction="batchmean", log_target=True)
+
+
+class _Fresh(Hook):
+    """Draws the plug-in's weights from the seed of the training, so that a seed names one plug-in."""
+
+    def start(self, model: nn.Module) -> None:
+        """Draw them."""
+        assert isinstance(model, Compensator)
+        model.reset_parameters()
 
 
 def _merged(model: nn.Module, rate: int, depth: int, task: Task, batch: object) -> torch.Tensor:

@@ -11,10 +11,11 @@ rate is constant before the cooldown, `--epochs` may be raised to continue a fin
 from __future__ import annotations
 
 import argparse
-import time
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +25,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lessen.data.cifar10 import Images, augment, load_cifar10, normalise
 from lessen.errors import InputError
-from lessen.files import atomic_write, dump_json, sha256
+from lessen.files import atomic_write, dump_json, parse_json, read_checked, sha256
 from lessen.tasks.vision.vit import PlainViT, ViTOptions
+from lessen.train.checkpoint import read_checkpoint
+from lessen.train.fit import FitResult, fit
+from lessen.train.hooks import Hook
+from lessen.train.settings import FitSettings, ParameterGroup
 
 
 @dataclass(frozen=True)
@@ -44,77 +49,57 @@ class Settings:
     keep_tokens: int = 32
     seed: int = 0
 
+    def for_loop(self, rows: int) -> FitSettings:
+        """Return them as the training loop has them, for a train split of so many rows."""
+        return FitSettings(
+            epochs=self.epochs, steps_per_epoch=rows // self.batch, learning_rate=self.learning_rate,
+            optimizer="adamw", weight_decay=self.weight_decay, betas=(0.9, 0.99), clip_norm=None, patience=None,
+            schedule="linear", warmup_steps=self.warmup_steps, minimum_learning_rate=0.0, keep="last",
+            decay_steps=max(1, self.cooldown * (rows // self.batch)), precision="bf16",
+        )  # fmt: skip
+
 
 PLAN = ("epochs", "cooldown", "full")
+STATE, CONSTANT, RECIPE = "state.safetensors", "constant.safetensors", "recipe.json"
+"""Files of a run: the last epoch, the last epoch of constant rate, and what a continuation must share."""
 
 
-class Training:
-    """Model, optimisers and counters of one run."""
+class Pictures(NamedTuple):
+    """One batch: float32 [B,3,32,32], int64 [B], and how many patches the model may see, None for all."""
 
-    def __init__(self, data: Images, options: ViTOptions, settings: Settings) -> None:
-        torch.manual_seed(settings.seed)
-        self.data, self.settings = data, settings
-        self.model = PlainViT(options).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.generator = torch.Generator().manual_seed(settings.seed)
-        self.optimizers = _optimizers(self.model, settings)
-        self.epoch = self.step = 0
-        self.steps_per_epoch = len(data.labels) // settings.batch
-        self.history: list[dict[str, float]] = []
+    images: Tensor
+    labels: Tensor
+    keep: int | None
 
-    def rate(self) -> float:
-        """Return the factor on the learning rate at this step: warm-up, constant, linear cooldown."""
-        total = self.settings.epochs * self.steps_per_epoch
-        cooldown = self.settings.cooldown * self.steps_per_epoch
-        return min(1.0, (self.step + 1) / self.settings.warmup_steps, (total - self.step) / max(1, cooldown))
 
-    def cooling(self) -> bool:
-        """Say whether this epoch belongs to the cooldown."""
-        return self.epoch >= self.settings.epochs - self.settings.cooldown
+def learn(
+    model: PlainViT, data: Images, settings: Settings, validate: Callable[[nn.Module], float] | None = None,
+    hooks: Sequence[Hook] = (), checkpoint: Path | None = None,
+) -> FitResult:  # fmt: skip
+    """Train `model` in place by the recipe. Everything random is drawn from the loop's generator, which resumes."""
+    generator = torch.default_generator
 
-    def run_epoch(self) -> float:
-        """Take one pass over the train split and return its mean loss."""
-        self.model.train()
-        order = torch.randperm(len(self.data.labels), generator=self.generator)
-        total = 0.0
-        for number in range(self.steps_per_epoch):
-            rows = order[number * self.settings.batch : (number + 1) * self.settings.batch]
-            total += self._step(augment(normalise(self.data.pixels[rows]), self.generator), self.data.labels[rows])
-        self.epoch += 1
-        return total / self.steps_per_epoch
+    def batches(number: int) -> Iterator[Pictures]:
+        order = torch.randperm(len(data.labels), generator=generator)
+        keep = settings.keep_tokens if number <= settings.epochs - settings.full else None
+        for rows in torch.split(order, settings.batch)[: len(order) // settings.batch]:
+            yield Pictures(augment(normalise(data.pixels[rows]), generator), data.labels[rows], keep)
 
-    def _step(self, images: Tensor, labels: Tensor) -> float:
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = self.settings.learning_rate * self.rate()
-            optimizer.zero_grad(set_to_none=True)
+    def loss(model: nn.Module, batch: Pictures) -> Tensor:
+        assert isinstance(model, PlainViT)
         # the plain products: on CPUs the backward pass of torch's flash attention takes half of a step in bf16
-        with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", dtype=torch.bfloat16):
-            tokens = self.model.embed(images.contiguous(memory_format=torch.channels_last))
-            if self.epoch < self.settings.epochs - self.settings.full:
-                tokens = drop_patches(tokens, self.settings.keep_tokens, self.generator)
-            logits = self.model.head(self.model.encode(tokens)[:, 0])
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.settings.label_smoothing)
-        loss.backward()  # type: ignore[no-untyped-call]
-        for optimizer in self.optimizers:
-            optimizer.step()
-        self.step += 1
-        return float(loss.detach())
+        with sdpa_kernel(SDPBackend.MATH):
+            tokens = model.embed(batch.images.contiguous(memory_format=torch.channels_last))
+            if batch.keep is not None:
+                tokens = drop_patches(tokens, batch.keep, generator)
+            logits = model.head(model.encode(tokens)[:, 0])
+        return F.cross_entropy(logits.float(), batch.labels, label_smoothing=settings.label_smoothing)
 
-    # -- saving -----------------------------------------------------------------------------------------------
-    def state(self) -> dict[str, Any]:
-        """Return everything the next epoch depends on."""
-        return {
-            "model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
-            "generator": self.generator.get_state(), "epoch": self.epoch, "step": self.step, "history": self.history,
-        }  # fmt: skip
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.generator.set_state(state["generator"])
-        self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return fit(
+        model, batches=batches, loss=loss, validate=validate, settings=settings.for_loop(len(data.labels)),
+        hooks=hooks, parameters=_groups(model), seed=settings.seed, checkpoint=checkpoint,
+    )  # fmt: skip
 
 
 def drop_patches(tokens: Tensor, keep: int, generator: torch.Generator) -> Tensor:
@@ -125,17 +110,16 @@ def drop_patches(tokens: Tensor, keep: int, generator: torch.Generator) -> Tenso
     return tokens.gather(1, rows[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
-def _optimizers(model: nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
+def _groups(model: nn.Module) -> list[ParameterGroup]:
+    """Return the matrices of the blocks for Muon, and for AdamW what decays and what does not."""
     matrices = [p for name, p in model.named_parameters() if name.startswith("blocks.") and p.dim() == 2]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
     decayed = [p for p in others if p.dim() > 1 and p.shape[0] > 1]
     plain = [p for p in others if not (p.dim() > 1 and p.shape[0] > 1)]
-    muon = torch.optim.Muon(
-        matrices, lr=settings.learning_rate, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
-    )
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [muon, torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99), fused=True)]
+    return [
+        ParameterGroup(matrices, optimizer="muon"), ParameterGroup(decayed), ParameterGroup(plain, weight_decay=0.0),
+    ]  # fmt: skip
 
 
 @torch.no_grad()
@@ -147,40 +131,64 @@ def accuracy(model: nn.Module, images: Images, batch: int = 500) -> float:
     return right / len(images.labels)
 
 
-def latest_state(folder: Path, settings: Settings) -> dict[str, Any] | None:
-    """Return the newest state that `settings` can continue: constant-rate states serve any number of epochs."""
-    states = [folder / "constant.pt", folder / "cooldown.pt"]
-    found = [torch.load(path, weights_only=True) for path in states if path.exists()]
-    constant = {key: value for key, value in asdict(settings).items() if key not in PLAN}
-    for state in found:
-        if {k: v for k, v in state["settings"].items() if k in constant} != constant:
-            raise InputError(f"{folder} holds a run with other settings {state['settings']}; choose another --folder")
-    usable = [s for s in found if not s["cooling"] or s["settings"] == asdict(settings)]
-    usable = [s for s in usable if s["cooling"] or s["epoch"] <= settings.epochs - settings.cooldown]
-    return max(usable, key=lambda state: int(state["epoch"]), default=None)
+class Keeping(Hook):
+    """Tells each epoch, writes the history, and keeps the state of the last epoch before the rate falls."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.folder, self.settings = folder, settings
+        self.losses: list[float] = []
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:  # noqa: ARG002
+        """Gather the losses of an epoch, and tell it when it ends."""
+        if "loss" in values:
+            self.losses.append(values["loss"])
+            return
+        mean = sum(self.losses) / max(1, len(self.losses))
+        print(f"epoch {int(values['epoch'])} loss {mean:.4f} validation {values['score']:.4f}", flush=True)
+        self.losses = []
+
+    def epoch_end(self, model: nn.Module, epoch: int, score: float) -> None:  # noqa: ARG002
+        """Copy the state of the epoch before, once the first epoch of the fall has ended and before it is replaced."""
+        if epoch == self.settings.epochs - self.settings.cooldown + 1 and (self.folder / STATE).exists():
+            shutil.copyfile(self.folder / STATE, self.folder / f"{CONSTANT}.new")
+            (self.folder / f"{CONSTANT}.new").replace(self.folder / CONSTANT)
 
 
-def train(package: Path, folder: Path, settings: Settings, options: ViTOptions) -> Training:
-    """Train or continue, saving after each epoch, and return the run."""
-    data = load_cifar10(package)
-    run = Training(data.train, options, settings)
-    if (state := latest_state(folder, settings)) is not None:
-        run.restore(state)
+def prepare(folder: Path, settings: Settings) -> Path:
+    """Make `folder` ready for a training by `settings` and return where its state goes.
+
+    A run that has finished by another plan goes back to its last epoch of constant rate.
+
+    Raises:
+        InputError: the folder holds a run with other settings.
+    """
+    lasting = {key: value for key, value in asdict(settings).items() if key not in PLAN}
+    recipe, state, constant = (folder / name for name in (RECIPE, STATE, CONSTANT))
     folder.mkdir(parents=True, exist_ok=True)
-    while run.epoch < settings.epochs:
-        began, cooling = time.perf_counter(), run.cooling()
-        loss = run.run_epoch()
-        score = accuracy(run.model, data.validation)
-        seconds = time.perf_counter() - began
-        run.history.append({"epoch": run.epoch, "loss": loss, "validation_accuracy": score, "seconds": seconds})
-        name = "cooldown.pt" if cooling else "constant.pt"
-        temporary = folder / f"{name}.new"
-        torch.save({**run.state(), "cooling": cooling, "settings": asdict(settings)}, temporary)
-        temporary.replace(folder / name)
-        atomic_write(folder / "history.json", dump_json(run.history))
-        print(f"epoch {run.epoch} loss {loss:.4f} validation {score:.4f} ({seconds:.0f} s)", flush=True)
-    print(f"test accuracy {accuracy(run.model, data.test):.4f}", flush=True)
-    return run
+    if recipe.exists():
+        found = parse_json(read_checked(recipe), str(recipe))
+        if {key: found.get(key) for key in lasting} != lasting:
+            raise InputError(f"{folder} holds a run with other settings {found}; choose another --folder")
+        changed = found != asdict(settings)
+        if changed and constant.exists():
+            shutil.copyfile(constant, state)
+    atomic_write(recipe, dump_json(asdict(settings)))
+    return state
+
+
+def train(package: Path, folder: Path, settings: Settings, options: ViTOptions) -> PlainViT:
+    """Train or continue, saving after each epoch, and return the model."""
+    data = load_cifar10(package)
+    state = prepare(folder, settings)
+    torch.manual_seed(settings.seed)
+    model = PlainViT(options)
+    done = learn(
+        model, data.train, settings, lambda candidate: accuracy(candidate, data.validation),
+        (Keeping(folder, settings),), state,
+    )  # fmt: skip
+    atomic_write(folder / "history.json", dump_json(done.history))
+    print(f"test accuracy {accuracy(model, data.test):.4f}", flush=True)
+    return model
 
 
 CARD = """# Reference ViT of the task image-cifar10
@@ -201,26 +209,27 @@ BAR = 0.85
 
 def export(folder: Path, target: Path, data: Images, options: ViTOptions) -> float:
     """Write the newest state of a run as float16 safetensors with a card beside it, and return the test accuracy."""
-    states = [torch.load(p, weights_only=True) for n in ("constant.pt", "cooldown.pt") if (p := folder / n).exists()]
-    if not states:
+    if not (folder / STATE).exists():
         raise InputError(f"{folder} holds no training state; train first")
-    state = max(states, key=lambda found: (found["cooling"], found["epoch"]))
-    half = {k: t.half().contiguous() if t.is_floating_point() else t for k, t in state["model"].items()}
+    tensors, progress = read_checkpoint(folder / STATE)
+    settings = parse_json(read_checked(folder / RECIPE), str(folder / RECIPE))
+    half = {k: t.half().contiguous() if t.is_floating_point() else t for k, t in tensors["model"].items()}
     model = PlainViT(options)
     model.load_state_dict({k: t.float() if t.is_floating_point() else t for k, t in half.items()})
     score = accuracy(model, data)
     atomic_write(target, save_tensors(half))
     below = f"This is below the {BAR:.0%} that was aimed at: training was stopped by the time available."
+    cooling = progress["epoch"] > settings["epochs"] - settings["cooldown"]
     atomic_write(
         target.with_suffix(".md"),
         CARD.format(
             accuracy=100 * score,
             verdict=f"This meets the {BAR:.0%} that was aimed at." if score >= BAR else below,
             parameters=sum(p.numel() for p in model.parameters()),
-            epochs=state["epoch"],
-            state="learning rate fallen" if state["cooling"] else "before the fall of the learning rate",
-            seconds=sum(entry["seconds"] for entry in state["history"]),
-            settings=", ".join(f"{key} {value}" for key, value in state["settings"].items()),
+            epochs=progress["epoch"],
+            state="learning rate fallen" if cooling else "before the fall of the learning rate",
+            seconds=progress["seconds"],
+            settings=", ".join(f"{key} {value}" for key, value in settings.items()),
             bytes=target.stat().st_size,
             digest=sha256(target),
         ),

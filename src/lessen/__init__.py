@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lessen.method import Card, Context, Method
     from lessen.metrics import ACCURACY, AUC, LOGLOSS, MSE, Metric
     from lessen.recipe import Recipe
-    from lessen.task import Task
+    from lessen.task import Judge, Task
     from lessen.tasks import get_task
     from lessen.trade import Trade, compare, compress
     from lessen.train.settings import FitSettings
@@ -33,15 +33,15 @@ _HOMES = {
     "lessen.method": ("Card", "Context", "Method"),
     "lessen.metrics": ("ACCURACY", "AUC", "LOGLOSS", "MSE", "Metric"),
     "lessen.recipe": ("Recipe",),
-    "lessen.task": ("Task",),
+    "lessen.task": ("Judge", "Task"),
     "lessen.tasks": ("get_task",),
     "lessen.train.settings": ("FitSettings",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [  # noqa: RUF022 - grouped as a reader meets them
-    "Task", "Method", "Card", "Context", "Recipe", "FitSettings", "Metric", "AUC", "LOGLOSS", "ACCURACY", "MSE",
-    "get_task", "compress", "compare", "profile", "Trade", "save", "load", "verify", "LessenError",
+    "Task", "Judge", "Method", "Card", "Context", "Recipe", "FitSettings", "Metric", "AUC", "LOGLOSS", "ACCURACY",
+    "MSE", "get_task", "compress", "compare", "profile", "Trade", "save", "load", "verify", "LessenError",
 ]  # fmt: skip
 
 

@@ -248,6 +248,11 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON value")
 
 
+def canonical(value: Any) -> bytes:
+    """Return the one spelling of a JSON value whose digest is taken: keys sorted, no spaces."""
+    return json.dumps(finite(value), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
 def dump_json(value: Any) -> str:
     """Return `value` as stable, indented JSON; NaN and infinity become null."""
     return json.dumps(finite(value), indent=2, sort_keys=False, allow_nan=False) + "\n"

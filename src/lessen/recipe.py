@@ -112,7 +112,7 @@ class Recipe:
                     step.card.name,
                     step.card.family,
                     sorted(step.card.claims),
-                    step.model_dump(mode="json"),
+                    step.knobs(),
                     before,
                     state_bytes(current),
                     seconds,

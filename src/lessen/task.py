@@ -74,6 +74,8 @@ class Judge(ABC):
     """Columns that `outcomes` gives, so that a metric which needs others is refused at once."""
     origin: Mapping[str, Any] | None = None
     """Where a user's own one was named: `{name: FILE.py:NAME, option: value}`; other processes make it by that."""
+    Options: ClassVar[type[TaskOptions] | None] = None
+    """Set by built-in ones: options a study may give beside the name."""
 
     @abstractmethod
     def outcomes(self, model: nn.Module, split: Split = "test") -> Outcomes:
@@ -127,8 +129,6 @@ class Task(Judge):
     settings: FitSettings = FitSettings()
     """How the reference, and every method that retrains, is trained."""
     provides: frozenset[str] = frozenset({"labels", "gradients", "training", "calibration"})
-    Options: ClassVar[type[TaskOptions] | None] = None
-    """Set by built-in tasks: options a study may give under `task:`."""
 
     # -- the four members a user writes ---------------------------------------------------------------------
     @abstractmethod

@@ -9,11 +9,13 @@ import importlib
 import importlib.util
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lessen.errors import ConfigError, LessenError, nearest
 
+Made = TypeVar("Made")
 PLACE = re.compile(r"(?P<module>[^:=,]+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)")
 
 
@@ -42,6 +44,23 @@ def call(text: str, value: Any, **options: Any) -> Any:
         raise
     except Exception as error:
         raise ConfigError(f"{text}() failed: {type(error).__name__}: {error}") from error
+
+
+def made(text: str, kind: type[Made], called: str, options: Mapping[str, Any]) -> Made:
+    """Return the object of class `kind` at the place `text`, or that what stands there makes with `options`.
+
+    Raises:
+        ConfigError: it cannot be imported or made, or is no such object.
+    """
+    value = named(text)
+    if isinstance(value, kind):
+        if options:
+            raise ConfigError(f"{text} is made already and takes no options; name a class or a function")
+        return value
+    found = call(text, value, **options) if callable(value) else value
+    if not isinstance(found, kind):
+        raise ConfigError(f"{text} is a {type(found).__name__}, not a {called}")
+    return found
 
 
 def _module(name: str) -> Any:

@@ -34,6 +34,7 @@ def settled(out: Path) -> list[dict[str, Any]]:
     """Return the measurements of a study without what a clock or the system's memory decided."""
     records = [json.loads(line) for line in (out / "measurements.jsonl").read_text().splitlines()]
     for record in records:
+        record.pop("digest", None)
         for cost in (record["cost"], record["reference"]["cost"]):
             for name in CLOCKED:
                 cost.pop(name, None)

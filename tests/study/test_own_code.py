@@ -8,6 +8,7 @@ import pytest
 
 from lessen import cli, files
 from lessen.errors import ConfigError
+from lessen.frontier import Frontier
 from lessen.methods import get_method
 from lessen.study import Study, run
 from lessen.study.engine import ProcessEngine
@@ -18,7 +19,7 @@ CODE = '''
 import torch
 from torch import nn
 import lessen
-from lessen.metrics import AUC
+from lessen.metrics import AUC, MeanMetric, Outcomes
 from lessen.train.settings import FitSettings
 
 
@@ -42,6 +43,38 @@ class Mine(lessen.Task):
 
     def loss(self, model, batch):
         return nn.functional.binary_cross_entropy_with_logits(self.forward(model, batch), batch[1])
+
+
+class Share(MeanMetric):
+    name, reads = "share-turned", ("turned",)
+
+    def each(self, outcomes):
+        return outcomes["turned"].astype(float)
+
+
+class Sides(lessen.Judge):
+    """Asks the same rows from the other side: does the answer turn when the first column is turned?"""
+
+    name = "sides"
+    metrics = {"turned": Share()}
+    columns = ("turned",)
+
+    def __init__(self, rows=50):
+        self.x = Mine(rows).x
+
+    def outcomes(self, model, split="test"):
+        with torch.no_grad():
+            before, after = model(self.x) > 0, model(self.x * torch.tensor([-1.0] + [1.0] * 7)) > 0
+        return Outcomes({"turned": (before != after).numpy()})
+
+    def fingerprint(self):
+        return f"sides-{len(self.x)}"
+
+
+class Blind(Sides):
+    """Its metric reads what it does not give."""
+
+    columns = ("right",)
 
 
 class Rounded(lessen.Method):
@@ -86,6 +119,31 @@ def test_own_task_and_method_run_in_other_processes_too(own, tmp_path):
     assert resolved["task"] == {"name": "my_study_code.py:Mine", "rows": 300}
     assert resolved["recipes"][0]["steps"] == [{"my_study_code.py:Rounded": {"step": 0.5, "version": 1}}]
     assert cli.execute(["run", str(own), "--out", str(tmp_path / "two"), "--resume"]) == 0
+
+
+def test_judges_look_at_the_same_models_beside_the_task(own, tmp_path, capsys):
+    text = own.read_text().replace("seeds: [0]", 'judges: [{name: "my_study_code.py:Sides", rows: 80}]\nseeds: [0, 1]')
+    own.write_text(text)
+    out = tmp_path / "judged"
+    assert cli.execute(["run", str(own), "--out", str(out), "--jobs", "1"]) == 0, capsys.readouterr()
+    record = json.loads((out / "measurements.jsonl").read_text().splitlines()[0])
+    assert list(record["quality"]) == ["auc", "sides.turned"]
+    assert record["metrics"]["sides.turned"]["judge"] == "sides"
+    assert {"outcomes/sides/rounded-0.safetensors", "outcomes/sides/units.safetensors"} <= set(record["evidence"])
+    (point,) = Frontier.load(out).points
+    assert point.difference["sides.turned"].examples == 80
+    assert point.difference["sides.turned"].source == point.difference["auc"].source
+    own.write_text(text.replace("rows: 80", "rows: 90"))
+    assert cli.execute(["run", str(own), "--out", str(out), "--resume"]) == 2
+    assert "judges was" in capsys.readouterr().err
+
+
+def test_a_metric_that_reads_what_its_judge_does_not_give_is_refused_before_any_work(own, tmp_path, capsys):
+    own.write_text(own.read_text().replace("seeds: [0]", 'judges: ["my_study_code.py:Blind"]\nseeds: [0]'))
+    assert cli.execute(["run", str(own), "--out", str(tmp_path / "o")]) == 2
+    error = capsys.readouterr().err
+    assert "the metric 'turned' reads 'turned', which" in error
+    assert not (tmp_path / "o").exists()
 
 
 def test_results_never_import_code(own):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from lessen.errors import ConfigError
-from lessen.usercode import call, is_own, named
+from lessen.usercode import is_own, made
 
 __all__ = ["is_own", "own_model"]
 
@@ -16,8 +15,5 @@ def own_model(text: str) -> nn.Module:
     Raises:
         ConfigError: it cannot be imported or made, or is no module.
     """
-    value = named(text)
-    made = call(text, value) if callable(value) and not isinstance(value, nn.Module) else value
-    if not isinstance(made, nn.Module):
-        raise ConfigError(f"{text} is a {type(made).__name__}, not a torch.nn.Module")
-    return made.eval()
+    model: nn.Module = made(text, nn.Module, "torch.nn.Module", {})
+    return model.eval()

@@ -18,14 +18,19 @@ class Comparison:
     def __init__(self, study: StudyRecords, metrics: Mapping[str, Metric] | None = None) -> None:
         """Compare by `metrics` and, for names that are not among them, by the registered ones of the records."""
         self.study, self.metrics = study, {**_registered(study), **(metrics or {})}
-        self._outcomes = self._first_outcomes()
-        self._bootstrap = None if self._outcomes is None else PairedBootstrap(self._outcomes)
+        self.judges = {name: str(told.get("judge", "")) for name, told in self.study.metrics.items()}
+        self._units: dict[str, tuple[Outcomes, PairedBootstrap] | None] = {}
         self._reference: dict[tuple[str, int], Floats | None] = {}
 
-    def _first_outcomes(self) -> Outcomes | None:
-        seeds = sorted({int(record["seed"]) for record in self.study.records})
-        found = (self.study.outcomes(REFERENCE, seed) for seed in seeds)
-        return next((outcomes for outcomes in found if outcomes is not None), None)
+    def _judged(self, metric: str) -> tuple[Outcomes, PairedBootstrap] | None:
+        """Return the reference's outcomes under the judge of a metric, and resamples of its units, or None."""
+        judge = self.judges.get(metric, "")
+        if judge not in self._units:
+            seeds = sorted({int(record["seed"]) for record in self.study.records})
+            found = (self.study.outcomes(REFERENCE, seed, judge) for seed in seeds)
+            first = next((outcomes for outcomes in found if outcomes is not None), None)
+            self._units[judge] = None if first is None else (first, PairedBootstrap(first))
+        return self._units[judge]
 
     def doubt(self, metric: str, margin: float) -> str:
         """Return why this study cannot be judged at all, or an empty string."""
@@ -35,12 +40,13 @@ class Comparison:
                 f"the A/A run of the uncompressed model moves {metric} by up to "
                 f"{max(abs(noise[0]), abs(noise[1])):.2g}, more than the margin of {margin:g}"
             )
-        if metric not in self.metrics or self._outcomes is None:
+        judged = self._judged(metric)
+        if metric not in self.metrics or judged is None:
             return ""
         seeds = sorted({int(record["seed"]) for record in self.study.records})
         try:
             values = {seed: found for seed in seeds if (found := self._reference_values(metric, seed)) is not None}
-            if values and no_better_than_chance(self.metrics[metric], values, self._outcomes):
+            if values and no_better_than_chance(self.metrics[metric], values, judged[0]):
                 return f"the reference's {metric} is no better than a constant answer: the baseline is broken"
         except TaskError as error:
             return str(error)
@@ -48,10 +54,11 @@ class Comparison:
 
     def resolution(self, metric: str) -> float:
         """Return the smallest loss that the test split resolves; 0 where the outcomes were not kept."""
-        if self._outcomes is None or metric not in self.metrics:
+        judged = self._judged(metric)
+        if judged is None or metric not in self.metrics:
             return 0.0
         try:
-            return self.metrics[metric].resolution(self._outcomes)
+            return self.metrics[metric].resolution(judged[0])
         except TaskError:  # `doubt` says why
             return 0.0
 
@@ -77,25 +84,28 @@ class Comparison:
         return self.metrics[name].higher_is_better if name in self.metrics else name not in _lower(self.study)
 
     def _paired(self, point: Point, name: str) -> Difference | None:
-        if self._bootstrap is None or name not in self.metrics:
+        judged = self._judged(name)
+        if judged is None or name not in self.metrics:
             return None
+        bootstrap, judge = judged[1], self.judges.get(name, "")
         metric, reference, compact = self.metrics[name], {}, {}
         try:
             for seed in point.seeds:
-                before, after = self._reference_values(name, seed), self.study.outcomes(point.recipe, seed)
+                before, after = self._reference_values(name, seed), self.study.outcomes(point.recipe, seed, judge)
                 if before is not None and after is not None:
-                    reference[seed], compact[seed] = before, self._bootstrap.values(metric, after)
+                    reference[seed], compact[seed] = before, bootstrap.values(metric, after)
         except TaskError:
             return None
-        return self._bootstrap.difference(metric, reference, compact) if compact else None
+        return bootstrap.difference(metric, reference, compact) if compact else None
 
     def _reference_values(self, name: str, seed: int) -> Floats | None:
         if (name, seed) not in self._reference:
-            outcomes = self.study.outcomes(REFERENCE, seed)
-            if self._bootstrap is None or outcomes is None:
+            judged = self._judged(name)
+            outcomes = self.study.outcomes(REFERENCE, seed, self.judges.get(name, ""))
+            if judged is None or outcomes is None:
                 self._reference[name, seed] = None
             else:
-                self._reference[name, seed] = self._bootstrap.values(self.metrics[name], outcomes)
+                self._reference[name, seed] = judged[1].values(self.metrics[name], outcomes)
         return self._reference[name, seed]
 
 

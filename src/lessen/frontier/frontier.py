@@ -9,6 +9,7 @@ from typing import Any
 
 from lessen.errors import ConfigError, DataError, nearest
 from lessen.frontier.comparison import Comparison, reference_of
+from lessen.frontier.evidence import check_evidence, check_figures
 from lessen.frontier.gates import Gate, claim_flags, parse_gates
 from lessen.frontier.point import Estimate, Point
 from lessen.frontier.records import REFERENCE, StudyRecords, check_records, interval, load_study, number
@@ -135,7 +136,9 @@ class Frontier:
         for record in study.records:
             if record["recipe"] != REFERENCE:
                 groups.setdefault((str(record["recipe"]), str(record["recipe_hash"])), []).append(record)
+        check_evidence(study, str(study.folder or "the records"))
         compare = Comparison(study, self.metrics)
+        check_figures(study, compare.metrics, compare.judges)
         doubt = compare.doubt(self.primary, self.margin)
         if doubt:
             self.doubts = (*self.doubts, f"{study.name}: {doubt}" if len(self.studies) > 1 else doubt)

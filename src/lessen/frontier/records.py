@@ -3,6 +3,7 @@
 <out>/study.yaml              resolved study; `margin` and `budget` are read here
 <out>/measurements.jsonl      one object per (recipe, seed)
 <out>/outcomes/<recipe>-<seed>.safetensors      what happened on each test unit; "reference" is the uncompressed model
+<out>/outcomes/<judge>/                         the same under a judge beside the task
 <out>/predictions/<recipe>-<seed>.safetensors   of earlier versions: tensor "scores"; "targets" in targets.safetensors
 <out>/noise.json              A/A run: latency_ratio, latency_ratio_ci, quality {metric: [low, high]}
 <out>/baselines.json          {name: {metric: value, metric_ci: [low, high]}}
@@ -60,16 +61,19 @@ class StudyRecords:
         found = self.records[0].get("metrics")
         return found if isinstance(found, Mapping) else {}
 
-    def outcomes(self, recipe: str, seed: int) -> Outcomes | None:
+    def outcomes(self, recipe: str, seed: int, judge: str = "") -> Outcomes | None:
         """Return what happened on each test unit under a recipe, or None where that was not kept.
+
+        Args:
+            judge: name of a judge beside the task; the task's own units by default.
 
         Raises:
             DataError: a file is damaged, or made on other units than the rest.
         """
         if self.folder is None:
             return None
-        found = read_outcomes(outcome_path(self.folder, recipe, seed))
-        return found if found is not None else _predictions(self.folder, recipe, seed)
+        found = read_outcomes(outcome_path(self.folder, recipe, seed, judge))
+        return found if found is not None or judge else _predictions(self.folder, recipe, seed)
 
 
 def file_name(recipe: str) -> str:
@@ -78,9 +82,10 @@ def file_name(recipe: str) -> str:
     return safe[:150]
 
 
-def outcome_path(folder: Path, recipe: str, seed: int) -> Path:
-    """Return where the outcomes of one recipe and seed are kept."""
-    return folder / "outcomes" / f"{file_name(recipe)}-{seed}.safetensors"
+def outcome_path(folder: Path, recipe: str, seed: int, judge: str = "") -> Path:
+    """Return where the outcomes of one recipe and seed are kept; those of a judge beside the task in its own folder."""
+    place = folder / "outcomes" / file_name(judge) if judge else folder / "outcomes"
+    return place / f"{file_name(recipe)}-{seed}.safetensors"
 
 
 def task_name(task: Any) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from lessen import files
 from lessen.errors import ArtifactError, ConfigError, OutputError
+from lessen.frontier.evidence import fault_of
 from lessen.frontier.records import outcome_path
 from lessen.metrics import Outcomes
 from lessen.metrics.storage import write_outcomes
@@ -55,9 +56,9 @@ class StudyFolder:
         """Write one JSON file, all or nothing."""
         files.atomic_write(path, files.dump_json(value))
 
-    def write_outcomes(self, recipe: str, seed: int, outcomes: Outcomes) -> None:
+    def write_outcomes(self, recipe: str, seed: int, outcomes: Outcomes, judge: str = "") -> None:
         """Keep what happened on each test unit. Raises TaskError if the units are not those of other models."""
-        write_outcomes(outcome_path(self.root, recipe, seed), outcomes)
+        write_outcomes(outcome_path(self.root, recipe, seed, judge), outcomes)
 
     def keep_trace(self, recipe: str, seed: int, text: str) -> None:
         """Keep the trace of an unexpected failure; a disk that cannot take it does not hide the failure itself."""
@@ -69,7 +70,7 @@ class StudyFolder:
         record = read_json(self.run_file(recipe, seed))
         if record is None or record.get("recipe_hash") != recipe_hash or record.get("status") != "ok":
             return None
-        return record
+        return None if fault_of(record, self.root) else record
 
     def compile(self, runs: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
         """Write `measurements.jsonl` from the finished runs, in the given order, and return the records."""
@@ -164,7 +165,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
     Margin and budget may change, and recipes and seeds may be added: what was measured stays true.
     """
-    for key in ("study", "task", "threads", "measure"):
+    for key in ("study", "task", "threads", "measure", "judges"):
         if old.get(key) != new.get(key):
             return f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
     before = {item.get("name"): item for item in old.get("recipes") or ()}

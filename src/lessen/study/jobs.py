@@ -23,13 +23,15 @@ from torch import nn
 from lessen import files
 from lessen.artifact import folder as artifact
 from lessen.errors import ArtifactError, EnvironmentFault, LessenError, OutputError
+from lessen.frontier.evidence import EVIDENCE, evidence_of, fault_of, sealed
 from lessen.frontier.records import REFERENCE
+from lessen.judges import get_judge
 from lessen.log import SILENT, Log
 from lessen.measure.record import ledger_records, measure_cost, measure_quality
 from lessen.method import check_finite
 from lessen.recipe import Recipe
 from lessen.study.folder import StudyFolder, read_json
-from lessen.task import Task
+from lessen.task import Judge, Task
 from lessen.tasks import get_task
 
 LOG: ContextVar[Log] = ContextVar("LOG", default=SILENT)
@@ -37,6 +39,9 @@ LOG: ContextVar[Log] = ContextVar("LOG", default=SILENT)
 
 TaskSource = Task | str
 """A task that was made in Python itself, or the JSON description of any other, which every process builds once."""
+
+
+JudgeSource = Judge | str
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class Job:
     seed: int
     threads: int
     resamples: int
+    judges: tuple[JudgeSource, ...] = ()
+    """Judges beside the task."""
 
 
 Work = Callable[[Job], "dict[str, Any] | Failure"]
@@ -70,6 +77,13 @@ def source_of(task: Task) -> TaskSource:
     return task if description is None else json.dumps(dict(description), sort_keys=True)
 
 
+def judge_source_of(judge: Judge) -> JudgeSource:
+    """Return what a job needs to get `judge` in another process."""
+    if isinstance(judge, Task):
+        return source_of(judge)
+    return judge if judge.origin is None else json.dumps(dict(judge.origin), sort_keys=True)
+
+
 def task_of(source: TaskSource) -> Task:
     """Return the task of a job; built-in ones are read once a process."""
     return _described(source) if isinstance(source, str) else source
@@ -80,23 +94,34 @@ def _described(description: str) -> Task:
     return get_task(json.loads(description), own=True)
 
 
+def judge_of(source: JudgeSource) -> Judge:
+    """Return a judge beside the task; built-in ones are read once a process."""
+    return _described_judge(source) if isinstance(source, str) else source
+
+
+@lru_cache(maxsize=16)
+def _described_judge(description: str) -> Judge:
+    return get_judge(json.loads(description), own=True)
+
+
 def known_reference(folder: StudyFolder, seed: int) -> dict[str, Any] | None:
     """Return the measurement of a reference that an earlier run trained and kept unharmed, or None."""
-    return _known(folder.reference(seed), folder.reference(seed) / "measurement.json")
+    return _known(folder, folder.reference(seed), folder.reference(seed) / "measurement.json")
 
 
 def known_compressed(folder: StudyFolder, recipe: Recipe, seed: int) -> dict[str, Any] | None:
     """Return what an earlier run found of a recipe that it compressed but did not time any more, or None."""
-    found = _known(folder.artifact(recipe.name, seed), folder.compressed_file(recipe.name, seed))
+    found = _known(folder, folder.artifact(recipe.name, seed), folder.compressed_file(recipe.name, seed))
     return found if found is not None and found.get("recipe_hash") == recipe.hash else None
 
 
-def _known(place: Path, file: Path) -> dict[str, Any] | None:
+def _known(folder: StudyFolder, place: Path, file: Path) -> dict[str, Any] | None:
     try:
         artifact.check_files(place)
     except ArtifactError:
         return None  # it is made again
-    return read_json(file)
+    found = read_json(file)
+    return None if found is None or fault_of(found, folder.root) else found
 
 
 def train_reference(job: Job) -> dict[str, Any] | Failure:
@@ -151,13 +176,12 @@ def _train_reference(job: Job) -> dict[str, Any]:
     model = task.reference(job.seed, LOG.get())
     seconds = time.perf_counter() - start
     check_finite(model, f"the reference of seed {job.seed}")
-    quality = measure_quality(task, model, resamples=job.resamples)
-    folder.write_outcomes(REFERENCE, job.seed, quality.outcomes)
+    judged = _judged(job, model, REFERENCE)
     stored = artifact.stored_size(model, model, description_of(task))
     cost = asdict(measure_cost(task, model, stored_bytes=stored)) | {"train_s": seconds}
-    found = {"seed": job.seed, "quality": quality.values, "quality_ci": quality.intervals, "cost": cost}
+    found = sealed({"seed": job.seed, **judged, "cost": cost})
     _save(place, model, model, task, {"measurement.json": files.dump_json(found)})
-    return _plain(found)
+    return plain(found)
 
 
 def _compress_one(job: Job) -> dict[str, Any]:
@@ -168,15 +192,33 @@ def _compress_one(job: Job) -> dict[str, Any]:
     compact, ledger = job.recipe.apply(reference, task, seed=job.seed, log=LOG.get())
     stored = _save(place, compact, reference, task, {"recipe.yaml": files.dump_yaml(job.recipe.describe())})
     kept = artifact.load(place, model=reference)  # what is judged is what lies on disk
-    quality = measure_quality(task, kept, resamples=job.resamples)
-    folder.write_outcomes(name, job.seed, quality.outcomes)
+    judged = _judged(job, kept, name)
     cost = measure_cost(task, kept, stored_bytes=stored, ledger=ledger)
-    found = {
-        "recipe": name, "recipe_hash": job.recipe.hash, "seed": job.seed, "steps": ledger_records(ledger),
-        "quality": quality.values, "quality_ci": quality.intervals, "cost": asdict(cost),
-    }  # fmt: skip
+    found = sealed({
+        "recipe": name, "recipe_hash": job.recipe.hash, "seed": job.seed, "steps": ledger_records(ledger), **judged,
+        "cost": asdict(cost),
+    })  # fmt: skip
     folder.write_json(folder.compressed_file(name, job.seed), found)
-    return _plain(found)
+    return plain(found)
+
+
+def _judged(job: Job, model: nn.Module, name: str) -> dict[str, Any]:
+    """Judge a model by the task and by every judge beside it, keep the outcomes, and return figures and digests."""
+    folder, task = StudyFolder(job.root), task_of(job.source)
+    values: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    judges = {"": task, **{judge.name: judge for judge in map(judge_of, job.judges)}}
+    for prefix, judge in judges.items():
+        quality = measure_quality(judge, model, resamples=job.resamples)
+        folder.write_outcomes(name, job.seed, quality.outcomes, prefix)
+        values |= {metric_name(prefix, metric): value for metric, value in quality.values.items()}
+        intervals |= {metric_name(prefix, metric): value for metric, value in quality.intervals.items()}
+    return {"quality": values, "quality_ci": intervals, EVIDENCE: evidence_of(job.root, name, job.seed, judges)}
+
+
+def metric_name(judge: str, metric: str) -> str:
+    """Return what a record calls a metric: those of a judge beside the task have its name in front."""
+    return f"{judge}.{metric}" if judge else metric
 
 
 def _fit_baselines(job: Job) -> dict[str, Any]:
@@ -193,6 +235,6 @@ def description_of(task: Task) -> dict[str, Any] | None:
     return task.describe() if task.Options is not None else None
 
 
-def _plain(found: dict[str, Any]) -> dict[str, Any]:
+def plain(found: dict[str, Any]) -> dict[str, Any]:
     """Return values as a reader of the file would see them, so that a resumed run continues from the same ones."""
     return dict(json.loads(files.dump_json(found)))

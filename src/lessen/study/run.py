@@ -23,6 +23,7 @@ from lessen import errors, files
 from lessen.artifact import folder as artifact
 from lessen.environment import environment
 from lessen.errors import ConfigError, EnvironmentFault, LessenError, MissingExtraError, nearest
+from lessen.frontier.evidence import EVIDENCE, sealed
 from lessen.log import SILENT, Log
 from lessen.measure.latency import Latency
 from lessen.measure.memory import Peak, PeakMeter
@@ -39,9 +40,12 @@ from lessen.study.jobs import (
     compress_one,
     description_of,
     fit_baselines,
+    judge_source_of,
     known_compressed,
     known_reference,
+    metric_name,
     perform,
+    plain,
     source_of,
     train_reference,
 )
@@ -214,20 +218,32 @@ class _Running:
     def _record(
         self, recipe: Recipe, seed: int, value: Values, reference: Values, *, cost: Values, error: str | None = None
     ) -> Values:
-        lower = [name for name, metric in self.task.metrics.items() if not metric.higher_is_better]
+        metrics = self._metrics
+        lower = [name for name, told in metrics.items() if not told["higher_is_better"]]
         measurement = Measurement(
             study=self.study.name, task=self.task.describe(), recipe=recipe.name, recipe_hash=recipe.hash, seed=seed,
             steps=value["steps"], quality=value["quality"], quality_ci=value["quality_ci"], cost=cost,
             reference={key: reference[key] for key in ("quality", "quality_ci", "cost")},
-            data_fingerprint=self._fingerprint, metrics=describe_metrics(self.task.metrics),
+            data_fingerprint=self._fingerprint, metrics=metrics,
             env=environment(self.study.measure.threads),
             status="failed" if error else "ok", error=error,
         )  # fmt: skip
-        return {**measurement.record(), "lower_is_better": lower}
+        evidence = {**(reference.get(EVIDENCE) or {}), **(value.get(EVIDENCE) or {})}
+        return sealed(plain({**measurement.record(), "lower_is_better": lower, EVIDENCE: evidence}))
+
+    @cached_property
+    def _metrics(self) -> dict[str, Values]:
+        """What each metric is, by its name in the records; those of judges beside the task say whose they are."""
+        found = describe_metrics(self.task.metrics)
+        for judge in self.study.judges:
+            for name, told in describe_metrics(judge.metrics).items():
+                found[metric_name(judge.name, name)] = {**told, "judge": judge.name}
+        return found
 
     @cached_property
     def _fingerprint(self) -> str:
-        return self.task.fingerprint()
+        digests = [self.task.fingerprint(), *(judge.fingerprint() for judge in self.study.judges)]
+        return digests[0] if len(digests) == 1 else files.digest("".join(digests).encode())
 
     def _latency(self, reference: nn.Module, compact: nn.Module) -> dict[str, Latency]:
         options = self.study.measure
@@ -281,7 +297,7 @@ class _Running:
     def _job(self, recipe: Recipe, seed: int) -> Job:
         return Job(
             source_of(self.task), self.folder.root.resolve(), recipe, seed, self.study.threads,
-            self.study.measure.resamples,
+            self.study.measure.resamples, tuple(map(judge_source_of, self.study.judges)),
         )  # fmt: skip
 
     def _outcomes(self, what: str, items: list[tuple[Work, Job]]) -> Iterator[tuple[Work, Job, Values | Failure]]:
@@ -337,7 +353,7 @@ def _planned_steps(recipe: Recipe) -> list[Values]:
     return [
         {
             "method": step.card.name, "family": step.card.family, "claims": sorted(step.card.claims),
-            "knobs": step.model_dump(mode="json"),
+            "knobs": step.knobs(),
         }
         for step in recipe.steps
     ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,9 @@ from lessen.frontier.frontier import COSTS
 from lessen.frontier.gates import parse_gates
 from lessen.frontier.margin import check_margin
 from lessen.frontier.records import REFERENCE, file_name
+from lessen.judges import get_judge
 from lessen.recipe import Recipe
-from lessen.task import Task
+from lessen.task import Judge, Task
 from lessen.tasks import get_task
 
 
@@ -38,6 +40,7 @@ class StudyFile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     study: str = Field(pattern=r"^[\w.+ -]{1,100}$", description="name of the study")
     task: str | dict[str, Any] = Field(description="name of the task, or a mapping of name and options")
+    judges: list[str | dict[str, Any]] = Field([], max_length=100, description="judges beside the task")
     seeds: list[Annotated[int, Field(ge=0, le=2**31)]] = Field([0, 1, 2], min_length=1, max_length=1000)
     margin: float | dict[str, float] | None = Field(None, description="largest acceptable loss of the first metric")
     budget: str | list[str] = Field("", description="gates such as 'stored_bytes<=0.5x, auc>=-0.003'")
@@ -58,10 +61,13 @@ class Study:
     budget: Sequence[str] = ()
     threads: int = 1
     measure: MeasureOptions = field(default_factory=MeasureOptions)
+    judges: Sequence[Judge] = ()
+    """Judges that look at every model beside the task; their metrics are called `judge.metric`."""
 
     def __post_init__(self) -> None:
         _check_unique(self.name, self.recipes, self.seeds)
-        known = {*self.task.metrics, *COSTS}
+        _check_judges(self.task, self.judges)
+        known = {*self.task.metrics, *(f"{j.name}.{metric}" for j in self.judges for metric in j.metrics), *COSTS}
         for gate in parse_gates(list(self.budget)):
             if gate.name not in known:
                 raise ConfigError(f"budget {gate.text!r}: nothing is called {gate.name!r}; {nearest(gate.name, known)}")
@@ -88,7 +94,8 @@ class Study:
         lines = [raw.budget] if isinstance(raw.budget, str) else raw.budget
         try:
             budget = [gate.text for line in lines for gate in parse_gates(line)]
-            return cls(raw.study, task, recipes, raw.seeds, margin, budget, raw.threads, raw.measure)
+            judges = [get_judge(item, f"{where}: judge {at}", own=True) for at, item in enumerate(raw.judges, 1)]
+            return cls(raw.study, task, recipes, raw.seeds, margin, budget, raw.threads, raw.measure, judges)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
 
@@ -102,6 +109,7 @@ class Study:
             "budget": list(self.budget),
             "threads": self.threads,
             "measure": self.measure.model_dump(),
+            **({"judges": [dict(j.origin or j.describe()) for j in self.judges]} if self.judges else {}),
             "recipes": [recipe.describe() for recipe in self.recipes],
         }
 
@@ -130,6 +138,16 @@ def _margin(given: float | dict[str, float] | None, task: Task, where: str) -> f
             raise ConfigError(f"{where}: verdicts use {task.primary!r}; write margin: {{{task.primary}: NUMBER}}")
         given = given[task.primary]
     return check_margin(given, f"{where}: margin")
+
+
+def _check_judges(task: Task, judges: Sequence[Judge]) -> None:
+    """Refuse judges that share a name, or whose metrics read what they do not give. Raises ConfigError, TaskError."""
+    task.check_metrics()
+    names = [judge.name for judge in judges]
+    for judge in judges:
+        if names.count(judge.name) > 1 or not re.fullmatch(r"[\w-]+", judge.name):
+            raise ConfigError(f"judge {judge.name!r}: give each a name of its own, of letters, digits and hyphens")
+        judge.check_metrics()
 
 
 def _check_unique(name: str, recipes: Sequence[Recipe], seeds: Sequence[int]) -> None:

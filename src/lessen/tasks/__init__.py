@@ -45,7 +45,9 @@ def get_task(description: Any, where: str = "task", *, own: bool = False) -> Tas
     name = str(description["name"])
     options = {str(key): value for key, value in description.items() if key != "name"}
     if own and usercode.is_own(name):
-        return _own_task(name, options)
+        task = usercode.made(name, Task, "lessen.Task", options)
+        task.origin = {"name": name, **options}
+        return task
     cls = builtin_tasks().get(name)
     if cls is None:
         points = {point.name: point for point in entry_points(group="lessen.tasks")}
@@ -59,17 +61,3 @@ def get_task(description: Any, where: str = "task", *, own: bool = False) -> Tas
         return cls(options_type(**options))  # type: ignore[call-arg]
     except ValidationError as error:
         raise ConfigError(f"{where}: {explain(error, name, options_type.model_fields)}") from error
-
-
-def _own_task(name: str, options: dict[str, Any]) -> Task:
-    value = usercode.named(name)
-    if isinstance(value, Task):
-        if options:
-            raise ConfigError(f"{name} is a task already and takes no options; name a class or a function")
-        task = value
-    else:
-        task = usercode.call(name, value, **options) if callable(value) else value
-    if not isinstance(task, Task):
-        raise ConfigError(f"{name} is a {type(task).__name__}, not a lessen.Task")
-    task.origin = {"name": name, **options}
-    return task

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from checkpoint_runs import make_run
 from lessen.checkpoints import Archive, NearSettings, PackSettings, find_snapshots, pack
-from lessen.checkpoints.images import load_tree
+from lessen.checkpoints.states import load_state
 from lessen.errors import ArtifactError, InputError, LessenError, OutputError
 
 EXACT, NEAR = PackSettings(mode="exact"), PackSettings()
@@ -60,15 +60,15 @@ def test_near_gives_back_everything_but_weights_and_moments_exactly(tmp_path, ki
     for step, path in zip(archive.steps, paths, strict=True):
         file = archive.unpack(step, tmp_path / f"out-{step}") / path.name
         assert zipfile.ZipFile(file).testzip() is None
-        before, after = dict(leaves(load_tree(path))), dict(leaves(load_tree(file)))
+        before, after = dict(leaves(load_state(path))), dict(leaves(load_state(file)))
         assert before.keys() == after.keys()
-        assert load_tree(file)["note"] == "kept as it is"
+        assert load_state(file)["note"] == "kept as it is"
         for name, tensor in before.items():
             kept = "running" in name or "rng" in name or name.endswith(("/step", "num_batches_tracked"))
             assert torch.equal(tensor, after[name]) if kept else tensor.shape == after[name].shape, name
     weights = [name for name in before if name.startswith("/model") and name.endswith("weight") and "norm" not in name]
     for name in weights:
-        moved = dict(leaves(load_tree(paths[-2])))[name] - before[name]
+        moved = dict(leaves(load_state(paths[-2])))[name] - before[name]
         key_frame = before[name].std() / (256 * 12**0.5)  # rows that never moved keep its rounding
         allowed = max(moved.std(), 1.2 * key_frame) * (1 if rule == "adaptive" else 3)
         assert (after[name] - before[name]).std() < allowed, name
@@ -101,7 +101,7 @@ def test_any_shape_and_dtype_and_ties(tmp_path, mode):
         torch.save(odd_state(step), tmp_path / f"step-{step}.pt")
     pack(find_snapshots([tmp_path / f"step-{step}.pt" for step in (1, 2, 3)]), tmp_path / "a", PackSettings(mode=mode))
     file = Archive(tmp_path / "a").unpack(3, tmp_path / "out") / "step-3.pt"
-    back, true = load_tree(file), odd_state(3)
+    back, true = load_state(file), odd_state(3)
     assert (
         back["model"]["tied.a"].data_ptr() == back["model"]["tied.b"].data_ptr() == back["model"]["turned"].data_ptr()
     )
@@ -122,7 +122,7 @@ def test_half_precision_weights_with_wide_moments(tmp_path, dtype):
             {"step": step, "model": {"w": weight.to(dtype)}, "optimizer": {"state": state}}, tmp_path / f"s-{step}.pt"
         )
     pack(find_snapshots([tmp_path]), tmp_path / "a", NEAR)
-    back = load_tree(Archive(tmp_path / "a").unpack(5, tmp_path / "out") / "s-5.pt")
+    back = load_state(Archive(tmp_path / "a").unpack(5, tmp_path / "out") / "s-5.pt")
     assert back["model"]["w"].dtype == dtype
     assert (back["model"]["w"].float() - weight).abs().max() < 0.06
     assert Archive(tmp_path / "a").verify() == []
@@ -135,7 +135,7 @@ def test_a_nan_in_a_weight_is_kept_exactly(tmp_path):
     torch.save(state, paths[1])
     pack(find_snapshots(paths), tmp_path / "a", NEAR)
     for k, step in enumerate((8, 16, 24)):
-        back = load_tree(Archive(tmp_path / "a").unpack(step, tmp_path / f"o{k}") / f"step-{step}.pt")["model"][
+        back = load_state(Archive(tmp_path / "a").unpack(step, tmp_path / f"o{k}") / f"step-{step}.pt")["model"][
             "middle.weight"
         ]
         assert int(torch.isnan(back).sum()) == (1 if step == 16 else 0)
@@ -145,7 +145,7 @@ def test_random_access_gives_what_unpacking_gives(archives, tmp_path):
     for mode, folder in archives.items():
         archive = Archive(folder)
         file = archive.unpack(40, tmp_path / mode) / "step-40.pt"
-        state = load_tree(file)
+        state = load_state(file)
         assert torch.equal(archive.tensor(40, "model/middle.weight"), state["model"]["middle.weight"])
         assert torch.equal(
             archive.tensor(40, "optimizer/state/0/exp_avg_sq"), state["optimizer"]["state"][0]["exp_avg_sq"]
@@ -331,7 +331,7 @@ def test_frozen_layers_stay_exact_and_trained_ones_of_the_same_shape_become_near
     pack(find_snapshots([tmp_path]), tmp_path / "a", NEAR)
     entries = Archive(tmp_path / "a").entries
     assert [entry.key for entry in entries] == [True, True, False, False, False, False]  # known from the second step on
-    back = load_tree(Archive(tmp_path / "a").unpack(6, tmp_path / "o") / "s-6.pt")["model"]
+    back = load_state(Archive(tmp_path / "a").unpack(6, tmp_path / "o") / "s-6.pt")["model"]
     true = net.state_dict()
     for name in ("0.weight", "2.weight"):
         assert torch.equal(back[name], true[name])

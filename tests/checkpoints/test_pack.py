@@ -4,7 +4,9 @@ import errno
 import multiprocessing
 import os
 import random
+import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +18,19 @@ from checkpoint_runs import Net, make_run, optimizer_of, state_of, train_step
 from lessen import files
 from lessen.checkpoints import Archive, Packer, PackSettings, find_snapshots, pack
 from lessen.checkpoints.blocks import Form, is_table, row_digests
+from lessen.checkpoints.index import read_index, write_index
 from lessen.errors import ConfigError, DataError, LessenError, OutputError
+from lessen.log import Log
 
 EXACT = PackSettings(mode="exact")
+
+
+class Notes(Log):
+    def __init__(self):
+        self.lines = []
+
+    def note(self, text):
+        self.lines.append(text)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -71,8 +83,46 @@ def test_another_model_is_refused_by_the_tensor_that_differs(run, tmp_path):
     with pytest.raises(
         DataError, match=r"another model than step 40: tensor 'model/inner.weight'.*\[25, 8\] instead of F32 \[24, 8\]"
     ):
-        pack(find_snapshots(other), tmp_path / "a")
+        pack(find_snapshots(other[-2:]), tmp_path / "a")
     assert Archive(tmp_path / "a").steps == [8, 16, 24, 32, 40]
+
+
+# -- steps that come late, are written again, or were pruned -------------------------------------------------------
+def test_a_step_that_was_written_again_is_not_called_there(run, tmp_path):
+    folder = Path(shutil.copytree(run[0].parent, tmp_path / "run"))
+    pack(find_snapshots([folder]), tmp_path / "a", EXACT)
+    before = contents(tmp_path / "a")
+    for path in folder.iterdir():  # the same bytes, written later: a copy
+        path.write_bytes(path.read_bytes())
+    assert pack(find_snapshots([folder]), tmp_path / "a") == []
+    state = torch.load(run[2], weights_only=True)
+    state["model"]["out.bias"] += 1
+    torch.save(state, folder / "step-24.pt")
+    with pytest.raises(DataError, match=r"step-24\.pt is not what .* holds as step 24.*--keep-before 24"):
+        pack(find_snapshots([folder]), tmp_path / "a")
+    assert contents(tmp_path / "a") == before
+    Archive(tmp_path / "a").prune([8, 16])  # what the message says
+    assert [packed.step for packed in pack(find_snapshots([folder]), tmp_path / "a")] == [24, 32, 40]
+    back = Archive(tmp_path / "a").tensor(24, "model/out.bias")
+    assert torch.equal(back, state["model"]["out.bias"])
+
+
+def test_a_step_that_comes_late_is_refused_and_a_pruned_one_is_not_missed(run, tmp_path):
+    pack(find_snapshots([run[0], *run[2:]]), tmp_path / "a", PackSettings(mode="exact", key_every=2))
+    with pytest.raises(DataError, match=r"step-16\.pt \(step 16\) is not in .* comes before its last step, 40"):
+        pack(find_snapshots(run), tmp_path / "a")
+    Archive(tmp_path / "a").prune([40])
+    assert Archive(tmp_path / "a").index.pruned == [8, 24, 32]
+    assert pack(find_snapshots([run[0], *run[2:]]), tmp_path / "a") == []
+
+
+def test_an_archive_of_format_1_may_have_been_pruned_and_says_what_it_leaves_out(run, tmp_path):
+    pack(find_snapshots(run[1:]), tmp_path / "a", EXACT)
+    index = read_index(tmp_path / "a")
+    write_index(tmp_path / "a", replace(index, pruned=None))
+    notes = Notes()
+    assert pack(find_snapshots(run), tmp_path / "a", log=notes) == []
+    assert any("step-8.pt is left out" in line for line in notes.lines)
 
 
 def test_moments_that_vanish_are_refused(run, tmp_path):

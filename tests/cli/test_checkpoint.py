@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 pytest.importorskip("zstandard", reason="the [checkpoints] extra is not installed")
@@ -13,7 +14,7 @@ pytest.importorskip("constriction", reason="the [checkpoints] extra is not insta
 from checkpoint_runs import make_run
 from lessen.checkpoints import Archive
 from lessen.cli.checkpoint import app
-from lessen.errors import ArtifactError, ConfigError, GateFailed, LessenError
+from lessen.errors import ArtifactError, ConfigError, DataError, GateFailed, LessenError
 
 PROVING = Path(__file__).parents[1] / "helpers" / "proving.py"
 
@@ -69,10 +70,39 @@ def test_verify_names_the_damage(packed):
 def test_prune(packed):
     assert "kept 3 of 5 steps" in call("prune", packed, "--keep-last", 1, "--keep-every", 16)
     assert Archive(packed).steps == [16, 32, 40]
-    call("prune", packed, "--keep", 40)
+    said = call("prune", packed, "--keep", 40)
+    assert "kept 1 of 3 steps, freed 0 B; 4 more frames" in said
+    assert "stay, as kept steps build on them" in said
     assert Archive(packed).steps == [40]
     with pytest.raises(LessenError, match="every step"):
         call("prune", packed)
+
+
+def test_prune_before_a_step(packed):
+    call("prune", packed, "--keep-before", 24)
+    assert Archive(packed).steps == [8, 16]
+
+
+def test_late_and_rewritten_steps_do_not_end_in_success(packed, run, tmp_path):
+    late = tmp_path / "step-30.pt"
+    state = torch.load(run[3], weights_only=True)
+    torch.save({**state, "step": 30}, late)
+    with pytest.raises(DataError, match="comes before its last step"):
+        call("pack", late, "--out", packed)
+    torch.save({**state, "note": "other"}, late)
+    with pytest.raises(DataError, match="was written again"):
+        call("pack", late, "--out", packed)
+
+
+def test_classes_of_the_user_are_accepted_by_name_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("LESSEN_PROGRESS", "0")
+    torch.save({"step": 1, "w": torch.ones(40), "config": GateFailed("mine")}, tmp_path / "s-1.pt")
+    arguments = ("pack", tmp_path / "s-1.pt", "--out", tmp_path / "a", "--mode", "exact")
+    with pytest.raises(ArtifactError, match=r"GateFailed.*--allow lessen\.errors\.GateFailed"):
+        call(*arguments)
+    call(*arguments, "--allow", "lessen.errors.GateFailed")
+    call("unpack", tmp_path / "a", "--out", tmp_path / "o")
+    assert (tmp_path / "o" / "s-1.pt").read_bytes() == (tmp_path / "s-1.pt").read_bytes()
 
 
 def test_near_settings_on_the_command_line(run, tmp_path, monkeypatch):

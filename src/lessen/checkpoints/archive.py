@@ -23,19 +23,13 @@ from torch import Tensor
 from lessen import files
 from lessen.checkpoints import coder
 from lessen.checkpoints.blocks import CARRY, NEAR, Form, Piece, decode_piece
+from lessen.checkpoints.dtypes import torch_dtype
 from lessen.checkpoints.frames import Frame
 from lessen.checkpoints.groups import Place
 from lessen.checkpoints.index import Entry, Index, one_writer, read_index, write_index
 from lessen.checkpoints.layout import read_layout, skeleton
 from lessen.errors import ArtifactError, InputError
 from lessen.log import SILENT, Log
-
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-    "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64,
-}  # fmt: skip
 
 
 class Chain:
@@ -254,6 +248,8 @@ class Archive:
             positions = {self.index.find(step) for step in keep}
             needed = {entry.step for position in positions for entry in self.index.chain(position)}
             gone = [entry for entry in self.index.entries if entry.step not in needed]
+            dropped = [entry.step for k, entry in enumerate(self.index.entries) if entry.listed and k not in positions]
+            self.index.pruned = sorted({*(self.index.pruned or ()), *dropped})
             self.index.entries = [
                 replace(entry, listed=k in positions)
                 for k, entry in enumerate(self.index.entries)
@@ -277,7 +273,7 @@ def _tensor(chain: Chain, group: int, role: str, place: Place) -> Tensor:
     data = bytearray(np.concatenate(words).tobytes())
     if zlib.crc32(data) != chain.frames[last].footer["sums"][place[0]][place[1]]:
         raise ArtifactError(f"tensor {array.name!r} of step {chain.entries[last].step} is not what was packed")
-    return torch.frombuffer(data, dtype=_DTYPES[array.kind]).reshape(array.shape)
+    return torch.frombuffer(data, dtype=torch_dtype(array.kind)).reshape(array.shape)
 
 
 def _problems(chain: Chain, log: Log) -> list[str]:

@@ -18,7 +18,8 @@ from collections import deque
 from pathlib import Path
 
 from lessen.checkpoints.pack import Packer, PackSettings
-from lessen.checkpoints.sources import find_snapshots, step_in_name
+from lessen.checkpoints.sources import find_snapshots
+from lessen.checkpoints.steps import step_in_name
 from lessen.errors import DataError, LessenError, OutputError
 
 _PATIENCE = 600.0

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lessen.checkpoints import coder, exact, near, replay, replay_twice
+from lessen.checkpoints.dtypes import SIZES
 from lessen.checkpoints.exact import Words
-from lessen.checkpoints.images import SIZES
 from lessen.errors import ArtifactError
 
 Piece = dict[str, Words]
@@ -46,8 +46,8 @@ class Form:
 
 
 def word(kind: str) -> np.dtype[Any]:
-    """Return the unsigned dtype that holds the bits of `kind`."""
-    return np.dtype(f"<u{SIZES[kind]}")
+    """Return the unsigned dtype that holds the bits of `kind`; an element of 16 bytes is two words of 8."""
+    return np.dtype(f"<u{min(8, SIZES[kind])}")
 
 
 def encode_piece(
@@ -180,7 +180,8 @@ def _encode(
     known = before if before is not None and not set(form.kinds) - set(before) else {}
     parts = [_encode_exact(role, now, known, form) for role in form.roles]
     builds = known and any(
-        exact.builds_on_reference(part, SIZES[form.kinds[role]]) for role, part in zip(form.roles, parts, strict=True)
+        exact.builds_on_reference(part, word(form.kinds[role]).itemsize)
+        for role, part in zip(form.roles, parts, strict=True)
     )
     return CARRY if builds else 0, coder.join(parts), now
 
@@ -201,7 +202,7 @@ def _decode(flags: int, blob: bytes, before: Piece | None, form: Form, moments: 
     for role, part in zip(form.roles, parts, strict=True):
         kind = form.kinds[role]
         given = _context(role, now, form)
-        width = SIZES[kind]
+        width = word(kind).itemsize
         now[role] = exact.decode(part, form.rows * form.columns, kind, known.get(role), given, width)
     return now
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from lessen.checkpoints import blocks, coder
 from lessen.checkpoints.frames import FrameWriter
 from lessen.checkpoints.groups import Group
-from lessen.checkpoints.images import refresh_sums
 from lessen.checkpoints.layout import Layout, skeleton
 from lessen.checkpoints.near import NearSettings
 from lessen.checkpoints.reference import Reference
+from lessen.checkpoints.torch_files import refresh_sums
 from lessen.errors import DataError
 
 _UNMOVED_SHARE = 0.1

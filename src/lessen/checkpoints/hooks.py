@@ -13,7 +13,7 @@ from lessen.checkpoints.index import NAME
 from lessen.checkpoints.pack import PackSettings
 from lessen.checkpoints.packing_process import BackgroundPacker, tell
 from lessen.checkpoints.queue import hold, queue_beside, waiting
-from lessen.checkpoints.sources import step_in_name
+from lessen.checkpoints.steps import step_in_name
 from lessen.errors import ArtifactError, ConfigError, LessenError, MissingExtraError
 from lessen.log import SILENT, Log
 from lessen.train.hooks import Hook

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,8 +17,16 @@ from lessen import files
 from lessen.errors import ArtifactError, OutputError
 
 NAME = "index.json"
-FORMAT = 1
+FORMAT = 2
+"""What is written. Format 1 (no list of pruned steps, every array coded on its own) is read as well."""
+
+_FRAME = re.compile(r"step-\d{9,17}\.frame")
 _LIMIT = 64 << 20
+
+
+def is_frame(name: str) -> bool:
+    """Say whether a file name is one that a frame has."""
+    return _FRAME.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,8 @@ class Index:
 
     settings: dict[str, Any]
     entries: list[Entry] = field(default_factory=list)
+    pruned: list[int] | None = field(default_factory=list)
+    """Steps that were removed on purpose; None in archives of format 1, which did not keep them."""
 
     def find(self, step: int) -> int:
         """Return the position of a listed step. Raises ArtifactError naming the steps there are."""
@@ -71,24 +82,41 @@ def read_index(folder: Path) -> Index:
         raise ArtifactError(f"{folder} is no checkpoint archive: it has no {NAME}")
     document = files.parse_json(files.read_checked(path, limit=_LIMIT), str(path))
     try:
-        if document["format"] != FORMAT:
-            raise ArtifactError(f"{path} has format {document['format']!r}; this release reads format {FORMAT}")
+        if document["format"] not in (1, FORMAT):
+            raise ArtifactError(f"{path} has format {document['format']!r}; this release reads formats 1 to {FORMAT}")
         body = document["archive"]
         if _digest(body) != document["sha256"]:
             raise ArtifactError(f"{path} was changed or damaged: its SHA-256 differs; restore it from a copy")
-        index = Index(body["settings"], [Entry(**entry) for entry in body["entries"]])
-    except (KeyError, TypeError) as error:
+        entries = [_entry(**entry) for entry in body["entries"]]
+        index = Index(body["settings"], entries, body.get("pruned"))
+        steps = [entry.step for entry in entries]
+        if steps != sorted(set(steps)) or index.settings["mode"] not in ("exact", "near"):
+            raise ValueError("steps out of order, or no mode")
+        if index.pruned is not None and not all(type(step) is int for step in index.pruned):
+            raise ValueError("pruned steps that are no numbers")
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{path} is malformed: {error!r}") from error
     if index.entries and not index.entries[0].key:
         raise ArtifactError(f"{path} is malformed: its first step is no key frame")
-    if any(Path(entry.file).name != entry.file for entry in index.entries):
-        raise ArtifactError(f"{path} names a file outside the archive")
     return index
+
+
+def _entry(**fields: Any) -> Entry:
+    """Return an entry all of whose fields have their types, and whose file lies in the archive."""
+    entry = Entry(**fields)
+    wanted = {"step": int, "file": str, "digest": str, "key": bool, "raw_bytes": int, "bytes": int, "source": str}
+    for name, kind in {**wanted, "listed": bool}.items():
+        if type(getattr(entry, name)) is not kind:
+            raise TypeError(f"{name} = {getattr(entry, name)!r}")
+    if min(entry.step, entry.raw_bytes, entry.bytes) < 0 or not is_frame(entry.file):
+        raise ValueError(f"file {entry.file!r} of step {entry.step} is no frame or leads outside the archive")
+    return entry
 
 
 def write_index(folder: Path, index: Index) -> None:
     """Replace the index in one step. Raises OutputError."""
-    body = {"settings": index.settings, "entries": [asdict(entry) for entry in index.entries]}
+    entries = [asdict(entry) for entry in index.entries]
+    body = {"settings": index.settings, "entries": entries, "pruned": index.pruned}
     document = {"format": FORMAT, "sha256": _digest(body), "archive": body}
     files.atomic_write(folder / NAME, files.dump_json(document))
 

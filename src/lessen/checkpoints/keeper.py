@@ -15,14 +15,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-
 from lessen import files
 from lessen.checkpoints.archive import Archive
-from lessen.checkpoints.images import load_tree
 from lessen.checkpoints.index import NAME
 from lessen.checkpoints.pack import PackSettings
 from lessen.checkpoints.packing_process import BackgroundPacker, tell
+from lessen.checkpoints.states import load_state, write_state
 from lessen.errors import ArtifactError, ConfigError, LessenError
 from lessen.log import SILENT, Log
 
@@ -69,16 +67,18 @@ class CheckpointKeeper:
             tell(self.log, str(failed))
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write a state (tensors, numbers, strings, lists, dicts) and queue it; returns when it is safely on disk.
+        """Write a state and queue it; returns when it is safely on disk and was loaded once.
+
+        A state holds tensors, numbers (NumPy's too), strings, lists, dicts, and plain data such as paths and dates.
 
         Raises:
+            DataError: an entry that `resume` could not read, by name.
             OutputError: the disk is full or unwritable; earlier states are untouched.
         """
         path = self.full / f"step-{step}.pt"
         if self._packer is None:
             files.remove_stale(self.full)  # by the one who writes here: a reader must not clean up behind it
-        with files.atomic_stream(path) as handle:
-            torch.save({"step": step, **state}, handle)
+        write_state(path, {"step": step, **state})
         self._queue(path)
         return path
 
@@ -94,19 +94,25 @@ class CheckpointKeeper:
         """Return the newest readable state, or that of `step`; None when there is none yet.
 
         Raises:
-            ArtifactError: `step` is neither whole nor in the archive, or the archive is damaged.
+            ArtifactError: `step` is neither whole nor in the archive, the archive is damaged, or there are states and
+                none of them is readable: to start anew then is for the user to say, by moving them away.
         """
         whole = self._whole()
-        for number in sorted(whole.keys() | self._packed(), reverse=True) if step is None else [step]:
+        known = sorted(whole.keys() | self._packed(), reverse=True)
+        for number in known if step is None else [step]:
             if number in whole:
                 try:
-                    return dict(load_tree(whole[number], mapped=False))
+                    return dict(load_state(whole[number]))
                 except ArtifactError as error:
-                    self.log.note(f"{error}; taking it from the archive, or an older state")
+                    tell(self.log, f"{error}; taking it from the archive, or an older state")
             if number in self._packed():  # asked again: a packer that still works moves full states there
                 return self._unpacked(Archive(self.archive), number)
         if step is not None:
             raise ArtifactError(f"{self.folder} holds no readable step {step}")
+        if known:
+            raise ArtifactError(
+                f"none of the states in {self.full} can be read; move the folder away to start from the beginning"
+            )
         return None
 
     def _whole(self) -> dict[int, Path]:
@@ -119,7 +125,7 @@ class CheckpointKeeper:
     def _unpacked(self, archive: Archive, step: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="lessen-resume-") as scratch:
             out = archive.unpack(step, Path(scratch) / "state", self.log)
-            return dict(load_tree(next(out.iterdir()), mapped=False))
+            return dict(load_state(next(out.iterdir())))
 
     def close(self) -> None:
         """Wait for the packer. Raises OutputError if it failed."""

@@ -9,8 +9,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from lessen.checkpoints.blocks import Form
+from lessen.checkpoints.dtypes import SIZES
 from lessen.checkpoints.groups import FLOATS, Group, Place, in_optimizer, pieces
-from lessen.checkpoints.images import SIZES, Array, Image
+from lessen.checkpoints.images import Array, Image
 from lessen.errors import ArtifactError, DataError
 
 _SKELETON_PIECE = 8 << 20
@@ -31,8 +32,9 @@ class Layout:
         return self.images[place[0]].arrays[place[1]]
 
     def shape(self, group: Group) -> tuple[int, ...]:
-        """Return the shape shared by the arrays of a group."""
-        return self.array(next(iter(group.members.values()))).shape
+        """Return the shape shared by the arrays of a group, in words: elements of 16 bytes are two."""
+        array = self.array(next(iter(group.members.values())))
+        return (*array.shape, 2) if SIZES[array.kind] == 16 else array.shape
 
     def pieces(self, group: Group) -> list[tuple[int, Form]]:
         """Return (first element, form) of the pieces a group is coded in."""

@@ -7,7 +7,7 @@ checkpoint files --images--> arrays --groups--> pieces --near | exact--> blocks 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +16,7 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lessen import files
 from lessen.checkpoints import blocks
@@ -25,12 +25,12 @@ from lessen.checkpoints.building import FrameBuilder, read_piece, row_digests
 from lessen.checkpoints.frames import Frame, writing_frame
 from lessen.checkpoints.groups import Group, find_groups
 from lessen.checkpoints.images import read_image
-from lessen.checkpoints.index import NAME, Entry, Index, one_writer, read_index, write_index
+from lessen.checkpoints.index import NAME, Entry, Index, is_frame, one_writer, read_index, write_index
 from lessen.checkpoints.layout import Layout, require_same_series
 from lessen.checkpoints.near import NearSettings
 from lessen.checkpoints.reference import Reference
-from lessen.checkpoints.sources import Snapshot
-from lessen.errors import ConfigError, DataError, OutputError
+from lessen.checkpoints.sources import Snapshot, refuse_odd_names
+from lessen.errors import ArtifactError, ConfigError, DataError, OutputError
 from lessen.log import SILENT, Log
 
 
@@ -64,13 +64,21 @@ class Packer:
     """
 
     def __init__(
-        self, folder: str | Path, settings: PackSettings | None = None, log: Log = SILENT, patience: float = 0.0
+        self,
+        folder: str | Path,
+        settings: PackSettings | None = None,
+        log: Log = SILENT,
+        patience: float = 0.0,
+        allow: Collection[str] = (),
     ) -> None:
-        """Name the archive; `settings` None takes those of an existing archive, or the defaults.
+        """Name the archive.
 
-        Another writer is waited for `patience` seconds.
+        Args:
+            settings: None takes those of an existing archive, or the defaults.
+            patience: seconds to wait for another writer.
+            allow: dotted names of classes that torch files may hold besides the usual ones; none is ever imported.
         """
-        self.folder, self.log = Path(folder), log
+        self.folder, self.log, self._allow = Path(folder), log, frozenset(allow)
         self._asked, self._patience = settings, patience
         self._stack = ExitStack()
         self._reference: Reference | None = None
@@ -98,7 +106,10 @@ class Packer:
                 )
             write_index(self.folder, Index((self._asked or PackSettings()).model_dump(mode="json")))
         self.index = read_index(self.folder)
-        self.settings = PackSettings.model_validate(self.index.settings)
+        try:
+            self.settings = PackSettings.model_validate(self.index.settings)
+        except ValidationError as error:
+            raise ArtifactError(f"{self.folder} has settings that this release cannot read: {error}") from error
         if self._asked is not None and self._asked != self.settings:
             raise ConfigError(
                 f"{self.folder} was made with {_differences(self.settings, self._asked)}; "
@@ -106,7 +117,7 @@ class Packer:
             )
         known = {entry.file for entry in self.index.entries}
         for frame in self.folder.glob("step-*.frame"):
-            if frame.name not in known:  # written, but killed before the index said so
+            if frame.name not in known and is_frame(frame.name):  # written, but killed before the index said so
                 frame.unlink()
 
     def _forget(self) -> None:
@@ -128,6 +139,41 @@ class Packer:
                 return sorted(files.sha256(file) for file, _ in snapshot.files) == sorted(expected)
         return False
 
+    def missing(self, snapshots: Sequence[Snapshot]) -> list[Snapshot]:
+        """Return the snapshots that come after the last step; those before it must be there already, or be pruned.
+
+        Raises:
+            DataError: a step that is not what is packed under its number, or that came late: nothing of it is packed.
+        """
+        late = [one for one in snapshots if self.last_step is not None and one.step <= self.last_step]
+        for snapshot in late:
+            entry = next((entry for entry in self.index.entries if entry.step == snapshot.step), None)
+            if entry is None:
+                self._refuse_late(snapshot)
+            elif entry.listed and not self._looks_packed(entry, snapshot) and not self.holds(snapshot):
+                raise DataError(
+                    f"{snapshot.source} is not what {self.folder} holds as step {snapshot.step}: it was written again. "
+                    f"Pack into another archive, or drop that step and the later ones first: lessen checkpoint prune "
+                    f"{self.folder} --keep-before {snapshot.step}"
+                )
+        return [snapshot for snapshot in snapshots if snapshot not in late]
+
+    def _refuse_late(self, snapshot: Snapshot) -> None:
+        if self.index.pruned is None:  # an archive of format 1: it may have been pruned
+            self.log.note(f"{snapshot.source} is left out: step {self.last_step}, a later one, is packed already")
+        elif snapshot.step not in self.index.pruned:
+            raise DataError(
+                f"{snapshot.source} (step {snapshot.step}) is not in {self.folder} and comes before its last step, "
+                f"{self.last_step}; an archive grows at its end only. Pack the run into another archive, or drop the "
+                f"later steps first: lessen checkpoint prune {self.folder} --keep-before {snapshot.step}"
+            )
+
+    def _looks_packed(self, entry: Entry, snapshot: Snapshot) -> bool:
+        """Say whether a checkpoint is as large as when it was packed and was not written since."""
+        stamps = _stamps(snapshot)
+        packed = (self.folder / entry.file).stat().st_mtime_ns
+        return sum(size for size, _ in stamps) == entry.raw_bytes and all(written < packed for _, written in stamps)
+
     def add(self, snapshot: Snapshot) -> Packed:
         """Pack one checkpoint; when this returns it is on disk and listed.
 
@@ -141,6 +187,7 @@ class Packer:
                 f"step {snapshot.step} does not come after step {self.last_step}, the last in {self.folder}; "
                 "if the run went back to an earlier step, prune the later ones first"
             )
+        refuse_odd_names(snapshot)
         layout, snapshot = self._read_layout(snapshot)
         name = f"step-{snapshot.step:09d}.frame"
         try:
@@ -156,7 +203,9 @@ class Packer:
                 digest = writer.finish({"step": snapshot.step, **footer})
             raw = sum(image.size for image in layout.images)
             entry = Entry(snapshot.step, name, digest, key, raw, writer.size, str(snapshot.source.absolute()))
-            write_index(self.folder, Index(self.index.settings, [*self.index.entries, entry]))
+            pruned = self.index.pruned and [step for step in self.index.pruned if step != snapshot.step]
+            self.index = replace(self.index, pruned=pruned)
+            write_index(self.folder, replace(self.index, entries=[*self.index.entries, entry]))
         except BaseException:
             self._forget()
             self.index = read_index(self.folder)  # the failure may have come after the index was replaced
@@ -166,7 +215,10 @@ class Packer:
 
     def _read_layout(self, snapshot: Snapshot) -> tuple[Layout, Snapshot]:
         """Return the layout of a checkpoint, and the checkpoint with files that hold arrays first."""
-        read = [(read_image(file, path, snapshot.must_load(path)), (file, path)) for file, path in snapshot.files]
+        read = [
+            (read_image(file, path, snapshot.must_load(file, path), self._allow), (file, path))
+            for file, path in snapshot.files
+        ]
         read.sort(key=lambda pair: not pair[0].arrays)
         images = tuple(image for image, _ in read)
         near = self.settings.mode == "near"
@@ -271,9 +323,12 @@ def _differences(there: PackSettings, asked: PackSettings) -> str:
 
 
 def pack(
-    snapshots: Sequence[Snapshot], folder: str | Path, settings: PackSettings | None = None, log: Log = SILENT
+    snapshots: Sequence[Snapshot],
+    folder: str | Path,
+    settings: PackSettings | None = None,
+    log: Log = SILENT,
+    allow: Collection[str] = (),
 ) -> list[Packed]:
-    """Pack checkpoints that are not in the archive yet, in order of step. See `Packer` for the errors."""
-    with Packer(folder, settings, log) as packer:
-        last = packer.last_step
-        return [packer.add(snapshot) for snapshot in snapshots if last is None or snapshot.step > last]
+    """Pack checkpoints that are not in the archive yet, in order of step. See `Packer` and `missing` for the errors."""
+    with Packer(folder, settings, log, allow=allow) as packer:
+        return [packer.add(snapshot) for snapshot in packer.missing(snapshots)]

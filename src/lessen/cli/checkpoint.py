@@ -29,6 +29,9 @@ def pack(
     key_every: Annotated[int | None, typer.Option("--key-every", help="Steps between key frames; default 20.")] = None,
     knob: Annotated[list[str] | None, typer.Option("--near", help="KEY=VALUE of mode near; repeatable.")] = None,
     weights_only: Annotated[bool, typer.Option("--weights-only", help="Accept checkpoints without moments.")] = False,
+    allow: Annotated[
+        list[str] | None, typer.Option("--allow", help="MODULE.CLASS that files may hold, as data; repeatable.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Pack the checkpoints that ARCHIVE does not hold yet, in order of step.
@@ -40,15 +43,16 @@ def pack(
     from lessen.cli.progress import Reporting
 
     settings = _settings(mode, key_every, knob or [], weights_only)
-    snapshots = find_snapshots(paths)
     with interruptible(), Reporting() as log:
-        done = pack_all(snapshots, out, settings, log)
+        snapshots = find_snapshots(paths, log, allow or ())
+        done = pack_all(snapshots, out, settings, log, allow or ())
     before, after = sum(item.raw_bytes for item in done), sum(item.bytes for item in done)
     if as_json:
         steps = [
             {"step": item.step, "raw_bytes": item.raw_bytes, "bytes": item.bytes, "key": item.key} for item in done
         ]
-        emit({"archive": str(out), "packed": steps, "raw_bytes": before, "bytes": after})
+        there = len(snapshots) - len(done)
+        emit({"archive": str(out), "packed": steps, "there": there, "raw_bytes": before, "bytes": after})
         return
     skipped = f" ({len(snapshots) - len(done)} were there)" if len(done) < len(snapshots) else ""
     ratio = f", {before / after:.1f} times smaller" if after else ""
@@ -165,9 +169,14 @@ def prune(
     keep_last: Annotated[int, typer.Option("--keep-last", min=0, help="Keep this many of the last steps.")] = 0,
     keep_every: Annotated[int, typer.Option("--keep-every", min=0, help="Keep steps divisible by this.")] = 0,
     keep: Annotated[list[int] | None, typer.Option("--keep", help="Keep this step; repeatable.")] = None,
+    keep_before: Annotated[
+        int | None, typer.Option("--keep-before", help="Keep the steps below this: to go back and train on from there.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Remove the steps that no option keeps. Frames that kept steps build on stay, unlisted, until they can go.
+
+    What a step builds on goes back to the last key frame: only whole stretches from key frame to key frame are freed.
 
     Example: lessen checkpoint prune runs/lm.archive --keep-last 5 --keep-every 1000
     """
@@ -177,12 +186,15 @@ def prune(
     kept = set(keep or [])
     kept |= set(opened.steps[-keep_last:]) if keep_last else set()
     kept |= {step for step in opened.steps if keep_every and step % keep_every == 0}
+    kept |= {step for step in opened.steps if keep_before is not None and step < keep_before}
     before = len(opened.steps)
     freed = opened.prune(kept)
+    held = {entry.step: entry.bytes for entry in opened.index.entries if not entry.listed}
     if as_json:
-        emit({"steps": opened.steps, "freed_bytes": freed})
-    else:
-        line(f"kept {len(opened.steps)} of {before} steps, freed {size(freed)}")
+        emit({"steps": opened.steps, "freed_bytes": freed, "held_bytes": sum(held.values()), "held": list(held)})
+        return
+    why = f"; {len(held)} more frames ({size(sum(held.values()))}) stay, as kept steps build on them" if held else ""
+    line(f"kept {len(opened.steps)} of {before} steps, freed {size(freed)}{why}")
 
 
 @app.command()

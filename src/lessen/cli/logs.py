@@ -15,7 +15,10 @@ from lessen.cli.words import Seed
 if TYPE_CHECKING:
     from lessen.data.encode import SplitRule
 
-Files = Annotated[list[str], typer.Argument(help="Log files or globs: CSV, TSV, JSONL, Parquet, libsvm; gz, zst.")]
+Files = Annotated[
+    list[str],
+    typer.Argument(help="Log files, globs or folders: CSV, TSV, JSONL, Parquet, libsvm, VW; plain, gz, zst, bz2, xz."),
+]
 
 
 def register(data: typer.Typer) -> None:
@@ -28,19 +31,24 @@ def infer(
     files: Files,
     label: Annotated[str | None, typer.Option("--label", help="Name of the label column.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="New schema file (default: print it).")] = None,
+    quote: Annotated[
+        str | None, typer.Option("--quote", help="Quote of CSV and TSV, or none (default: found out).")
+    ] = None,
+    encoding: Annotated[str, typer.Option("--encoding", help="utf8, utf8-lossy, utf-16, latin-1, ...")] = "utf8",
     as_json: AsJson = False,
 ) -> None:
     """Guess the schema of logs and say why each field was taken for what it is; read it and edit it.
 
     Example: lessen data infer clicks.csv --out schema.yaml
     """
+    from lessen.cli.talk import Notes
     from lessen.data.infer import infer as infer_fields
     from lessen.errors import OutputError
     from lessen.files import atomic_write
 
     if out is not None and out.exists():
         raise OutputError(f"{out} already exists; it may hold your edits: remove it or choose another --out")
-    found = infer_fields(files, label)
+    found = infer_fields(files, label, quote, encoding, Notes())
     if out is not None:
         atomic_write(out, found.text())
     if as_json:
@@ -68,6 +76,11 @@ def encode(
         str, typer.Option("--fractions", help="Shares of train, validation and test.")
     ] = "0.8,0.1,0.1",
     seed: Seed = 0,
+    skip_bad: Annotated[
+        int, typer.Option("--skip-bad", min=0, help="Leave up to so many bad rows out; they are counted and shown.")
+    ] = 0,
+    quote: Annotated[str | None, typer.Option("--quote", help="Instead of the schema's: a character, or none.")] = None,
+    encoding: Annotated[str | None, typer.Option("--encoding", help="Instead of the schema's: latin-1, ...")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Encode logs into arrays that training reads in place; all of them or nothing.
@@ -76,11 +89,13 @@ def encode(
     """
     from lessen.cli.progress import Reporting
     from lessen.data.encode import encode_logs
-    from lessen.data.schema import load_schema
+    from lessen.data.schema import check_schema, load_schema
 
     rule, sources = _rule(split, fractions, seed, files, validation, test)
+    changes = {name: value for name, value in (("quote", quote), ("encoding", encoding)) if value is not None}
+    chosen = check_schema(load_schema(schema).model_copy(update=changes))
     with interruptible(), Reporting() as log:
-        dataset = encode_logs(sources, load_schema(schema), out, rule, log)
+        dataset = encode_logs(sources, chosen, out, rule, log, skip_bad=skip_bad)
     fields: list[tuple[str, str, str]] = [
         (f.name, f.kind, f"{dataset.layout.segment(f.name).rows:,}") for f in dataset.layout.fields
     ]
@@ -88,10 +103,12 @@ def encode(
     total = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     if as_json:
         emit({"out": str(out), "rows": dataset.rows, "table_rows": dataset.layout.rows, "bytes": total,
-              "fingerprint": dataset.fingerprint})  # fmt: skip
+              "fingerprint": dataset.fingerprint, "left_out": dataset.left_out})  # fmt: skip
         return
     table(("field", "kind", ">rows of the table"), fields)
     counts = ", ".join(f"{count:,} {name}" for name, count in dataset.rows.items())
+    for left_out in dataset.left_out:
+        line(f"left out: {left_out}")
     line(f"\n{out}: {counts} rows, {size(total)}; train and compress a model with:")
     line(f"lessen compress reference --task ctr-logs:data={out} --step emb-rowwise-quant --out small")
 

@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def rank(
-    data: Annotated[list[Path], typer.Argument(help="CSV, Parquet, libsvm or VW files, or folders of them.")],
+    data: Annotated[list[str], typer.Argument(help="CSV, TSV, JSONL, Parquet, libsvm or VW files, globs or folders.")],
     label: Annotated[
         str, typer.Option(help="The column to predict; 'none' for quality and redundancy only.")
     ] = "label",
@@ -37,7 +37,9 @@ def rank(
     values: Annotated[int, typer.Option(min=1000, help="Values counted exactly per column.")] = 131_072,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     engine: Annotated[str, typer.Option(help="local, or ray to spread files over a cluster.")] = "local",
-    format: Annotated[str, typer.Option(help="auto, csv, parquet, libsvm or vw.", rich_help_panel=READING)] = "auto",
+    format: Annotated[
+        str, typer.Option(help="auto, csv, tsv, jsonl, parquet, libsvm or vw.", rich_help_panel=READING)
+    ] = "auto",
     separator: Annotated[str | None, typer.Option(help="Of CSV; found if not given.", rich_help_panel=READING)] = None,
     quote: Annotated[str, typer.Option(help="Quote character of CSV, or none.", rich_help_panel=READING)] = '"',
     encoding: Annotated[str, typer.Option(help="utf8, utf8-lossy, latin-1, ...", rich_help_panel=READING)] = "utf8",
@@ -59,13 +61,13 @@ def rank(
 
     Example: lessen rank clicks.csv --label click --out ranking --write parquet --top-crosses 5
     """
+    from lessen.data.readers import FORMATS, ReadSettings
     from lessen.selection.ranking.ranking import rank as compute
     from lessen.selection.ranking.report import save
     from lessen.selection.ranking.scan import ScanSettings
-    from lessen.selection.ranking.source import ReadSettings
 
     read = ReadSettings(
-        format=_one_of("--format", format, ("auto", "csv", "parquet", "libsvm", "vw")),  # type: ignore[arg-type]
+        format=None if format == "auto" else _one_of("--format", format, FORMATS),  # type: ignore[arg-type]
         separator=separator, quote=None if quote == "none" else quote, encoding=encoding, header=header,
     )  # fmt: skip
     scan = ScanSettings(

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from lessen.log import Log
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable results on standard output.")]
 WIDE = 180
 """Columns of a table that goes to a file or a pipe."""
@@ -26,6 +28,14 @@ def say(text: str) -> None:
     """Write one line of talk to standard error."""
     sys.stderr.write(printable(" ".join(text.split())) + "\n")
     sys.stderr.flush()
+
+
+class Notes(Log):
+    """Remarks of short work, on standard error."""
+
+    def note(self, text: str) -> None:
+        """Say one line."""
+        say(text)
 
 
 def emit(value: Any) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from lessen.data.columns import IdField, Kind, Layout
-from lessen.data.logs import Piece
-from lessen.data.numbers import NumberFit, buckets, parse_numbers, standardise
+from lessen.data.numbers import NumberFit, buckets, parse_labels, parse_numbers, parse_times, standardise
+from lessen.data.readers import Piece
+from lessen.data.readers.values import one_spelling
+from lessen.data.rows import one_row
 from lessen.data.schema import FieldSchema, Schema
 from lessen.data.vocabulary import Counter, Hashed, Vocabulary
 from lessen.errors import DataError
@@ -24,6 +25,8 @@ from lessen.stored.fields import Segment
 
 LARGEST_TABLE = 2**31 - 1
 EXTRAS = ("weight", "timestamp", "group")
+VERSION = 2
+"""Of what a value is called: in version 1, numbers of hashed fields and of single rows had the text of their type."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,9 @@ class Encoder:
         schema: Schema,
         vocabularies: dict[str, Vocabulary | Hashed],
         numbers: dict[str, dict[str, Any]],
+        version: int = VERSION,
     ) -> None:
-        self.schema, self.vocabularies, self.numbers = schema, vocabularies, numbers
+        self.schema, self.vocabularies, self.numbers, self.version = schema, vocabularies, numbers, version
         self.id_fields = [field for field in schema.fields if field.has_ids]
         self.plain = [field for field in schema.of_kind("numeric") if not field.bucketed]
         self.layout = self._layout()
@@ -78,76 +82,73 @@ class Encoder:
                 part[:, 0] = vocabulary.encode(self.values(piece, spec)) + first
             else:
                 row, place, values = spread(piece.frame[spec.name], spec)
-                part[row, place] = vocabulary.encode(values) + first
+                part[row, place] = vocabulary.encode(self._spelled(values, spec)) + first
         numeric = np.zeros((rows, len(self.plain)), dtype=np.float32)
         for column, spec in enumerate(self.plain):
             numeric[:, column] = standardise(parse_numbers(piece, spec.name, spec.fill), self.numbers[spec.name])
-        return Encoded(ids, numeric, _labels(piece, self.schema.label.name), self._extras(piece))
+        return Encoded(ids, numeric, parse_labels(piece, self.schema.label.name), self._extras(piece))
 
     def values(self, piece: Piece, spec: FieldSchema) -> pl.Series:
         """Return the strings of a single-id field; bucketed numbers become the bucket's number."""
         if not spec.bucketed:
-            return piece.frame[spec.name]
+            return self._spelled(piece.frame[spec.name], spec)
         return buckets(parse_numbers(piece, spec.name, spec.fill), spec, self.numbers[spec.name])
+
+    def _spelled(self, values: pl.Series, spec: FieldSchema) -> pl.Series:
+        return one_spelling(values) if spelling_of(spec, self.schema) == "number" else values
 
     def _extras(self, piece: Piece) -> dict[str, NDArray[Any]]:
         found: dict[str, NDArray[Any]] = {}
         for spec in self.schema.of_kind("weight", "timestamp"):
-            found[spec.kind] = parse_numbers(piece, spec.name, spec.fill)
-            negative = np.flatnonzero(found[spec.kind] < 0)
-            if spec.kind == "weight" and len(negative):
-                raise piece.fault(int(negative[0]), spec.name, "is a negative weight")
+            found[spec.kind] = extra(piece, spec)
         for spec in self.schema.of_kind("group"):
             # a group only has to tell examples apart, in any split: a stable hash does, without a vocabulary
-            found["group"] = Hashed(2**31 - 2).encode(piece.frame[spec.name])
+            exact = self.version == 1 or spec.spelling == "exact"
+            found["group"] = Hashed(2**31 - 2, exact).encode(piece.frame[spec.name])
         return found
 
     def encode_row(self, row: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         """Encode one raw row for serving: the model's inputs `ids` [1, columns] and, if there are any, `numeric`.
 
-        Lists are taken as they are, other values as their text. The label may be missing.
+        Values may be of any type that a file could have given them: Python, NumPy, pandas and polars scalars, dates,
+        decimals; lists, tuples, arrays and series for several ids; None, NaN, NaT and pandas' NA for what is missing.
+        The label may be missing.
 
         Raises:
-            DataError: a field is missing or a number cannot be read.
+            DataError: a field is missing, a number cannot be read, or a value is of a type that no file has.
         """
-        cells: dict[str, str] = {}
-        for spec in self.schema.used:
-            if spec.name in row:
-                cells[spec.name] = _cell(row[spec.name], spec.separator)
-            elif spec.kind in ("label", *EXTRAS):
-                cells[spec.name] = "0"
-            else:
-                raise DataError(f"the row lacks the field {spec.name!r}")
-        encoded = self.encode(Piece(pl.DataFrame({k: [v] for k, v in cells.items()}), Path("row"), 1))
+        piece = one_row(row, self.schema, self.version)
+        encoded = self.encode(piece)
         return {"ids": encoded.ids, "numeric": encoded.numeric} if self.plain else {"ids": encoded.ids}
 
 
-def _cell(value: Any, separator: str) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, (list, tuple)):
-        return separator.join(map(str, value))
-    return str(int(value)) if isinstance(value, bool) else str(value)
+def extra(piece: Piece, spec: FieldSchema) -> NDArray[np.float64]:
+    """Return the weights or times of a piece. Raises RowError: no number, or a negative weight."""
+    parse = parse_times if spec.kind == "timestamp" else parse_numbers
+    found = parse(piece, spec.name, spec.fill)
+    negative = found < 0
+    if spec.kind == "weight" and negative.any():
+        raise piece.fault(int(negative.argmax()), spec.name, "is a negative weight", "negative")
+    return found
+
+
+def spelling_of(spec: FieldSchema, schema: Schema) -> str:
+    """Return how the vocabulary that a field uses takes numbers: as its owner says."""
+    return next(field.spelling for field in schema.fields if field.name == (spec.vocabulary or spec.name))
 
 
 def spread(cells: pl.Series, spec: FieldSchema) -> tuple[NDArray[np.int64], NDArray[np.int64], pl.Series]:
-    """Return row, place and text of each id in multi-valued cells: the first `length`, or the last of a sequence."""
-    lists = cells.str.split(spec.separator)
-    lists = lists.list.eval(pl.element().filter(pl.element() != ""))
+    """Return row, place and text of each id in multi-valued cells: the first `length`, or the last of a sequence.
+
+    Cells are lists of strings, as Parquet and JSON have them, or strings that are cut at the field's separator.
+    """
+    lists = cells if isinstance(cells.dtype, pl.List) else cells.str.split(spec.separator)
+    lists = lists.fill_null([]).list.eval(pl.element().filter(pl.element() != ""))
     lists = lists.list.tail(spec.length) if spec.kind == "sequence" else lists.list.head(spec.length)
     counts = lists.list.len().to_numpy().astype(np.int64)
     row = np.repeat(np.arange(len(cells)), counts)
     place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
     return row, place, lists.filter(lists.list.len() > 0).explode()
-
-
-def _labels(piece: Piece, name: str) -> NDArray[np.float32]:
-    numbers = piece.frame[name].cast(pl.Float64, strict=False).fill_null(np.nan).to_numpy()
-    bad = np.flatnonzero((numbers != 0) & (numbers != 1))
-    if len(bad):
-        row = int(bad[0])
-        raise piece.fault(row, name, f"{piece.frame[name][row]!r} is no label; labels are 0 or 1")
-    return numbers.astype(np.float32)
 
 
 class Fitter:
@@ -161,11 +162,16 @@ class Fitter:
         self.rows = 0
 
     def add(self, piece: Piece, train: NDArray[np.bool_]) -> None:
-        """Take in the train rows of a piece."""
+        """Take in the train rows of a piece, once every row of it is known to fit.
+
+        Raises:
+            RowError: a row holds what its field cannot take; nothing of the piece was taken in.
+        """
+        numeric = self._checked(piece)
         self.rows += int(train.sum())
         mask = pl.Series(train)
         for spec in self.schema.of_kind("numeric"):
-            numbers = parse_numbers(piece, spec.name, spec.fill)[train]
+            numbers = numeric[spec.name][train]
             self.numbers[spec.name].add(numbers, keep=spec.transform == "quantile")
             if spec.transform == "log-squared":
                 self.counters[spec.vocabulary or spec.name].add(buckets(numbers, spec, {}))
@@ -174,10 +180,19 @@ class Fitter:
                 continue
             cells = piece.frame[spec.name].filter(mask)
             values = cells if spec.kind == "categorical" else spread(cells, spec)[2]
+            if spelling_of(spec, self.schema) == "number":
+                values = one_spelling(values)
             self.counters[spec.vocabulary or spec.name].add(values)
 
+    def _checked(self, piece: Piece) -> dict[str, NDArray[np.float64]]:
+        """Parse everything that can be wrong; returns the numeric fields."""
+        parse_labels(piece, self.schema.label.name)
+        for spec in self.schema.of_kind("weight", "timestamp"):
+            extra(piece, spec)
+        return {spec.name: parse_numbers(piece, spec.name, spec.fill) for spec in self.schema.of_kind("numeric")}
+
     def finish(self) -> Encoder:
-        """Return the encoder. Raises DataError if no train row was seen."""
+        """Return the encoder. Raises DataError if no train row was seen, or a field spells one number in two ways."""
         if not self.rows:
             raise DataError("the train split is empty: nothing to build vocabularies from")
         numbers = {spec.name: self.numbers[spec.name].result(spec) for spec in self.schema.of_kind("numeric")}
@@ -185,10 +200,21 @@ class Fitter:
         known: dict[str, Vocabulary | Hashed] = {}
         for name, spec in owners.items():
             if spec.buckets is not None:
-                known[name] = Hashed(spec.buckets)
+                known[name] = Hashed(spec.buckets, spec.spelling == "exact")
             elif spec.transform == "quantile":
                 edges = numbers[name]["edges"]
                 known[name] = Vocabulary(pl.Series([str(i) for i in range(len(edges) + 1)], dtype=pl.String))
             else:
-                known[name] = Vocabulary(self.counters[name].frequent(spec.minimum_count))
+                if spec.spelling == "auto" and not spec.bucketed:
+                    self._check_spellings(name)
+                known[name] = Vocabulary(self.counters[name].frequent(spec.minimum_count), spec.spelling == "exact")
         return Encoder(self.schema, known, numbers)
+
+    def _check_spellings(self, name: str) -> None:
+        found = self.counters[name].two_spellings()
+        if found is not None:
+            one, other, count = found
+            raise DataError(
+                f"the field {name!r} spells {count:,} numbers in two ways, such as {one!r} and {other!r}; set "
+                "spelling: number on it in the schema if they are one id, or spelling: exact if they are two"
+            )

@@ -9,7 +9,7 @@ vocabulary/<number>.parquet       one column of strings a vocabulary, in the ord
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,13 +19,12 @@ import torch
 from numpy.typing import NDArray
 
 from lessen.data.columns import Batch, Columns, Layout
-from lessen.data.encoder import Encoded, Encoder
+from lessen.data.encoder import VERSION, Encoded, Encoder
 from lessen.data.schema import Schema, parse_schema
 from lessen.data.vocabulary import Hashed, Vocabulary
 from lessen.errors import ArtifactError, DataError
 from lessen.files import dump_json, parse_json, read_checked
 
-VERSION = 1
 DESCRIPTION = "dataset.json"
 WINDOW_ROWS = 1 << 18
 
@@ -81,25 +80,29 @@ class SplitWriter:
         return self.arrays["label"].rows
 
 
-def write_description(folder: Path, encoder: Encoder, rows: dict[str, int], fingerprint: str) -> None:
-    """Write vocabularies and dataset.json into a folder under construction."""
+def write_description(
+    folder: Path, encoder: Encoder, rows: dict[str, int], fingerprint: str, left_out: Sequence[str] = ()
+) -> None:
+    """Write vocabularies and dataset.json into a folder under construction; `left_out` names rows that were bad."""
     (folder / "vocabulary").mkdir()
     vocabularies: dict[str, Any] = {}
     for number, (name, vocabulary) in enumerate(encoder.vocabularies.items()):
         if isinstance(vocabulary, Hashed):
-            vocabularies[name] = {"buckets": vocabulary.buckets}
+            vocabularies[name] = {"buckets": vocabulary.buckets, "exact": vocabulary.exact}
             continue
         path = folder / "vocabulary" / f"{number}.parquet"
         pl.DataFrame({"value": vocabulary.values}).write_parquet(path)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        vocabularies[name] = {"file": number, "rows": len(vocabulary.values), "sha256": digest}
+        shown = {"file": number, "rows": len(vocabulary.values), "sha256": digest}
+        vocabularies[name] = {**shown, "exact": vocabulary.exact}
     description = {
-        "version": VERSION,
+        "version": encoder.version,
         "fingerprint": fingerprint,
         "rows": rows,
         "schema": encoder.schema.model_dump(mode="json"),
         "numbers": encoder.numbers,
         "vocabularies": vocabularies,
+        "left_out": list(left_out),
     }
     (folder / DESCRIPTION).write_text(dump_json(description), encoding="utf-8")
 
@@ -112,10 +115,11 @@ class Dataset:
         self.folder = folder
         try:
             self.description = parse_json(read_checked(folder / DESCRIPTION), str(folder / DESCRIPTION))
-            if self.description["version"] != VERSION:
-                raise DataError(f"{folder} has version {self.description['version']}, this release reads {VERSION}")
+            version = self.description["version"]
+            if version not in range(1, VERSION + 1):
+                raise DataError(f"{folder} has version {version}, this release reads 1 to {VERSION}")
             self.schema: Schema = parse_schema(self.description["schema"], f"{folder / DESCRIPTION}: schema")
-            self.encoder = Encoder(self.schema, self._vocabularies(), self.description["numbers"])
+            self.encoder = Encoder(self.schema, self._vocabularies(), self.description["numbers"], version)
             self.rows: dict[str, int] = {name: int(rows) for name, rows in self.description["rows"].items()}
         except (ArtifactError, KeyError, TypeError) as error:
             raise DataError(f"{folder} is no data set that `lessen data encode` wrote: {error}") from error
@@ -130,14 +134,19 @@ class Dataset:
         """SHA-256 of the sources, the schema and the split rule."""
         return str(self.description["fingerprint"])
 
+    @property
+    def left_out(self) -> list[str]:
+        """Rows that were bad and left out when the data were encoded, a line a kind."""
+        return [str(line) for line in self.description.get("left_out", [])]
+
     def _vocabularies(self) -> dict[str, Vocabulary | Hashed]:
         known: dict[str, Vocabulary | Hashed] = {}
         for name, entry in self.description["vocabularies"].items():
             if "buckets" in entry:
-                known[name] = Hashed(int(entry["buckets"]))
+                known[name] = Hashed(int(entry["buckets"]), bool(entry.get("exact", True)))
                 continue
             raw = read_checked(self.folder / "vocabulary" / f"{int(entry['file'])}.parquet", entry["sha256"])
-            known[name] = Vocabulary(pl.read_parquet(raw)["value"])
+            known[name] = Vocabulary(pl.read_parquet(raw)["value"], bool(entry.get("exact", False)))
         return known
 
     def array(self, split: str, name: str) -> NDArray[Any]:

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
 
-from lessen.data.logs import expand, header_names, read_blocks, read_pieces
-from lessen.data.schema import FieldSchema, Format, Schema, check_schema
+from lessen.data.numbers import ISO_TIME, NULL_WORDS
+from lessen.data.readers import Format, ReadSettings, as_text, columns_of, find_files, format_of, read_pieces
+from lessen.data.schema import FieldSchema, Schema, check_schema
 from lessen.errors import DataError
 from lessen.files import dump_yaml
+from lessen.log import SILENT, Log
 
 SAMPLE_BYTES = 4 << 20
-SUFFIXES: dict[str, Format] = {
-    ".csv": "csv", ".tsv": "tsv", ".txt": "csv", ".inter": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl",
-    ".parquet": "parquet", ".svm": "libsvm", ".libsvm": "libsvm", ".libfm": "libsvm",
-}  # fmt: skip
+SAMPLE_ROWS = 100_000
+BINARY = {"0", "1", "0.0", "1.0", "true", "false"}
 LABELS = ("label", "click", "clicked", "is_click", "target", "y")
 TIMES = ("timestamp", "time", "time_stamp", "ts")
 WEIGHTS = ("weight", "sample_weight", "example_weight")
 LARGEST_CATEGORY_SHARE = 0.2
 LIST_SEPARATORS = "|^;"
-
-
 EXAMPLES = 3
+LONGEST = 10_000
+"""Ids of a cell that a schema can ask for."""
 KINDS = "categorical, numeric, multi, sequence, label, weight, timestamp, group, ignore"
 
 
@@ -39,8 +39,7 @@ class Inference:
     def text(self) -> str:
         """Return the schema as YAML with a comment before each field: what a person reads and edits."""
         schema = self.schema
-        top = {"format": schema.format, "separator": schema.separator, "header": schema.header}
-        lines = [f"# kinds: {KINDS}\n", dump_yaml(top), "fields:\n"]
+        lines = [f"# kinds: {KINDS}\n", dump_yaml(schema.top()), "fields:\n"]
         for field in schema.fields:
             lines.append(f"# {self.reasons[field.name]}\n")
             lines.append(
@@ -54,40 +53,125 @@ def infer_schema(pattern: str | Path, label: str | None = None) -> Schema:
     return infer([pattern], label).schema
 
 
-def infer(patterns: Sequence[str | Path], label: str | None = None) -> Inference:
+def infer(
+    patterns: Sequence[str | Path], label: str | None = None, quote: str | None = None, encoding: str = "utf8",
+    log: Log = SILENT,
+) -> Inference:  # fmt: skip
     """Guess format, separator, header and the kind of each column from 4 MB of text, spread over the files.
 
     Args:
-        patterns: files or globs with the same columns.
+        patterns: files, globs or folders with the same columns.
         label: name of the label column, if the guess would miss it.
+        quote: quote character of csv and tsv, or `none`; None finds out whether quotes are plain characters.
+        encoding: of the text; see `ReadSettings`.
 
     Raises:
         DataError: a file is absent or empty, its kind is unknown, a file lacks a column of the first, or no column
             can be the label.
     """
-    paths = expand([str(pattern) for pattern in patterns])
+    paths = find_files(patterns)
     path = paths[0]
-    suffixes = [suffix for suffix in path.suffixes if suffix not in (".gz", ".zst")]
-    kind = SUFFIXES.get(suffixes[-1] if suffixes else "")
-    if kind is None:
-        raise DataError(f"cannot tell the format of {path} from its name; rename it to one of {', '.join(SUFFIXES)}")
-    if kind in ("csv", "tsv"):
-        separator, names = _separator_and_names(path, kind)
-        given = tuple(FieldSchema(name=name, kind="categorical") for name in names)
-        draft = Schema(format=kind, separator=separator, fields=given)
-    else:
-        draft = Schema(format=kind, fields=tuple(_columns(path, kind)))
-    each = max(SAMPLE_BYTES // len(paths), 1 << 16)
-    sample = pl.concat([next(iter(read_pieces(file, draft, each))).frame for file in paths])
-    chosen = label or _label(sample, path)
-    if chosen not in sample.columns:
-        raise DataError(f"{path} has no column {chosen!r}; it has {', '.join(sample.columns[:12])}")
+    settings = ReadSettings(
+        format=format_of(path, None, log),
+        quote=None if quote == "none" else quote or '"',
+        encoding=encoding,
+        placed=True,
+    )
+    try:
+        settings, sample = _sample(paths, settings)
+    except DataError:
+        if quote is not None or settings.format not in ("csv", "tsv"):
+            raise
+        settings, sample = _without_quotes(paths, settings)
+        log.note(f"quotes in {path} are plain characters: the schema says quote: none")
+    chosen = label or _label(sample.text, path)
+    if chosen not in sample.text.columns:
+        raise DataError(f"{path} has no column {chosen!r}; it has {', '.join(sample.text.columns[:12])}")
+    words = _null_words(sample.text)
+    text = (
+        sample.text.with_columns(pl.when(~pl.all().is_in(words)).then(pl.all()).fill_null("")) if words else sample.text
+    )
     fields, reasons = [], {}
-    for name in sample.columns:
-        field, why = _guess_or_label(name, sample[name], chosen, kind)
+    for name in text.columns:
+        field, why = _guess_or_label(name, text[name], chosen, sample, settings.format or "csv")
         fields.append(field)
-        reasons[name] = f"{_seen(name, sample[name])}; {why}"
-    return Inference(check_schema(draft.model_copy(update={"fields": tuple(fields)})), reasons)
+        reasons[name] = f"{_seen(name, text[name])}; {why}"
+    top = {"format": settings.format, "quote": settings.quote or "none", "encoding": encoding, "missing": tuple(words)}
+    if settings.separator is not None:
+        top["separator"] = settings.separator
+    return Inference(check_schema(Schema(**top, fields=tuple(fields))), reasons)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """The first rows of every file as text, empty where nothing is; lists joined by a bar."""
+
+    text: pl.DataFrame
+    lists: dict[str, int]
+    """Columns of lists, with the length of the longest."""
+    nested: dict[str, str]
+    """Columns that hold what no field can: the name of their type."""
+
+
+def _without_quotes(paths: Sequence[Path], settings: ReadSettings) -> tuple[ReadSettings, _Sample]:
+    """Read again with quotes as plain characters; raises what the first reading raised if that is no better."""
+    try:
+        return _sample(paths, replace(settings, quote=None))
+    except DataError:
+        return _sample(paths, settings)
+
+
+def _sample(paths: Sequence[Path], settings: ReadSettings) -> tuple[ReadSettings, _Sample]:
+    separator, names = columns_of(paths[0], settings)
+    settings = replace(settings, separator=separator)
+    each = max(SAMPLE_BYTES // len(paths), 1 << 16)
+    texts, lists, nested = [], dict[str, int](), dict[str, str]()
+    for path in paths:
+        piece = next(iter(read_pieces(path, settings, size=each)))
+        frame = piece.frame.head(SAMPLE_ROWS)
+        absent = [name for name in names if name not in frame.columns]
+        if absent and settings.format not in ("jsonl", "vw"):
+            raise DataError(
+                f"{path} lacks the column {absent[0]!r} that {paths[0]} has; it has {', '.join(frame.columns)}"
+            )
+        frame = frame.with_columns(pl.lit(None, dtype=pl.String).alias(name) for name in absent)
+        texts.append(pl.DataFrame([_flat(frame[name], settings.format, lists, nested) for name in names]))
+    return settings, _Sample(pl.concat(texts).fill_null(""), lists, nested)
+
+
+def _flat(column: pl.Series, kind: Format | None, lists: dict[str, int], nested: dict[str, str]) -> pl.Series:
+    """Return a column as text, and note what it really holds."""
+    name = column.name
+    if kind == "jsonl":
+        odd = column.filter(column.str.contains(r"^[\[{]"))
+        if len(odd) < 0.5 * (len(column) - column.null_count()):
+            return column  # text, some of which starts with a bracket
+        if odd.str.contains(r"^\[\s*[\[{]|^\{").any():
+            nested[name] = "objects or lists of lists"
+            return column
+        column = column.str.strip_prefix("[").str.strip_suffix("]").str.replace_all('"', "").str.replace_all(", ", "|")
+        lists[name] = max(lists.get(name, 1), int(column.str.count_matches("|", literal=True).max() or 0) + 1)  # type: ignore[arg-type]
+        return column
+    if isinstance(column.dtype, (pl.List, pl.Array)) and not column.dtype.inner.is_nested():  # type: ignore[union-attr]
+        column = as_text(column.to_frame(), "sample")[name]
+        lists[name] = max(lists.get(name, 1), int(column.list.len().max() or 1))  # type: ignore[arg-type]
+        return column.list.join("|")
+    if column.dtype.is_nested() or column.dtype in (pl.Binary, pl.Object):
+        nested[name] = f"values of type {column.dtype}"
+        return pl.Series(name, [None] * len(column), dtype=pl.String)
+    return as_text(column.to_frame(), "sample")[name]
+
+
+def _null_words(sample: pl.DataFrame) -> list[str]:
+    """Return the words that stand for nothing in columns of numbers."""
+    found: dict[str, None] = {}
+    for name in sample.columns:
+        words = sample[name].filter(sample[name].cast(pl.Float64, strict=False).is_null() & (sample[name] != ""))
+        distinct = words.unique()
+        numbers = len(sample) - len(words) - int((sample[name] == "").sum())
+        if len(distinct) and numbers > len(words) and distinct.str.to_lowercase().is_in(NULL_WORDS).all():
+            found |= dict.fromkeys(sorted(distinct.to_list()))
+    return list(found)
 
 
 def _seen(name: str, column: pl.Series) -> str:
@@ -101,27 +185,8 @@ def _seen(name: str, column: pl.Series) -> str:
     return f"{name}: {filled.n_unique():,} distinct in {len(column):,} rows, {missing}, such as {shown}"
 
 
-def _separator_and_names(path: Path, kind: Format) -> tuple[str, list[str]]:
-    first = next(read_blocks(path, SAMPLE_BYTES), b"").partition(b"\n")[0]
-    if not first.strip():
-        raise DataError(f"{path} is empty; it needs at least one row")
-    separator = "\t" if kind == "tsv" else max(",;\t|", key=lambda letter: first.count(letter.encode()))
-    return separator, header_names(path, first, separator)
-
-
-def _columns(path: Path, kind: Format) -> list[FieldSchema]:
-    if kind == "parquet":
-        return [FieldSchema(name=name, kind="categorical") for name in pl.read_parquet_schema(path)]
-    first = next(read_blocks(path, SAMPLE_BYTES), b"").partition(b"\n")[0]
-    if kind == "jsonl":
-        names = pl.read_ndjson(first).columns
-    else:
-        names = ["label", *(f"f{i}" for i in range(len(first.split()) - 1))]
-    return [FieldSchema(name=name, kind="categorical") for name in names]
-
-
 def _label(sample: pl.DataFrame, path: Path) -> str:
-    binary = [name for name in sample.columns if set(sample[name].unique()) <= {"0", "1", "0.0", "1.0"}]
+    binary = [name for name in sample.columns if set(sample[name].str.to_lowercase().unique()) <= BINARY]
     named = [name for name in binary if name.lower().partition(":")[0] in LABELS]
     if not named and len(binary) != 1:
         found = ", ".join(binary) or "none"
@@ -129,9 +194,17 @@ def _label(sample: pl.DataFrame, path: Path) -> str:
     return (named or binary)[0]
 
 
-def _guess_or_label(name: str, column: pl.Series, label: str, kind: Format) -> tuple[FieldSchema, str]:
+def _guess_or_label(name: str, column: pl.Series, label: str, sample: _Sample, kind: Format) -> tuple[FieldSchema, str]:
     if name == label:
         return FieldSchema(name=name, kind="label"), "only 0 and 1, and it is the label"
+    if name in sample.nested:
+        return FieldSchema(name=name, kind="ignore"), f"{sample.nested[name]}, which no field can take: not read"
+    if name in sample.lists:
+        length = min(sample.lists[name], LONGEST)
+        why = f"lists of up to {sample.lists[name]} ids; if their order is time, make it a sequence"
+        return FieldSchema(name=name, kind="multi", length=length), why
+    if kind == "vw":
+        return FieldSchema(name=name, kind="multi", separator=" ", length=20), "a namespace: features between blanks"
     if kind == "libsvm":
         return FieldSchema(
             name=name, kind="categorical"
@@ -147,12 +220,14 @@ def _guess(name: str, column: pl.Series) -> tuple[FieldSchema, str]:
     plain = name.lower().partition(":")[0]
     if numeric and plain in TIMES:
         return FieldSchema(name=name, kind="timestamp"), "numbers, and its name is that of a time; it is no input"
+    if plain in TIMES and filled.all() and column.str.contains(ISO_TIME).all():
+        return FieldSchema(name=name, kind="timestamp"), "ISO times, and its name is that of a time; it is no input"
     if numeric and plain in WEIGHTS and bool((numbers.fill_null(0.0) >= 0).all()):
         fill = None if filled.all() else 1.0
         return FieldSchema(name=name, kind="weight", fill=fill), "never negative, and its name is that of a weight"
     for separator in LIST_SEPARATORS:
         if column.str.contains(separator, literal=True).mean() > 0.05:  # type: ignore[operator]
-            length = int(column.str.count_matches(separator, literal=True).max() or 0) + 1  # type: ignore[arg-type]
+            length = min(int(column.str.count_matches(separator, literal=True).max() or 0) + 1, LONGEST)  # type: ignore[arg-type]
             why = f"cells hold up to {length} ids between {separator!r}; if their order is time, make it a sequence"
             return FieldSchema(name=name, kind="multi", separator=separator, length=length), why
     fractional = numeric and bool((numbers != numbers.round()).any())

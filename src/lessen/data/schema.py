@@ -1,7 +1,8 @@
 """What the columns of a click log are: a small YAML file that is inferred once and then edited.
 
-format: csv                 csv, tsv, jsonl, parquet or libsvm
+format: csv                 csv, tsv, jsonl, parquet, libsvm or vw
 separator: ","
+missing: ["NULL", "NA"]     besides empty cells
 fields:
   - {name: clicked, kind: label}
   - {name: user, kind: categorical, minimum_count: 2}
@@ -17,12 +18,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lessen.data.readers import Format, ReadSettings
 from lessen.errors import ConfigError, explain
 from lessen.files import dump_yaml, parse_yaml, read_text
 
 FieldKind = Literal["categorical", "numeric", "multi", "sequence", "label", "weight", "timestamp", "group", "ignore"]
 Transform = Literal["none", "standard", "log-squared", "quantile"]
-Format = Literal["csv", "tsv", "jsonl", "parquet", "libsvm"]
+Spelling = Literal["auto", "number", "exact"]
 ID_KINDS = ("categorical", "multi", "sequence")
 
 
@@ -35,6 +37,9 @@ class FieldSchema(BaseModel):
     minimum_count: int = Field(1, ge=1, description="ids seen less often in train become out-of-vocabulary")
     buckets: int | None = Field(None, ge=1, description="hash ids into this many rows instead of a vocabulary")
     vocabulary: str | None = Field(None, description="field whose vocabulary this one shares")
+    spelling: Spelling = Field(
+        "auto", description="number: 01, 1.0 and True are the id 1; exact: they are four ids; auto asks if both occur"
+    )
     separator: str = Field("|", min_length=1, max_length=1, description="between the ids of a multi or sequence cell")
     length: int = Field(20, ge=1, le=10_000, description="ids kept of a multi (first) or sequence (last) cell")
     transform: Transform = Field("none", description="of a numeric field; buckets make it categorical")
@@ -59,7 +64,26 @@ class Schema(BaseModel):
     format: Format = "csv"
     separator: str = Field(",", min_length=1, max_length=1, description="of csv; tsv always has tabs")
     header: bool = Field(True, description="whether csv and tsv files start with names; without, fields are in order")
+    quote: str = Field('"', min_length=1, max_length=4, description="of csv and tsv; none: quotes are plain characters")
+    encoding: str = Field("utf8", description="utf8, utf8-lossy, utf-16, latin-1 or another text codec of Python")
+    missing: tuple[str, ...] = Field((), description="words that stand for an empty cell, such as NULL and NA")
     fields: tuple[FieldSchema, ...] = Field(min_length=1)
+
+    @property
+    def reading(self) -> ReadSettings:
+        """Return how files are read. Raises ConfigError: no such encoding, or a quote of more than one character."""
+        if self.quote != "none" and len(self.quote.encode()) > 1:
+            raise ConfigError(f"schema.quote = {self.quote!r} is not accepted: one plain character, or none")
+        return ReadSettings(
+            format=self.format, separator="\t" if self.format == "tsv" else self.separator,
+            quote=None if self.quote == "none" else self.quote, encoding=self.encoding, header=self.header,
+            names=None if self.header else tuple(field.name for field in self.fields), placed=True,
+        )  # fmt: skip
+
+    def top(self) -> dict[str, Any]:
+        """Return all but the fields, as YAML shows it: settings that were left at their default omitted."""
+        rare = self.model_dump(mode="json", include={"quote", "encoding", "missing"}, exclude_defaults=True)
+        return {"format": self.format, "separator": self.separator, "header": self.header, **rare}
 
     def of_kind(self, *kinds: FieldKind) -> tuple[FieldSchema, ...]:
         """Return the fields of these kinds in order."""
@@ -82,6 +106,7 @@ def check_schema(schema: Schema) -> Schema:
     twice = [name for name, count in names.items() if count > 1]
     if twice:
         raise ConfigError(f"schema: the field {twice[0]!r} is listed twice")
+    _ = schema.reading  # raises where quote and encoding make no sense
     at_most_one: tuple[FieldKind, ...] = ("label", "weight", "timestamp", "group")
     for kind in at_most_one:
         found = schema.of_kind(kind)
@@ -118,5 +143,4 @@ def parse_schema(value: Any, where: str) -> Schema:
 def dump_schema(schema: Schema) -> str:
     """Return the schema as YAML, settings that were left at their default omitted."""
     fields = [{"name": f.name, "kind": f.kind, **f.model_dump(exclude_defaults=True)} for f in schema.fields]
-    top = {"format": schema.format, "separator": schema.separator, "header": schema.header}
-    return dump_yaml({**top, "fields": fields})
+    return dump_yaml({**schema.top(), "fields": fields})

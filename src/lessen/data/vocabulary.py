@@ -9,6 +9,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from lessen.data.readers.values import numerals, one_spelling, two_spellings
+
 MERGE_ROWS = 2_000_000
 
 
@@ -27,6 +29,13 @@ class Counter:
     def _merge(self) -> None:
         self.pending = [pl.concat(self.pending).group_by("value").agg(pl.col("count").sum())]
 
+    def two_spellings(self) -> tuple[str, str, int] | None:
+        """Return two texts that spell one number, and how many such numbers there are; None if there are none."""
+        if not self.pending:
+            return None
+        self._merge()
+        return two_spellings(self.pending[0]["value"])
+
     def frequent(self, minimum: int) -> pl.Series:
         """Return the values seen at least `minimum` times, most frequent first, ties in alphabetical order."""
         if not self.pending:
@@ -38,10 +47,16 @@ class Counter:
 
 @dataclass
 class Vocabulary:
-    """Local ids: 0 for what is not known, then the known values from 1 on. Empty strings may be a value."""
+    """Local ids: 0 for what is not known, then the known values from 1 on. Empty strings may be a value.
+
+    A text that is not known as it is written gets the id of the value that spells the same number, if there is one:
+    3.0 that of 3. With `exact` it does not.
+    """
 
     values: pl.Series
+    exact: bool = False
     _kind: pl.Enum | None = field(default=None, repr=False)
+    _numbers: tuple[Vocabulary, NDArray[np.int32]] | None = field(default=None, repr=False)
 
     @property
     def rows(self) -> int:
@@ -53,14 +68,41 @@ class Vocabulary:
         if self._kind is None:
             self._kind = pl.Enum(self.values)
         codes = values.cast(self._kind, strict=False).to_physical().cast(pl.Int32)
-        return (codes.fill_null(-1).to_numpy() + 1).astype(np.int32)
+        ids = (codes.fill_null(-1).to_numpy() + 1).astype(np.int32)
+        return ids if self.exact or not codes.null_count() else self._by_number(values, ids)
+
+    def _by_number(self, values: pl.Series, ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Fill in ids of texts that spell a known number in another way."""
+        unknown = np.flatnonzero(ids == 0)
+        rest = values.gather(unknown)
+        distinct = rest.unique()
+        keys = numerals(distinct)
+        if keys.null_count() == len(keys):
+            return ids
+        known, places = self._spelled()
+        spelled = np.r_[np.int32(0), places][known.encode(keys.fill_null(""))]
+        ids[unknown] = np.r_[np.int32(0), spelled][Vocabulary(distinct, exact=True).encode(rest)]
+        return ids
+
+    def _spelled(self) -> tuple[Vocabulary, NDArray[np.int32]]:
+        """Return the numbers that known values spell and their ids; of two spellings, that of the first."""
+        if self._numbers is None:
+            keys = numerals(self.values)
+            table = pl.DataFrame({"key": keys, "id": np.arange(1, len(keys) + 1, dtype=np.int32)})
+            table = table.drop_nulls().unique("key", keep="first", maintain_order=True)
+            self._numbers = Vocabulary(table["key"], exact=True), table["id"].to_numpy()
+        return self._numbers
 
 
 @dataclass(frozen=True)
 class Hashed:
-    """Local ids 1 .. buckets by CRC-32 of the UTF-8 bytes: the same on any machine; different values may collide."""
+    """Local ids 1 .. buckets by CRC-32 of the UTF-8 bytes: the same on any machine; different values may collide.
+
+    Texts that spell one number are hashed as that number, unless `exact`.
+    """
 
     buckets: int
+    exact: bool = False
 
     @property
     def rows(self) -> int:
@@ -70,6 +112,6 @@ class Hashed:
     def encode(self, values: pl.Series) -> NDArray[np.int32]:
         """Return the local id of each string."""
         distinct = values.unique()
-        ids = [1 + zlib.crc32(value.encode()) % self.buckets for value in distinct]
-        table = Vocabulary(distinct)
-        return np.array([0, *ids], dtype=np.int32)[table.encode(values)]
+        hashed = distinct if self.exact else one_spelling(distinct)
+        ids = [1 + zlib.crc32(value.encode()) % self.buckets for value in hashed]
+        return np.array([0, *ids], dtype=np.int32)[Vocabulary(distinct, exact=True).encode(values)]

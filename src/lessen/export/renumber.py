@@ -60,7 +60,7 @@ def renumber(model: nn.Module, task: LogClicks, out: Path) -> Renumbered:
     for table in tables.values():
         kept |= _own(table)
     stands, rows = _plan(data, kept, list(tables.values()))
-    encoder = Encoder(data.schema, _smaller(data.encoder, kept), data.encoder.numbers)
+    encoder = Encoder(data.schema, _smaller(data.encoder, kept), data.encoder.numbers, data.encoder.version)
     with atomic_folder(out) as folder:
         counts = {split: _rewrite(data, split, encoder, rows, folder / split) for split in data.rows}
         write_description(folder, encoder, counts, f"{data.fingerprint}-renumbered")
@@ -144,7 +144,7 @@ def _smaller(encoder: Encoder, kept: Tensor) -> dict[str, Vocabulary | Hashed]:
         known = encoder.vocabularies[segment.name]
         if isinstance(known, Vocabulary):
             stays = kept[segment.start + 1 : segment.start + segment.rows].numpy()
-            known = Vocabulary(known.values.filter(stays.tolist()))
+            known = Vocabulary(known.values.filter(stays.tolist()), known.exact)
         made[segment.name] = known
     return made
 

@@ -146,11 +146,20 @@ def test_columns_that_appear_late_were_missing_before(tmp_path):
     assert both.column("1").verdict == "leak"
 
 
-def test_files_must_agree_on_types(planted, tmp_path):
-    planted.head(500).write_csv(tmp_path / "a.csv")
-    planted.head(500).with_columns(pl.col("key").cast(pl.Int64)).write_parquet(tmp_path / "b.parquet")
-    with pytest.raises(DataError, match="'key' is String in one file and Integer in another"):
-        rank([tmp_path / "a.csv", tmp_path / "b.parquet"], FAST)
+def test_a_value_is_one_value_whatever_type_or_spelling_its_file_has(planted, tmp_path):
+    """3, 3.0, 03 and text: one id; True and 1 one label; a third class or value would change every score."""
+    head = planted.head(3_000)
+    head.write_csv(tmp_path / "whole.csv")
+    numbers = head.with_columns(pl.all().cast(pl.Int64))
+    parts = [tmp_path / name for name in ("a.csv", "b.parquet", "c.csv", "d.jsonl", "e.csv")]
+    numbers[:600].write_csv(parts[0])
+    numbers[600:1200].with_columns(pl.all().cast(pl.Float64), label=pl.col("label") == 1).write_parquet(parts[1])
+    numbers[1200:1800].with_columns(pl.all().exclude("label").cast(pl.Float64)).write_csv(parts[2])
+    numbers[1800:2400].write_ndjson(parts[3])
+    numbers[2400:].with_columns("0" + pl.all().cast(pl.String), label=pl.col("label") == 1).write_csv(parts[4])
+    whole, mixed = rank([tmp_path / "whole.csv"], FAST), rank(parts, FAST)
+    assert mixed.classes == whole.classes
+    assert scores(mixed) == pytest.approx(scores(whole), abs=1e-12)
 
 
 def test_coverage_and_missing_symbols(table):

@@ -7,9 +7,10 @@ import gzip
 import polars as pl
 import pytest
 
+from lessen.data.readers import ReadSettings, find_files
 from lessen.errors import DataError
-from lessen.selection.ranking import text
-from lessen.selection.ranking.source import ReadSettings, chunks, find_files
+from lessen.selection.ranking import source
+from lessen.selection.ranking.source import chunks
 
 
 def read(path, **options):
@@ -27,7 +28,7 @@ def test_chunk_borders_inside_quotes_change_nothing(tmp_path, monkeypatch, block
     rows = [(str(n % 2), f'line {n}\nwith "quotes", commas') for n in range(50)]
     path = tmp_path / "a.csv"
     pl.DataFrame(rows, schema=["label", "text"], orient="row").write_csv(path)
-    monkeypatch.setattr(text, "BLOCK", block)
+    monkeypatch.setattr(source, "BLOCK", block)
     assert read(path).rows() == rows
 
 
@@ -94,8 +95,7 @@ def test_parquet_tab_and_headerless(tmp_path):
     frame.write_parquet(tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet").equals(frame)
     pl.DataFrame({"x": [[1, 2]]}).write_parquet(tmp_path / "b.parquet")
-    with pytest.raises(DataError, match="flatten"):
-        read(tmp_path / "b.parquet")
+    assert source.texts(read(tmp_path / "b.parquet"), "b")["x"].to_list() == ['{"x":[1,2]}']
     (tmp_path / "a.tsv").write_text("label\tx\n1\ta,b\n")
     assert read(tmp_path / "a.tsv")["x"].to_list() == ["a,b"]
     (tmp_path / "h.csv").write_text("1,a\n0,b\n")

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from lessen.data.readers import ReadSettings, find_files
 from lessen.errors import DataError
 from lessen.selection.ranking.information import ShiftedColumn
-from lessen.selection.ranking.source import ReadSettings, chunks, find_files
+from lessen.selection.ranking.source import chunks, texts
 
 SMALLEST_LAST = 1024
 """A last, shorter buffer counts only with more rows than this, unless it is the only one."""
@@ -30,7 +31,7 @@ def buffered_scores(
         DataError: the label is not a column.
     """
     scores: dict[str, list[float]] = {}
-    for frame in _buffers(find_files([Path(path) for path in paths]), buffer, read or ReadSettings()):
+    for frame in _buffers(find_files(paths), buffer, read or ReadSettings()):
         if label not in frame.columns:
             raise DataError(f"no column is called {label!r} (the label)")
         target = ShiftedColumn(frame[label].hash(seed=0).to_numpy())
@@ -45,7 +46,7 @@ def _buffers(files: Sequence[Path], size: int, read: ReadSettings) -> Iterator[p
     rows, given = 0, False
     for path in files:
         for frame in chunks(path, read):
-            held.append(frame)
+            held.append(texts(frame, str(path)))
             rows += len(frame)
             while rows >= size:
                 joined = pl.concat(held, how="diagonal")

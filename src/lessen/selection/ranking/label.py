@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from lessen.data.readers.values import one_spelling
 from lessen.errors import DataError, nearest
 from lessen.selection.ranking.tally import MAX_CLASSES, NO_CLASS
+
+NO_LABEL = ("nan", "na", "n/a", "<na>", "null", "nat", "\\n")
+"""Words, in small letters, that say that a row has no label."""
 
 
 @dataclass
@@ -35,10 +40,12 @@ class Label:
         column = frame[self.name]
         return self._numbers(column) if self.edges is not None else self._texts(column)
 
-    def _texts(self, column: pl.Series) -> NDArray[np.uint8]:
-        text = column.cast(pl.String)
+    def _texts(self, text: pl.Series) -> NDArray[np.uint8]:
+        distinct = text.drop_nulls().unique()
+        distinct = distinct.filter(~distinct.is_in(list(self.missing)) & ~distinct.str.to_lowercase().is_in(NO_LABEL))
+        spelled = one_spelling(distinct)
         known = dict(zip(self.names, range(len(self.names)), strict=True))
-        for value in sorted(set(text.drop_nulls().unique().to_list()) - set(self.missing) - set(known)):
+        for value in sorted(set(spelled.to_list()) - set(known)):
             known[value] = len(self.names)
             self.names.append(value)
             if len(self.names) > MAX_CLASSES:
@@ -46,15 +53,51 @@ class Label:
                     f"the label {self.name!r} has over {MAX_CLASSES} distinct values; if it is a number cut it into "
                     "classes with --label-bins 10, else choose another label"
                 )
-        if not known:
+        if not len(distinct):
             return np.full(len(text), NO_CLASS, dtype=np.uint8)
-        codes = text.replace_strict(list(known), list(known.values()), default=NO_CLASS, return_dtype=pl.UInt8)
+        codes = text.replace_strict(
+            distinct, pl.Series([known[value] for value in spelled], dtype=pl.UInt8), default=NO_CLASS,
+            return_dtype=pl.UInt8,
+        )  # fmt: skip
         return np.asarray(codes.fill_null(NO_CLASS).to_numpy())
 
     def _numbers(self, column: pl.Series) -> NDArray[np.uint8]:
         edges = np.asarray(self.edges)
         values = column.cast(pl.Float64, strict=False).to_numpy()
-        self.names = [f"bin {number}" for number in range(len(edges) + 1)]
+        self.names = bin_names(edges)
         codes = np.searchsorted(edges, np.nan_to_num(values), side="right").astype(np.uint8)
         codes[np.isnan(values)] = NO_CLASS
         return np.asarray(codes, dtype=np.uint8)
+
+
+def edges_of(values: NDArray[np.float64], bins: int) -> tuple[float, ...]:
+    """Return inner edges that cut `values` into about `bins` classes of equal size.
+
+    A value that alone fills a class, such as a spike of zeros, becomes a class of its own, between itself and the next
+    larger number; what is left is cut by its quantiles.
+    """
+    distinct, counts = np.unique(values, return_counts=True)
+    spikes = distinct[counts >= len(values) / bins]
+    rest = values[~np.isin(values, spikes)]
+    edges = [edge for spike in spikes for edge in (spike, np.nextafter(spike, np.inf))]
+    parts = max(bins - len(spikes), 2)
+    if len(rest):
+        edges += np.quantile(rest, np.arange(1, parts) / parts).tolist()
+    edges = np.unique(edges)
+    # classes that no value falls into are none: below the least value, above the largest
+    return tuple(edges[(edges > distinct[0]) & (edges <= distinct[-1])][: MAX_CLASSES - 1].tolist())
+
+
+def bin_names(edges: NDArray[np.float64]) -> list[str]:
+    """Return what the classes between edges are called, so that sorting by name is sorting by size."""
+    digits = len(str(len(edges)))
+    bounds = [None, *edges.tolist(), None]
+    names = []
+    for number, (low, high) in enumerate(itertools.pairwise(bounds)):
+        if low is not None and high is not None and high == np.nextafter(low, np.inf):
+            shown = f"{low:g}"
+        else:
+            left, right = "" if low is None else f"from {low:.4g}", "" if high is None else f"below {high:.4g}"
+            shown = " ".join(part for part in (left, right) if part) or "all"
+        names.append(f"bin {number:0{digits}d}: {shown}")
+    return names

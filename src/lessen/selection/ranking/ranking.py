@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from lessen.data.readers import find_files
 from lessen.errors import ConfigError
 from lessen.log import SILENT, Log
 from lessen.selection.ranking.columns import ColumnReport, NoiseFloor, chance_of, noise_floor, report_columns
@@ -19,7 +20,7 @@ from lessen.selection.ranking.pairs import Cross, Pairs, Redundancy, cross_hashe
 from lessen.selection.ranking.profile import profile_rows
 from lessen.selection.ranking.rows import row_keys
 from lessen.selection.ranking.scan import ScanSettings, ScanState, label_edges, scan
-from lessen.selection.ranking.source import CHUNK_ROWS, find_files
+from lessen.selection.ranking.source import CHUNK_ROWS
 from lessen.selection.ranking.surrogate import Surrogate
 from lessen.selection.ranking.tally import NO_CLASS
 from lessen.selection.ranking.transforms import Preset, Transformed, rank_transforms
@@ -100,7 +101,7 @@ def rank(paths: Sequence[Path | str], settings: RankSettings | None = None, log:
         DataError: a file is absent, damaged or of unknown format; the label is absent, constant or of too many values.
     """
     settings = settings or RankSettings()
-    files = find_files([Path(path) for path in paths])
+    files = find_files(paths)
     began = time.perf_counter()
     options = settings.scan
     if settings.label_bins and options.label is not None:

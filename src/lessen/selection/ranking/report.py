@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import polars as pl
 
+from lessen.data.readers import find_files
 from lessen.files import atomic_folder, atomic_write, dump_json
 from lessen.selection.ranking.columns import ColumnReport
 from lessen.selection.ranking.pairs import Redundancy
 from lessen.selection.ranking.ranking import Ranking, as_dict
 from lessen.selection.ranking.rewrite import rewrite
-from lessen.selection.ranking.source import find_files
 
 _BAR = 12.0
 _HEAT = 40
@@ -40,7 +40,7 @@ def save(
         if to is not None:
             (temporary / "data").mkdir()
             chosen = [(cross.first, cross.second) for cross in ranking.useful_crosses(crosses)]
-            files = find_files([Path(path) for path in paths])
+            files = find_files(paths)
             rewrite(files, ranking.dead(drop), chosen, temporary / "data", ranking.settings.scan.read, to)
 
 

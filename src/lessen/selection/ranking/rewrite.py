@@ -8,8 +8,9 @@ from typing import Literal
 
 import polars as pl
 
+from lessen.data.readers import ReadSettings
 from lessen.errors import DataError
-from lessen.selection.ranking.source import ReadSettings, chunks
+from lessen.selection.ranking.source import chunks, texts
 
 SEPARATOR = "\x1f"
 _ESCAPE = "\x1e"
@@ -48,7 +49,8 @@ def rewrite(
                         raise DataError(f"{path} lacks the column {name!r} that a cross needs")
                 if f"{first}*{second}" in frame.columns:
                     raise DataError(f"{path} already has a column {first}*{second}; rename it")
-            changed = frame.with_columns([cross_column(*pair) for pair in crosses])
+            made = texts(frame.select({name for pair in crosses for name in pair}), str(path))
+            changed = frame.with_columns(made.select([cross_column(*pair) for pair in crosses]).get_columns())
             changed = changed.drop([name for name in drop if name in changed.columns])
             target = folder / f"part-{part:05d}.{to}"
             if to == "parquet":

@@ -15,15 +15,16 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from lessen.data.readers import ReadSettings
 from lessen.errors import DataError, MissingExtraError
 from lessen.log import SILENT, Log
-from lessen.selection.ranking.label import Label
+from lessen.selection.ranking.label import Label, edges_of
 from lessen.selection.ranking.noise import controls
+from lessen.selection.ranking.numbers import numbers_of
 from lessen.selection.ranking.rows import Keys, RowSample, mix, row_keys
-from lessen.selection.ranking.source import ReadSettings, chunks
+from lessen.selection.ranking.source import chunks, texts
 from lessen.selection.ranking.tally import NO_CLASS, Tally
 
-_PROBE = 256
 _NO_VALUE = pl.Series("absent", [None], dtype=pl.String)
 
 
@@ -56,42 +57,24 @@ class ColumnState:
     high: float = float("-inf")
     total: float = 0.0
 
-    def add(self, column: pl.Series, keys: Keys, classes: NDArray[np.uint8], missing: Sequence[str]) -> None:
-        """Count the rows of `column`."""
-        if column.dtype in (pl.Categorical, pl.Enum):
-            column = column.cast(pl.String)
-        hashes = column.hash(seed=0).to_numpy()
-        self.add_hashes(hashes, keys, classes)
-        absent = column.is_null()
-        if column.dtype == pl.String:
-            absent = absent | column.is_in(list(missing)).fill_null(False)
-            self.text_bytes += int(column.str.len_bytes().sum() or 0)
-        else:
-            self.text_bytes += int(column.estimated_size())
-        self.missing += int(absent.sum())
-        self._count_numbers(column)
+    def add(
+        self, column: pl.Series, length: int | None, numbers: NDArray[np.float64], keys: Keys,
+        classes: NDArray[np.uint8], missing: Sequence[str],
+    ) -> None:  # fmt: skip
+        """Count the rows of `column`, strings of `length` bytes that hold these finite numbers."""
+        self.add_hashes(column.hash(seed=0).to_numpy(), keys, classes)
+        self.text_bytes += length or 0
+        self.missing += int((column.is_null() | column.is_in(list(missing)).fill_null(False)).sum())
+        if len(numbers):
+            self.numbers += len(numbers)
+            self.low, self.high = min(self.low, float(numbers.min())), max(self.high, float(numbers.max()))
+            self.total += float(numbers.sum())
 
     def add_hashes(self, hashes: Keys, keys: Keys, classes: NDArray[np.uint8]) -> None:
         """Count rows whose values are already hashed."""
         self.tally.add(hashes, classes)
         with np.errstate(over="ignore"):
             self.signature = (self.signature + int(mix(hashes ^ keys).sum())) % (1 << 64)
-
-    def _count_numbers(self, column: pl.Series) -> None:
-        if column.dtype == pl.String:
-            probe = column.head(_PROBE).drop_nulls()
-            parsed = probe.cast(pl.Float64, strict=False)
-            if not len(probe) or parsed.null_count() > 0.5 * len(probe):
-                return
-        elif not column.dtype.is_numeric():
-            return
-        values = column.cast(pl.Float64, strict=False).drop_nulls()
-        values = values.filter(values.is_finite())
-        if len(values):
-            self.numbers += len(values)
-            self.low = min(self.low, float(values.min()))  # type: ignore[arg-type]
-            self.high = max(self.high, float(values.max()))  # type: ignore[arg-type]
-            self.total += float(values.sum())
 
     def merge(self, other: ColumnState) -> None:
         """Add the counters of rows that `other` saw."""
@@ -116,8 +99,6 @@ class ScanState:
     columns: dict[str, ColumnState] = field(default_factory=dict)
     controls: dict[str, ColumnState] = field(default_factory=dict)
     classes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, dtype=np.int64))
-    kinds: dict[str, str] = field(default_factory=dict)
-    """Type of each column as read: '1' as text and 1 as number are different values."""
     rows: int = 0
 
     @classmethod
@@ -128,16 +109,20 @@ class ScanState:
 
     def add(self, frame: pl.DataFrame, keys: Keys) -> None:
         """Count one chunk."""
-        self._agree({name: _kind(dtype) for name, dtype in frame.schema.items()})
+        frame = texts(frame, "the data")
+        lengths = frame.select(pl.all().str.len_bytes().sum()).row(0) if frame.width else ()
+        read = [numbers_of(frame[name], int(size or 0)) for name, size in zip(frame.columns, lengths, strict=True)]
+        frame = pl.DataFrame([column for column, _ in read])
         classes = self.label.codes(frame)
         self.classes += np.bincount(classes, minlength=256)
         nothing = np.full(len(keys), _NO_VALUE.hash(seed=0)[0], dtype=np.uint64)
         for name in frame.columns:
             if name not in self.columns:
                 self.columns[name] = copy.deepcopy(self.absent)
+        found = dict(zip(frame.columns, zip(lengths, (numbers for _, numbers in read), strict=True), strict=True))
         for name, state in self.columns.items():
-            if name in frame.columns:
-                state.add(frame[name], keys, classes, self.settings.missing)
+            if name in found:
+                state.add(frame[name], *found[name], keys, classes, self.settings.missing)
             else:
                 state.add_hashes(nothing, keys, classes)
                 state.missing += len(keys)
@@ -147,14 +132,6 @@ class ScanState:
             self._add_controls(frame[self.label.name], keys, classes)
         self.sample.add(frame, keys, classes)
         self.rows += len(keys)
-
-    def _agree(self, kinds: dict[str, str]) -> None:
-        for name, kind in kinds.items():
-            if self.kinds.setdefault(name, kind) != kind:
-                raise DataError(
-                    f"the column {name!r} is {self.kinds[name]} in one file and {kind} in another; "
-                    "write all files alike"
-                )
 
     def _add_controls(self, label: pl.Series, keys: Keys, classes: NDArray[np.uint8]) -> None:
         # codes depend on the order of appearance, the text does not: files must agree on the copy of the label
@@ -168,8 +145,7 @@ class ScanState:
             state.add_hashes(hashes, keys, classes)
 
     def merge(self, other: ScanState) -> None:
-        """Add what `other` saw of other files. Raises DataError: a column has another type there."""
-        self._agree(other.kinds)
+        """Add what `other` saw of other files."""
         self.recode(sorted({*self.label.names, *other.label.names}))
         other.recode(self.label.names)
         for name in dict.fromkeys([*self.columns, *other.columns]):
@@ -202,16 +178,11 @@ class ScanState:
         _check(self)
 
 
-def _kind(dtype: pl.DataType) -> str:
-    return "Integer" if dtype.is_integer() else str(dtype)
-
-
 def scan_file(path: Path, number: int, settings: ScanSettings, log: Log = SILENT) -> ScanState:
     """Return the state after one pass over one file."""
     state = ScanState.empty(settings)
-    for frame in chunks(path, settings.read):
+    for frame in chunks(path, settings.read, log):
         state.add(frame, row_keys(number, state.rows, frame.height, settings.seed))
-        log.note(f"{path.name}: {state.rows:,} rows read")
     return state
 
 
@@ -273,7 +244,7 @@ def _check(state: ScanState) -> None:
 
 
 def label_edges(files: Sequence[Path], label: str, bins: int, settings: ScanSettings) -> tuple[float, ...]:
-    """Return `bins - 1` inner quantiles of a numeric label from a sample of its rows, whatever their order.
+    """Return the inner edges that cut a numeric label into about `bins` classes, from an even sample of its rows.
 
     Raises:
         DataError: no such column, or it is not numeric.
@@ -285,10 +256,10 @@ def label_edges(files: Sequence[Path], label: str, bins: int, settings: ScanSett
             if label not in frame.columns:
                 Label(label, settings.missing).codes(frame)  # raises with the nearest name
             keys = row_keys(number, start, frame.height, settings.seed)
-            sample.add(frame.select(label), keys, np.full(frame.height, NO_CLASS, dtype=np.uint8))
+            sample.add(texts(frame.select(label), str(path)), keys, np.full(frame.height, NO_CLASS, dtype=np.uint8))
             start += frame.height
     values = sample.rows()[0][label].cast(pl.Float64, strict=False).drop_nulls().to_numpy()
     values = values[np.isfinite(values)]
     if not len(values):
         raise DataError(f"the label {label!r} is not numeric; drop --label-bins to take its values as classes")
-    return tuple(np.unique(np.quantile(values, np.arange(1, bins) / bins)).tolist())
+    return edges_of(values, bins)

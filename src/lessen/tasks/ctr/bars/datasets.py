@@ -14,7 +14,7 @@ import polars as pl
 
 from lessen.data.archives import verify
 from lessen.data.catalogue import ARCHIVES
-from lessen.data.logs import header_names, read_blocks
+from lessen.data.readers import ReadSettings, columns_of
 from lessen.data.schema import FieldSchema, Schema
 from lessen.errors import DataError, OutputError
 from lessen.files import atomic_folder, dump_json, sha256
@@ -22,7 +22,6 @@ from lessen.files import atomic_folder, dump_json, sha256
 SPLITS = {"train": "train.csv", "validation": "valid.csv", "test": "test.csv"}
 INTEGERS = tuple(f"I{i}" for i in range(1, 14))
 CODES = tuple(f"C{i}" for i in range(1, 27))
-HEADER_BYTES = 1 << 16
 ORIGIN = "sources.json"
 
 
@@ -112,10 +111,7 @@ def checked_files(data: BarsData, folder: Path, published: bool = True) -> dict[
 
 
 def _check_header(path: Path, data: BarsData) -> None:
-    first = next(read_blocks(path, HEADER_BYTES), b"").partition(b"\n")[0].rstrip(b"\r")
-    if not first:
-        raise DataError(f"{path} is empty; it needs a header line and rows")
-    found = header_names(path, first, ",")
+    _, found = columns_of(path, ReadSettings(format="csv", separator=","))
     missing = [name for name in data.columns if name not in found]
     if missing:
         raise DataError(

@@ -27,6 +27,8 @@ class Counter:
             self._merge()
 
     def _merge(self) -> None:
+        if len(self.pending) == 1:
+            return  # the values of one piece, or of all pieces so far: distinct already
         self.pending = [pl.concat(self.pending).group_by("value").agg(pl.col("count").sum())]
 
     def two_spellings(self) -> tuple[str, str, int] | None:

@@ -58,9 +58,9 @@ class _Cutter:
 
     def add(self, part: bytes) -> bytes:
         """Take `part` in; return what is complete up to its last record."""
-        cut = self._cut(part)
-        if self.mark and part.count(self.mark) % 2:
-            self.open = not self.open
+        count = part.count(self.mark) if self.mark else 0
+        self.open = self.open != bool(count % 2)
+        cut = self._cut(part, count)
         if not cut:
             self.pending.append(part)
             self.held += len(part)
@@ -69,11 +69,9 @@ class _Cutter:
         self.pending, self.held = [part[cut:]], len(part) - cut
         return block
 
-    def _cut(self, part: bytes) -> int:
-        """Return the length of the longest prefix that ends with a newline outside quotes."""
-        count = part.count(self.mark) if self.mark else 0
-        inside = self.open != bool(count % 2)
-        end = len(part)
+    def _cut(self, part: bytes, count: int) -> int:
+        """Return the length of the longest prefix that ends with a newline outside quotes, of which it has `count`."""
+        inside, end = self.open, len(part)
         while True:
             start = part.rfind(self.mark, 0, end) if count else -1
             if not inside:

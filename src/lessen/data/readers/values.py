@@ -109,10 +109,11 @@ def two_spellings(distinct: pl.Series) -> tuple[str, str, int] | None:
     Args:
         distinct: the distinct texts of a column.
     """
-    distinct = distinct.filter(distinct.str.len_bytes() > 0).rename("text")
     numbers = distinct.cast(pl.Int64, strict=False)
-    if not numbers.null_count() and numbers.n_unique() == len(numbers):
+    words = numbers.null_count()
+    if numbers.n_unique() == len(numbers) and (not words or (words == 1 and (distinct == "").any())):
         return None
+    distinct = distinct.filter(distinct.str.len_bytes() > 0).rename("text")
     known = pl.DataFrame({"text": distinct, "key": numerals(distinct)}).drop_nulls()
     if len(known) * 2 < len(distinct):
         return None  # words among which some look like numbers: 01 is not 1 there

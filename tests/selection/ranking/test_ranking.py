@@ -153,10 +153,14 @@ def test_a_value_is_one_value_whatever_type_or_spelling_its_file_has(planted, tm
     numbers = head.with_columns(pl.all().cast(pl.Int64))
     parts = [tmp_path / name for name in ("a.csv", "b.parquet", "c.csv", "d.jsonl", "e.csv")]
     numbers[:600].write_csv(parts[0])
-    numbers[600:1200].with_columns(pl.all().exclude("label").cast(pl.Float64), label=pl.col("label") == 1).write_parquet(parts[1])
+    numbers[600:1200].with_columns(
+        pl.all().exclude("label").cast(pl.Float64), label=pl.col("label") == 1
+    ).write_parquet(parts[1])
     numbers[1200:1800].with_columns(pl.all().exclude("label").cast(pl.Float64)).write_csv(parts[2])
     numbers[1800:2400].write_ndjson(parts[3])
-    numbers[2400:].with_columns(("0" + pl.all().exclude("label").cast(pl.String)).name.keep(), label=pl.col("label") == 1).write_csv(parts[4])
+    numbers[2400:].with_columns(
+        ("0" + pl.all().exclude("label").cast(pl.String)).name.keep(), label=pl.col("label") == 1
+    ).write_csv(parts[4])
     whole, mixed = rank([tmp_path / "whole.csv"], FAST), rank(parts, FAST)
     assert mixed.classes == whole.classes
     assert scores(mixed) == pytest.approx(scores(whole), abs=1e-12)

@@ -1,0 +1,201 @@
+"""Outputs of a teacher on disk, row by row, so that rows that come again cost a look-up, in whatever batch they come.
+
+    folder/teacher.json              whose outputs these are
+    folder/part-XXXX.safetensors     keys uint8 [rows, 16], and each output [rows, ...]; a digest of both in the header
+
+A key is a hash of everything the batch says of a row. Parts are written whole or not at all; a kill loses the rows
+that were gathered since the last one. Several processes may fill one folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from lessen.errors import ArtifactError, ConfigError, DataError
+from lessen.files import atomic_write, dump_json, parse_json, read_checked
+from lessen.log import SILENT, Log
+from lessen.train.nested import tensors_of
+
+VERSION = 1
+KEY_BYTES = 16
+PART_BYTES = 16 << 20
+"""Rows are gathered up to this size before a part is written."""
+Signature = tuple[tuple[str, tuple[int, ...], str], ...]
+
+
+class OutputCache:
+    """Rows of outputs by key.
+
+    Args:
+        folder: made if it is not there.
+        limit: most bytes on disk; when they are reached, later rows are not kept.
+
+    Raises:
+        ConfigError: the limit is below 1.
+    """
+
+    def __init__(self, folder: Path, limit: int = 1 << 30, log: Log = SILENT) -> None:
+        if limit < 1:
+            raise ConfigError(f"a cache of {limit} bytes is not accepted; give it at least 1, or use none")
+        self.folder, self.limit, self.log = folder, limit, log
+        self.bytes = 0
+        self._parts: list[dict[str, Tensor]] = []
+        self._where: dict[bytes, int] = {}
+        """Part times 2^32 plus row, by key."""
+        self._waiting: dict[Signature, list[tuple[bytes, list[Tensor]]]] = {}
+        self._waiting_keys: set[bytes] = set()
+        self._waiting_bytes = 0
+        self._owner: dict[str, Any] = {}
+        self._told = False
+
+    def open(self, owner: str, names: Sequence[str]) -> None:
+        """Claim the folder for a teacher's digest and the names of its outputs, and read what is there.
+
+        Raises:
+            ArtifactError: it belongs to another teacher, or a part is damaged.
+            OutputError: it cannot be written.
+        """
+        self._owner = {"version": VERSION, "teacher": owner, "outputs": list(names)}
+        path = self.folder / "teacher.json"
+        if path.exists():
+            found = parse_json(read_checked(path), str(path))
+            if found != self._owner:
+                raise ArtifactError(
+                    f"{self.folder} holds the outputs of another teacher, or other outputs of this one; "
+                    "choose another folder or remove it"
+                )
+        else:
+            atomic_write(path, dump_json(self._owner))
+        for part in sorted(self.folder.glob("part-*.safetensors")):
+            self._add(part)
+
+    def _add(self, path: Path) -> None:
+        try:
+            with safe_open(str(path), framework="pt") as handle:
+                tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 - not a mapping
+                header = parse_json((handle.metadata() or {}).get("lessen", "{}"), f"header of {path}")
+        except (SafetensorError, OSError) as error:
+            raise ArtifactError(f"{path} is damaged ({error}); remove it, and its rows are computed again") from error
+        if header != {**self._owner, "digest": _digest(tensors)} or "keys" not in tensors:
+            raise ArtifactError(f"{path} is damaged or of another teacher; remove it, and its rows are computed again")
+        keys = tensors.pop("keys").numpy()
+        for row in range(len(keys)):
+            self._where[keys[row].tobytes()] = (len(self._parts) << 32) + row
+        self._parts.append(tensors)
+        self.bytes += path.stat().st_size
+
+    # -- rows -----------------------------------------------------------------------------------------------------
+    def find(self, keys: Sequence[bytes]) -> dict[str, Tensor] | None:
+        """Return the outputs of all these rows, stacked, or None if one is not on disk or their forms differ."""
+        places = np.array([self._where.get(key, -1) for key in keys], dtype=np.int64)
+        if not len(places) or places.min() < 0:
+            return None
+        part_of, row_of = places >> 32, places & 0xFFFFFFFF
+        parts = np.unique(part_of)
+        if len({_signature(self._parts[part], skip=1) for part in parts}) != 1:
+            return None
+        first = self._parts[parts[0]]
+        stacked = {
+            name: torch.empty(len(keys), *tensor.shape[1:], dtype=tensor.dtype) for name, tensor in first.items()
+        }
+        for part in parts:
+            into = np.flatnonzero(part_of == part)
+            rows = torch.from_numpy(row_of[into])
+            for name, tensor in self._parts[part].items():
+                stacked[name][torch.from_numpy(into)] = tensor[rows]
+        return stacked
+
+    def add(self, keys: Sequence[bytes], outputs: dict[str, Tensor]) -> None:
+        """Keep the rows that are new. Raises OutputError when a part cannot be written."""
+        stored = {name: tensor.detach().cpu() for name, tensor in outputs.items()}
+        for number, key in enumerate(keys):
+            if key in self._where or key in self._waiting_keys:
+                continue
+            row = {name: tensor[number].clone() for name, tensor in stored.items()}
+            size = KEY_BYTES + sum(tensor.nbytes for tensor in row.values())
+            if self.bytes + self._waiting_bytes + size > self.limit:
+                if not self._told:
+                    self.log.note(
+                        f"the cache {self.folder} is full ({self.limit:,} bytes); other rows are computed anew"
+                    )
+                    self._told = True
+                break
+            self._waiting.setdefault(_signature(row), []).append((key, [row[name] for name in sorted(row)]))
+            self._waiting_keys.add(key)
+            self._waiting_bytes += size
+        if self._waiting_bytes >= PART_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that wait. Raises OutputError."""
+        for signature, rows in self._waiting.items():
+            names = [name for name, _, _ in signature]
+            tensors = {
+                name: torch.stack([values[place] for _, values in rows]).contiguous()
+                for place, name in enumerate(names)
+            }
+            keys = b"".join(key for key, _ in rows)
+            tensors["keys"] = torch.frombuffer(bytearray(keys), dtype=torch.uint8).view(-1, KEY_BYTES)
+            header = {**self._owner, "digest": _digest(tensors)}
+            path = self.folder / f"part-{uuid.uuid4().hex[:12]}.safetensors"
+            atomic_write(path, save(tensors, metadata={"lessen": json.dumps(header)}))
+            self._add(path)
+        self._waiting, self._waiting_keys, self._waiting_bytes = {}, set(), 0
+
+
+def row_keys(batch: Any) -> list[bytes]:
+    """Return a key for each row of a batch: a hash of the row in every tensor, with dtypes and shapes.
+
+    A key is four times the high half of a multilinear hash modulo 2^64 over the 32-bit words of the row (Lemire and
+    Kaser, arXiv 1202.4961), so that two given rows share one with a probability of 2^-128.
+
+    Raises:
+        DataError: the tensors of the batch do not have equally many rows.
+    """
+    tensors = [tensor for tensor in tensors_of(batch) if tensor.ndim]
+    lengths = {len(tensor) for tensor in tensors}
+    if len(lengths) != 1:
+        raise DataError(f"rows of a batch can be told apart only if its tensors have equally many, not {lengths}")
+    count = lengths.pop()
+    total = np.zeros((count, KEY_BYTES // 4), dtype=np.uint64)
+    for place, tensor in enumerate(tensors):
+        raw = tensor.detach().cpu().contiguous().reshape(count, -1).view(torch.uint8).numpy()
+        words = np.pad(raw, ((0, 0), (0, -raw.shape[1] % 4))).view(np.uint32).astype(np.uint64)
+        total += words @ _coefficients(place, words.shape[1])
+    form = repr([(str(tensor.dtype), tuple(tensor.shape[1:])) for tensor in tensors]).encode()
+    salt = np.frombuffer(hashlib.blake2b(form, digest_size=KEY_BYTES).digest(), dtype=np.uint32)
+    flat = ((total >> np.uint64(32)).astype(np.uint32) ^ salt).tobytes()
+    return [flat[start : start + KEY_BYTES] for start in range(0, len(flat), KEY_BYTES)]
+
+
+@lru_cache(maxsize=32)
+def _coefficients(place: int, words: int) -> NDArray[np.uint64]:
+    """Return fixed random numbers [words, 4] for the tensor at a place of the batch."""
+    raw = np.random.Philox(key=place).random_raw(words * (KEY_BYTES // 4))
+    return np.asarray(raw, dtype=np.uint64).reshape(words, -1)
+
+
+def _signature(tensors: dict[str, Tensor], skip: int = 0) -> Signature:
+    """Return names, shapes (without the first `skip` axes) and dtypes."""
+    return tuple(sorted((name, tuple(tensor.shape[skip:]), str(tensor.dtype)) for name, tensor in tensors.items()))
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name}{tensors[name].dtype}{tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

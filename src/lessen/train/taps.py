@@ -1,0 +1,76 @@
+"""What a model and chosen parts of it give in the forward pass of a training step, caught by hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lessen.errors import ConfigError, TaskError, nearest
+from lessen.train.nested import tensors_of
+
+Outputs = dict[str, Tensor]
+"""What a model gave for a batch: `OUTPUT` for its main tensor, and the path of each tapped part for its own."""
+OUTPUT = "output"
+
+
+class Taps:
+    """Catches outputs of one model.
+
+    Args:
+        paths: modules inside the model, such as `layers.3`; of a tuple or mapping their first tensor is taken.
+        read: picks the main tensor out of what the model returned, and may raise TaskError.
+        training_only: skip forwards in eval mode and without gradients, as validation and probes make them.
+
+    Raises:
+        ConfigError: a path that the model does not have.
+    """
+
+    def __init__(
+        self, model: nn.Module, paths: Sequence[str], read: Callable[[Any, nn.Module], Tensor],
+        *, training_only: bool,
+    ) -> None:  # fmt: skip
+        known = dict(model.named_modules())
+        for path in paths:
+            if path not in known or not path:
+                raise ConfigError(f"{type(model).__name__} has no module {path!r} to read; {nearest(path, known)}")
+        self.model, self.read, self.training_only = model, read, training_only
+        self.paths = tuple(paths)
+        self.caught: Outputs = {}
+        self._handles: list[RemovableHandle] = [known[path].register_forward_hook(self._part(path)) for path in paths]
+        self._handles.append(model.register_forward_hook(self._whole))
+
+    def _wanted(self) -> bool:
+        return not self.training_only or (self.model.training and torch.is_grad_enabled())
+
+    def _whole(self, model: nn.Module, _inputs: Any, output: Any) -> None:
+        if self._wanted():
+            self.caught[OUTPUT] = self.read(output, model)
+
+    def _part(self, path: str) -> Callable[[nn.Module, Any, Any], None]:
+        def catch(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if self._wanted():
+                found = next(tensors_of(output), None)
+                if found is None:
+                    raise TaskError(f"module {path!r} gives no tensor; tap another part")
+                self.caught[path] = found
+
+        return catch
+
+    def take(self) -> Outputs:
+        """Return what the last forward gave, and forget it. Raises TaskError if a part did not run."""
+        found, self.caught = self.caught, {}
+        for name in (*self.paths, OUTPUT):
+            if name not in found:
+                what = "model was not called as a whole" if name == OUTPUT else f"module {name!r} did not run"
+                raise TaskError(f"the {what} in this step, so that its output cannot be compared with a teacher's")
+        return found
+
+    def remove(self) -> None:
+        """Take the hooks out of the model."""
+        for handle in self._handles:
+            handle.remove()
+        self.caught = {}

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -201,26 +202,60 @@ def digest(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading that is no link, pipe, device or folder; never waits for one.
+
+    Raises:
+        ArtifactError: absent, unreadable, or not a regular file.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} is missing; copy the whole folder again") from error
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}; it must be a regular file, not a link") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ArtifactError(f"{path} is not a regular file; copy the whole folder again")
+    return os.fdopen(descriptor, "rb")
+
+
 def read_checked(path: Path, expected: str | None = None, limit: int | None = None) -> bytes:
     """Read a whole regular file that is no link, no larger than `limit`, and whose SHA-256 is `expected`.
 
     Raises:
         ArtifactError: absent, not a regular file, too large, unreadable, or different from what was written.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path} is missing; copy the whole folder again") from error
-    except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error.strerror}; it must be a regular file, not a link") from error
-    with os.fdopen(descriptor, "rb") as handle:
+    with open_regular(path) as handle:
         size = os.fstat(handle.fileno()).st_size
         if limit is not None and size > limit:
             raise ArtifactError(f"{path} has {size} bytes, more than the {limit} this file may have")
         raw = handle.read()
     if expected is not None and digest(raw) != expected:
-        raise ArtifactError(f"{path} was changed or damaged: its SHA-256 differs from the one recorded when written")
+        raise ArtifactError(_changed(path))
     return raw
+
+
+def check_file(path: Path, expected: str, size: int) -> None:
+    """Read a regular file in pieces and refuse it unless it has `size` bytes and the SHA-256 `expected`.
+
+    Raises:
+        ArtifactError: absent, not a regular file, of another size, or different from what was written.
+    """
+    found = hashlib.sha256()
+    with open_regular(path) as handle:
+        held = os.fstat(handle.fileno()).st_size
+        if held != size:
+            raise ArtifactError(f"{path} has {held} bytes, {size} were recorded when it was written")
+        while piece := handle.read(1 << 20):
+            found.update(piece)
+    if found.hexdigest() != expected:
+        raise ArtifactError(_changed(path))
+
+
+def _changed(path: Path) -> str:
+    return f"{path} was changed or damaged: its SHA-256 differs from the one recorded when written"
 
 
 # -- bounded text formats --------------------------------------------------------------------------------------

@@ -129,6 +129,8 @@ class Task(Judge):
     settings: FitSettings = FitSettings()
     """How the reference, and every method that retrains, is trained."""
     provides: frozenset[str] = frozenset({"labels", "gradients", "training", "calibration"})
+    pretrained: ClassVar[bool] = False
+    """Whether `reference` returns weights that come with the package rather than train some."""
 
     # -- the four members a user writes ---------------------------------------------------------------------
     @abstractmethod
@@ -142,6 +144,15 @@ class Task(Judge):
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the scalar training loss of `batch`."""
+
+    @classmethod
+    def architecture(cls, options: Any) -> Callable[[], nn.Module]:
+        """Return what builds the untrained reference model of these `Options`.
+
+        A task overrides this where options alone tell the model, so that an artifact is opened without its data.
+        """
+        build: Callable[[], nn.Module] = cls(options).build  # type: ignore[call-arg]
+        return build
 
     # -- variations -------------------------------------------------------------------------------------------
     def view(self, **changes: Any) -> Self:

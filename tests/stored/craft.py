@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from examples import OTHERS, ROWS, examples
 from guarded import Guards
 
-from lessen.artifact import folder as artifact
-from lessen.artifact.structure import ModuleRecord
+from lessen.artifact.structure import ModuleRecord, assemble, hollow
+from lessen.artifact.tensors import Held
 from lessen.errors import ArtifactError
 from lessen.stored import kernels
 from lessen.stored.base import StoredModule
@@ -166,10 +166,8 @@ def change_child(
 def load(records: list[ModuleRecord], state: dict[str, Tensor]) -> nn.Module:
     base = nn.Module()
     base.part = nn.Identity()
-    model = artifact.assemble(
-        base, records, {f"part.{name}": tensor for name, tensor in state.items()}, Path("crafted")
-    )
-    return model.part
+    weights = Held({f"part.{name}": tensor for name, tensor in state.items()})
+    return assemble(hollow(base, records, weights, {}, "crafted"), records, weights, {}, "crafted").part
 
 
 def guard(module: nn.Module, at_end: bool) -> None:

@@ -1,68 +1,90 @@
 """An artifact: one directory that holds a compact model whole, verified on load, without pickle.
 
-model.safetensors   every tensor of the state dictionary, tied tensors once
-structure.json      the task (or nothing, for a user's own model) and the modules that were replaced
+model.safetensors   every tensor of the state dictionary, tied tensors once; beyond 512 MB in shards, model-00001-of-...
+structure.json      the task (or nothing, for a user's own model) and the modules that were replaced; of a delta, its
+                    base and the tensors that stay as the base has them
 probe.safetensors   one batch of inputs and the outputs that the model gave for it when it was saved
 recipe.yaml         the steps that made it        measurement.json, card.md   what it costs and how good it is
+...                 files by role: adapter, index, bitstream, tokenizer, prompt, rows
 manifest.json       SHA-256 and size of each of the above
 """
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from lessen import files
-from lessen.artifact.structure import ModuleRecord, check_stored, describe, rebuild, state_shapes
-from lessen.errors import ArtifactError
-from lessen.task import call_model
-from lessen.tasks import get_task
+from lessen.artifact import probe as probes
+from lessen.artifact.delta import borrowed, named, take
+from lessen.artifact.layout import (
+    EXTENDED,
+    MANIFEST,
+    OTHER_FILES,
+    PROBE,
+    STRUCTURE,
+    WEIGHTS,
+    WHOLE,
+    BaseReference,
+    FileEntry,
+    Structure,
+    check_files,
+    check_given_name,
+    manifest_text,
+    read_manifest,
+    read_structure,
+    role_of,
+    shard_names,
+)
+from lessen.artifact.state import unwrapped
+from lessen.artifact.structure import assemble, describe, hollow, is_patch, refusing
+from lessen.artifact.tensors import (
+    SHARD_BYTES,
+    Filed,
+    Hashing,
+    Held,
+    Joined,
+    Weights,
+    bytes_of,
+    distinct,
+    file_bytes,
+    shards,
+    state_of,
+    write,
+)
+from lessen.data.offline import without_downloads
+from lessen.errors import ArtifactError, LessenError
+from lessen.tasks import architecture_of, get_task
 from lessen.version import __version__
 
-FORMAT = 1
-WEIGHTS, STRUCTURE, PROBE, MANIFEST = "model.safetensors", "structure.json", "probe.safetensors", "manifest.json"
-OTHER_FILES = ("recipe.yaml", "measurement.json", "card.md")
-COUNTED = (WEIGHTS, STRUCTURE)
-"""Files that serving needs: `stored_bytes` is the sum of their sizes."""
+__all__ = [
+    "MANIFEST", "OTHER_FILES", "PROBE", "STRUCTURE", "WEIGHTS", "GivenFile", "Sizes", "Verification", "attach",
+    "check_files", "given_file", "load", "save", "sizes", "stored_size", "verify",
+]  # fmt: skip
 
 
-class Structure(BaseModel):
-    """Content of structure.json."""
+class GivenFile(NamedTuple):
+    """A further file of an artifact, such as an index or a prompt."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-    format: int
-    lessen: str
-    torch: str
-    task: dict[str, Any] | None
-    modules: list[ModuleRecord]
-    tied: dict[str, str]
-    """Tensors that share memory with another: name to the name that is stored."""
+    role: str
+    content: bytes | Path
+    counted: bool = True
+    """Whether serving needs it, so that `stored_bytes` counts it."""
 
 
-class FileEntry(BaseModel):
-    """One line of the manifest."""
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of an artifact."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-    sha256: str
-    bytes: int
-
-
-class Manifest(BaseModel):
-    """Content of manifest.json."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    format: int
-    files: dict[str, FileEntry]
+    stored_bytes: int
+    """Bytes of the files that it adds to what is there."""
+    serving_bytes: int
+    """Bytes that serving needs: of a delta, those of the base's tensors too."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +94,28 @@ class Verification:
     path: Path
     files: int
     probe: str
-    """`equal` bit for bit, `close` within 1e-5, or `none` when no probe was stored."""
+    """`equal` bit for bit, `close` within rounding, or `none` when no probe was stored."""
     largest_difference: float
     stored_bytes: int
+    serving_bytes: int
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All that is written of the weights, before anything is."""
+
+    structure: Structure
+    shards: list[dict[str, Tensor]]
+    borrowed_bytes: int
+    text: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", self.structure.text())
+
+    def sizes(self) -> Sizes:
+        """Return the sizes by arithmetic."""
+        stored = sum(map(file_bytes, self.shards)) + len(self.text.encode())
+        return Sizes(stored, stored + self.borrowed_bytes)
 
 
 # -- saving ------------------------------------------------------------------------------------------------------
@@ -86,255 +127,233 @@ def save(
     task: Mapping[str, Any] | None = None,
     probe: Any = None,
     extra: Mapping[str, str] | None = None,
+    reference: BaseReference | None = None,
+    given: Mapping[str, GivenFile] | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> int:
     """Write `model` to the new directory `path`, all or nothing, and return its stored bytes.
 
+    Tensors are streamed to the disk: beside the model at most one of them is in memory.
+
     Args:
-        base: the uncompressed model, or any model of its architecture; only its structure is read.
+        base: the uncompressed model, or any model of its architecture; without `reference` only its structure is read.
         task: `task.describe()` of a built-in task, so that `load` can build the base by itself.
         probe: inputs (tensor, tuple or dict of tensors) to record with the outputs they give.
         extra: text of recipe.yaml, measurement.json or card.md.
+        reference: `base_of(base)`: store a delta to `base`, without the tensors that equal its own.
+        given: further files by name, each with its role.
+        shard_bytes: bytes of tensors that one file holds at most.
 
     Raises:
         OutputError: the directory exists and is not empty, or cannot be written.
-        ArtifactError: the model holds a module that no artifact can describe.
+        ArtifactError: the model holds a module or a tensor that no artifact can describe.
     """
-    content = _content(model, base, task, probe)
-    for name, text in (extra or {}).items():
-        if name not in OTHER_FILES:
-            raise ArtifactError(f"{name!r} is not a file of an artifact; allowed: {', '.join(OTHER_FILES)}")
-        content[name] = text.encode()
+    _check_names(extra or {})
+    for name, further in (given or {}).items():
+        check_given_name(name, further.role)
+    model, base = unwrapped(model), unwrapped(base)
+    plan = _plan(model, base, task, reference, shard_bytes, extended=bool(given))
+    recorded = None if probe is None else probes.record(model, probe)
+    entries: dict[str, FileEntry] = {}
     with files.atomic_folder(Path(path)) as folder:
-        for name, raw in content.items():
-            files.atomic_write(folder / name, raw)
-        files.atomic_write(folder / MANIFEST, _manifest(content))
-    return sum(len(content[name]) for name in COUNTED)
+        for name, tensors in zip(shard_names(len(plan.shards)), plan.shards, strict=True):
+            entries[name] = _write_tensors(folder / name, tensors)
+        entries[STRUCTURE] = _write_text(folder / STRUCTURE, plan.text)
+        if recorded is not None:
+            entries[PROBE] = _write_tensors(folder / PROBE, recorded)
+        for name, text in (extra or {}).items():
+            entries[name] = _write_text(folder / name, text)
+        for name, further in (given or {}).items():
+            entries[name] = _write_given(folder / name, further)
+        files.atomic_write(folder / MANIFEST, manifest_text(plan.structure.format, entries))
+    return plan.sizes().stored_bytes + sum(entries[name].bytes for name, one in (given or {}).items() if one.counted)
 
 
 def attach(path: Path | str, extra: Mapping[str, str]) -> None:
     """Add or replace recipe.yaml, measurement.json or card.md of an artifact, and its manifest line."""
+    _check_names(extra)
     folder = Path(path)
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     for name, text in extra.items():
-        if name not in OTHER_FILES:
-            raise ArtifactError(f"{name!r} is not a file of an artifact; allowed: {', '.join(OTHER_FILES)}")
-        raw = text.encode()
-        files.atomic_write(folder / name, raw)
-        manifest.files[name] = FileEntry(sha256=files.digest(raw), bytes=len(raw))
-    files.atomic_write(folder / MANIFEST, files.dump_json(manifest.model_dump()))
+        manifest.files[name] = _write_text(folder / name, text)
+    files.atomic_write(folder / MANIFEST, manifest_text(manifest.format, manifest.files))
 
 
-def stored_size(model: nn.Module, base: nn.Module, task: Mapping[str, Any] | None = None) -> int:
-    """Return the bytes that `save` would count, without writing."""
-    content = _content(model, base, task, None)
-    return sum(len(content[name]) for name in COUNTED)
+def stored_size(
+    model: nn.Module, base: nn.Module, task: Mapping[str, Any] | None = None, reference: BaseReference | None = None
+) -> int:
+    """Return the bytes that `save` would count, by arithmetic: nothing is written or copied."""
+    return sizes(model, base, task, reference).stored_bytes
 
 
-def _content(model: nn.Module, base: nn.Module, task: Mapping[str, Any] | None, probe: Any) -> dict[str, bytes]:
-    tensors, tied = _distinct(model.state_dict())
+def sizes(
+    model: nn.Module, base: nn.Module, task: Mapping[str, Any] | None = None, reference: BaseReference | None = None
+) -> Sizes:
+    """Return what `save` would store and what serving would need, by arithmetic."""
+    return _plan(unwrapped(model), unwrapped(base), task, reference, SHARD_BYTES).sizes()
+
+
+def _plan(
+    model: nn.Module, base: nn.Module, task: Mapping[str, Any] | None, reference: BaseReference | None,
+    shard_bytes: int, extended: bool = False,
+) -> _Plan:  # fmt: skip
+    state, records = state_of(model), describe(model, base)
+    same: list[str] = []
+    moved: dict[str, str] = {}
+    total = bytes_of(distinct(state)[0])
+    if reference is not None:
+        state, same, moved = take(state, state_of(base))
+    tensors, tied = distinct(state)
+    groups = shards(tensors, shard_bytes)
+    extended = extended or reference is not None or len(groups) > 1
+    patches = [record for record in records if is_patch(record)] if extended else []
     structure = Structure(
-        format=FORMAT,
+        format=EXTENDED if extended else WHOLE,
         lessen=__version__,
         torch=str(torch.__version__),
         task=dict(task) if task else None,
-        modules=describe(model, base),
+        modules=[record for record in records if record not in patches],
         tied=tied,
+        weights="whole" if reference is None else "delta",
+        base=reference,
+        same=same,
+        moved=moved,
+        patches=patches,
     )
-    content = {WEIGHTS: save_tensors(tensors), STRUCTURE: files.dump_json(structure.model_dump()).encode()}
-    if probe is not None:
-        content[PROBE] = save_tensors(_probe_tensors(model, probe))
-    return content
+    return _Plan(structure, groups, total - bytes_of(tensors) if reference is not None else 0)
 
 
-def _manifest(content: Mapping[str, bytes]) -> str:
-    entries = {name: FileEntry(sha256=files.digest(raw), bytes=len(raw)) for name, raw in content.items()}
-    return files.dump_json(Manifest(format=FORMAT, files=entries).model_dump())
+def _check_names(extra: Mapping[str, str]) -> None:
+    for name in extra:
+        if name not in OTHER_FILES:
+            raise ArtifactError(f"{name!r} is not a file of an artifact; allowed: {', '.join(OTHER_FILES)}")
 
 
-def _distinct(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Split a state into contiguous distinct tensors and the names that share one of them."""
-    kept: dict[tuple[Any, ...], str] = {}
-    tensors: dict[str, Tensor] = {}
-    tied: dict[str, str] = {}
-    for name, tensor in state.items():
-        key = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
-        if tensor.numel() and key in kept:
-            tied[name] = kept[key]
-            continue
-        kept[key] = name
-        # clone: two views of one storage may overlap, which safetensors refuses
-        tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
-    return tensors, tied
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
+    with files.atomic_stream(path) as handle:
+        out = Hashing(handle)
+        write(out, tensors)
+    return FileEntry(sha256=out.found.hexdigest(), bytes=out.bytes)
 
 
-def _probe_tensors(model: nn.Module, probe: Any) -> dict[str, Tensor]:
-    inputs = {f"input.{key}": value.contiguous().clone() for key, value in _flatten(probe).items()}
-    with torch.no_grad():
-        output = call_model(model, probe)
-    return {**inputs, "output": output.contiguous().clone()}
+def _write_text(path: Path, text: str) -> FileEntry:
+    data = text.encode()
+    files.atomic_write(path, data)
+    return FileEntry(sha256=files.digest(data), bytes=len(data))
 
 
-def _flatten(inputs: Any) -> dict[str, Tensor]:
-    if isinstance(inputs, Tensor):
-        return {"tensor": inputs}
-    if isinstance(inputs, Mapping):
-        items = {f"name.{key}": value for key, value in inputs.items()}
-    else:
-        items = {f"position.{number}": value for number, value in enumerate(inputs)}
-    for key, value in items.items():
-        if not isinstance(value, Tensor):
-            raise ArtifactError(f"probe input {key} is a {type(value).__name__}; only tensors can be recorded")
-    return items
-
-
-def _unflatten(tensors: Mapping[str, Tensor]) -> Any:
-    inputs = {key[len("input.") :]: value for key, value in tensors.items() if key.startswith("input.")}
-    if "tensor" in inputs:
-        return inputs["tensor"]
-    if all(key.startswith("name.") for key in inputs):
-        return {key[len("name.") :]: value for key, value in inputs.items()}
-    return tuple(inputs[f"position.{number}"] for number in range(len(inputs)))
+def _write_given(path: Path, given: GivenFile) -> FileEntry:
+    with files.atomic_stream(path) as handle:
+        out = Hashing(handle)
+        if isinstance(given.content, bytes):
+            out.write(given.content)
+        else:
+            with files.open_regular(given.content) as source:
+                while piece := source.read(1 << 20):
+                    out.write(piece)
+    return FileEntry(sha256=out.found.hexdigest(), bytes=out.bytes, role=given.role, counted=given.counted)  # type: ignore[arg-type]
 
 
 # -- loading -----------------------------------------------------------------------------------------------------
 def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
     """Return the compact module of an artifact, in eval mode, after checking every digest.
 
+    Files are mapped one at a time and copied tensor by tensor. Nothing is downloaded.
+
     Args:
-        model: for an artifact of your own model: an instance of the uncompressed architecture (never changed).
-            Artifacts of built-in tasks need none.
+        model: for an artifact of your own model: an instance of the uncompressed architecture (never changed), which
+            may be on the device "meta". A delta needs the base itself. Artifacts of built-in tasks need none.
 
     Raises:
         ArtifactError: a file is missing, changed, unreadable or describes something that cannot be built.
     """
-    folder = Path(path)
+    return _load(Path(path), model)[0]
+
+
+def _load(folder: Path, model: nn.Module | None) -> tuple[nn.Module, Structure, int]:
+    """Return the module, the structure, and the bytes of the tensors that a delta takes from its base."""
     manifest = check_files(folder)
-    structure = _read_structure(folder, manifest)
-    base = model if model is not None else _build_base(structure, folder)
-    raw = files.read_checked(folder / WEIGHTS, manifest.files[WEIGHTS].sha256)
-    state = _read_tensors(raw, folder / WEIGHTS)
-    for name, source in structure.tied.items():
-        if source not in state:
-            raise ArtifactError(f"{folder}: {name!r} is tied to {source!r}, which the weight file does not hold")
-        state[name] = state[source]
-    return assemble(base, structure.modules, state, folder).eval()
-
-
-def assemble(base: nn.Module, modules: list[ModuleRecord], state: Mapping[str, Tensor], where: Path) -> nn.Module:
-    """Return a copy of `base` with the recorded modules in place and the tensors of `state` in them, all checked.
-
-    Raises:
-        ArtifactError: a module that cannot be built, a tensor that does not fit, a stored module whose tensors
-            disagree with its configuration.
-    """
-    result = rebuild(base, modules, state_shapes(state))
-    _check_state(result, state, where)
-    result.load_state_dict(state, strict=True)
-    check_stored(result)
-    return result
-
-
-def check_files(folder: Path) -> Manifest:
-    """Verify that the folder holds exactly the files of its manifest, unchanged. Raises ArtifactError."""
-    manifest = _read_manifest(folder)
-    for name, entry in manifest.files.items():
-        files.read_checked(folder / name, entry.sha256, limit=entry.bytes)
-    extra = {item.name for item in folder.iterdir()} - set(manifest.files) - {MANIFEST}
-    extra = {name for name in extra if not name.startswith(files.TEMPORARY)}
-    if extra:
-        raise ArtifactError(f"{folder} holds {sorted(extra)[0]!r}, which its manifest does not list; remove it")
-    return manifest
+    structure = read_structure(folder, manifest)
+    filed = Filed([folder / name for name in manifest.weights()])
+    records = [*structure.modules, *structure.patches]
+    if structure.base is None:
+        base = _architecture(structure, folder) if model is None else unwrapped(model)
+        weights: Weights = filed
+        left: dict[str, Tensor] = {}
+    else:
+        base = _base(structure, folder) if model is None else unwrapped(model)
+        left = borrowed(structure, base, str(folder))
+        weights = Joined(filed, Held(left))
+    empty = hollow(base, records, weights, structure.tied, str(folder))
+    result = assemble(empty, records, weights, structure.tied, str(folder))
+    return result.eval(), structure, bytes_of(distinct(left)[0])
 
 
 def verify(path: Path | str, model: nn.Module | None = None) -> Verification:
     """Check every digest, rebuild the model and run its probe. Raises ArtifactError when outputs differ."""
     folder = Path(path)
-    result = load(folder, model)
-    manifest = _read_manifest(folder)
-    stored = sum(manifest.files[name].bytes for name in COUNTED)
+    result, structure, left = _load(folder, model)
+    manifest = read_manifest(folder)
+    stored = manifest.counted_bytes()
+    found = Verification(folder, len(manifest.files), "none", 0.0, stored, stored + left)
     if PROBE not in manifest.files:
-        return Verification(folder, len(manifest.files), "none", 0.0, stored)
-    tensors = _read_tensors(files.read_checked(folder / PROBE, manifest.files[PROBE].sha256), folder / PROBE)
-    with torch.no_grad():
-        output = call_model(result, _unflatten(tensors))
-    expected = tensors["output"]
-    if output.shape != expected.shape:
-        raise ArtifactError(
-            f"{folder}: the model gives outputs of shape {list(output.shape)}, not {list(expected.shape)}"
-        )
-    difference = float((output.double() - expected.double()).abs().max()) if output.numel() else 0.0
-    scale = max(1.0, float(expected.double().abs().max())) if output.numel() else 1.0
-    if not difference <= 1e-5 * scale:
-        raise ArtifactError(
-            f"{folder}: outputs differ from the recorded ones by {difference:.3g}; "
-            f"it was written with torch {_read_structure(folder, manifest).torch}, this is {torch.__version__} "
-            f"on {platform.machine()}"
-        )
-    return Verification(folder, len(manifest.files), "equal" if difference == 0 else "close", difference, stored)
+        return found
+    recorded = {name: tensor.clone() for name, tensor in Filed([folder / PROBE])}
+    difference = probes.run(result, recorded, str(folder), structure.torch)
+    return Verification(
+        folder, found.files, "equal" if difference == 0 else "close", difference, stored, found.serving_bytes
+    )
 
 
-def _read_manifest(folder: Path) -> Manifest:
-    if not folder.is_dir():
-        raise ArtifactError(f"{folder} is not a directory; give the folder that holds {MANIFEST}")
-    raw = files.read_checked(folder / MANIFEST, limit=files.MAX_TEXT_BYTES)
-    manifest: Manifest = _validated(Manifest, raw, folder / MANIFEST)
-    for name in manifest.files:
-        if name not in (WEIGHTS, STRUCTURE, PROBE, *OTHER_FILES):
-            raise ArtifactError(f"{folder / MANIFEST} lists {name!r}, which is not a file of an artifact")
-    for name in COUNTED:
-        if name not in manifest.files:
-            raise ArtifactError(f"{folder / MANIFEST} does not list {name}; the artifact is incomplete")
-    if manifest.format != FORMAT:
-        raise ArtifactError(f"{folder} has format {manifest.format}, this version reads {FORMAT}; update lessen")
-    return manifest
+def given_file(path: Path | str, name: str) -> Path:
+    """Return the path of a further file of an artifact, its digest checked. Raises ArtifactError."""
+    folder = Path(path)
+    entry = read_manifest(folder).files.get(name)
+    if entry is None or role_of(name, entry) is None:
+        raise ArtifactError(f"{folder} holds no file {name!r}")
+    files.check_file(folder / name, entry.sha256, entry.bytes)
+    return folder / name
 
 
-def _read_structure(folder: Path, manifest: Manifest) -> Structure:
-    raw = files.read_checked(folder / STRUCTURE, manifest.files[STRUCTURE].sha256)
-    structure: Structure = _validated(Structure, raw, folder / STRUCTURE)
-    if structure.format != FORMAT:
-        raise ArtifactError(f"{folder} has format {structure.format}, this version reads {FORMAT}; update lessen")
-    return structure
-
-
-def _validated(cls: type[Any], raw: bytes, where: Path) -> Any:
-    value = files.parse_json(raw, str(where))
-    try:
-        return cls.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(f"{where}: {key or 'content'}: {first['msg'].lower()}") from error
-
-
-def _build_base(structure: Structure, folder: Path) -> nn.Module:
+def _architecture(structure: Structure, folder: Path) -> nn.Module:
+    """Return the untrained model of the artifact's task: where possible without memory, never with a download."""
     if structure.task is None:
         raise ArtifactError(
             f"{folder} holds a model of your own; pass its architecture: lessen.load(path, model=MyNet())"
         )
-    return get_task(structure.task, where=str(folder / STRUCTURE)).build()
-
-
-def _read_tensors(raw: bytes, where: Path) -> dict[str, Tensor]:
+    build = _of_task(structure, folder, lambda task: architecture_of(task, str(folder / STRUCTURE)))
     try:
-        return load_tensors(raw)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise ArtifactError(f"{where} is not a valid safetensors file: {error}") from error
+        with torch.device("meta"):
+            model: nn.Module = build()
+        if not any(buffer.is_meta and not kept for buffer, kept in _buffers(model)):
+            return model
+    except Exception:  # a model that cannot be built without memory is built with it
+        pass
+    with refusing(f"{folder}: the model of its task cannot be built"):
+        return build()
 
 
-def _check_state(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
-    """Name the first tensor that is missing, unexpected, or of another shape or dtype."""
-    expected = model.state_dict()
-    for name, tensor in expected.items():
-        found = state.get(name)
-        if found is None:
-            raise ArtifactError(f"{folder}: tensor {name!r} is missing; is it the right base model?")
-        if found.shape != tensor.shape:
-            raise ArtifactError(
-                f"{folder}: tensor {name!r} has shape {list(found.shape)}, the model needs {list(tensor.shape)}"
-            )
-        if found.dtype != tensor.dtype:
-            raise ArtifactError(f"{folder}: tensor {name!r} is {found.dtype}, the model needs {tensor.dtype}")
-    for name in state:
-        if name not in expected:
-            raise ArtifactError(f"{folder}: tensor {name!r} has no place in the model; is it the right base model?")
+def _base(structure: Structure, folder: Path) -> nn.Module:
+    """Return the model that a delta was taken from, where the artifact's task brings it."""
+    assert structure.base is not None
+    if structure.base.kind == "task" and structure.task is not None:
+        task = _of_task(structure, folder, lambda task: get_task(task, str(folder / STRUCTURE)))
+        if task.pretrained:
+            return task.reference()
+    raise ArtifactError(f"{folder} is a delta without its base: {named(structure.base)}")
+
+
+def _of_task(structure: Structure, folder: Path, open_task: Callable[[Any], Any]) -> Any:
+    try:
+        with without_downloads(), refusing(f"{folder}: its task cannot be opened"):
+            return open_task(structure.task)
+    except LessenError as error:
+        raise ArtifactError(f"{error}; or pass the architecture: lessen.load(path, model=...)") from error
+
+
+def _buffers(model: nn.Module) -> list[tuple[Tensor, bool]]:
+    """Return every buffer of a model, and whether its state keeps it."""
+    return [
+        (buffer, name not in module._non_persistent_buffers_set)
+        for module in model.modules() for name, buffer in module._buffers.items() if buffer is not None
+    ]  # fmt: skip

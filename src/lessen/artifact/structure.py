@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from lessen.artifact.plain import HOLDERS, PLAIN, build_plain, plain_config, plain_name
+from lessen.artifact.tensors import Form, Weights
 from lessen.errors import ArtifactError
 from lessen.stored.base import STORED, StoredModule, load_builtin_kinds
 
-Config = dict[str, Any]
 MAX_NAME = 512
 
 
@@ -31,89 +32,6 @@ class ModuleRecord(BaseModel):
     config: dict[str, Any]
 
 
-def _nothing(_: nn.Module) -> Config:
-    return {}
-
-
-def _linear(module: nn.Linear) -> Config:
-    return {"in_features": module.in_features, "out_features": module.out_features, "bias": module.bias is not None}
-
-
-def _embedding(module: nn.Embedding) -> Config:
-    return {
-        "num_embeddings": module.num_embeddings, "embedding_dim": module.embedding_dim,
-        "padding_idx": module.padding_idx,
-    }  # fmt: skip
-
-
-def _batch_norm(module: nn.BatchNorm1d) -> Config:
-    return {"num_features": module.num_features, "eps": module.eps, "affine": module.affine}
-
-
-def _layer_norm(module: nn.LayerNorm) -> Config:
-    return {"normalized_shape": list(module.normalized_shape), "eps": module.eps}
-
-
-PLAIN: dict[str, tuple[type[nn.Module], Callable[[Any], Config]]] = {
-    "torch.Linear": (nn.Linear, _linear),
-    "torch.Embedding": (nn.Embedding, _embedding),
-    "torch.BatchNorm1d": (nn.BatchNorm1d, _batch_norm),
-    "torch.LayerNorm": (nn.LayerNorm, _layer_norm),
-    "torch.Identity": (nn.Identity, _nothing),
-    "torch.ReLU": (nn.ReLU, _nothing),
-    "torch.GELU": (nn.GELU, lambda module: {"approximate": module.approximate}),
-}
-"""Plain layers whose shape a method may change; matched by exact type."""
-
-
-def describe(model: nn.Module, base: nn.Module) -> list[ModuleRecord]:
-    """Return what must be replaced in `base` to get the shape of `model`, parents before children.
-
-    Raises:
-        ArtifactError: a module of an unknown class was added or replaced, so that no file could describe it.
-    """
-    load_builtin_kinds()
-    before = dict(base.named_modules())
-    records: list[ModuleRecord] = []
-    for path, module in model.named_modules():
-        if path == "":
-            continue
-        other = before.get(path)
-        if isinstance(module, StoredModule):
-            _require_registered(path, module)
-            records.append(ModuleRecord(path=path, kind=module.kind, config=module.config()))
-        elif _inside_stored(path, records):
-            continue  # rebuilt by its parent's configuration
-        elif other is None or type(other) is not type(module) or _differs(module, other):
-            records.append(_plain_record(path, module))
-    return records
-
-
-def rebuild(base: nn.Module, records: list[ModuleRecord], shapes: Mapping[str, Any]) -> nn.Module:
-    """Return a copy of `base` with the recorded modules put in, empty.
-
-    Args:
-        shapes: shape of each tensor in the weight file; each twin is first built without memory and compared, so
-            that absurd sizes are refused before anything is allocated.
-
-    Raises:
-        ArtifactError: unknown kind, a path that is not in the model, a configuration that makes no sense.
-    """
-    load_builtin_kinds()
-    model = copy.deepcopy(base)
-    elsewhere = _other_paths(model, records)
-    for record in records:
-        builder = _builder(record)
-        with refusing(f"structure.json: {record.path}: {record.kind} cannot be built"):
-            with torch.device("meta"):
-                _compare_shapes(record, builder(), shapes, records)
-            module = builder()
-        for path in (record.path, *elsewhere.get(record.path, ())):
-            with refusing(f"structure.json: {record.path}: {record.kind} has no place in this model"):
-                place(model, path, module)
-    return model
-
-
 @contextmanager
 def refusing(what: str) -> Iterator[None]:
     """Turn whatever the code of a module raises, ours or a third party's, into one ArtifactError: `what`: why."""
@@ -123,6 +41,292 @@ def refusing(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # any class may raise anything for values nobody thought of
         raise ArtifactError(f"{what}: {error if str(error) else type(error).__name__}") from error
+
+
+# -- describing --------------------------------------------------------------------------------------------------
+def describe(model: nn.Module, base: nn.Module) -> list[ModuleRecord]:
+    """Return what must be replaced in `base` to get the shape of `model`, parents before children.
+
+    Raises:
+        ArtifactError: a module of an unknown class was added or replaced, so that no file could describe it.
+    """
+    load_builtin_kinds()
+    before = dict(base.named_modules())
+    records: list[ModuleRecord] = []
+    inside: set[nn.Module] = set()  # rebuilt by the configuration of a stored parent
+    for path, module in model.named_modules():
+        other = before.get(path)
+        if path == "":
+            continue
+        if isinstance(module, StoredModule):
+            _require_registered(path, module)
+            records.append(ModuleRecord(path=path, kind=module.kind, config=module.config()))
+            inside.update(module.modules())
+        elif module not in inside and (other is None or type(other) is not type(module) or _differs(module, other)):
+            records.append(_plain_record(path, module))
+    return records
+
+
+def is_patch(record: ModuleRecord) -> bool:
+    """Tell whether a record is of a class that adds itself to a model, rather than of a module that was replaced."""
+    return callable(getattr(STORED.get(record.kind), "attach", None))
+
+
+def _require_registered(path: str, module: StoredModule) -> None:
+    if STORED.get(getattr(module, "kind", "")) is not type(module):
+        raise ArtifactError(
+            f"{path}: {type(module).__name__} is not a registered stored class; decorate it with @stored"
+        )
+
+
+def _differs(module: nn.Module, other: nn.Module) -> bool:
+    """Tell whether two modules of one class hold tensors of other shapes or were built with other settings."""
+    return _own_shapes(module) != _own_shapes(other) or plain_config(module) != plain_config(other)
+
+
+def _own_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in _kept(module)}
+
+
+def _plain_record(path: str, module: nn.Module) -> ModuleRecord:
+    kind, config = plain_name(module), plain_config(module)
+    if kind is None or config is None:
+        raise ArtifactError(
+            f"{path}: a {type(module).__name__} was put into the model, which no artifact can describe; "
+            "methods must leave stored modules or plain torch layers"
+        )
+    return ModuleRecord(path=path, kind=kind, config=config)
+
+
+# -- rebuilding --------------------------------------------------------------------------------------------------
+def assemble(
+    base: nn.Module, records: list[ModuleRecord], weights: Weights, tied: Mapping[str, str], where: str
+) -> nn.Module:
+    """Put the recorded modules into `base` and all tensors into the result, everything checked; return it.
+
+    `base` itself is changed; give a `hollow` copy of a model that belongs to somebody else.
+
+    Args:
+        tied: names of tensors that share another's values, each with the name of the other.
+
+    Raises:
+        ArtifactError: a module that cannot be built, a tensor that is missing, left over or does not fit, a stored
+            module whose tensors disagree with its configuration.
+    """
+    forms = _all_forms(weights, tied, where)
+    model = rebuild(base, records, forms)
+    targets = dict(model.state_dict(keep_vars=True))
+    check_forms(targets, forms, where)
+    _fill(targets, weights, tied)
+    check_stored(model)
+    _check_no_meta(model, where)
+    return model
+
+
+def _all_forms(weights: Weights, tied: Mapping[str, str], where: str) -> dict[str, Form]:
+    """Return the forms of all tensors, those of tied names too."""
+    forms = dict(weights.forms)
+    for name, source in tied.items():
+        if source not in weights.forms:
+            raise ArtifactError(f"{where}: {name!r} is tied to {source!r}, which the weight file does not hold")
+        if name in weights.forms:
+            raise ArtifactError(f"{where}: {name!r} is tied to {source!r} and stored too")
+        forms[name] = weights.forms[source]
+    return forms
+
+
+def rebuild(model: nn.Module, records: list[ModuleRecord], forms: Mapping[str, Form]) -> nn.Module:
+    """Put the recorded modules, empty, into `model`, and return it.
+
+    Args:
+        forms: shape of each tensor in the weight file; each twin is first built without memory and compared, so
+            that absurd sizes are refused before anything is allocated.
+
+    Raises:
+        ArtifactError: an unknown kind, a path that is not in the model or is named twice, a configuration that makes
+            no sense.
+    """
+    load_builtin_kinds()
+    paths = _distinct_paths(records)
+    elsewhere = _other_paths(model, paths)
+    for record in records:
+        with refusing(f"structure.json: {record.path}: {record.kind} cannot be built"):
+            with torch.device("meta"):
+                _compare_shapes(record, _build(record), forms, paths)
+            module = _build(record)
+        for path in (record.path, *elsewhere.get(record.path, ())):
+            with refusing(f"structure.json: {record.path}: {record.kind} has no place in this model"):
+                place(model, path, module)
+    return model
+
+
+def hollow(
+    base: nn.Module, records: list[ModuleRecord], weights: Weights, tied: Mapping[str, str], where: str
+) -> nn.Module:
+    """Return a copy of a model to put the recorded modules into: its tensors hold nothing until they are filled.
+
+    Tensors of modules that will be replaced take no memory at all; those that stay are compared with the weight file
+    before any is made. Buffers that no file keeps are copied. Tensors on the device "meta" get room on the CPU.
+
+    Raises:
+        ArtifactError: a tensor that stays is not in the file, or has another shape there.
+    """
+    forms = _all_forms(weights, tied, where)
+    gone, known = _replaced(base, records), set(base.state_dict(keep_vars=True))
+    stay: dict[int, Tensor] = {}
+    for path, module in base.named_modules(remove_duplicate=False):
+        if module in gone:
+            continue
+        for name, tensor in _kept(module):
+            full = f"{path}.{name}" if path else name
+            form = forms.get(full)
+            if form is None and full in known:
+                raise ArtifactError(f"{where}: tensor {full!r} is missing; is it the right base model?")
+            if form is not None and form.shape != tuple(tensor.shape):
+                shapes = f"{list(form.shape)}, the model needs {list(tensor.shape)}"
+                raise ArtifactError(f"{where}: tensor {full!r} has shape {shapes}; is it the right base model?")
+            stay[id(tensor)] = tensor
+    memo: dict[int, Any] = {key: _empty(tensor, on_cpu=True) for key, tensor in stay.items()}
+    for module in gone:
+        memo.update((id(tensor), _empty(tensor)) for _, tensor in _kept(module) if id(tensor) not in memo)
+    return copy.deepcopy(base, memo)
+
+
+def _replaced(base: nn.Module, records: list[ModuleRecord]) -> set[nn.Module]:
+    """Return the modules of a base that records take the place of, and all inside them."""
+    gone: set[nn.Module] = set()
+    for record in records:
+        if is_patch(record):
+            continue
+        with suppress(AttributeError):  # a path inside a module that is replaced itself
+            before = base.get_submodule(record.path)
+            if not (isinstance(before, HOLDERS) and plain_name(before) == record.kind):
+                gone.update(before.modules())
+    return gone
+
+
+def _kept(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a module, without its children, that its state keeps."""
+    for name, tensor in {**module._parameters, **module._buffers}.items():
+        if tensor is not None and name not in module._non_persistent_buffers_set:
+            yield name, tensor
+
+
+def _empty(tensor: Tensor, on_cpu: bool = False) -> Tensor:
+    """Return a tensor like another without its values; without memory unless it is made on the CPU."""
+    if on_cpu:
+        made = torch.empty_like(tensor, device="cpu" if tensor.is_meta else tensor.device).detach()
+    else:
+        made = torch.empty_like(tensor, device="meta").detach()
+    return nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+
+
+def _distinct_paths(records: list[ModuleRecord]) -> set[str]:
+    paths: set[str] = set()
+    for record in records:
+        if record.path in paths:
+            raise ArtifactError(f"structure.json: {record.path} is recorded twice")
+        paths.add(record.path)
+    return paths
+
+
+def _other_paths(base: nn.Module, recorded: set[str]) -> dict[str, list[str]]:
+    """Return the other paths of each recorded module that the base model holds in several places."""
+    paths: dict[nn.Module, list[str]] = defaultdict(list)
+    for path, module in base.named_modules(remove_duplicate=False):
+        paths[module].append(path)
+    return {
+        path: [other for other in shared if other not in recorded]
+        for shared in paths.values() if len(shared) > 1
+        for path in shared if path in recorded
+    }  # fmt: skip
+
+
+def place(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put `module` at the dotted `path` of `model`. Raises ArtifactError when the parent does not exist."""
+    parent_path, _, name = path.rpartition(".")
+    attach = getattr(module, "attach", None)
+    if callable(attach) and not parent_path:
+        attach(model)  # a patch adds itself
+        return
+    try:
+        parent = model.get_submodule(parent_path)
+    except AttributeError as error:
+        raise ArtifactError(f"structure.json: the model has no module {parent_path!r} to hold {path!r}") from error
+    if name not in parent._modules:
+        raise ArtifactError(f"structure.json: the model has no module {path!r}; is it the right base model?")
+    before = parent._modules[name]
+    if isinstance(module, HOLDERS) and type(before) is type(module):
+        for key in module._modules.keys() & before._modules.keys():
+            module._modules[key] = before._modules[key]  # a holder that became longer or shorter keeps what it held
+    parent._modules[name] = module
+
+
+def _build(record: ModuleRecord) -> nn.Module:
+    if record.kind in STORED:
+        return STORED[record.kind].from_config(record.config)
+    if record.kind in PLAIN:
+        return build_plain(record.kind, record.config)
+    known = ", ".join(sorted([*STORED, *PLAIN]))
+    raise ArtifactError(
+        f"structure.json: {record.path}: unknown stored class {record.kind!r}; this version has {known}"
+    )
+
+
+def _compare_shapes(record: ModuleRecord, twin: nn.Module, forms: Mapping[str, Form], paths: set[str]) -> None:
+    """Refuse a twin whose tensors differ from the file, except under children that have a record of their own."""
+    for name, tensor in twin.state_dict().items():
+        full = f"{record.path}.{name}"
+        if not paths.isdisjoint(_parents(full, record.path)):
+            continue
+        form = forms.get(full)
+        if form is None:
+            raise ValueError(f"the weight file has no tensor {full!r}")
+        if form.shape != tuple(tensor.shape):
+            raise ValueError(f"tensor {full!r} has shape {list(form.shape)}, the structure says {list(tensor.shape)}")
+
+
+def _parents(name: str, top: str) -> Iterator[str]:
+    """Yield the paths of modules between the module `top` and its tensor `name`, without `top`."""
+    path = name.rpartition(".")[0]
+    while len(path) > len(top):
+        yield path
+        path = path.rpartition(".")[0]
+
+
+# -- checking ----------------------------------------------------------------------------------------------------
+def check_forms(expected: Mapping[str, Tensor], forms: Mapping[str, Form], where: str) -> None:
+    """Name the first tensor that is missing, left over, or of another shape or kind of number. Raises ArtifactError."""
+    for name, tensor in expected.items():
+        found = forms.get(name)
+        if found is None:
+            raise ArtifactError(f"{where}: tensor {name!r} is missing; is it the right base model?")
+        if not isinstance(tensor, Tensor):
+            raise ArtifactError(f"{where}: {name!r} of the model is a {type(tensor).__name__}, not a tensor")
+        if found.shape != tuple(tensor.shape):
+            shapes = f"{list(found.shape)}, the model needs {list(tensor.shape)}"
+            raise ArtifactError(f"{where}: tensor {name!r} has shape {shapes}; is it the right base model?")
+        if found.dtype != tensor.dtype and not (found.dtype.is_floating_point and tensor.dtype.is_floating_point):
+            raise ArtifactError(f"{where}: tensor {name!r} is {found.dtype}, the model needs {tensor.dtype}")
+    for name in forms:
+        if name not in expected:
+            raise ArtifactError(f"{where}: tensor {name!r} has no place in the model; is it the right base model?")
+
+
+def _fill(targets: Mapping[str, Tensor], weights: Weights, tied: Mapping[str, str]) -> None:
+    """Copy tensors to their places; one of another floating type than its place brings its own."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, source in tied.items():
+        names[source].append(name)
+    with torch.no_grad():
+        for source, tensor in weights:
+            for name in (source, *names[source]):
+                target = targets[name]
+                if target is tensor:
+                    continue
+                if target.dtype != tensor.dtype:
+                    target.data = torch.empty(tensor.shape, dtype=tensor.dtype, device=target.device)
+                target.copy_(tensor)
 
 
 def check_stored(model: nn.Module) -> None:
@@ -139,99 +343,9 @@ def check_stored(model: nn.Module) -> None:
                 module.check()
 
 
-def _other_paths(base: nn.Module, records: list[ModuleRecord]) -> dict[str, list[str]]:
-    """Return the other paths of each recorded module that the base model holds in several places."""
-    recorded = {record.path for record in records}
-    paths: dict[nn.Module, list[str]] = defaultdict(list)
-    for path, module in base.named_modules(remove_duplicate=False):
-        paths[module].append(path)
-    return {
-        path: [other for other in shared if other not in recorded]
-        for shared in paths.values() if len(shared) > 1
-        for path in shared if path in recorded
-    }  # fmt: skip
-
-
-def place(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Put `module` at the dotted `path` of `model`. Raises ArtifactError when the parent does not exist."""
-    parent_path, _, name = path.rpartition(".")
-    attach = getattr(module, "attach", None)
-    if callable(attach) and not parent_path:
-        attach(model)  # a module that adds itself, such as a token reduction
-        return
-    try:
-        parent = model.get_submodule(parent_path)
-    except AttributeError as error:
-        raise ArtifactError(f"structure.json: the model has no module {parent_path!r} to hold {path!r}") from error
-    if name not in parent._modules:
-        raise ArtifactError(f"structure.json: the model has no module {path!r}; is it the right base model?")
-    parent._modules[name] = module
-
-
-def _builder(record: ModuleRecord) -> Callable[[], nn.Module]:
-    if record.kind in STORED:
-        cls = STORED[record.kind]
-        return lambda: cls.from_config(record.config)
-    if record.kind in PLAIN:
-        plain, _ = PLAIN[record.kind]
-        return lambda: plain(**record.config)
-    known = ", ".join(sorted([*STORED, *PLAIN]))
-    raise ArtifactError(
-        f"structure.json: {record.path}: unknown stored class {record.kind!r}; this version has {known}"
-    )
-
-
-def _compare_shapes(
-    record: ModuleRecord, twin: nn.Module, shapes: Mapping[str, Any], records: list[ModuleRecord]
-) -> None:
-    """Refuse a twin whose tensors differ from the file, except under children that have a record of their own."""
-    nested = tuple(f"{other.path}." for other in records if other.path.startswith(f"{record.path}."))
-    for name, tensor in twin.state_dict().items():
-        full = f"{record.path}.{name}"
-        if full.startswith(nested) if nested else False:
-            continue
-        stored = shapes.get(full)
-        if stored is None:
-            raise ValueError(f"the weight file has no tensor {full!r}")
-        if list(stored) != list(tensor.shape):
-            raise ValueError(f"tensor {full!r} has shape {list(stored)}, the structure says {list(tensor.shape)}")
-
-
-def _require_registered(path: str, module: StoredModule) -> None:
-    if STORED.get(getattr(module, "kind", "")) is not type(module):
-        raise ArtifactError(
-            f"{path}: {type(module).__name__} is not a registered stored class; decorate it with @stored"
-        )
-
-
-def _inside_stored(path: str, records: list[ModuleRecord]) -> bool:
-    return any(path.startswith(f"{record.path}.") and record.kind in STORED for record in records)
-
-
-def _differs(module: nn.Module, other: nn.Module) -> bool:
-    """Tell whether two modules of one class hold tensors of other shapes or were built with other settings."""
-    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items() if "." not in name}
-    theirs = {name: tuple(tensor.shape) for name, tensor in other.state_dict().items() if "." not in name}
-    return own != theirs or _plain_config(module) != _plain_config(other)
-
-
-def _plain_config(module: nn.Module) -> Config | None:
-    for cls, config in PLAIN.values():
-        if type(module) is cls:
-            return config(module)
-    return None
-
-
-def _plain_record(path: str, module: nn.Module) -> ModuleRecord:
-    for kind, (cls, config) in PLAIN.items():
-        if type(module) is cls:
-            return ModuleRecord(path=path, kind=kind, config=config(module))
-    raise ArtifactError(
-        f"{path}: a {type(module).__name__} was put into the model, which no artifact can describe; "
-        "methods must leave stored modules or plain torch layers"
-    )
-
-
-def state_shapes(state: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    """Return the shape of each tensor by name."""
-    return {name: list(tensor.shape) for name, tensor in state.items()}
+def _check_no_meta(model: nn.Module, where: str) -> None:
+    for name, buffer in model.named_buffers():
+        if buffer.is_meta:
+            raise ArtifactError(
+                f"{where}: the buffer {name!r} of the model is on the device 'meta' and in no file; build it on the CPU"
+            )

@@ -10,8 +10,9 @@ from torch import nn
 
 from lessen import files
 from lessen.artifact import folder as artifact
+from lessen.artifact.state import load_state
 from lessen.cli.words import task_of
-from lessen.errors import ArtifactError, ConfigError
+from lessen.errors import ConfigError
 from lessen.log import SILENT, Log
 from lessen.task import Task
 from lessen.tasks import get_task
@@ -63,24 +64,8 @@ def _task_of_artifact(name: str | None) -> dict[str, Any]:
 
 
 def _from_weights(path: Path, model: nn.Module) -> nn.Module:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     if path.suffix in PICKLES:
         raise ConfigError(
             f"{path} is a pickle, which may run code when read; write the weights with safetensors.torch.save_file"
         )
-    try:
-        state = load(files.read_checked(path))
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise ArtifactError(f"{path} is not a valid safetensors file: {error}") from error
-    expected = model.state_dict()
-    for key in expected.keys() | state.keys():
-        if key not in state or key not in expected:
-            lacks = "the file" if key not in state else "the model of the task"
-            raise ArtifactError(f"{path}: {lacks} has no tensor {key!r}; is it the right --task?")
-        if expected[key].shape != state[key].shape:
-            shapes = f"{list(state[key].shape)}, the model needs {list(expected[key].shape)}"
-            raise ArtifactError(f"{path}: tensor {key!r} has shape {shapes}; is it the right --task?")
-    model.load_state_dict(state)
-    return model.eval()
+    return load_state(model, path).eval()

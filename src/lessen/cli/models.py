@@ -110,15 +110,30 @@ def profile(
 
 def verify(
     artifact: Annotated[Path, typer.Argument(help="Artifact folder.", metavar="ARTIFACT")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Architecture of an artifact of your own model, or the base of a delta: FILE.py:NAME, or an artifact.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check an artifact: digests, structure, and that it still gives the outputs it gave when it was written.
+    """Check an artifact: digests, structure, tensors, and that it still gives the outputs that it recorded.
+
+    Nothing is downloaded and no data are read where the artifact's task can be told from its options.
 
     Example: lessen verify out/demo/artifacts/int8-0
-    """
+    """  # fmt: skip
+    from lessen.artifact.folder import load
     from lessen.artifact.folder import verify as verify_artifact
+    from lessen.cli.own import is_own, own_model
 
-    found = verify_artifact(artifact)
+    base = None
+    if model is not None:
+        base = own_model(model) if is_own(model) else load(Path(model))
+    found = verify_artifact(artifact) if base is None else verify_artifact(artifact, base)
     if as_json:
         emit({**asdict(found), "path": str(found.path)})
         return
@@ -127,4 +142,7 @@ def verify(
         "close": f"outputs differ by at most {found.largest_difference:.2g}",
         "none": "no recorded outputs to compare",
     }[found.probe]
-    line(f"{artifact}: {found.files} files unchanged, {size(found.stored_bytes)} stored, {outputs}")
+    stored = f"{size(found.stored_bytes)} stored"
+    if found.serving_bytes != found.stored_bytes:
+        stored += f", {size(found.serving_bytes)} with its base"
+    line(f"{artifact}: {found.files} files unchanged, {stored}, {outputs}")

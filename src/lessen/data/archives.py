@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from lessen.data.cache import cache_folder
+from lessen.data.offline import require_network
 from lessen.errors import DataError
 from lessen.files import atomic_folder, writing
 from lessen.log import SILENT, Log
@@ -99,6 +100,7 @@ def _md5(handle: IO[bytes], copy: IO[bytes] | None = None) -> str:
 
 
 def _download(archive: Archive, path: Path, log: Log) -> None:
+    require_network(archive.name, by_hand(archive))
     log.note(f"downloading {archive.name} from {archive.url}")
     try:
         with urllib.request.urlopen(archive.url, timeout=CONNECT_SECONDS) as answer, path.open("wb") as handle:

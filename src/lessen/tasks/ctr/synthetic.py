@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
+from torch import nn
 
 from lessen.data.columns import Columns, IdField, Layout
 from lessen.metrics import AUC
 from lessen.stored.fields import Segment
 from lessen.task import Split, TaskOptions
 from lessen.tasks.ctr.base import ClickTask
+from lessen.tasks.ctr.models import MODELS
 from lessen.train.settings import FitSettings
 
 Floats = NDArray[np.float64]
@@ -56,12 +59,22 @@ class SyntheticClicks(ClickTask):
             "validation": everything.select(np.arange(cuts[0], cuts[1])),
             "test": everything.select(np.arange(cuts[1], cuts[2])),
         }
-        super().__init__(self.options.model, layout, splits, {"dim": self.options.dim, "hidden": (32, 16), "std": 0.1})
+        super().__init__(self.options.model, layout, splits, _arguments(self.options))
         self.best_auc = AUC(logits[cuts[1] :], label[cuts[1] :])
+
+    @classmethod
+    def architecture(cls, options: SyntheticOptions) -> Callable[[], nn.Module]:
+        """Return what builds the model of these options; no data are drawn."""
+        layout = _layout(options.fields + options.noise_fields, options.rows_per_field)
+        return lambda: MODELS[options.model](layout, **_arguments(options))
 
     def describe(self) -> dict[str, Any]:
         """Return the name and the options."""
         return {"name": self.name, **self.options.model_dump()}
+
+
+def _arguments(options: SyntheticOptions) -> dict[str, Any]:
+    return {"dim": options.dim, "hidden": (32, 16), "std": 0.1}
 
 
 def _layout(fields: int, rows: int) -> Layout:

@@ -44,6 +44,7 @@ class Cifar10Task(Task):
     metrics = {"accuracy": ACCURACY}
     settings = FitSettings(epochs=1, learning_rate=3e-5, optimizer="adamw", weight_decay=0.05, clip_norm=1.0)
     Options = Cifar10Options
+    pretrained = True
 
     def __init__(self, options: Cifar10Options | None = None) -> None:
         self.options = options or Cifar10Options()

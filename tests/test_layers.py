@@ -27,9 +27,9 @@ ORDER = [
     # machinery, named after the thing made smaller
     ("tokens", "decoding", "checkpoints", "selection", "retrieval", "codecs", "folding", "series"),
     # what is compressed, and how
-    "tasks", "judges", "methods", "recipe",
+    "tasks", "artifact", "judges", "methods", "recipe",
     # what comes out, and what it cost
-    "artifact", "measure", "export", "importers", "frontier", "report", "study", "search", "testing", "trade",
+    "measure", "export", "importers", "frontier", "report", "study", "search", "testing", "trade",
     # doors
     "__init__", "cli", "__main__",
 ]  # fmt: skip

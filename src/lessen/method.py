@@ -74,6 +74,8 @@ class Context:
     """What the step learned (chosen ranks, skipped tables): JSON values, kept in the step ledger."""
     known: dict[str, Any] = field(default_factory=dict)
     """What the caller has measured already and a forecast may use: `id_counts`, rows read by table path."""
+    original: nn.Module | None = None
+    """The model that the recipe was given, before its first step: what a student may learn from. Never changed."""
     generator: torch.Generator = field(init=False)
     train_seconds: float = 0.0
     """Seconds spent in gradient training inside this step; the rest counts as compression."""

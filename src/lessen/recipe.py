@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 from torch import nn
 
@@ -21,6 +19,7 @@ from lessen.method import Context, Method, check_finite, check_needs
 from lessen.methods import get_method
 from lessen.methods.sites import state_bytes
 from lessen.task import Task
+from lessen.train.device import device_of
 
 VERSION = "version"
 """Key beside the knobs of a method in a recipe file."""
@@ -101,7 +100,7 @@ class Recipe:
         current = copy.deepcopy(model).eval()
         ledger: list[StepRecord] = []
         for number, step in enumerate(self.steps):
-            context = Context(seed=seed * 1009 + number, log=log, device=device_of(current))
+            context = Context(seed=seed * 1009 + number, log=log, device=device_of(current), original=model)
             before, start = state_bytes(current), time.perf_counter()
             task = self._prepared(step, task, context)
             current = step.apply(current, task, context).eval()
@@ -160,9 +159,3 @@ def _check_version(cls: type[Method], version: Any, where: str) -> None:
             f"{where}: {cls.card.name} version {version!r} is not the one here, {cls.version}, and its figures would "
             f"differ; install the lessen that wrote the recipe, or remove `{VERSION}` to run it as it is now"
         )
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return where a model's first tensor is; the CPU for a model without any."""
-    first = next(itertools.chain(model.parameters(), model.buffers()), None)
-    return first.device if first is not None else torch.device("cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import namedtuple
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from lessen.train.fit import fit
 from lessen.train.hooks import Hook
 from lessen.train.nested import count_rows, count_tokens, map_tensors
 from lessen.train.optimizers import build_optimizers, hidden_matrices
+from lessen.train.parallel import Group
 from lessen.train.settings import FitSettings, ParameterGroup
 from small_training import Small, batches, loss, same, small, validate
 
@@ -286,6 +288,39 @@ def test_gradient_checkpointing_is_switched_and_put_back() -> None:
     assert not host.is_gradient_checkpointing
     with pytest.raises(ConfigError, match="Small does not"):
         train(small(), gradient_checkpointing=True)
+
+
+def test_a_hugging_face_model_recomputes_and_trains_the_same() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    plain = transformers.LlamaForCausalLM(config)
+    saving = copy.deepcopy(plain)
+    ids = torch.randint(0, 32, (4, 2, 9), generator=torch.Generator().manual_seed(0))
+    passes = []
+    saving.model.layers[0].mlp.register_forward_pre_hook(lambda *_: passes.append(1))
+    for host, recompute in ((plain, False), (saving, True)):
+        done = fit(
+            host, batches=lambda _: [{"input_ids": one} for one in ids], validate=None,
+            loss=lambda m, b: m(**b, labels=b["input_ids"], use_cache=False).loss,
+            settings=FitSettings(epochs=2, schedule="constant", gradient_checkpointing=recompute),
+        )  # fmt: skip
+        assert (done.tokens, done.examples) == (2 * ids.numel(), 16)
+    assert len(passes) == 2 * 2 * 4  # each step runs a block forward twice
+    assert not saving.is_activation_checkpointing
+    for a, b in zip(plain.parameters(), saving.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_several_processes_on_another_device_than_the_cpu_are_refused() -> None:
+    with pytest.raises(ConfigError, match="several processes train over gloo, on cpu, not on meta"):
+        fit(
+            small().to("meta"), batches=batches, loss=loss, validate=validate, settings=FitSettings(),
+            ranks=Group(0, 2),
+        )  # fmt: skip
 
 
 # -- devices and batches --------------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ def _check(
         raise ConfigError("the schedule plateau follows the validation score; give one, or choose constant or cosine")
     if settings.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise ConfigError(f"device {device} cannot compute in bfloat16; set precision: fp32")
-    if settings.gradient_checkpointing and not hasattr(model, "gradient_checkpointing_enable"):
+    if settings.gradient_checkpointing and _recomputes(model) is None:
         raise ConfigError(
             f"gradient_checkpointing is for models that offer it, as those of transformers do; "
             f"{type(model).__name__} does not"
@@ -197,8 +197,15 @@ def _choose(model: nn.Module, groups: Sequence[ParameterGroup]) -> Callable[[], 
 
 
 def _recompute(model: Any) -> Callable[[], None]:
-    """Switch gradient checkpointing on; returns what undoes that."""
-    if getattr(model, "is_gradient_checkpointing", False):
+    """Switch the recomputation of activations on; returns what undoes that."""
+    name = _recomputes(model)
+    if getattr(model, f"is_{name}", False):
         return lambda: None
-    model.gradient_checkpointing_enable()
-    return lambda: model.gradient_checkpointing_disable()
+    getattr(model, f"{name}_enable")()
+    return lambda: getattr(model, f"{name}_disable")()
+
+
+def _recomputes(model: nn.Module) -> str | None:
+    """Return under which name a model offers it: transformers has renamed it."""
+    names = ("activation_checkpointing", "gradient_checkpointing")
+    return next((name for name in names if hasattr(model, f"{name}_enable")), None)

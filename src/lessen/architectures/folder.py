@@ -77,7 +77,7 @@ def read_folder(path: Path) -> HostFolder:
         DataError: a file is cut short, junk, missing, or does not hold what the index says.
     """
     if not path.exists():
-        raise ConfigError(f"no model folder {path}{_neighbour(path)}")
+        raise ConfigError(f"no model folder {path}{neighbour(path)}")
     if not path.is_dir():
         raise ConfigError(f"{path} is a file; give the folder that holds {CONFIG}")
     if not (path / CONFIG).is_file():
@@ -88,9 +88,10 @@ def read_folder(path: Path) -> HostFolder:
     return HostFolder(path, config, _tensors(path))
 
 
-def _neighbour(path: Path) -> str:
+def neighbour(path: Path) -> str:
+    """Return ` (did you mean ...?)` where something with nearly that name lies in the same folder."""
     parent = path.parent
-    names = [item.name for item in parent.iterdir() if item.is_dir()] if parent.is_dir() else []
+    names = [item.name for item in parent.iterdir()] if parent.is_dir() else []
     close = difflib.get_close_matches(path.name, names, n=1)
     return f" (did you mean {parent / close[0]}?)" if close else ""
 

@@ -103,7 +103,9 @@ def time_both(model: nn.Module, task: Task, path: Path, rows: int, threads: int)
     from lessen.measure.latency import compare_latency
     from lessen.task import call_model
 
-    inputs = [first_rows(task.inputs(batch), rows) for batch in task.workloads()["forward"].items]
+    work = task.workloads().get("forward")
+    batches = work.items if work is not None else [task.example_batch()]
+    inputs = [first_rows(task.inputs(batch), rows) for batch in batches]
     return compare_latency(
         lambda batch: call_model(model, batch), serve(path, threads), inputs, threads=threads, batch_examples=rows
     )

@@ -9,8 +9,11 @@ import torch
 from torch import nn
 
 from lessen import files
+from lessen.architectures.folder import is_host, neighbour
+from lessen.architectures.loading import SMOLLM2, load_host
 from lessen.artifact import folder as artifact
 from lessen.artifact.state import load_state
+from lessen.cli.own import is_own, own_model
 from lessen.cli.words import task_of
 from lessen.errors import ConfigError
 from lessen.log import SILENT, Log
@@ -20,36 +23,69 @@ from lessen.tasks import get_task
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 
 
-def load_model(name: str, task: Task, *, seed: int = 0, log: Log = SILENT) -> nn.Module:
-    """Return the model that `name` stands for, in eval mode; `reference` trains the task's own.
+def open_model(name: str | None, task: str | None, *, seed: int = 0, log: Log = SILENT) -> tuple[nn.Module, Task]:
+    """Return the model that a command names, in eval mode, and the task that judges it.
+
+    Args:
+        name: `reference`, an artifact, a Hugging Face folder, a GGUF file, the user's own FILE.py:NAME, a file of
+            weights for the task's model; None stands for the task's untrained model.
+        task: as written for `--task`. An artifact may name its own; a Hugging Face model without one is judged by
+            how far it agrees with its uncompressed self (`agreement`).
 
     Raises:
-        ConfigError: nothing is there, or it is a pickle.
-        ArtifactError: it is damaged, or its tensors do not fit the task's model.
+        ConfigError: nothing is there, a task is missing, or the task judges a model of its own.
+        ArtifactError, DataError: a file is damaged, or tensors do not fit the model.
     """
+    if name is not None and is_host_name(name):
+        return _hosted(name, task, log)
+    judge = task_of(task) if task is not None else get_task(_task_of_artifact(name), "--task")
+    if name is None:
+        torch.manual_seed(0)
+        return judge.build().eval(), judge
+    return _load(name, judge, seed, log), judge
+
+
+def is_host_name(name: str) -> bool:
+    """Tell whether `name` is a model with a configuration of its own: a folder, a GGUF file, the built-in one."""
+    path = Path(name)
+    if path.is_dir() and (path / artifact.MANIFEST).is_file():
+        return False
+    return is_host(path) or name.endswith(".gguf") or (name.lower() == SMOLLM2 and not path.exists())
+
+
+def _hosted(name: str, task: str | None, log: Log) -> tuple[nn.Module, Task]:
+    if task is None:
+        judge: Task = get_task({"name": "agreement", "model": name}, "--task")
+        model = judge.reference(log=log)
+        log.note(f"{judge.notes()[0]}; give --task to judge quality")
+        return model, judge
+    judge = task_of(task)
+    if callable(hosted := getattr(judge, "hosted", None)):
+        judge = hosted(name)
+        return judge.reference(log=log), judge
+    if judge.Options is not None:
+        raise ConfigError(
+            f"task {judge.name!r} judges a model of its own, not {name}; give a task for host models (language, "
+            "retrieval, agreement) or your own: --task FILE.py:NAME"
+        )
+    return load_host(name, log=log), judge
+
+
+def _load(name: str, task: Task, seed: int, log: Log) -> nn.Module:
     path = Path(name)
     if name == "reference" and not path.exists():
         return task.reference(seed, log)
+    if is_own(name):
+        return own_model(name)
     if path.is_dir() and (path / artifact.MANIFEST).is_file():
         return artifact.load(path, model=task.build())
     weights = path / artifact.WEIGHTS if path.is_dir() else path
     if not weights.is_file():
         raise ConfigError(
-            f"no model at {name!r}; give an artifact, a .safetensors file, or the word 'reference' to train it"
+            f"no model at {name!r}; give an artifact, a Hugging Face folder, a GGUF or .safetensors file, "
+            "FILE.py:NAME, or the word 'reference' to train it"
         )
     return _from_weights(weights, task.build())
-
-
-def open_model(name: str | None, task: str | None) -> tuple[nn.Module, Task]:
-    """Return a model to look at and its task, which an artifact of a built-in task names. Raises ConfigError.
-
-    `task` is written as for `--task`.
-    """
-    built = task_of(task) if task is not None else get_task(_task_of_artifact(name), "--task")
-    if name is None:
-        torch.manual_seed(0)
-        return built.build().eval(), built
-    return load_model(name, built), built
 
 
 def _task_of_artifact(name: str | None) -> dict[str, Any]:
@@ -59,6 +95,8 @@ def _task_of_artifact(name: str | None) -> dict[str, Any]:
         task = structure.get("task") if isinstance(structure, dict) else None
         if isinstance(task, dict):
             return task
+    if name is not None and not is_own(name) and not Path(name).exists() and name != "reference":
+        raise ConfigError(f"no model at {name!r}{neighbour(Path(name))}")
     what = f"{name!r} does not say which task builds it" if name is not None else "give a model or a task"
     raise ConfigError(f"{what}; add --task NAME (see: lessen tasks), or your own: --task FILE.py:NAME")
 

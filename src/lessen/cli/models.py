@@ -10,12 +10,7 @@ import typer
 
 from lessen.cli.interrupt import interruptible
 from lessen.cli.talk import AsJson, emit, line, size
-from lessen.cli.words import Seed, Threads, new_folder, parse_step, task_of
-
-TaskText = Annotated[
-    str,
-    typer.Option("--task", "-t", help="Task it is judged on: NAME, NAME:option=value,..., or your own, FILE.py:NAME."),
-]
+from lessen.cli.words import Seed, Threads, new_folder, parse_step
 
 
 def register(app: typer.Typer) -> None:
@@ -29,14 +24,23 @@ def compress(
     model: Annotated[
         str,
         typer.Argument(
-            help="A reference folder of a study, an artifact, a .safetensors file, or the word 'reference' to train it."
+            help="A Hugging Face folder, a GGUF file, an artifact, FILE.py:NAME, a reference folder of a study, a "
+            ".safetensors file, or the word 'reference' to train it."
         ),
     ],
-    task: TaskText,
     step: Annotated[
         list[str], typer.Option("--step", "-s", help="METHOD or METHOD:knob=value,...; repeat for more steps.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the artifact.")],
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            "-t",
+            help="Task it is judged on: NAME, NAME:option=value,..., or your own, FILE.py:NAME. Left "
+            "out, a Hugging Face model is judged by how far it agrees with its uncompressed self.",
+        ),
+    ] = None,
     margin: Annotated[
         float, typer.Option("--margin", help="Largest loss of the first metric that you accept.")
     ] = 0.002,
@@ -48,7 +52,7 @@ def compress(
 
     Example: lessen compress reference --task ctr-movielens100k --step emb-rowwise-quant:bits=4 --out out/int4
     """
-    from lessen.cli.loading import load_model
+    from lessen.cli.loading import open_model
     from lessen.cli.progress import Reporting
     from lessen.frontier.margin import check_margin
     from lessen.measure.latency import pinned_threads
@@ -59,8 +63,7 @@ def compress(
     recipe = Recipe.parse({"steps": [parse_step(text) for text in step]}, "--step", own=True)
     new_folder(out)
     with interruptible(), Reporting() as log, pinned_threads(threads):
-        judge = task_of(task)
-        original = load_model(model, judge, seed=seed, log=log)
+        original, judge = open_model(model, task, seed=seed, log=log)
         trade = compress_model(original, judge, recipe, margin=margin, seed=seed, threads=threads, log=log)
         stored = trade.save(out)
     if as_json:
@@ -76,8 +79,8 @@ def profile(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="An artifact, a reference folder, a .safetensors file, or any torch module as FILE.py:NAME; "
-            "left out: the task's untrained model."
+            help="A Hugging Face folder, a GGUF file, an artifact, a reference folder, a .safetensors file, or any "
+            "torch module as FILE.py:NAME; left out: the task's untrained model."
         ),
     ] = None,
     task: Annotated[

@@ -13,8 +13,10 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
 
+from lessen.architectures.direct_reads import direct_reads
 from lessen.errors import ConfigError, nearest
 from lessen.method import Context, Method
+from lessen.stored.base import StoredModule
 from lessen.stored.fields import Segment, cover
 from lessen.stored.tables.embedding import TableShape
 
@@ -92,6 +94,7 @@ def find(
     owners = _parameter_owners(model)
     made = _inside(model, outside)
     fused = {child for parent in model.modules() if isinstance(parent, FUSED_PARENTS) for child in parent.children()}
+    read = direct_reads(model)
     sites: list[Site] = []
     found = _paths(model)
     if scope is not None:
@@ -104,6 +107,8 @@ def find(
             reason = _obstacle(module, kinds, owners)
         if reason is None and module in fused:
             reason = "its parent's fused path reads the weight directly"
+        if reason is None and module in read:
+            reason = f"the forward of {read[module]} reads its weight directly"
         if reason is None and module in made:
             reason = f"is inside a {made[module]} already"
         if reason is None and reject is not None:
@@ -176,6 +181,8 @@ def require(sites: list[Site], method: Method, model: nn.Module, context: Contex
 def replace(model: nn.Module, site: Site, new: nn.Module) -> nn.Module:
     """Put `new` wherever the site's module is, and return the model (which is `new` if the site is the root)."""
     new.train(site.module.training)
+    if isinstance(new, StoredModule):
+        new.place = site.path
     for path in site.paths:
         if path == "":
             return new

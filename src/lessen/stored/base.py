@@ -11,6 +11,13 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lessen.errors import InputError
+
+
+class NoDenseWeight(InputError, AttributeError):
+    """A forward reads the weight of a layer that is stored compactly; `hasattr` sees an absent attribute, as before."""
+
+
 STORED: dict[str, type[StoredModule]] = {}
 """Registered classes by name; an artifact may name only these."""
 
@@ -23,6 +30,21 @@ class StoredModule(nn.Module):
     """
 
     kind: ClassVar[str]
+    place: str = ""
+    """Path of the layer that it took the place of, for messages."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Find tensors and children as torch does. Raises NoDenseWeight for a `weight` that only dense layers have."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name != "weight":
+                raise
+            place = self.place or "PATH"
+            raise NoDenseWeight(
+                f"{self.place or 'a layer'} is a compact {type(self).__name__} without a dense weight, and the model "
+                f"reads `weight` in place of calling it; leave it out with skip={place!r}, or call it in the forward"
+            ) from None
 
     def config(self) -> dict[str, Any]:
         """Return JSON values from which `from_config` builds an empty twin."""

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from examples import TABLES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -10,6 +9,7 @@ from torch import nn
 from kernel_forms import ROWS
 from lessen.stored import kernels
 from lessen.stored.tables.embedding import TableShape
+from stored_examples import TABLES
 
 NO_MODES = {"two stored tiers"}
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from examples import TABLES, examples
 from torch import nn
 
 from kernel_forms import ROWS
 from lessen.stored.base import StoredModule, load_builtin_kinds
 from lessen.stored.tables.embedding import TableShape
+from stored_examples import TABLES, examples
 
-PROGRAM = Path(__file__).with_name("craft.py")
+PROGRAM = Path(__file__).parents[1] / "helpers" / "craft.py"
 
 
 def craft(seed: int, count: int) -> None:

@@ -100,6 +100,17 @@ _SOURCES = (
         built_for=("3.11", "manylinux_2_28_x86_64"),
     ),
     Source(
+        name="ucr-series",
+        what="eight sets of the UCR and UEA archives of time series, inside the library aeon",
+        licence="BSD-3-Clause (package); cite the authors of each set",
+        registry="pypi",
+        package="aeon",
+        version="1.6.0",
+        filename="aeon-1.6.0-py3-none-any.whl",
+        bytes=6_421_000,
+        sha256="d05227086706f80111ac5fee8de4d5d3115bb3bcfd1c786c8629393055816409",
+    ),
+    Source(
         name="humaneval",
         what="HumanEval: 164 programming problems, gzipped JSON lines",
         licence="MIT",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 Floats = NDArray[np.float64]
 PENALTIES = np.logspace(-3, 3, 10)
@@ -31,3 +33,13 @@ def fit_ridge(features: Floats, labels: NDArray[np.int64], classes: int) -> tupl
             best = (error, (size / (size**2 + penalty))[:, None] * projected, penalty)
     weights = (right.T @ best[1]) / scale[:, None]
     return weights, level - mean @ weights, best[2]
+
+
+def ridge_head(features: Tensor, labels: NDArray[np.int64], classes: int) -> tuple[nn.Linear, float]:
+    """Return the fitted layer that reads `features` [n, p], and its penalty."""
+    weights, bias, penalty = fit_ridge(features.double().numpy(), labels, classes)
+    head: nn.Linear = nn.Linear(*weights.shape, device="meta").to_empty(device="cpu")
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(weights.T))
+        head.bias.copy_(torch.from_numpy(bias))
+    return head.eval(), penalty

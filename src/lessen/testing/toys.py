@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lessen.log import SILENT, Log
 from lessen.metrics import AUC, LOGLOSS
 from lessen.task import Split, Task
+from lessen.tasks.series.waves import WavesOptions, WavesTask
 from lessen.train.settings import FitSettings
 
 ITEMS, TAGS, TAGS_EACH, DIM = 1500, 1200, 3, 12
@@ -106,5 +107,11 @@ class RepeatedRowsTask(TableTask):
             return self.build().eval()
 
 
-TOYS: dict[str, Callable[[], Task]] = {"embeddings": TableTask, "weights": TableTask, "emb-dedup": RepeatedRowsTask}
+def _waves() -> Task:
+    return WavesTask(WavesOptions(rows=90, channels=2, told=1, length=32, classes=3, noise=1.0))
+
+
+TOYS: dict[str, Callable[[], Task]] = {
+    "embeddings": TableTask, "weights": TableTask, "emb-dedup": RepeatedRowsTask, "series": _waves,
+}  # fmt: skip
 """Contract task by method name or family. A method of another family is checked on the task its author passes."""

@@ -12,6 +12,7 @@ from kernel_forms import FORMS, ROWS, fields, generator, random
 from lessen.stored.base import StoredModule
 from lessen.stored.linears.int8_linear import Int8Linear
 from lessen.stored.linears.low_rank import LowRankLinear
+from lessen.stored.series.wavelet_bank import WaveletBank
 from lessen.stored.tables.cluster_assigned import ClusterAssignedEmbedding
 from lessen.stored.tables.clustered_embedding import ClusteredEmbedding
 from lessen.stored.tables.deep_hash import DeepHashEmbedding
@@ -122,12 +123,19 @@ def token_reduction():
     return TokenReduction(reducer_from({"reducer": "merge", "removed": [2, 2]}))
 
 
+def wavelet_bank():
+    made = WaveletBank.full(3, 20).part(torch.arange(0, 12_000, 97))
+    made.scale_by(random(5, 3, 20))
+    return made
+
+
 OTHERS = {
     "int8 linear": (int8_linear, lambda: (random(3, 12),)),
     "int8 linear by tensor": (int8_linear_by_tensor, lambda: (random(3, 12),)),
     "low rank linear": (low_rank_linear, lambda: (random(3, 12),)),
     "selected fields": (selected_fields, lambda: (torch.arange(18).view(3, 6) % 9, random(3, 4))),
     "token reduction": (token_reduction, None),
+    "wavelet bank": (wavelet_bank, lambda: (random(2, 3, 20),)),
 }
 """Builders of what is no table, and the inputs of a forward (None: it has no forward of its own)."""
 

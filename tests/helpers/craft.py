@@ -10,23 +10,19 @@ import copy
 import random
 import resource
 import sys
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from examples import OTHERS, ROWS, examples
 from guarded import Guards
-
 from lessen.artifact.structure import ModuleRecord, assemble, hollow
 from lessen.artifact.tensors import Held
-from lessen.errors import ArtifactError
+from lessen.errors import ArtifactError, InputError
 from lessen.stored import kernels
 from lessen.stored.base import StoredModule
 from lessen.stored.kernels import machine
 from lessen.stored.tables.embedding import StoredEmbedding
+from stored_examples import OTHERS, ROWS, examples
 
 NUMBERS = (
     0,
@@ -201,6 +197,8 @@ def answers(name: str, module: StoredModule, at_end: bool, rng: random.Random) -
             return ""
         try:
             module(*inputs())
+        except InputError:
+            return ""  # the crafted one reads other sizes, and says so
         except (IndexError, RuntimeError) as error:  # fewer columns are given than the crafted one reads
             return "" if name == "selected fields" and "out of" in str(error) else f"{type(error).__name__}: {error}"
         return ""

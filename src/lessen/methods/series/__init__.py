@@ -1,0 +1,1 @@
+"""Methods on classifiers of time series."""

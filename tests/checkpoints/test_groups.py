@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from lessen.checkpoints.groups import find_groups, natural, pieces
 from lessen.checkpoints.images import Array, Image
 
@@ -13,6 +15,17 @@ def image(path: str, *arrays: tuple[str, tuple[int, ...]], kind: str = "F32", co
         made.append(Array(name, kind, shape, at, count))
         at += count
     return Image(path, at, tuple(made), container)
+
+
+class Told:
+    """Movement as given: weights that moved before, arrays that moved now, arrays that come and go."""
+
+    def __init__(self, trusted=(), moving=(), loose=()):
+        self.trusts, self.moved, self.is_loose = (
+            set(trusted).__contains__,
+            set(moving).__contains__,
+            set(loose).__contains__,
+        )
 
 
 def named(images, group):
@@ -39,7 +52,7 @@ def test_moments_find_their_weights_by_shape_and_order():
 
 
 def test_moments_of_our_own_lazy_adam_are_known_and_a_layer_named_first_is_no_moment():
-    table = [("optimizer/1.0.first", (9, 4)), ("optimizer/1.0.second", (9, 4)), ("optimizer/1.0.last", (9,))]
+    table = [("optimizer/1.0.first", (9, 4)), ("optimizer/1.0.second", (9, 4)), ("optimizer/1.0.last", (1300,))]
     images = [image("state.safetensors", ("model/first", (9, 4)), *table, container="safetensors")]
     groups = [named(images, group) for group in find_groups(images)]
     assert groups[0] == {
@@ -51,9 +64,17 @@ def test_moments_of_our_own_lazy_adam_are_known_and_a_layer_named_first_is_no_mo
 
 
 def test_every_array_is_in_exactly_one_group():
-    images = [image("c.pt", ("model/a", (4, 4)), ("ema/a", (4, 4)), ("rng", (9,)), *adam(0, (4, 4)), *adam(1, (5,)))]
+    images = [
+        image("c.pt", ("model/a", (40, 40)), ("ema/a", (40, 40)), ("rng", (2000,)), *adam(0, (40, 40)), *adam(1, (5,)))
+    ]
     places = [place for group in find_groups(images) for place in group.members.values()]
     assert sorted(places) == [(0, j) for j in range(len(images[0].arrays))]
+
+
+def test_small_arrays_that_are_no_weights_stay_with_the_structure_of_their_file():
+    images = [image("c.pt", ("model/a", (4, 4)), ("scores", (1023,)), ("history", (1024,)), *adam(0, (4, 4)))]
+    assert [named(images, group) for group in find_groups(images)][1:] == [{"other": "history"}]
+    assert len(find_groups(images, movement=Told(loose=[(0, 2)]))) == 1
 
 
 def test_moments_without_a_weight_are_kept_exactly():
@@ -101,10 +122,15 @@ def test_our_own_loop_joins_names_with_a_dot():
     assert set(find_groups(images)[0].members) == {"weight", "first", "second"}
 
 
-def test_weights_alone_count_only_when_asked():
-    images = [image("c.safetensors", ("a", (4, 4)), ("b", (2,)))]
+def test_weights_alone_count_only_when_asked_and_once_they_moved():
+    images = [image("c.safetensors", ("a", (40, 40)), ("b", (2,)), ("inv_freq", (2,)))]
     assert not any(group.near for group in find_groups(images))
-    assert all(group.near for group in find_groups(images, weights_alone=True))
+    first = find_groups(images, weights_alone=True)
+    assert [named(images, group) for group in first] == [{"weight": "a"}, {"weight": "b"}]
+    assert not any(group.near for group in first)  # nothing tells yet what training moves
+    later = find_groups(images, weights_alone=True, movement=Told(trusted=[(0, 0)], moving=[(0, 1)]))
+    assert all(group.near for group in later)
+    assert not any(group.near for group in find_groups(images, weights_alone=True, movement=Told()))
 
 
 def test_pieces_cover_every_element_once():
@@ -126,17 +152,65 @@ def test_natural_order():
 
 def test_more_arrays_than_moments_are_near_only_once_it_is_known_which_stand_still():
     images = [image("c.pt", ("model/frozen", (64, 64)), ("model/moving", (64, 64)), *adam(0, (64, 64)))]
-    groups = find_groups(images)
-    assert groups[0].unsure
-    assert not any(group.near for group in groups)
-    told = find_groups(images, still={(0, 0)})
+    assert not any(group.near for group in find_groups(images))
+    told = find_groups(images, movement=Told(moving=[(0, 1)]))
     assert named(images, told[0])["weight"] == "model/moving"
     assert told[0].near
-    assert not told[0].unsure
+    assert named(images, told[1]) == {"other": "model/frozen"}
+    assert not any(group.near for group in find_groups(images, movement=Told(moving=[(0, 0), (0, 1)])))
+    kept = find_groups(images, movement=Told(trusted=[(0, 1)], moving=[(0, 0)]))  # a copy that was renewed just now
+    assert named(images, kept[0])["weight"] == "model/moving"
+    assert kept[0].near
+
+
+def test_fewer_arrays_than_moments_are_not_known_to_be_weights():
+    """The biases are saved elsewhere; pixel_mean has their shape."""
+    images = [
+        image("c.pt", ("model/a", (4, 4)), ("pixel_mean", (3,)), *adam(0, (4, 4)), *adam(1, (3,)), *adam(2, (3,)))
+    ]
+    near = {named(images, group).get("weight"): group.near for group in find_groups(images)}
+    assert near["model/a"]
+    assert not near["pixel_mean"]
+
+
+def test_a_weight_that_does_not_move_is_not_near():
+    images = [image("c.pt", ("model/a", (4, 4)), *adam(0, (4, 4)))]
+    assert find_groups(images)[0].near
+    assert not find_groups(images, movement=Told())[0].near
+    assert find_groups(images, movement=Told(moving=[(0, 0)]))[0].near
 
 
 def test_running_statistics_are_no_weights():
     images = [image("c.pt", ("model/norm.weight", (9,)), ("model/norm.running_mean", (9,)), *adam(0, (9,)))]
     groups = find_groups(images)
     assert groups[0].near
-    assert named(images, groups[1]) == {"other": "model/norm.running_mean"}
+    assert len(groups) == 1
+
+
+def test_a_buffer_that_is_called_like_a_moment_is_none():
+    images = [image("c.pt", ("model/exp_avg", (4, 4)), ("model/optimal.weight", (4, 4)))]
+    assert not any({"first", "second"} & set(group.members) for group in find_groups(images))
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        [("sum", (40, 30))],
+        [("square_avg", (40, 30)), ("acc_delta", (40, 30))],
+        [("exp_avg_sq_row", (40,)), ("exp_avg_sq_col", (30,)), ("RMS", ())],
+        [("row_var", (40, 1)), ("col_var", (1, 30))],
+        [("prev", (40, 30)), ("step_size", (40, 30))],
+    ],
+)
+def test_other_optimisers_tell_which_weights_they_move_and_keep_their_state_exactly(state):
+    arrays = [(f"optimizer/state/0/{leaf}", shape) for leaf, shape in state]
+    images = [image("c.pt", ("model/a", (40, 30)), ("model/mask", (40, 20)), *arrays)]
+    groups = find_groups(images)
+    assert named(images, groups[0]) == {"weight": "model/a"}
+    assert groups[0].near
+    assert not any(group.near for group in groups[1:])
+
+
+def test_the_name_of_a_file_does_not_make_its_weights_copies():
+    images = [image("best-10.pt", ("model/a", (4, 4)), *adam(0, (4, 4)))]
+    assert find_groups(images)[0].near

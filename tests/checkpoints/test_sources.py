@@ -26,7 +26,11 @@ def trainer_folder(folder: Path, step: int, shards: int = 1) -> Path:
     """A folder as the Hugging Face Trainer writes it; training_args.bin holds an object and is never opened."""
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(step)
-    weights = {f"layers.{k}.w": torch.randn(30, 20, generator=generator) for k in range(4)}
+    first = torch.Generator().manual_seed(0)
+    weights = {
+        f"layers.{k}.w": torch.randn(30, 20, generator=first) + 0.01 * torch.randn(30, 20, generator=generator)
+        for k in range(4)
+    }
     for shard in range(shards):
         name = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors" if shards > 1 else "model.safetensors"
         save_file(dict(list(weights.items())[shard::shards]), folder / name)

@@ -26,8 +26,9 @@ from lessen.checkpoints.blocks import CARRY, NEAR, Form, Piece, decode_piece
 from lessen.checkpoints.dtypes import torch_dtype
 from lessen.checkpoints.frames import Frame
 from lessen.checkpoints.groups import Place
+from lessen.checkpoints.images import Array
 from lessen.checkpoints.index import Entry, Index, one_writer, read_index, write_index
-from lessen.checkpoints.layout import read_layout, skeleton
+from lessen.checkpoints.layout import read_layout
 from lessen.errors import ArtifactError, InputError
 from lessen.log import SILENT, Log
 
@@ -100,10 +101,25 @@ class Chain:
 
     def skeletons(self, position: int) -> Iterator[tuple[int, list[tuple[int, int]], bytes]]:
         """Yield (image, ranges, bytes) for the parts of the files that are no arrays."""
-        for i, image in enumerate(self.layouts[position].images):
-            for part, ranges in enumerate(skeleton(image)):
+        for i in range(len(self.layouts[position].images)):
+            for part, ranges in enumerate(self.layouts[position].skeleton(i)):
                 size = sum(length for _, length in ranges)
                 yield i, ranges, self._skeleton(position, i, part, size)
+
+    def loose(self, position: int, image: int, array: Array) -> bytearray:
+        """Return the bytes of an array that is part of the structure of its file."""
+        data = bytearray(array.nbytes)
+        for part, ranges in enumerate(self.layouts[position].skeleton(image)):
+            first, last = ranges[0][0], sum(ranges[-1])
+            if first >= array.offset + array.nbytes or last <= array.offset:
+                continue
+            whole, at = self._skeleton(position, image, part, sum(length for _, length in ranges)), 0
+            for offset, length in ranges:
+                begin, end = max(offset, array.offset), min(offset + length, array.offset + array.nbytes)
+                if begin < end:
+                    data[begin - array.offset : end - array.offset] = whole[at + begin - offset : at + end - offset]
+                at += length
+        return data
 
     def _skeleton(self, position: int, image: int, part: int, size: int) -> bytes:
         frame, layout = self.frames[position], self.layouts[position]
@@ -119,7 +135,7 @@ class Chain:
         for i, known in enumerate(first_layout.images):
             if (
                 first_layout.slot(known) == now.slot(now.images[image])
-                and (first := next(skeleton(known), None)) is not None
+                and (first := next(first_layout.skeleton(i), None)) is not None
             ):
                 return self._skeleton(0, i, 0, sum(length for _, length in first))
         return b""
@@ -216,6 +232,10 @@ class Archive:
                 for role, place in group.members.items():
                     if layout.array(place).name == name:
                         return _tensor(chain, g, role, place)
+            for i, image in enumerate(layout.images):
+                for array in image.arrays:
+                    if array.name == name:  # small or loose: part of the structure of its file
+                        return _as_tensor(chain.loose(len(chain.frames) - 1, i, array), array)
             names = [array.name for image in layout.images for array in image.arrays]
         raise ArtifactError(f"step {step} has no tensor {name!r}; it has {', '.join(names[:8])} ...")
 
@@ -273,6 +293,10 @@ def _tensor(chain: Chain, group: int, role: str, place: Place) -> Tensor:
     data = bytearray(np.concatenate(words).tobytes())
     if zlib.crc32(data) != chain.frames[last].footer["sums"][place[0]][place[1]]:
         raise ArtifactError(f"tensor {array.name!r} of step {chain.entries[last].step} is not what was packed")
+    return _as_tensor(data, array)
+
+
+def _as_tensor(data: bytearray, array: Array) -> Tensor:
     return torch.frombuffer(data, dtype=torch_dtype(array.kind)).reshape(array.shape)
 
 
@@ -349,7 +373,7 @@ class StepWriter:
         """Flush, and compare every array (and in exact mode every file) with what was packed. Raises ArtifactError."""
         for i, image in enumerate(self.layout.images):
             for j, array in enumerate(image.arrays):
-                if self.sums.get((i, j)) != self.footer["sums"][i][j]:
+                if j in self.layout.coded[i] and self.sums.get((i, j)) != self.footer["sums"][i][j]:
                     raise ArtifactError(f"tensor {array.name!r} of step {self.step} is not what was packed")
             handle = self._handles[i]
             files.FILES.sync(handle)

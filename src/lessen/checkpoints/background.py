@@ -21,9 +21,17 @@ from lessen.checkpoints.pack import Packer, PackSettings
 from lessen.checkpoints.sources import find_snapshots
 from lessen.checkpoints.steps import step_in_name
 from lessen.errors import DataError, LessenError, OutputError
+from lessen.log import Log
 
 _PATIENCE = 600.0
 """Seconds to wait for the packer of a run that was killed: it may be packing what that run left."""
+
+
+class _Spoken(Log):
+    """Says remarks on standard error, for the process that started this one."""
+
+    def note(self, text: str) -> None:
+        _say(text)
 
 
 class Worker:
@@ -55,7 +63,7 @@ class Worker:
         return not self.failed and not self._queue
 
     def _give_up(self, reason: str) -> None:
-        _say(f"{self._queue[0].name} is not packed: {reason}")
+        _say(f"{self._queue[0].name} is not packed: {reason}; the full checkpoint is kept")
         self.failed = True
 
     def _pack(self, checkpoint: Path) -> None:
@@ -78,7 +86,7 @@ def main(archive: str, keep_full: str, settings: str | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training; this ends when its input does
     asked = PackSettings.model_validate_json(settings) if settings is not None else None
     try:
-        with Packer(archive, asked, patience=_PATIENCE) as packer:
+        with Packer(archive, asked, _Spoken(), patience=_PATIENCE) as packer:
             worker = Worker(packer, int(keep_full))
             for line in sys.stdin:
                 worker.take(Path(json.loads(line)))

@@ -173,7 +173,7 @@ def _encode(
 ) -> tuple[int, bytes, Piece]:
     if settings is not None:
         triple = _triple(now, form)
-        reference = None if before is None else _values(before["weight"], "weight", form)
+        reference = None if before is None else values_of(before["weight"], "weight", form)
         if _finite(triple.weight, triple.first, triple.second, reference):
             blob, rebuilt = near.encode(triple, reference, settings)
             return NEAR, blob, _words(rebuilt, form)
@@ -192,7 +192,7 @@ def _finite(*arrays: near.Values | None) -> bool:
 
 def _decode(flags: int, blob: bytes, before: Piece | None, form: Form, moments: bool) -> Piece:
     if flags & NEAR:
-        reference = None if before is None else _values(before["weight"], "weight", form)
+        reference = None if before is None else values_of(before["weight"], "weight", form)
         return _words(near.decode(blob, reference, (form.rows, form.columns), moments), form)
     parts = coder.split(blob)
     if len(parts) != len(form.roles) or (flags & CARRY and (before is None or set(form.kinds) - set(before))):
@@ -230,7 +230,8 @@ def _decay(now: Words, before: Words) -> float:
 
 
 # -- bits and numbers ----------------------------------------------------------------------------------------------
-def _values(words: Words, role: str, form: Form) -> near.Values:
+def values_of(words: Words, role: str, form: Form) -> near.Values:
+    """Return the numbers that bits are, float32 [rows, columns]."""
     kind = form.kinds[role]
     if kind == "F32":
         values = words.view(np.float32)
@@ -253,7 +254,7 @@ def _bits(values: near.Values, kind: str) -> Words:
 
 
 def _triple(piece: Piece, form: Form) -> near.Triple:
-    values = {role: _values(words, role, form) for role, words in piece.items()}
+    values = {role: values_of(words, role, form) for role, words in piece.items()}
     return near.Triple(values["weight"], values.get("first"), values.get("second"))
 
 

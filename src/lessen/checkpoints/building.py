@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lessen.checkpoints import blocks, coder
 from lessen.checkpoints.frames import FrameWriter
 from lessen.checkpoints.groups import Group
-from lessen.checkpoints.layout import Layout, skeleton
+from lessen.checkpoints.layout import Layout
 from lessen.checkpoints.near import NearSettings
 from lessen.checkpoints.reference import Reference
 from lessen.checkpoints.torch_files import refresh_sums
@@ -29,11 +29,23 @@ class FrameBuilder:
     """Codes one checkpoint into a frame, against `reference`, which it leaves at the state unpacking will give."""
 
     def __init__(
-        self, layout: Layout, handles: Sequence[BinaryIO], reference: Reference, key: bool, near: NearSettings | None
+        self,
+        layout: Layout,
+        handles: Sequence[BinaryIO],
+        reference: Reference,
+        key: bool,
+        near: NearSettings | None,
+        first: bool,
     ) -> None:
-        """Take a checkpoint's open files; `near` None codes everything exactly."""
+        """Take a checkpoint's open files; `near` None codes everything exactly.
+
+        The `first` frame of an archive says what its arrays were before coding, so that the second can tell which of
+        them move.
+        """
         self.layout, self.handles, self.reference, self.key, self.near = layout, handles, reference, key, near
+        self.first = first
         self.sums = [[0] * len(image.arrays) for image in layout.images]
+        self.origins = [[0] * len(image.arrays) for image in layout.images]
 
     def write(
         self, writer: FrameWriter, dictionaries: Mapping[str, bytes], tick: Callable[[int, int], None]
@@ -53,6 +65,7 @@ class FrameBuilder:
             **self.layout.as_json(),
             "pieces": places,
             "sums": self.sums,
+            **({"origins": self.origins} if self.first and self.near is not None else {}),
             "sha256": [_sha256(handle) for handle in self.handles],
             "skeletons": [self._write_skeleton(writer, i, dictionaries) for i in range(len(self.layout.images))],
         }
@@ -74,6 +87,7 @@ class FrameBuilder:
             self.reference.write(g, start, rebuilt)
             for role, (i, j) in group.members.items():
                 self.sums[i][j] = zlib.crc32(np.ascontiguousarray(rebuilt[role]).data, self.sums[i][j])
+                self.origins[i][j] = zlib.crc32(now[role].data, self.origins[i][j])
         if table:
             self.reference.digests[g] = np.concatenate(fresh)
         return places
@@ -91,10 +105,12 @@ class FrameBuilder:
     def _write_skeleton(self, writer: FrameWriter, i: int, dictionaries: Mapping[str, bytes]) -> list[list[int]]:
         image = self.layout.images[i]
         places = []
-        for part, ranges in enumerate(skeleton(image)):
+        for part, ranges in enumerate(self.layout.skeleton(i)):
             gaps = {offset: bytearray(os.pread(self.handles[i].fileno(), length, offset)) for offset, length in ranges}
             if image.container == "torch" and self.near is not None:
-                new = {array.offset: self.sums[i][j] for j, array in enumerate(image.arrays)}
+                new = {
+                    array.offset: self.sums[i][j] for j, array in enumerate(image.arrays) if j in self.layout.coded[i]
+                }
                 refresh_sums(Path(self.handles[i].name), gaps, new)
             dictionary = dictionaries.get(self.layout.slot(image), b"") if part == 0 else b""
             places.append(writer.add(coder.compress(b"".join(gaps.values()), dictionary)))

@@ -1,25 +1,41 @@
 """Which arrays of a checkpoint belong together: a weight with the moments an optimiser keeps for it.
 
 Optimisers number parameters and do not name them, so a moment finds its weight by shape and order. A pairing that is
-not the true one costs bytes, or prunes by the wrong moments under ExCP's rules; it never costs correctness.
+not the true one costs bytes, or prunes by the wrong moments under ExCP's rules; it never costs correctness: what may
+change in mode near is only what an optimiser has state for and what was seen to move (`Movement`).
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from lessen.checkpoints.images import Array, Image
 
 FIRST = frozenset({"exp_avg", "momentum_buffer"})
 SECOND = frozenset({"exp_avg_sq"})
+_LIKE_WEIGHT = frozenset({
+    "sum", "square_avg", "acc_delta", "grad_avg", "exp_inf", "prev", "step_size", "variance", "max_exp_avg_sq",
+    "momentum", "ax",
+})  # fmt: skip
+"""State of other optimisers (Adagrad, RMSprop, Adadelta, Adamax, Rprop, Adafactor, ASGD) with the shape of its weight:
+it says which weight is trained, and is kept exactly, since unlike Adam's moments it may never be renewed."""
+_FACTORS = (("exp_avg_sq_row", "exp_avg_sq_col"), ("row_var", "col_var"))
+"""Adafactor's second moment, of Hugging Face and of torch, by row and column."""
 FLOATS = frozenset({"F32", "BF16", "F16"})
 _PIECE = 1 << 19
 """Elements coded at a time: bounds memory, and the arrays of one step stay in the processor's cache."""
-_BUFFERS = frozenset({"running_mean", "running_var"})
+_SMALL = 4096
+"""Other arrays below this many bytes are kept with the structure of the file: they come and go (scores, counters)."""
+_BUFFERS = re.compile(r"running_\w+|moving_\w+|ema_\w+|\w+_ema|cluster_size|embed_avg|queue\w*|inv_freq|(min|max)_val")
 _COPIES = re.compile(r"(^|[/._-])(best|ema|teacher|average|averaged|swa|shadow)([/._-]|$)", re.IGNORECASE)
+
+_OPTIMIZER = re.compile(r"(^|[/.])optim(izer)?s?(?=[/_.\dA-Z]|$)")
+_MASTERS = re.compile(r"fp32|master_param")
+"""Names of the full-precision weights that a trainer of half precision keeps with its optimiser."""
 
 Place = tuple[int, int]
 """Index of an image and of an array in it."""
@@ -32,68 +48,100 @@ class Group:
     members: dict[str, Place] = field(default_factory=dict)
     near: bool = False
     """The weight may be rebuilt nearly; false for anything the optimiser does not move."""
-    unsure: bool = field(default=False, compare=False)
-    """There are more arrays of this shape than moments: which one the optimiser moves is not known."""
 
 
-def find_groups(
-    images: Sequence[Image], weights_alone: bool = False, still: Collection[Place] = frozenset()
-) -> list[Group]:
-    """Return the groups of a checkpoint, every array in exactly one of them.
+class Movement(Protocol):
+    """What is known from the step before."""
 
-    Where more arrays than moments have a shape (frozen layers, a second copy of the model), nothing of that shape is
-    `near` until `still`, the arrays that did not move since the step before, tells them apart.
+    def trusts(self, place: Place) -> bool:
+        """Say whether an array was a weight that moves already."""
+
+    def moved(self, place: Place) -> bool:
+        """Say whether an array is known to differ from the step before."""
+
+    def is_loose(self, place: Place) -> bool:
+        """Say whether an array, if it is no weight or moment, is one that comes and goes or changes its shape."""
+
+
+@dataclass(frozen=True)
+class _Parameter:
+    """What an optimiser keeps for one parameter: the shape of its weight, and the moments that are coded with it."""
+
+    shape: tuple[int, ...]
+    owner: str
+    roles: dict[str, Place]
+
+
+def find_groups(images: Sequence[Image], weights_alone: bool = False, movement: Movement | None = None) -> list[Group]:
+    """Return the groups of a checkpoint, every array in one of them or, if it is small or loose, in none.
+
+    A weight is `near` at the first step if every parameter of its shape has exactly one array that could be it; at
+    later steps if it was near before, or moved and is told by that from frozen arrays and buffers of the same shape.
 
     Args:
-        weights_alone: floating-point arrays outside optimiser state count as weights even without moments.
-        still: arrays that are no weights, whatever their shape.
+        weights_alone: floating-point arrays outside optimiser state that move count as weights even without moments.
+        movement: what is known from the step before; None at the first step.
     """
-    moments = _moments(images)
-    taken: set[Place] = {place for roles in moments for place in roles.values()}
-    candidates = [place for place in _in_model_order(images) if place not in taken and place not in still]
-    unsure = _ambiguous(images, moments, candidates)
+    parameters = _parameters(images)
+    taken = {place for parameter in parameters for place in parameter.roles.values()}
+    pairing = _Pairing(images, parameters, [place for place in _in_model_order(images) if place not in taken], movement)
     groups = []
-    for roles in moments:
-        weight, certain = _weight_of(images, roles, candidates)
-        if weight is not None:
-            candidates.remove(weight)
-            taken.add(weight)
-            roles = {"weight": weight, **roles}
-        doubtful = not certain and _shape(images, roles) in unsure
-        groups.append(Group(roles, weight is not None and not doubtful and _narrow(images, roles), doubtful))
+    for parameter in parameters:
+        weight, sure = pairing.weight_of(parameter)
+        members = dict(parameter.roles) if weight is None else {"weight": weight, **parameter.roles}
+        if members:
+            groups.append(Group(members, sure and all(_at(images, place).kind in FLOATS for place in members.values())))
+        taken.update(members.values())
     if weights_alone:
-        groups += [Group({"weight": place}, near=True) for place in candidates]
-        taken.update(candidates)
+        alone = [place for place in pairing.left if movement is None or not movement.is_loose(place)]
+        groups += [Group({"weight": place}, pairing.moves(place)) for place in alone]
+        taken.update(alone)
     for i, image in enumerate(images):
-        groups += [Group({"other": (i, j)}) for j in range(len(image.arrays)) if (i, j) not in taken]
+        for j, array in enumerate(image.arrays):
+            loose = array.nbytes < _SMALL or (movement is not None and movement.is_loose((i, j)))
+            if (i, j) not in taken and not loose:
+                groups.append(Group({"other": (i, j)}))
     return groups
 
 
-def _shape(images: Sequence[Image], roles: dict[str, Place]) -> tuple[int, ...]:
-    return _at(images, next(iter(roles.values()))).shape
+class _Pairing:
+    """Finds the weight of each parameter among the arrays that may be one, each used once."""
 
+    def __init__(
+        self,
+        images: Sequence[Image],
+        parameters: Sequence[_Parameter],
+        candidates: list[Place],
+        movement: Movement | None,
+    ) -> None:
+        self.images, self.movement = images, movement
+        self.left = candidates
+        wanted = Counter(parameter.shape for parameter in parameters)
+        self._fitting: dict[tuple[int, ...], list[Place]] = {}
+        self._unsure: set[tuple[int, ...]] = set()
+        for shape, count in wanted.items():
+            fitting = [place for place in candidates if _at(images, place).shape == shape]
+            if len(fitting) != count and movement is not None:
+                trusted = [place for place in fitting if movement.trusts(place)]
+                fitting = trusted if len(trusted) >= count else [p for p in fitting if p in trusted or self.moves(p)]
+            if len(fitting) != count:
+                self._unsure.add(shape)
+            self._fitting[shape] = fitting or [place for place in candidates if _at(images, place).shape == shape]
 
-def _ambiguous(
-    images: Sequence[Image], moments: Sequence[dict[str, Place]], candidates: Sequence[Place]
-) -> set[tuple[int, ...]]:
-    """Return the shapes of which there are more possible weights than parameters with moments."""
-    wanted = Counter(_shape(images, roles) for roles in moments)
-    offered = Counter(_at(images, place).shape for place in candidates)
-    return {shape for shape, count in wanted.items() if offered[shape] > count}
+    def moves(self, place: Place) -> bool:
+        """Say whether an array is known to be moved by the training."""
+        return self.movement is not None and (self.movement.trusts(place) or self.movement.moved(place))
 
-
-def _weight_of(
-    images: Sequence[Image], roles: dict[str, Place], candidates: Sequence[Place]
-) -> tuple[Place | None, bool]:
-    """Return the weight that moments belong to, by name where the optimiser knows names, else the next of the shape.
-
-    The second value says whether it was found by name.
-    """
-    moment = _at(images, next(iter(roles.values())))
-    fitting = [place for place in candidates if _at(images, place).shape == moment.shape]
-    owner = split_name(moment.name)[0].rpartition("/")[2]
-    named = [place for place in fitting if _at(images, place).name.rpartition("/")[2] == owner]
-    return next(iter(named or fitting), None), bool(named)
+    def weight_of(self, parameter: _Parameter) -> tuple[Place | None, bool]:
+        """Return the weight, by name where the optimiser knows names, else the next of its shape; and its `near`."""
+        fitting = [place for place in self._fitting[parameter.shape] if place in self.left]
+        named = [place for place in fitting if _at(self.images, place).name.rpartition("/")[2] == parameter.owner]
+        weight = next(iter(named or fitting), None)
+        if weight is None:
+            return None, False
+        self.left.remove(weight)
+        sure = bool(named) or parameter.shape not in self._unsure
+        return weight, sure and (self.movement is None or self.moves(weight))
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -104,30 +152,48 @@ def split_name(name: str) -> tuple[str, str]:
 
 def in_optimizer(name: str) -> bool:
     """Say whether an array is optimiser state by where it is in the checkpoint."""
-    return name.startswith("optim") or "/state/" in f"/{name}" or split_name(name)[1] in FIRST | SECOND
+    return "/state/" in f"/{name}" or _OPTIMIZER.search(name) is not None
 
 
 def _at(images: Sequence[Image], place: Place) -> Array:
     return images[place[0]].arrays[place[1]]
 
 
-def _narrow(images: Sequence[Image], roles: dict[str, Place]) -> bool:
-    return all(_at(images, place).kind in FLOATS for place in roles.values())
-
-
-def _moments(images: Sequence[Image]) -> list[dict[str, Place]]:
-    """Return for each parameter of each optimiser where its moments are, parameters in order."""
+def _parameters(images: Sequence[Image]) -> list[_Parameter]:
+    """Return what each optimiser keeps for each parameter, parameters in order."""
     found: dict[tuple[int, str], dict[str, Place]] = {}
     for i, image in enumerate(images):
         for j, array in enumerate(image.arrays):
             owner, leaf = split_name(array.name)
-            role = "first" if leaf in FIRST else "second" if leaf in SECOND else None
-            if leaf in ("first", "second") and array.name.startswith("optim"):  # lessen.train.tables.LazyAdam
-                role = leaf
-            if role is not None:
-                found.setdefault((i, owner), {})[role] = (i, j)
-    ordered = [found[key] for key in sorted(found, key=lambda key: (key[0], natural(key[1])))]
-    return [roles for roles in ordered if len({_at(images, place).shape for place in roles.values()}) == 1]
+            if in_optimizer(array.name):
+                found.setdefault((i, owner), {})[leaf] = (i, j)
+    ordered = sorted(found, key=lambda key: (key[0], natural(key[1])))
+    made = [_parameter(images, key[1].rpartition("/")[2], found[key]) for key in ordered]
+    return [parameter for parameter in made if parameter is not None]
+
+
+def _parameter(images: Sequence[Image], owner: str, leaves: dict[str, Place]) -> _Parameter | None:
+    roles: dict[str, Place] = {}
+    for leaf, place in leaves.items():
+        if leaf in FIRST or leaf == "first":  # first and second: lessen.train.tables.LazyAdam
+            roles["first"] = place
+        elif leaf in SECOND or leaf == "second":
+            roles["second"] = place
+    shapes = {_at(images, place).shape for place in roles.values()}
+    if len(shapes) == 1:
+        return _Parameter(shapes.pop(), owner, roles)
+    like = {_at(images, place).shape for leaf, place in leaves.items() if leaf in _LIKE_WEIGHT}
+    like |= {
+        _outer(_at(images, leaves[row]).shape, _at(images, leaves[column]).shape)
+        for row, column in _FACTORS
+        if row in leaves and column in leaves
+    }
+    return _Parameter(like.pop(), owner, {}) if len(like) == 1 else None
+
+
+def _outer(row: tuple[int, ...], column: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a weight whose second moment is kept by row [..., r] or [..., r, 1] and by column."""
+    return (*row[:-1], column[-1]) if row[-1:] == (1,) and len(row) == len(column) else (*row, *column[-1:])
 
 
 def _in_model_order(images: Sequence[Image]) -> list[Place]:
@@ -136,8 +202,8 @@ def _in_model_order(images: Sequence[Image]) -> list[Place]:
         (i, j)
         for i, image in enumerate(images)
         for j, array in enumerate(image.arrays)
-        if array.kind in FLOATS and not in_optimizer(array.name)
-        if split_name(array.name)[1] not in _BUFFERS and not _COPIES.search(f"{image.path}/{array.name}")
+        if array.kind in FLOATS and (not in_optimizer(array.name) or _MASTERS.search(array.name))
+        if not _BUFFERS.fullmatch(split_name(array.name)[1]) and not _COPIES.search(array.name)
     ]
 
     def rank(place: Place) -> tuple[int, list[tuple[int, int | str]]]:

@@ -42,10 +42,12 @@ class Image:
     arrays: tuple[Array, ...]
     container: str = "opaque"
 
-    def gaps(self) -> Iterator[tuple[int, int]]:
-        """Yield (offset, length) of the bytes that belong to no array."""
+    def gaps(self, coded: Collection[int] | None = None) -> Iterator[tuple[int, int]]:
+        """Yield (offset, length) of the bytes that belong to no array, or to none of the arrays `coded`."""
         at = 0
-        for array in self.arrays:
+        for j, array in enumerate(self.arrays):
+            if coded is not None and j not in coded:
+                continue
             if array.offset > at:
                 yield at, array.offset - at
             at = array.offset + array.nbytes

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -20,7 +22,11 @@ ROLES = frozenset({"weight", "first", "second", "other"})
 _STEP = re.compile(r"(step[-_=]?)\d+")
 
 
-@dataclass(frozen=True)
+Key = tuple[str, str, str, tuple[int, ...]]
+"""File, name, dtype and shape of an array."""
+
+
+@dataclass
 class Layout:
     """Files, arrays and groups of one step."""
 
@@ -46,11 +52,29 @@ class Layout:
         place = group.members.get("weight", next(iter(group.members.values())))
         return self.array(place).name
 
-    def signature(self) -> list[tuple[str, str, str, tuple[int, ...]]]:
-        """Return what must agree for one step to build on another."""
+    def signature(self) -> list[tuple[bool, list[tuple[str, Key]]]]:
+        """Return what must agree for one step to build on another: the groups, by what their arrays are called."""
         return [
-            (self.slot(image), array.name, array.kind, array.shape) for image in self.images for array in image.arrays
+            (group.near, [(role, self.key(place)) for role, place in group.members.items()]) for group in self.groups
         ]
+
+    def key(self, place: Place) -> Key:
+        """Return what an array is known by over the steps: file, name, dtype and shape."""
+        array = self.array(place)
+        return self.slot(self.images[place[0]]), array.name, array.kind, array.shape
+
+    @cached_property
+    def coded(self) -> list[set[int]]:
+        """By file, the arrays that are in a group; the others are part of the structure of their file."""
+        found: list[set[int]] = [set() for _ in self.images]
+        for group in self.groups:
+            for i, j in group.members.values():
+                found[i].add(j)
+        return found
+
+    def skeleton(self, i: int) -> Iterator[list[tuple[int, int]]]:
+        """Yield the bytes of a file outside coded arrays as lists of (offset, length), each list at most 8 MB."""
+        return _batches(self.images[i].gaps(self.coded[i]))
 
     def slot(self, image: Image) -> str:
         """Return the name of a file that is the same at every step."""
@@ -58,17 +82,26 @@ class Layout:
             return f"*{PurePosixPath(image.path).suffix}"
         return _STEP.sub(r"\1*", image.path)
 
-    def model(self) -> dict[tuple[str, str], tuple[str, tuple[int, ...]]]:
-        """Return kind and shape of the floating-point arrays that are no optimiser state, by file and name."""
-        return {
-            (path, name): (kind, shape)
-            for path, name, kind, shape in self.signature()
-            if kind in FLOATS and not in_optimizer(name)
-        }
+    def weights(self) -> dict[tuple[str, str], tuple[str, tuple[int, ...]]]:
+        """Return kind and shape, by file and name, of the arrays that an optimiser was found to move."""
+        moved = [group for group in self.groups if "weight" in group.members and (group.near or len(group.members) > 1)]
+        return _by_name(self.key(group.members["weight"]) for group in moved)
 
-    def has_moments(self) -> bool:
-        """Say whether any optimiser moment was found beside its weight."""
-        return any("weight" in group.members and len(group.members) > 1 for group in self.groups)
+    def has_weights(self) -> bool:
+        """Say whether any array was found that an optimiser may move."""
+        return any("weight" in group.members for group in self.groups)
+
+    def by_name(self) -> dict[tuple[str, str], tuple[str, tuple[int, ...]]]:
+        """Return kind and shape of every array, by file and name."""
+        return _by_name(self.key((i, j)) for i, image in enumerate(self.images) for j in range(len(image.arrays)))
+
+    def floats(self) -> dict[tuple[str, str], tuple[str, tuple[int, ...]]]:
+        """Return those of `by_name` that are floating-point and no optimiser state."""
+        return {key: kind for key, kind in self.by_name().items() if kind[0] in FLOATS and not in_optimizer(key[1])}
+
+    def has_optimizer(self) -> bool:
+        """Say whether there is any state of an optimiser."""
+        return any(in_optimizer(array.name) for image in self.images for array in image.arrays if array.shape)
 
     def as_json(self) -> dict[str, Any]:
         """Return the layout as JSON values."""
@@ -81,6 +114,10 @@ class Layout:
                 [group.near, {role: list(place) for role, place in group.members.items()}] for group in self.groups
             ],
         }
+
+
+def _by_name(keys: Iterable[Key]) -> dict[tuple[str, str], tuple[str, tuple[int, ...]]]:
+    return {(slot, name): (kind, shape) for slot, name, kind, shape in keys}
 
 
 def _array_json(array: Array) -> list[Any]:
@@ -123,7 +160,7 @@ def _tables_fit(footer: dict[str, Any], layout: Layout) -> bool:
     sums, digests = footer.get("sums"), footer.get("sha256")
     return (
         rows(footer.get("pieces"), [len(layout.pieces(group)) for group in layout.groups], 4)
-        and rows(footer.get("skeletons"), [sum(1 for _ in skeleton(image)) for image in layout.images], 3)
+        and rows(footer.get("skeletons"), [sum(1 for _ in layout.skeleton(i)) for i in range(len(layout.images))], 3)
         and isinstance(sums, list)
         and len(sums) == len(arrays)
         and all(whole_numbers(row, length) for row, length in zip(sums, arrays, strict=True))
@@ -152,11 +189,10 @@ def _image(path: str, size: int, container: str, arrays: list[list[Any]]) -> Ima
     return Image(path, size, tuple(rebuilt), container=container)
 
 
-def skeleton(image: Image) -> Iterator[list[tuple[int, int]]]:
-    """Yield the bytes outside arrays as lists of (offset, length), each list at most 8 MB."""
+def _batches(gaps: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
     batch: list[tuple[int, int]] = []
     room = _SKELETON_PIECE
-    for offset, length in image.gaps():
+    for offset, length in gaps:
         while length:
             part = min(length, room)
             batch.append((offset, part))
@@ -169,19 +205,30 @@ def skeleton(image: Image) -> Iterator[list[tuple[int, int]]]:
 
 
 def require_same_series(last: Layout, last_step: int, now: Layout, step: int) -> None:
-    """Refuse a checkpoint that cannot belong to the series. Raises DataError naming the first difference."""
-    if last.has_moments() and not now.has_moments():
+    """Refuse a checkpoint that cannot belong to the series. Raises DataError naming the first difference.
+
+    The weights that an optimiser moves must be those of the step before. Whatever else a checkpoint holds is data, and
+    may come, go and change its shape; where no optimiser tells what the weights are, half of the bytes must agree.
+    """
+    if last.has_optimizer() and not now.has_optimizer():
         raise DataError(
             f"step {step} has no optimiser moments but step {last_step} has: pack full checkpoints, "
             "or put weights alone into an archive of their own"
         )
-    before, after = last.model(), now.model()
-    for key in [*before, *after]:
-        if before.get(key) != after.get(key):
-            raise DataError(
-                f"step {step} is from another model than step {last_step}: tensor {key[1]!r} of {key[0]} is "
-                f"{_say(after.get(key))} instead of {_say(before.get(key))}; give each model its own archive"
-            )
+    weights, after = last.weights(), now.by_name()
+    wanted = weights or last.floats()
+    differing = [key for key in wanted if after.get(key) != wanted[key]]
+    share = sum(_bytes(wanted[key]) for key in differing) / max(1, sum(_bytes(found) for found in wanted.values()))
+    if differing and (weights or share > 0.5):
+        name = differing[0]
+        raise DataError(
+            f"step {step} is from another model than step {last_step}: tensor {name[1]!r} of {name[0]} is "
+            f"{_say(after.get(name))} instead of {_say(wanted[name])}; give each model its own archive"
+        )
+
+
+def _bytes(found: tuple[str, tuple[int, ...]]) -> int:
+    return SIZES[found[0]] * math.prod(found[1])
 
 
 def _say(found: tuple[str, tuple[int, ...]] | None) -> str:

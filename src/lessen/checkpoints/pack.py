@@ -23,10 +23,11 @@ from lessen.checkpoints import blocks
 from lessen.checkpoints.archive import Chain
 from lessen.checkpoints.building import FrameBuilder, read_piece, row_digests
 from lessen.checkpoints.frames import Frame, writing_frame
-from lessen.checkpoints.groups import Group, find_groups
-from lessen.checkpoints.images import read_image
+from lessen.checkpoints.groups import FLOATS, Group, find_groups
+from lessen.checkpoints.images import Image, read_image
 from lessen.checkpoints.index import NAME, Entry, Index, is_frame, one_writer, read_index, write_index
 from lessen.checkpoints.layout import Layout, require_same_series
+from lessen.checkpoints.movement import Moved
 from lessen.checkpoints.near import NearSettings
 from lessen.checkpoints.reference import Reference
 from lessen.checkpoints.sources import Snapshot, refuse_odd_names
@@ -188,19 +189,23 @@ class Packer:
                 "if the run went back to an earlier step, prune the later ones first"
             )
         refuse_odd_names(snapshot)
-        layout, snapshot = self._read_layout(snapshot)
+        images, snapshot = self._read_images(snapshot)
         name = f"step-{snapshot.step:09d}.frame"
         try:
             stamps = _stamps(snapshot)
-            layout, key = self._prepare(layout, snapshot)
-            with writing_frame(self.folder / name) as writer, _opened(snapshot) as handles:
-                tick = partial(self.log.progress, f"packing step {snapshot.step}")
-                near = self.settings.near if self.settings.mode == "near" else None
-                builder = FrameBuilder(layout, handles, self._reference_for(layout), key, near)
-                footer = builder.write(writer, {} if key else self._dictionaries(), tick)
-                if _stamps(snapshot) != stamps:
-                    raise DataError(f"{snapshot.source} changed while it was being packed; pack it when it is complete")
-                digest = writer.finish({"step": snapshot.step, **footer})
+            with _opened(snapshot) as handles:
+                layout, key = self._prepare(images, snapshot, handles)
+                with writing_frame(self.folder / name) as writer:
+                    tick = partial(self.log.progress, f"packing step {snapshot.step}")
+                    near = self.settings.near if self.settings.mode == "near" else None
+                    first = not self.index.entries
+                    builder = FrameBuilder(layout, handles, self._reference_for(layout), key, near, first)
+                    footer = builder.write(writer, {} if key else self._dictionaries(), tick)
+                    if _stamps(snapshot) != stamps:
+                        raise DataError(
+                            f"{snapshot.source} changed while it was being packed; pack it when it is complete"
+                        )
+                    digest = writer.finish({"step": snapshot.step, **footer})
             raw = sum(image.size for image in layout.images)
             entry = Entry(snapshot.step, name, digest, key, raw, writer.size, str(snapshot.source.absolute()))
             pruned = self.index.pruned and [step for step in self.index.pruned if step != snapshot.step]
@@ -213,68 +218,78 @@ class Packer:
         self.index.entries.append(entry)
         return Packed(snapshot.step, raw, writer.size, key)
 
-    def _read_layout(self, snapshot: Snapshot) -> tuple[Layout, Snapshot]:
-        """Return the layout of a checkpoint, and the checkpoint with files that hold arrays first."""
+    def _read_images(self, snapshot: Snapshot) -> tuple[tuple[Image, ...], Snapshot]:
+        """Return the files of a checkpoint, those that hold arrays first, and the checkpoint in that order."""
         read = [
             (read_image(file, path, snapshot.must_load(file, path), self._allow), (file, path))
             for file, path in snapshot.files
         ]
         read.sort(key=lambda pair: not pair[0].arrays)
         images = tuple(image for image, _ in read)
-        near = self.settings.mode == "near"
-        layout = Layout(images, tuple(find_groups(images, near and self.settings.weights_only)))
-        if not layout.groups:
+        if not any(image.arrays for image in images):
             raise DataError(f"{snapshot.source} holds no tensors; nothing to pack")
-        if near and not layout.has_moments() and not self.settings.weights_only:
-            raise DataError(
-                f"{snapshot.source} has no optimiser moments beside its weights, which mode near needs; "
-                "pack full checkpoints, choose mode exact, or weights_only to let weights alone lose precision"
-            )
-        return layout, replace(snapshot, files=tuple(pair for _, pair in read))
+        return images, replace(snapshot, files=tuple(pair for _, pair in read))
 
-    def _prepare(self, layout: Layout, snapshot: Snapshot) -> tuple[Layout, bool]:
-        """Load the step before as reference, if `layout` can build on it; say whether it must be a key frame."""
+    def _grouped(self, images: tuple[Image, ...], movement: Moved | None) -> Layout:
+        if self.settings.mode == "exact":
+            groups = find_groups(images, movement=movement)
+            return Layout(images, tuple(replace(group, near=False) for group in groups))
+        return Layout(images, tuple(find_groups(images, self.settings.weights_only, movement)))
+
+    def _prepare(
+        self, images: tuple[Image, ...], snapshot: Snapshot, handles: Sequence[BinaryIO]
+    ) -> tuple[Layout, bool]:
+        """Group the arrays, load the step before as reference if they can build on it; say whether to start anew."""
         if not self.index.entries:
+            layout = self._grouped(images, None)
+            self._require_weights(layout, snapshot)
             return layout, True
         chain = self.index.chain(len(self.index.entries) - 1)
-        unsure = any(group.unsure for group in layout.groups) and self.settings.mode == "near"
         with Chain(self.folder, chain) as opened:
-            last = opened.layouts[-1]
+            last, footer = opened.layouts[-1], opened.frames[-1].footer
+            layout = self._grouped(images, Moved(images, handles, last, footer))
+            self._require_weights(layout, snapshot)
             require_same_series(last, chain[-1].step, layout, snapshot.step)
             key = len(chain) >= self.settings.key_every or last.signature() != layout.signature()
-            if self._reference is None and (not key or unsure):
+            if self._reference is None and not key:
                 self._reference_for(last).load(opened, self.log)
-                self._reference_for(last).digests = _digests_of_source(
-                    chain[-1], last, opened.frames[-1].footer["sha256"]
-                )
-        if unsure and last.signature() == layout.signature():
-            layout = self._settle(layout, last, snapshot)
-            key = key or layout.groups != last.groups
+                self._reference_for(last).digests = _digests_of_source(chain[-1], last, footer["sha256"])
+        if not key and self._is_elsewhere(layout, handles):
+            self.log.note(
+                f"step {snapshot.step} ({snapshot.source}) does not continue step {chain[-1].step}: its weights differ "
+                "by more than they measure. Are two runs in one folder? It is packed as a key frame, on its own"
+            )
+            key = True
         if key:
             self._forget()
         return layout, key
 
-    def _settle(self, layout: Layout, last: Layout, snapshot: Snapshot) -> Layout:
-        """Tell weights from frozen arrays of the same shape by which of them moved since the step before."""
-        shapes = {layout.shape(group) for group in layout.groups if group.unsure}
-        suspects = [g for g, group in enumerate(last.groups) if last.shape(group) in shapes]
-        with _opened(snapshot) as handles:
-            still = {
-                place
-                for g in suspects
-                for role, place in last.groups[g].members.items()
-                if role in ("weight", "other") and not self._has_moved(layout, last, g, role, handles)
-            }
-        return Layout(layout.images, tuple(find_groups(layout.images, still=still)))
+    def _is_elsewhere(self, layout: Layout, handles: Sequence[BinaryIO]) -> bool:
+        """Say whether the weights are as far from those of the step before as weights of another run are.
 
-    def _has_moved(self, layout: Layout, last: Layout, g: int, role: str, handles: Sequence[BinaryIO]) -> bool:
-        only = Group({role: last.groups[g].members[role]})
-        return any(
-            not np.array_equal(
-                read_piece(layout, only, handles, start, form)[role],
-                self._reference_for(last).read(g, start, form)[role],
-            )
-            for start, form in last.pieces(last.groups[g])
+        Looks at the first piece of every weight; weights that were zero do not count.
+        """
+        far, size = 0.0, 0.0
+        for g, group in enumerate(layout.groups):
+            if "weight" not in group.members or layout.array(group.members["weight"]).kind not in FLOATS:
+                continue
+            for start, form in layout.pieces(group)[:1]:
+                only = Group({"weight": group.members["weight"]})
+                now = blocks.values_of(read_piece(layout, only, handles, start, form)["weight"], "weight", form)
+                before = blocks.values_of(self._reference_for(layout).read(g, start, form)["weight"], "weight", form)
+                if before.any():
+                    far += float(np.square(now - before, dtype=np.float64).sum())
+                    size += float(np.square(now, dtype=np.float64).sum())
+        return far >= size > 0
+
+    def _require_weights(self, layout: Layout, snapshot: Snapshot) -> None:
+        """Refuse what mode near cannot make smaller. Raises DataError."""
+        if self.settings.mode == "exact" or self.settings.weights_only or layout.has_weights():
+            return
+        state = "state of an optimiser that is not known here" if layout.has_optimizer() else "no optimiser moments"
+        raise DataError(
+            f"{snapshot.source} has {state} beside its weights, so that nothing tells mode near what training moves; "
+            "pack full checkpoints, choose mode exact, or weights_only to let weights alone lose precision"
         )
 
     def _reference_for(self, layout: Layout) -> Reference:

@@ -55,7 +55,7 @@ class BackgroundPacker:
         if self._over or not self._write(checkpoint.absolute()):
             self._revive()
         for text in self._news():
-            tell(self.log, f"packing in the background: {text}; the full checkpoint is kept")
+            tell(self.log, f"packing in the background: {text}")
 
     def _write(self, checkpoint: Path) -> bool:
         pipe = self._process.stdin

@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from lessen.frontier.verdict import PairedBootstrap
+from lessen.frontier.verdict import Difference, paired_difference
 from lessen.metrics import AUC, LOGLOSS, Outcomes
 from lessen.tasks.ctr.models import MODELS
 from lessen.tasks.ctr.movielens import MovieLensClicks, MovieLensOptions
 
 RESULTS = Path(__file__).parents[1] / "results"
 PLAIN = "dnn"
+EXAMPLES = 9596
 
 
 def train(out: Path, model: str, seed: int) -> None:
@@ -50,24 +51,22 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
     for path in sorted(out.glob("*.npz")):
         name, _, seed = path.stem.rpartition("_")
         runs.setdefault(name, {})[int(seed)] = np.load(path)
-    bootstrap = PairedBootstrap(_outcomes(runs[PLAIN][min(runs[PLAIN])]))
     values = {
-        name: {seed: bootstrap.values(AUC, _outcomes(run)) for seed, run in seeds.items()}
-        for name, seeds in runs.items()
+        name: {seed: AUC.jackknife(_outcomes(run)) for seed, run in seeds.items()} for name, seeds in runs.items()
     }
     rows = []
     for name, seeds in runs.items():
         if set(seeds) != set(runs[PLAIN]):
             continue
         aucs = [float(values[name][seed][0]) for seed in seeds]
-        difference = bootstrap.difference(AUC, values[PLAIN], values[name])
+        difference = _difference(values, PLAIN, name)
         rows.append({
             "model": name, "seeds": sorted(seeds), "auc": statistics.fmean(aucs), "auc_of_seeds": aucs,
             "logloss": statistics.fmean(LOGLOSS(run["scores"], run["targets"]) for run in seeds.values()),
             "difference": difference.value, "low": difference.low, "high": difference.high,
             "indistinguishable_from": [
                 other for other in values
-                if other != name and set(values[other]) == set(seeds) and _same(bootstrap, values, name, other)
+                if other != name and set(values[other]) == set(seeds) and _same(values, name, other)
             ],
             "parameters": int(next(iter(seeds.values()))["parameters"]),
             "epochs": [int(run["epochs"]) for run in seeds.values()],
@@ -80,8 +79,12 @@ def _outcomes(run: Any) -> Outcomes:
     return Outcomes({"score": run["scores"], "target": run["targets"]})
 
 
-def _same(bootstrap: PairedBootstrap, values: dict[str, Any], one: str, other: str) -> bool:
-    difference = bootstrap.difference(AUC, values[one], values[other])
+def _difference(values: dict[str, Any], one: str, other: str) -> Difference:
+    return paired_difference(values[one], values[other], EXAMPLES)
+
+
+def _same(values: dict[str, Any], one: str, other: str) -> bool:
+    difference = _difference(values, one, other)
     return difference.low is None or difference.high is None or difference.low <= 0 <= difference.high
 
 
@@ -124,7 +127,8 @@ def main() -> None:
     text = markdown(rows)
     print(text)
     found = {
-        "command": "python -m benchmarks.ctr.movielens", "split": "warm", "test_examples": 9596, "compared_with": PLAIN,
+        "command": "python -m benchmarks.ctr.movielens", "split": "warm", "test_examples": EXAMPLES,
+        "compared_with": PLAIN,
         "machine": platform.machine(), "torch": torch.__version__, "models": rows,
     }  # fmt: skip
     (RESULTS / "ctr_movielens.json").write_text(json.dumps(found, indent=1) + "\n")

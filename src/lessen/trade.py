@@ -17,7 +17,7 @@ from torch import nn
 from lessen import files
 from lessen.artifact import folder as artifact
 from lessen.frontier.margin import check_margin
-from lessen.frontier.verdict import Difference, Judgement, PairedBootstrap, judge, no_better_than_chance
+from lessen.frontier.verdict import Difference, Judgement, judge, no_better_than_chance, paired_difference
 from lessen.log import SILENT, Log
 from lessen.measure.record import (
     Cost,
@@ -185,12 +185,15 @@ def as_recipe(steps: Steps) -> Recipe:
 
 
 def _judged(task: Task, before: Quality, after: Quality, margin: float) -> tuple[dict[str, Difference], Judgement]:
-    bootstrap = PairedBootstrap(before.outcomes)
+    before.outcomes.check_same_units(after.outcomes)
     differences, doubt = {}, ""
     for name, metric in task.metrics.items():
-        base = {0: bootstrap.values(metric, before.outcomes)}
-        differences[name] = bootstrap.difference(metric, base, {0: bootstrap.values(metric, after.outcomes)})
-        if name == task.primary and no_better_than_chance(metric, base, before.outcomes):
+        base, level = {0: before.jackknife[name]}, metric.chance(before.outcomes)
+        differences[name] = paired_difference(
+            base, {0: after.jackknife[name]}, len(before.outcomes), metric.higher_is_better,
+            metric.resolution(before.outcomes),
+        )  # fmt: skip
+        if name == task.primary and no_better_than_chance(level, base, metric.higher_is_better):
             doubt = f"the uncompressed model is no better than chance ({name} {before.values[name]:.4f})"
     smallest = task.metrics[task.primary].resolution(before.outcomes)
     return differences, judge(differences[task.primary], margin, smallest, doubt)

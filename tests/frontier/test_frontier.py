@@ -116,14 +116,23 @@ def test_a_recipe_that_failed_on_one_seed_counts_on_the_others():
     assert frontier["a"].errors == {1: "boom"}
 
 
-def test_three_seeds_without_predictions_use_students_interval():
+def test_seeds_without_outcomes_share_an_unknown_error_and_give_no_interval():
     rows = [record("a", seed, loss=loss) for seed, loss in enumerate((0.001, 0.002, 0.003))]
-    difference = Frontier.from_records(rows)["a"].difference["auc"]
-    assert difference.source == "seeds"
-    assert difference.high - difference.value == pytest.approx(4.303 * 0.001 / 3**0.5, rel=1e-6)
+    point = Frontier.from_records(rows)["a"]
+    assert (point.difference["auc"].source, point.verdict) == ("nothing", UNKNOWN)
 
 
-def test_one_seed_without_predictions_is_not_enough():
+def test_the_records_own_intervals_bound_what_their_examples_do():
+    rows = [
+        record("a", seed, loss=loss, quality_ci={"auc": [0.6, 0.62]}) for seed, loss in enumerate((0.2, 0.21, 0.19))
+    ]
+    for row in rows:
+        row["reference"]["quality_ci"] = {"auc": [0.79, 0.81]}
+    point = Frontier.from_records(rows)["a"]
+    assert (point.difference["auc"].source, point.verdict) == ("bounds of examples and seeds", WORSE)
+
+
+def test_one_seed_without_outcomes_is_not_enough():
     assert Frontier.from_records([record("a")])["a"].verdict == UNKNOWN
 
 

@@ -3,7 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lessen.frontier.verdict import UNKNOWN, WITHIN, WORSE, Difference, PairedBootstrap, judge
+from lessen.frontier.verdict import (
+    UNKNOWN,
+    WITHIN,
+    WORSE,
+    Difference,
+    difference_over_seeds,
+    judge,
+    paired_difference,
+)
 from lessen.metrics import ACCURACY, AUC, LOGLOSS, MSE, Outcomes
 
 
@@ -29,67 +37,73 @@ def test_lower_is_better_turns_the_sign():
     assert judge(rising, 0.4).verdict == WITHIN
 
 
+def paired(metric, before, after):
+    smallest = metric.resolution(before[0])
+    sides = [{seed: metric.jackknife(each) for seed, each in enumerate(side)} for side in (before, after)]
+    return paired_difference(*sides, len(before[0]), metric.higher_is_better, smallest)
+
+
 def test_five_examples_never_prove_anything():
     targets = np.array([0, 1, 2, 1, 0])
-    scores = np.eye(3)[targets]
-    outcomes = judged(targets, scores)
-    bootstrap = PairedBootstrap(outcomes, 200)
-    same = bootstrap.values(ACCURACY, outcomes)
-    difference = bootstrap.difference(ACCURACY, {0: same}, {0: same})
-    assert difference.low == difference.high == 0
+    outcomes = judged(targets, np.eye(3)[targets])
+    difference = paired(ACCURACY, [outcomes], [outcomes])
     assert judge(difference, 0.01, ACCURACY.resolution(outcomes)).verdict == UNKNOWN
-    assert judge(difference, 0.01, ACCURACY.resolution(judged(np.zeros(400), np.zeros((400, 3))))).verdict == WITHIN
+    many = judged(np.zeros(400), np.zeros((400, 3)))
+    assert judge(paired(ACCURACY, [many], [many]), 0.01, ACCURACY.resolution(many)).verdict == WITHIN
 
 
-def test_identical_scores_differ_by_exactly_nothing():
+def test_identical_scores_differ_by_no_more_than_units_resolve():
     targets = np.random.default_rng(0).integers(0, 2, 500)
     outcomes = [judged(targets, np.random.default_rng(seed).normal(size=500)) for seed in range(3)]
-    bootstrap = PairedBootstrap(outcomes[0], 100)
-    values = {seed: bootstrap.values(AUC, each) for seed, each in enumerate(outcomes)}
-    difference = bootstrap.difference(AUC, values, values)
-    assert (difference.value, difference.low, difference.high) == (0, 0, 0)
+    difference = paired(AUC, outcomes, outcomes)
+    smallest = AUC.resolution(outcomes[0])
+    assert (difference.value, difference.low, difference.high) == (0, -smallest, smallest)
+    exact = paired(LOGLOSS, outcomes, outcomes)
+    assert (exact.value, exact.low, exact.high) == (0, 0, 0)
 
 
 def test_pairing_uses_only_common_seeds():
     targets = np.random.default_rng(0).integers(0, 2, 200)
-    first, second = (judged(targets, np.random.default_rng(seed).normal(size=200)) for seed in (1, 2))
-    bootstrap = PairedBootstrap(first, 100)
-    one, two = bootstrap.values(AUC, first), bootstrap.values(AUC, second)
-    assert bootstrap.difference(AUC, {0: one, 1: one}, {0: two}).per_seed == (float(two[0] - one[0]),)
+    one, two = (AUC.jackknife(judged(targets, np.random.default_rng(seed).normal(size=200))) for seed in (1, 2))
+    difference = paired_difference({0: one, 1: one}, {0: two}, 200)
+    assert difference.per_seed == (float(two[0] - one[0]),)
+    assert difference.source == "examples"
 
 
 def test_interval_of_a_mean_has_the_width_of_theory():
     generator = np.random.default_rng(5)
     targets = np.zeros((2000, 1))
     before, after = generator.normal(size=(2000, 1)), generator.normal(size=(2000, 1))
-    bootstrap = PairedBootstrap(judged(targets, before), 1000)
-    values = [{0: bootstrap.values(MSE, judged(targets, scores))} for scores in (before, after)]
-    difference = bootstrap.difference(MSE, *values)
+    difference = paired(MSE, [judged(targets, before)], [judged(targets, after)])
     expected = 2 * 1.96 * float(np.std(after**2 - before**2)) / 2000**0.5
-    assert difference.high - difference.low == pytest.approx(expected, rel=0.1)
+    assert difference.high - difference.low == pytest.approx(expected, rel=0.05)
 
 
-def test_interval_covers_the_truth_when_seeds_differ():
-    """Differences of 4 seeds drawn around 0 with spread s: 95 % intervals must cover 0 about 95 % of the time."""
-    from lessen.frontier.verdict import _over_seeds, _percentiles
-
-    covered, generator = 0, np.random.default_rng(11)
-    for trial in range(300):
-        example_error = generator.normal(0, 0.3)
-        draws = example_error + generator.normal(0, 0.3, size=(400, 1)) + generator.normal(0, 1.0, size=(1, 4))
-        low, high = _percentiles(_over_seeds(draws, trial))
-        covered += low <= 0 <= high
-    assert 0.85 <= covered / 300 <= 0.99
+def test_several_seeds_are_no_narrower_than_students_interval_over_them():
+    generator = np.random.default_rng(11)
+    targets = generator.integers(0, 2, 400)
+    before = [judged(targets, targets + generator.normal(size=400)) for _ in range(3)]
+    after = [judged(targets, each["score"] + generator.normal(0, 0.4, 400)) for each in before]
+    difference = paired(AUC, before, after)
+    spread = np.std(difference.per_seed, ddof=1)
+    assert difference.high - difference.low >= 2 * 4.302 * spread / 3**0.5
 
 
-def test_undefined_resamples_give_no_interval():
-    targets = np.r_[np.zeros(60), np.ones(1)]
-    outcomes = judged(targets, np.arange(61.0))
-    bootstrap = PairedBootstrap(outcomes, 200)
-    values = bootstrap.values(AUC, outcomes)
-    difference = bootstrap.difference(AUC, {0: values}, {0: values})
+def test_an_example_without_which_a_class_is_gone_gives_no_interval():
+    targets = np.r_[np.zeros(15), np.ones(1)]
+    outcomes = judged(targets, np.arange(16.0))
+    difference = paired(AUC, [outcomes], [outcomes])
     assert difference.low is None
+    assert difference.source == "nothing"
     assert judge(difference, 0.5).verdict == UNKNOWN
+
+
+def test_without_outcomes_only_bounds_are_stated():
+    each, wide = [-0.30, -0.31, -0.29], [0.02, 0.02, 0.02]
+    assert judge(difference_over_seeds(each), 0.1).verdict == UNKNOWN
+    assert judge(difference_over_seeds(each, wide), 0.1).verdict == WORSE
+    assert judge(difference_over_seeds([-0.05, -0.06, -0.04], wide), 0.06).verdict == UNKNOWN
+    assert difference_over_seeds(each, [0.02, None, 0.02]).source == "nothing"
 
 
 def test_chance_of_constant_answers():
@@ -99,11 +113,3 @@ def test_chance_of_constant_answers():
     assert ACCURACY.chance(outcomes) == 0.75
     assert LOGLOSS.chance(outcomes) == pytest.approx(LOGLOSS(np.full(4, np.log(1 / 3)), labels))
     assert MSE.chance(outcomes) == pytest.approx(MSE(np.full(4, 0.25), labels))
-
-
-def test_results_repeat():
-    targets = np.random.default_rng(0).integers(0, 2, 300)
-    outcomes = judged(targets, np.random.default_rng(1).normal(size=300))
-    assert np.array_equal(
-        PairedBootstrap(outcomes, 60).values(AUC, outcomes), PairedBootstrap(outcomes, 60).values(AUC, outcomes)
-    )

@@ -190,3 +190,38 @@ def test_rows_that_change_their_order_are_an_error_not_a_loss(tmp_path):
         run(study, tmp_path / "out")
     record = json.loads((tmp_path / "out" / "measurements.jsonl").read_text())
     assert "different units" in record["error"]
+
+
+OWN = """
+from lessen.metrics import MeanMetric
+
+class Margin(MeanMetric):
+    name, title, higher_is_better = "margin-of-tests", "hinge", False
+
+    def each(self, outcomes):
+        sign = 2.0 * outcomes["target"] - 1.0
+        return (1.0 - sign * outcomes["score"]).clip(min=0.0).astype(float)
+
+    def chance(self, outcomes):
+        return 1.0
+"""
+
+
+def test_the_report_needs_no_class_of_a_metric(tmp_path):
+    """A metric of the user's own, gone at report time: the same verdicts, from the files alone."""
+    space: dict[str, object] = {"__name__": "gone"}
+    exec(OWN, space)
+
+    class Mine(ToyTask):
+        metrics = {"hinge": space["Margin"]()}
+        settings = FitSettings(epochs=5, learning_rate=0.02)
+
+    task, options = Mine(examples=4000), MeasureOptions(rounds=8, resamples=100)
+    study = Study("s", task, [Recipe([HalfTables()], name="half")], seeds=(0, 1), margin=0.05, measure=options)
+    result = run(study, tmp_path / "out")
+    ran = Frontier.load(result.out, metrics=task.metrics)
+    Metric._known.pop("margin-of-tests")
+    read = Frontier.load(result.out)
+    assert (ran["half"].difference, ran["half"].judgement) == (read["half"].difference, read["half"].judgement)
+    assert read["half"].verdict == "within margin"
+    assert read["half"].difference["hinge"].source == "examples and seeds"

@@ -84,22 +84,23 @@ def check_figures(study: StudyRecords, metrics: Mapping[str, Metric], judges: Ma
         reference = (record.get("reference") or {}).get("quality") or {}
         for name, quality in ((recipe, record.get("quality") or {}), (REFERENCE, reference)):
             for metric, value in quality.items():
-                if metric in metrics:
-                    _check_figure(study, name, seed, metrics[metric], metric, number(value), judges.get(metric, ""))
+                _check_figure(study, name, seed, metrics.get(metric), metric, number(value), judges.get(metric, ""))
 
 
 def _check_figure(
-    study: StudyRecords, recipe: str, seed: int, metric: Metric, name: str, value: float | None, judge: str
+    study: StudyRecords, recipe: str, seed: int, metric: Metric | None, name: str, value: float | None, judge: str
 ) -> None:
     outcomes = study.outcomes(recipe, seed, judge)
     if outcomes is None or value is None:
         return
     try:
-        again = metric(outcomes)
+        kept = study.jackknife(name, recipe, seed, judge)
+        again = [*([] if kept is None else [float(kept[0])]), *([] if metric is None else [metric(outcomes)])]
     except TaskError:
         return  # the frontier says why it cannot be judged
-    if not math.isclose(again, value, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
-        raise DataError(
-            f"{study.folder}: {name} of {recipe!r}, seed {seed}, is recorded as {value:.6g}, but its outcomes give "
-            f"{again:.6g}; make it again with lessen run --resume"
-        )
+    for found in again:
+        if not math.isclose(found, value, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
+            raise DataError(
+                f"{study.folder}: {name} of {recipe!r}, seed {seed}, is recorded as {value:.6g}, but its outcomes give "
+                f"{found:.6g}; make it again with lessen run --resume"
+            )

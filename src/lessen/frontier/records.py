@@ -20,8 +20,8 @@ from typing import Any
 
 from lessen.errors import ArtifactError, DataError, LessenError
 from lessen.files import parse_json, parse_yaml, read_checked, read_text
-from lessen.metrics import Outcomes
-from lessen.metrics.storage import load_arrays, read_outcomes
+from lessen.metrics import Floats, Outcomes
+from lessen.metrics.storage import load_arrays, read_jackknife, read_outcomes
 
 REFERENCE = "reference"
 REQUIRED = ("study", "task", "recipe", "recipe_hash", "seed", "status")
@@ -74,6 +74,20 @@ class StudyRecords:
             return None
         found = read_outcomes(outcome_path(self.folder, recipe, seed, judge))
         return found if found is not None or judge else _predictions(self.folder, recipe, seed)
+
+    def jackknife(self, metric: str, recipe: str, seed: int, judge: str = "") -> Floats | None:
+        """Return a metric on all test units and without each group of them, or None where that was not kept.
+
+        Args:
+            metric: as the records call it, the name of a judge beside the task in front.
+
+        Raises:
+            DataError: a file is damaged, or made on other units than the rest.
+        """
+        if self.folder is None:
+            return None
+        name = metric.removeprefix(f"{judge}.") if judge else metric
+        return read_jackknife(outcome_path(self.folder, recipe, seed, judge)).get(name)
 
 
 def file_name(recipe: str) -> str:

@@ -33,6 +33,8 @@ class Quality:
     intervals: dict[str, tuple[float, float]]
     """95 % percentile bootstrap over test examples."""
     outcomes: Outcomes
+    jackknife: dict[str, Floats]
+    """Each metric on all units, then without each group of them: what paired differences are judged by."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,13 @@ def measure_quality(task: Judge, model: nn.Module, *, resamples: int = RESAMPLES
     task.check_metrics()
     outcomes = task.outcomes(model, "test")
     weights = _weights(len(outcomes), resamples)
-    values, intervals = {}, {}
+    values, intervals, jackknife = {}, {}, {}
     for name, metric in task.metrics.items():
-        values[name] = metric(outcomes)
+        jackknife[name] = metric.jackknife(outcomes)
+        values[name] = float(jackknife[name][0])
         low, high = np.nanquantile(metric.weighted(outcomes, weights), (0.025, 0.975))
         intervals[name] = (float(low), float(high))
-    return Quality(values, intervals, outcomes)
+    return Quality(values, intervals, outcomes, jackknife)
 
 
 @lru_cache(maxsize=2)

@@ -11,6 +11,7 @@ from lessen.metrics.base import (
     describe_metrics,
     find_metric,
     split_targets,
+    standards,
 )
 from lessen.metrics.calibration import (
     CalibrationBin,
@@ -46,4 +47,5 @@ __all__ = [
     "CalibrationRatio", "Floats", "GroupAreaUnderCurve", "LogLoss", "MeanMetric", "MeanSquaredError", "Metric",
     "NextTokenAccuracy", "Outcomes", "Perplexity", "RelativeInformationGain", "StreamedClicks", "bootstrap_weights",
     "calibration_bins", "calibration_error", "check_reads", "describe_metrics", "find_metric", "split_targets",
+    "standards",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ weight may also be a column of its own.
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
@@ -24,10 +25,15 @@ from lessen.errors import ConfigError, TaskError
 from lessen.metrics.outcomes import Array, Outcomes
 
 Floats = NDArray[np.float64]
+Groups = NDArray[np.intp]
+_CHUNK = 50
+"""Rows of weights held at once."""
 FEW = 30
 """Units below which a metric without bounds of its own proves nothing."""
-RULE = 3.0
-"""Losses in n units that stay unseen with 95 % confidence number at most this many (the rule of three)."""
+RULE = 3.69
+"""-log(0.025): where none of n units lost, at most this many in n do, with the confidence of a 95 % interval's end."""
+GROUPS = 1000
+"""Groups of units that are left out in turn; up to this many units each is a group of its own."""
 
 
 def _register(cls: type[Any], name: str, known: dict[str, Any]) -> None:
@@ -94,6 +100,27 @@ class Metric(ABC):
     def weighted(self, outcomes: Outcomes, weights: Floats) -> Floats:
         """Return one value for each row of `weights` [resamples, units]; a resample is a row of counts."""
 
+    def left_out(self, outcomes: Outcomes, groups: Groups, count: int) -> Floats:
+        """Return the metric without each of `count` groups of units, [count]; `groups` [units] says which is whose.
+
+        NaN where nothing is left to judge.
+        """
+        found = np.empty(count)
+        for start in range(0, count, _CHUNK):
+            stop = min(start + _CHUNK, count)
+            weights = (groups != np.arange(start, stop)[:, None]).astype(np.float64)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                found[start:stop] = self.weighted(outcomes, weights)
+        return found
+
+    def jackknife(self, outcomes: Outcomes) -> Floats:
+        """Return the metric on all units, then without each group of them in turn: [1 + groups].
+
+        Units are dealt to groups by their number alone, so that the values of two models on the same units pair.
+        """
+        groups, count = _dealt(len(outcomes))
+        return np.concatenate([[self(outcomes)], self.left_out(outcomes, groups, count)])
+
     def chance(self, outcomes: Outcomes) -> float | None:  # noqa: ARG002 - for metrics that know it
         """Return what the best answer that ignores the inputs would score, or None where no closed form is known."""
         return None
@@ -113,17 +140,56 @@ class Metric(ABC):
         }  # fmt: skip
 
 
-class MeanMetric(Metric):
+class SumMetric(Metric):
+    """A metric that is a function of sums over units, such as a ratio of two: fast to compute without some of them."""
+
+    @abstractmethod
+    def sums(self, outcomes: Outcomes) -> Floats:
+        """Return what is summed, [units, sums]."""
+
+    @abstractmethod
+    def of_sums(self, totals: Floats) -> Floats:
+        """Return the metric of weighted sums, [..., sums] to [...]."""
+
+    def weighted(self, outcomes: Outcomes, weights: Floats) -> Floats:
+        """Return the metric of the sums, weighted by `weights` and by the units' own weights, if any."""
+        return np.asarray(self.of_sums(own_weights(outcomes, weights) @ self.sums(outcomes)), dtype=np.float64)
+
+    def left_out(self, outcomes: Outcomes, groups: Groups, count: int) -> Floats:
+        """Return the metric without each group: what is left of the sums."""
+        parts = own_weights(outcomes, np.ones((1, len(outcomes))))[0][:, None] * self.sums(outcomes)
+        within = np.stack([np.bincount(groups, column, count) for column in parts.T], axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(self.of_sums(parts.sum(axis=0) - within), dtype=np.float64)
+
+
+class RatioMetric(SumMetric):
+    """One sum over another, of the two columns that the metric reads: every unit counts by what stands below."""
+
+    def sums(self, outcomes: Outcomes) -> Floats:
+        """Return both columns."""
+        return np.stack([outcomes[name].astype(np.float64) for name in self.reads], axis=1)
+
+    def of_sums(self, totals: Floats) -> Floats:
+        """Return the first sum over the second."""
+        return np.asarray(totals[..., 0] / totals[..., 1])
+
+
+class MeanMetric(SumMetric):
     """A metric that is a mean over units: subclasses give the value of each unit."""
 
     @abstractmethod
     def each(self, outcomes: Outcomes) -> Floats:
         """Return the value of every unit, shape [units]."""
 
-    def weighted(self, outcomes: Outcomes, weights: Floats) -> Floats:
-        """Return the mean of the units' values, weighted by `weights` and by the units' own weights, if any."""
-        weights = own_weights(outcomes, weights)
-        return np.asarray(weights @ self.each(outcomes) / weights.sum(axis=1), dtype=np.float64)
+    def sums(self, outcomes: Outcomes) -> Floats:
+        """Return value and one for each unit."""
+        values = self.each(outcomes)
+        return np.stack([values, np.ones(len(values))], axis=1)
+
+    def of_sums(self, totals: Floats) -> Floats:
+        """Return the mean."""
+        return np.asarray(totals[..., 0] / totals[..., 1])
 
 
 # -- the registry -------------------------------------------------------------------------------------------------
@@ -143,6 +209,18 @@ def find_metric(name: str) -> Metric | None:
 def describe_metrics(metrics: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:
     """Return what a record says about the metrics of a task, by the task's name for each."""
     return {name: metric.describe() for name, metric in metrics.items()}
+
+
+def standards(metrics: Mapping[str, Metric], outcomes: Outcomes) -> dict[str, dict[str, float | None]]:
+    """Return chance and resolution of each metric on the outcomes of a reference.
+
+    With them in the record, and the metric with units left out beside the outcomes, a verdict needs no class of it.
+    """
+    found = {}
+    for name, metric in metrics.items():
+        smallest = metric.resolution(outcomes)
+        found[name] = {"chance": metric.chance(outcomes), "resolution": smallest if math.isfinite(smallest) else None}
+    return found
 
 
 def check_reads(metrics: Mapping[str, Metric], columns: Iterable[str], judge: str) -> None:
@@ -238,6 +316,13 @@ def binary(scores: Array, targets: Array, need_both: bool = True) -> tuple[Float
         only = present.tolist() or "no examples"
         raise TaskError(f"AUC needs both classes, the labels hold only {only}; use a larger or different split")
     return flat, labels
+
+
+def _dealt(units: int) -> tuple[Groups, int]:
+    """Return the group of each unit, and how many there are: of equal size, in an order that no data follow."""
+    if units <= GROUPS:
+        return np.arange(units), units
+    return np.random.default_rng(units).permutation(units) % GROUPS, GROUPS
 
 
 def bootstrap_weights(examples: int, resamples: int, seed: int = 0) -> Floats:

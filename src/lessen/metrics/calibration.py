@@ -7,22 +7,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lessen.metrics.base import Floats, Metric, binary, clicks, own_weights, split_targets
+from lessen.metrics.base import Floats, SumMetric, binary, clicks, split_targets
 from lessen.metrics.outcomes import Array, Outcomes
 
 Z95 = 1.959963984540054
 
 
-class CalibrationRatio(Metric):
+class CalibrationRatio(SumMetric):
     """Expected over observed positives: the mean of sigmoid(logit) by the mean label; 1 is calibrated on the whole."""
 
     name, title = "calibration_ratio", "expected over observed"
 
-    def weighted(self, outcomes: Outcomes, weights: Floats) -> Floats:
-        """Return the ratio under each weighting. Raises TaskError where the targets hold one class only."""
+    def sums(self, outcomes: Outcomes) -> Floats:
+        """Return probability and label of each example. Raises TaskError where the labels hold one class only."""
         flat, labels = clicks(outcomes)
-        own = own_weights(outcomes, weights)
-        return np.asarray((own @ sigmoid(flat)) / (own @ labels))
+        return np.stack([sigmoid(flat), labels], axis=1)
+
+    def of_sums(self, totals: Floats) -> Floats:
+        """Return expected over observed."""
+        return np.asarray(totals[..., 0] / totals[..., 1])
 
 
 @dataclass(frozen=True)

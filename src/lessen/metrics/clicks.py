@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lessen.errors import TaskError
-from lessen.metrics.base import RULE, Floats, MeanMetric, Metric, clicks, own_weights
-from lessen.metrics.outcomes import Outcomes
+from lessen.metrics.base import RULE, Floats, Groups, MeanMetric, Metric, SumMetric, clicks, own_weights
+from lessen.metrics.outcomes import Array, Outcomes
 
 
 class AreaUnderCurve(Metric):
@@ -25,13 +25,24 @@ class AreaUnderCurve(Metric):
         weights = own_weights(outcomes, weights)
         order = np.argsort(flat, kind="stable")
         ordered = flat[order]
-        # first index of each run of equal scores: ties share one step of the curve
-        starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+        starts = _starts(ordered)
         positive = labels[order]
         result = np.empty(len(weights))
         for row, weight in enumerate(weights):
             result[row] = _auc_of_runs(weight[order], positive, starts)
         return result
+
+    def left_out(self, outcomes: Outcomes, groups: Groups, count: int) -> Floats:
+        """Return the AUC without each group, from one sort: all pairs less those that the group takes part in."""
+        flat, labels = clicks(outcomes)
+        own = own_weights(outcomes, np.ones((1, len(flat))))[0]
+        hit, miss = own * labels, own * (1.0 - labels)
+        beaten, beating = _pairs(flat, hit, miss)
+        area, hits, misses = _within(flat, hit, miss, groups, count)
+        lost = np.bincount(groups, hit * beaten + miss * beating, count) - area
+        left = (hit.sum() - hits) * (miss.sum() - misses)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(left > 0, (hit @ beaten - lost) / left, np.nan)
 
     def chance(self, outcomes: Outcomes) -> float:  # noqa: ARG002 - the same for all data
         """Return 0.5, the AUC of one score for all."""
@@ -52,6 +63,47 @@ def _auc_of_runs(weight: Floats, positive: Floats, starts: NDArray[np.intp]) -> 
     return float((hit * (below + 0.5 * miss)).sum() / total) if total > 0 else float("nan")
 
 
+def _pairs(flat: Floats, hit: Floats, miss: Floats) -> tuple[Floats, Floats]:
+    """Return for each example the weight of negatives below its score and of positives above it, ties half."""
+    order = np.argsort(flat, kind="stable")
+    starts = _starts(flat[order])
+    hits, misses = np.add.reduceat(hit[order], starts), np.add.reduceat(miss[order], starts)
+    below, above = np.cumsum(misses) - 0.5 * misses, hit.sum() - np.cumsum(hits) + 0.5 * hits
+    run = np.empty(len(flat), np.intp)
+    run[order] = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(flat)]))
+    return below[run], above[run]
+
+
+def _within(flat: Floats, hit: Floats, miss: Floats, groups: Groups, count: int) -> tuple[Floats, Floats, Floats]:
+    """Return for each group the weight of its own pairs in the right order, ties half, of its positives and negatives.
+
+    Every group holds an example.
+    """
+    order = np.lexsort((flat, groups))
+    starts, first = _runs(flat[order], groups[order])
+    area = _areas(hit[order], miss[order], starts, first)
+    return area, np.bincount(groups, hit, count), np.bincount(groups, miss, count)
+
+
+def _starts(ordered: Floats) -> Groups:
+    """Return the first index of each run of equal scores: ties share one step of the curve."""
+    return np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+
+
+def _runs(ordered: Floats, group: Array) -> tuple[Groups, Groups]:
+    """Return the start of each run of equal scores inside one group, and the first run of each group."""
+    starts = np.flatnonzero(np.r_[True, (ordered[1:] != ordered[:-1]) | (group[1:] != group[:-1])])
+    return starts, np.flatnonzero(np.r_[True, group[starts][1:] != group[starts][:-1]])
+
+
+def _areas(hit: Floats, miss: Floats, starts: Groups, first: Groups) -> Floats:
+    """Return for each group the weight of pairs whose positive has the higher score, ties half."""
+    hit, miss = np.add.reduceat(hit, starts), np.add.reduceat(miss, starts)
+    before = np.cumsum(miss) - miss
+    below = before - np.repeat(before[first], np.diff(np.r_[first, len(starts)]))
+    return np.add.reduceat(hit * (below + 0.5 * miss), first)
+
+
 class LogLoss(MeanMetric):
     """Mean negative log likelihood of binary labels given logits, in nats."""
 
@@ -66,7 +118,8 @@ class LogLoss(MeanMetric):
 
     def chance(self, outcomes: Outcomes) -> float:
         """Return the entropy of the share of positives, in nats."""
-        return float(_entropy(_rate(outcomes, np.ones((1, len(outcomes)))))[0])
+        own = own_weights(outcomes, np.ones((1, len(outcomes))))[0]
+        return float(_entropy(np.asarray(np.average(clicks(outcomes, need_both=False)[1], weights=own))))
 
 
 class GroupAreaUnderCurve(Metric):
@@ -88,10 +141,7 @@ class GroupAreaUnderCurve(Metric):
         groups = outcomes["group"]
         weights = own_weights(outcomes, weights)
         order = np.lexsort((flat, groups))
-        group, ordered = groups[order], flat[order]
-        # a run is equal scores inside one group; `first` is the first run of each group
-        starts = np.flatnonzero(np.r_[True, (ordered[1:] != ordered[:-1]) | (group[1:] != group[:-1])])
-        first = np.flatnonzero(np.r_[True, group[starts][1:] != group[starts][:-1]])
+        starts, first = _runs(flat[order], groups[order])
         values = [_grouped_auc(weight[order], labels[order], starts, first) for weight in weights]
         if np.isnan(values).all():
             raise TaskError("gAUC needs a group with both classes; every group holds one class only")
@@ -102,14 +152,10 @@ class GroupAreaUnderCurve(Metric):
         return 0.5
 
 
-def _grouped_auc(weight: Floats, positive: Floats, starts: NDArray[np.intp], first: NDArray[np.intp]) -> float:
-    hit = np.add.reduceat(weight * positive, starts)
-    miss = np.add.reduceat(weight * (1.0 - positive), starts)
-    runs = np.diff(np.r_[first, len(starts)])
-    before = np.cumsum(miss) - miss
-    below = before - np.repeat(before[first], runs)
-    area = np.add.reduceat(hit * (below + 0.5 * miss), first)
-    hits, misses = np.add.reduceat(hit, first), np.add.reduceat(miss, first)
+def _grouped_auc(weight: Floats, positive: Floats, starts: Groups, first: Groups) -> float:
+    hit, miss = weight * positive, weight * (1.0 - positive)
+    area = _areas(hit, miss, starts, first)
+    hits, misses = np.add.reduceat(hit, starts[first]), np.add.reduceat(miss, starts[first])
     usable = (hits > 0) & (misses > 0)
     if not usable.any():
         return float("nan")
@@ -117,26 +163,24 @@ def _grouped_auc(weight: Floats, positive: Floats, starts: NDArray[np.intp], fir
     return float((area[usable] / (hits * misses)[usable] * share).sum() / share.sum())
 
 
-class RelativeInformationGain(Metric):
+class RelativeInformationGain(SumMetric):
     """1 - log loss / entropy of the share of positives: 0 says no better than that share, 1 is perfect."""
 
     name, title = "rig", "relative information gain"
 
-    def weighted(self, outcomes: Outcomes, weights: Floats) -> Floats:
-        """Return the gain under each weighting. Raises TaskError where the targets hold one class only."""
-        clicks(outcomes)
+    def sums(self, outcomes: Outcomes) -> Floats:
+        """Return loss, label and one of each example. Raises TaskError where the labels hold one class only."""
+        labels = clicks(outcomes)[1]
+        return np.stack([LOGLOSS.each(outcomes), labels, np.ones(len(labels))], axis=1)
+
+    def of_sums(self, totals: Floats) -> Floats:
+        """Return the gain."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray(1.0 - LOGLOSS.weighted(outcomes, weights) / _entropy(_rate(outcomes, weights)))
+            return np.asarray(1.0 - totals[..., 0] / totals[..., 2] / _entropy(totals[..., 1] / totals[..., 2]))
 
     def chance(self, outcomes: Outcomes) -> float:  # noqa: ARG002 - the same for all data
         """Return 0, the gain of the share of positives itself."""
         return 0.0
-
-
-def _rate(outcomes: Outcomes, weights: Floats) -> Floats:
-    """Return the share of positives under each weighting."""
-    own = own_weights(outcomes, weights)
-    return np.asarray(own @ clicks(outcomes, need_both=False)[1] / own.sum(axis=1))
 
 
 def _entropy(rate: Floats) -> Floats:

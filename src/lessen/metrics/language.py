@@ -1,4 +1,4 @@
-"""Metrics of language models. They read sums of each document: nll in nats, tokens, bytes, right.
+"""Metrics of language models and of answers: sums a document or a question, never one number a token.
 
 All are ratios of sums over documents, so that a long document counts as much as its tokens, and resampling draws
 documents.
@@ -6,48 +6,39 @@ documents.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from lessen.metrics.base import Floats, Metric
-from lessen.metrics.outcomes import Outcomes
+from lessen.metrics.base import Floats, RatioMetric
 
 
-class Perplexity(Metric):
-    """exp of the mean negative log-likelihood of a token."""
+class Perplexity(RatioMetric):
+    """exp of the mean negative log-likelihood of a token: exp(sum of nll / sum of tokens)."""
 
     name = "perplexity"
     higher_is_better = False
     reads = ("nll", "tokens")
 
-    def weighted(self, outcomes: Outcomes, weights: Floats) -> Floats:
-        """Return exp(w.nll / w.tokens)."""
-        return np.exp(_ratio(outcomes, weights, "nll", "tokens"))
+    def of_sums(self, totals: Floats) -> Floats:
+        """Return exp(nll / tokens)."""
+        return np.exp(super().of_sums(totals))
 
 
-class BitsPerByte(Metric):
+class BitsPerByte(RatioMetric):
     """Bits that the model needs for a byte of text: comparable between tokenizers, as perplexity is not."""
 
     name, title, unit = "bits-per-byte", "bits per byte", "bit"
     higher_is_better = False
     reads = ("nll", "bytes")
 
-    def weighted(self, outcomes: Outcomes, weights: Floats) -> Floats:
-        """Return w.nll / (ln 2 w.bytes)."""
-        return _ratio(outcomes, weights, "nll", "bytes") / np.log(2.0)
+    def of_sums(self, totals: Floats) -> Floats:
+        """Return nll / (ln 2 bytes)."""
+        return super().of_sums(totals) / math.log(2.0)
 
 
-class NextTokenAccuracy(Metric):
-    """Share of tokens that the model holds most likely."""
+class NextTokenAccuracy(RatioMetric):
+    """Share of tokens that the model holds most likely: sum of right / sum of tokens."""
 
     name, title = "next-token-accuracy", "next-token accuracy"
     reads = ("right", "tokens")
-
-    def weighted(self, outcomes: Outcomes, weights: Floats) -> Floats:
-        """Return w.right / w.tokens."""
-        return _ratio(outcomes, weights, "right", "tokens")
-
-
-def _ratio(outcomes: Outcomes, weights: Floats, above: str, below: str) -> Floats:
-    """Return w.above / w.below for each row of weights, float64 [resamples]."""
-    ratio: Floats = (weights @ outcomes[above].astype(np.float64)) / (weights @ outcomes[below].astype(np.float64))
-    return ratio

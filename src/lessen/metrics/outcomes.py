@@ -120,6 +120,8 @@ class Outcomes:
 
 def _checked(name: str, values: Array) -> Array:
     array = np.asarray(values)
+    if "/" in name or name == GROUP:
+        raise TaskError(f"no column may be called {name!r}: names hold no slash, and the group is given apart")
     if array.ndim == 0:
         raise TaskError(f"column {name!r} is one number; give one row a unit")
     if array.dtype.kind not in "biuf":

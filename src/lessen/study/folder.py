@@ -15,7 +15,7 @@ from lessen import files
 from lessen.errors import ArtifactError, ConfigError, OutputError
 from lessen.frontier.evidence import fault_of
 from lessen.frontier.records import outcome_path
-from lessen.metrics import Outcomes
+from lessen.measure.record import Quality
 from lessen.metrics.storage import write_outcomes
 from lessen.recipe import Recipe
 from lessen.study.schema import slug
@@ -56,9 +56,9 @@ class StudyFolder:
         """Write one JSON file, all or nothing."""
         files.atomic_write(path, files.dump_json(value))
 
-    def write_outcomes(self, recipe: str, seed: int, outcomes: Outcomes, judge: str = "") -> None:
+    def write_outcomes(self, recipe: str, seed: int, quality: Quality, judge: str = "") -> None:
         """Keep what happened on each test unit. Raises TaskError if the units are not those of other models."""
-        write_outcomes(outcome_path(self.root, recipe, seed, judge), outcomes)
+        write_outcomes(outcome_path(self.root, recipe, seed, judge), quality.outcomes, quality.jackknife)
 
     def keep_trace(self, recipe: str, seed: int, text: str) -> None:
         """Keep the trace of an unexpected failure; a disk that cannot take it does not hide the failure itself."""

@@ -29,6 +29,7 @@ from lessen.judges import get_judge
 from lessen.log import SILENT, Log
 from lessen.measure.record import ledger_records, measure_cost, measure_quality
 from lessen.method import check_finite
+from lessen.metrics import standards
 from lessen.recipe import Recipe
 from lessen.study.folder import StudyFolder, read_json
 from lessen.task import Judge, Task
@@ -36,6 +37,9 @@ from lessen.tasks import get_task
 
 LOG: ContextVar[Log] = ContextVar("LOG", default=SILENT)
 """Progress inside a job; set only where the job runs in the process that talks to the user."""
+
+STANDARDS = "standards"
+"""What chance gives and what the units resolve, by metric: kept beside the reference, told by every record."""
 
 TaskSource = Task | str
 """A task that was made in Python itself, or the JSON description of any other, which every process builds once."""
@@ -207,13 +211,19 @@ def _judged(job: Job, model: nn.Module, name: str) -> dict[str, Any]:
     folder, task = StudyFolder(job.root), task_of(job.source)
     values: dict[str, float] = {}
     intervals: dict[str, tuple[float, float]] = {}
+    limits: dict[str, dict[str, float | None]] = {}
     judges = {"": task, **{judge.name: judge for judge in map(judge_of, job.judges)}}
     for prefix, judge in judges.items():
         quality = measure_quality(judge, model, resamples=job.resamples)
-        folder.write_outcomes(name, job.seed, quality.outcomes, prefix)
+        folder.write_outcomes(name, job.seed, quality, prefix)
+        if name == REFERENCE:
+            known = standards(judge.metrics, quality.outcomes)
+            limits |= {metric_name(prefix, metric): value for metric, value in known.items()}
         values |= {metric_name(prefix, metric): value for metric, value in quality.values.items()}
         intervals |= {metric_name(prefix, metric): value for metric, value in quality.intervals.items()}
-    return {"quality": values, "quality_ci": intervals, EVIDENCE: evidence_of(job.root, name, job.seed, judges)}
+    evidence = evidence_of(job.root, name, job.seed, judges)
+    found = {"quality": values, "quality_ci": intervals, EVIDENCE: evidence}
+    return {**found, STANDARDS: limits} if name == REFERENCE else found
 
 
 def metric_name(judge: str, metric: str) -> str:

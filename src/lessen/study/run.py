@@ -34,6 +34,7 @@ from lessen.study.engine import Engine, InlineEngine, Outcome
 from lessen.study.folder import StudyFolder
 from lessen.study.jobs import (
     LOG,
+    STANDARDS,
     Failure,
     Job,
     Work,
@@ -218,7 +219,8 @@ class _Running:
     def _record(
         self, recipe: Recipe, seed: int, value: Values, reference: Values, *, cost: Values, error: str | None = None
     ) -> Values:
-        metrics = self._metrics
+        limits = reference.get(STANDARDS) or {}
+        metrics = {name: {**told, **limits.get(name, {})} for name, told in self._metrics.items()}
         lower = [name for name, told in metrics.items() if not told["higher_is_better"]]
         measurement = Measurement(
             study=self.study.name, task=self.task.describe(), recipe=recipe.name, recipe_hash=recipe.hash, seed=seed,

@@ -1,5 +1,9 @@
 """Files of tensors: the bytes that safetensors writes, sizes by arithmetic, shards, and what no file can hold."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -150,3 +154,11 @@ def test_a_digest_tells_names_shapes_types_and_values_apart():
     ]  # fmt: skip
     assert len({digest_of(state) for state in states}) == len(states)
     assert digest_of(state_of(nn.Linear(2, 2))) != digest_of(state_of(nn.Linear(2, 2)))
+
+
+@pytest.mark.slow
+def test_writing_and_loading_take_a_shard_above_the_model(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.artifact.memory", "--layers", "12", "--out", str(tmp_path / "m.json")]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr

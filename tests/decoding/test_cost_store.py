@@ -14,7 +14,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 def test_a_curve_comes_back_as_it_was_kept(model):
-    place, curve = place_of(model, True), CostCurve((1, 4), (0.1, 0.15), packed=True)
+    place, curve = place_of(model, True), CostCurve((1, 4), (0.1, 0.15), packed_rows=(4, 64))
     assert recall(place) is None
     keep(place, curve)
     assert recall(place) == curve

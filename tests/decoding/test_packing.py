@@ -17,7 +17,7 @@ needs_onednn = pytest.mark.skipif(not packing._available(), reason="this torch h
 
 @pytest.fixture
 def always(monkeypatch):
-    monkeypatch.setattr(packing, "packing_pays", lambda _: True)
+    monkeypatch.setattr(packing, "rows_that_pay", lambda _: (1, 64))
 
 
 @needs_onednn
@@ -70,7 +70,7 @@ def test_layers_with_hooks_and_other_dtypes_are_left_alone(always):
 
 
 def test_nothing_is_packed_where_a_trial_shows_no_gain(monkeypatch):
-    monkeypatch.setattr(packing, "packing_pays", lambda _: False)
+    monkeypatch.setattr(packing, "rows_that_pay", lambda _: (0, 0))
     model = llama()
     with Decoder(model, costs=FLAT) as decoder:
         assert decoder.packing.extra_bytes == 0
@@ -79,7 +79,7 @@ def test_nothing_is_packed_where_a_trial_shows_no_gain(monkeypatch):
 
 
 @needs_onednn
-@pytest.mark.parametrize(("ratio", "noise", "pays"), [(0.5, 0.2, True), (0.97, 0.2, False), (0.88, 0.2, False)])
+@pytest.mark.parametrize(("ratio", "noise", "pays"), [(0.5, 0.15, True), (1.0, 0.15, False), (0.97, 0.15, False)])
 def test_packing_needs_an_interval_below_the_bar(monkeypatch, ratio, noise, pays):
     """A gain that noise could have made is none: near the bar the answer is always no."""
     verdicts = set()
@@ -90,8 +90,34 @@ def test_packing_needs_an_interval_below_the_bar(monkeypatch, ratio, noise, pays
             return [ratio * math.exp(rnd.gauss(0.0, noise)) for _ in range(pairs)]
 
         monkeypatch.setattr(packing, "paired_ratios", ratios)
-        verdicts.add(packing.packing_pays([nn.Linear(8, 8)]))
-    assert verdicts == {pays}
+        verdicts.add(packing.rows_that_pay([nn.Linear(8, 8)]))
+    assert verdicts == {(1, 64) if pays else (0, 0)}
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    ("paying", "rows"),
+    [((4, 8, 16), (4, 16)), ((1, 4, 8), (4, 8)), ((1, 2, 4, 8, 16, 64), (1, 64)), ((1, 2), (0, 0)), ((8, 64), (8, 8))],
+)
+def test_packed_weights_serve_the_numbers_of_rows_around_eight_that_gain(monkeypatch, paying, rows):
+    tried = iter(packing._TRIED_ROWS)
+    monkeypatch.setattr(
+        packing, "paired_ratios", lambda _one, _other, pairs: [0.5 if next(tried) in paying else 1.1] * pairs
+    )
+    assert packing.rows_that_pay([nn.Linear(8, 8)]) == rows
+
+
+@needs_onednn
+def test_other_numbers_of_rows_run_on_the_stock_product():
+    linear = nn.Linear(8, 8)
+    layer = PackedLinear(linear, (4, 16))
+    layer.packed = PackedLinear(
+        nn.Linear(8, 8)
+    ).packed  # another weight, so that the packed product is known by its result
+    with torch.inference_mode():
+        for rows in (1, 3, 4, 16, 17):
+            inputs = torch.ones(1, rows, 8)
+            assert torch.allclose(layer(inputs), linear(inputs), atol=1e-6) is not (4 <= rows <= 16)
 
 
 def test_pairs_take_turns_and_give_the_first_over_the_second(monkeypatch):
@@ -146,9 +172,10 @@ def test_weights_that_change_are_packed_again(always):
 
 @needs_onednn
 def test_a_curve_says_whether_weights_were_packed_and_decides(monkeypatch):
-    monkeypatch.setattr(packing, "packing_pays", lambda _: pytest.fail("decided already"))
-    for packed in (True, False):
-        decoder = Decoder(llama(), costs=CostCurve((1, 8), (1.0, 2.0), packed=packed))
-        assert (decoder.packing.extra_bytes > 0) is packed
-    monkeypatch.setattr(packing, "packing_pays", lambda _: False)
-    assert Decoder(llama()).costs.packed is False
+    monkeypatch.setattr(packing, "rows_that_pay", lambda _: pytest.fail("decided already"))
+    for rows in ((4, 64), (0, 0)):
+        decoder = Decoder(llama(), costs=CostCurve((1, 8), (1.0, 2.0), rows))
+        assert (decoder.packing.extra_bytes > 0) is (rows != (0, 0))
+        assert decoder.packing.rows == rows
+    monkeypatch.setattr(packing, "rows_that_pay", lambda _: (0, 0))
+    assert Decoder(llama()).costs.packed_rows == (0, 0)

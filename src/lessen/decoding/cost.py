@@ -21,8 +21,8 @@ class CostCurve:
 
     sizes: tuple[int, ...]
     times: tuple[float, ...]
-    packed: bool | None = None
-    """Whether it was measured over packed weights; None where that is not known."""
+    packed_rows: tuple[int, int] | None = None
+    """Passes of how many rows ran on packed weights when it was measured: (0, 0) for none, None where unknown."""
 
     def __post_init__(self) -> None:
         if not self.sizes or len(self.sizes) != len(self.times) or list(self.sizes) != sorted(set(self.sizes)):
@@ -54,7 +54,7 @@ def measure_costs(
     repeats: int = 5,
     limit_seconds: float = 20.0,
     clock: Callable[[], float] = time.process_time,
-    packed: bool | None = None,
+    packed_rows: tuple[int, int] | None = None,
 ) -> CostCurve:
     """Time `run(k)` for every size, interleaved, and keep the quickest of `repeats` (at least one; see the limit).
 
@@ -74,7 +74,7 @@ def measure_costs(
             start = clock()
             run(size)
             best[size] = min(best[size], max(clock() - start, 1e-9))
-    return CostCurve(tuple(sizes), tuple(best[size] for size in sizes), packed)
+    return CostCurve(tuple(sizes), tuple(best[size] for size in sizes), packed_rows)
 
 
 def costs_hold(

@@ -40,11 +40,14 @@ def recall(place: Path) -> CostCurve | None:
     try:
         value = parse_json(place.read_bytes(), str(place))
         sizes, times = tuple(int(size) for size in value["sizes"]), tuple(float(one) for one in value["times"])
-        return CostCurve(sizes, times, bool(value["packed"]))
+        least, most = (int(rows) for rows in value["packed_rows"])
+        return CostCurve(sizes, times, (least, most))
     except (OSError, LessenError, KeyError, TypeError, ValueError):
         return None
 
 
 def keep(place: Path, curve: CostCurve) -> None:
     """Store a curve. Raises OutputError when the cache cannot be written."""
-    atomic_write(place, dump_json({"sizes": curve.sizes, "times": curve.times, "packed": bool(curve.packed)}))
+    atomic_write(
+        place, dump_json({"sizes": curve.sizes, "times": curve.times, "packed_rows": curve.packed_rows or (0, 0)})
+    )

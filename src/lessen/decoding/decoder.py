@@ -70,10 +70,10 @@ class Decoder:
         key_length: tokens that must agree before anything is copied.
         assistant: a smaller model with the same vocabulary, used where nothing can be copied and while it pays.
         remember: tokens of earlier texts to keep as copy sources; 0 keeps none.
-        pack: hold a packed copy of float32 CPU linear weights where a paired trial shows that products get quicker
-            (`packing.extra_bytes` of memory); `close` frees it.
-        costs: the cost curve, if known; measured in a few seconds otherwise. One that says whether it was measured
-            over packed weights decides on packing as well.
+        pack: hold a packed copy of float32 CPU linear weights where a paired trial shows that products get quicker, and
+            use it for the numbers of rows where they do (`packing.extra_bytes` of memory); `close` frees it.
+        costs: the cost curve, if known; measured in a few seconds otherwise. One that says which passes ran on
+            packed weights decides on packing as well.
 
     Raises:
         InputError: the model keeps a recurrent or uncuttable cache, or the assistant has another vocabulary.
@@ -104,7 +104,7 @@ class Decoder:
     def _prepare(self, costs: CostCurve | None) -> None:
         """Make the view of the model as it is now, with its engine, packed layers and cost curve."""
         self.engine: Engine = choose_engine(self.model)
-        decided = costs.packed if costs is not None else None
+        decided = costs.packed_rows if costs is not None else None
         self.packing = Packing(self.engine.view, decided) if self._pack else None
         self.use_packed_weights(True)
         self._condition = condition(self.model)
@@ -293,9 +293,9 @@ class Decoder:
     def _measure_costs(self) -> CostCurve:
         context = context_length(self.model)
         room = SIZES[-1] if context is None else max(1, context - min(_CALIBRATION_CONTEXT, context // 2))
-        packed = self.packing is not None and self.packing.extra_bytes > 0
+        packed = self.packing.rows if self.packing is not None else (0, 0)
         return measure_costs(
-            self._pass_of(), [rows for rows in SIZES if rows <= room], clock=self._clock(), packed=packed
+            self._pass_of(), [rows for rows in SIZES if rows <= room], clock=self._clock(), packed_rows=packed
         )
 
     def _clock(self) -> Callable[[], float]:

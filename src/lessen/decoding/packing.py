@@ -1,9 +1,10 @@
 """Linear layers whose float32 weight is stored in the block order that oneDNN multiplies from.
 
-A pass with few rows spends its time reading weights; the packed order reads them in sequence. On processors where the
-stock kernel reorders the weight in every call this halves a pass with one row and cuts one with sixteen rows to a
-third. Only rounding differs from the stock layer. The module keeps the original parameters under their own names,
-so state dicts and tied weights stay as they are, and the original modules can be put back.
+A pass with few rows spends its time reading weights; the packed order reads them in sequence. How much that gains, and
+for how many rows, differs between processors: on one it halves a pass with one row, on another it gains nothing below
+four rows and half of the time at eight. So a trial decides, for each number of rows. Only rounding differs from the
+stock layer. The module keeps the original parameters under their own names, so state dicts and tied weights stay as
+they are, and the original modules can be put back.
 """
 
 from __future__ import annotations
@@ -15,25 +16,34 @@ from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 _TYPICAL_ROWS = 8
+_TRIED_ROWS = (1, 2, 4, 8, 16, 64)
 _WORTHWHILE = 0.9
-_PAIRS = 15
-_SAMPLE_WEIGHTS = 32_000_000
+_PAIRS = 9
+_SAMPLE_WEIGHTS = 16_000_000
+_ANY = 1 << 40
 
 
 class PackedLinear(nn.Module):
-    """An inference-only `nn.Linear` computed from a packed copy of its weight; input (..., in), output (..., out)."""
+    """An inference-only `nn.Linear` computed from a packed copy of its weight; input (..., in), output (..., out).
 
-    def __init__(self, linear: nn.Linear) -> None:
+    Args:
+        rows: fewest and most rows for which the packed copy is used; the stock product runs otherwise.
+    """
+
+    def __init__(self, linear: nn.Linear, rows: tuple[int, int] = (1, _ANY)) -> None:
         super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
+        self.weight, self.bias, self.rows = linear.weight, linear.bias, rows
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _TYPICAL_ROWS)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return `inputs @ weight.T + bias`."""
-        return torch.ops.mkldnn._linear_pointwise(inputs, self.packed, self.bias, "none", [], "")  # type: ignore[no-any-return]
+        if self.rows[0] <= inputs.numel() // self.in_features <= self.rows[1]:
+            return torch.ops.mkldnn._linear_pointwise(inputs, self.packed, self.bias, "none", [], "")  # type: ignore[no-any-return]
+        return functional.linear(inputs, self.weight, self.bias)
 
     @property
     def packed_bytes(self) -> int:
@@ -52,24 +62,29 @@ def _packable(module: nn.Module) -> TypeGuard[nn.Linear]:
     return module.weight.device.type == "cpu" and module.weight.dtype == torch.float32
 
 
-def packing_pays(linears: Sequence[nn.Linear], pairs: int = _PAIRS) -> bool:
-    """Return whether packed products are clearly quicker on this machine, for one row and for eight.
+def rows_that_pay(linears: Sequence[nn.Linear], pairs: int = _PAIRS) -> tuple[int, int]:
+    """Return the fewest and most rows for which packed products are clearly quicker on this machine; (0, 0) for none.
 
     Stock and packed products over the same layers are timed in turns, and their ratio is judged by the median over
-    pairs with its interval by order statistics (no assumption on the noise; 96 % for 15 pairs). Packing pays only if
-    the whole interval lies below 0.9 for both; where that is not certain nothing is packed.
+    pairs with its interval by order statistics (no assumption on the noise; 96 % for nine pairs). A number of rows pays
+    only if the whole interval lies below 0.9; where that is not certain nothing is packed.
 
     Args:
         linears: layers that are run one after the other, as a pass does.
     """
-    packed = [PackedLinear(linear) for linear in linears]
+    packed = [PackedLinear(each) for each in linears]
+    paying: list[int] = []
     with torch.inference_mode():
-        for rows in (1, _TYPICAL_ROWS):
-            inputs = [torch.zeros(1, rows, linear.in_features) for linear in linears]
+        for rows in _TRIED_ROWS:
+            inputs = [torch.zeros(1, rows, each.in_features) for each in linears]
             ratios = paired_ratios(lambda x=inputs: _run(packed, x), lambda x=inputs: _run(linears, x), pairs)  # type: ignore[misc]
-            if median_interval(ratios)[1] > _WORTHWHILE:
-                return False
-    return True
+            if median_interval(ratios)[1] < _WORTHWHILE:
+                paying.append(rows)
+            elif rows < _TYPICAL_ROWS:
+                paying = []
+            else:
+                break
+    return (paying[0], paying[-1]) if _TYPICAL_ROWS in paying else (0, 0)
 
 
 def _run(layers: Sequence[nn.Module], inputs: Sequence[Tensor]) -> None:
@@ -121,21 +136,24 @@ class Packing:
     no certain gain; then `extra_bytes` is 0.
 
     Args:
-        decided: what an earlier trial found; without it the trial is made.
+        decided: the rows for which an earlier trial found a gain; without it the trial is made.
     """
 
-    def __init__(self, model: nn.Module, decided: bool | None = None) -> None:
+    def __init__(self, model: nn.Module, decided: tuple[int, int] | None = None) -> None:
         found = [
             (parent, name, child)
             for parent in model.modules()
             for name, child in parent.named_children()
             if _packable(child)
         ]
+        self.rows = (0, 0)
+        """Fewest and most rows of a pass that run on packed weights; (0, 0) where none do."""
         self._sites: list[tuple[nn.Module, str, nn.Linear, PackedLinear]] = []
         if not found or not _available():
             return
-        if packing_pays(_sample([child for _, _, child in found])) if decided is None else decided:
-            self._sites = [(parent, name, child, PackedLinear(child)) for parent, name, child in found]
+        self.rows = rows_that_pay(_sample([child for _, _, child in found])) if decided is None else decided
+        if self.rows[0]:
+            self._sites = [(parent, name, child, PackedLinear(child, self.rows)) for parent, name, child in found]
 
     @property
     def extra_bytes(self) -> int:

@@ -22,6 +22,7 @@ from benchmarks.decoding.copying import Bench, ratio
 from benchmarks.decoding.prompts import EDIT, mt_redundant
 from lessen.decoding import Decoder
 from lessen.decoding.policy import Copier
+from lessen.decoding.view import cache_argument
 from lessen.environment import environment, package_version
 from lessen.files import atomic_write, dump_json
 
@@ -32,21 +33,23 @@ NEW = 64
 class FixedDrafts(Decoder):
     """The paper's drafts: ten tokens at every hit."""
 
-    def _lengths(self, offers):
+    @staticmethod
+    def lengths(offers, _costs):
         return [min(10, len(offer.tokens)) for offer in offers]
 
 
 @torch.inference_mode()
-def padded(decoder: Decoder, prompts: list[list[int]], new: int, eos: int) -> tuple[list[list[int]], int]:
+def padded(decoder: Decoder, model, prompts: list[list[int]], new: int, eos: int) -> tuple[list[list[int]], int]:
     """Decode with the decoder's drafts, padded; return the emitted tokens and the rows computed."""
-    model, count, longest = decoder.model, len(prompts), max(map(len, prompts))
+    count, longest = len(prompts), max(map(len, prompts))
     copiers = [Copier(prompt, decoder._key_length, stops=frozenset({eos})) for prompt in prompts]
     ids = torch.tensor([[eos] * (longest - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     cache, rows = DynamicCache(config=model.config), 0
     positions = (mask.cumsum(1) - 1).clamp_min(0)
+    named = cache_argument(model)
     logits = model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+        input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, **{named: cache}
     ).logits
     out = [[token] for token in logits[:, -1].argmax(-1).tolist()]
     for copier, tokens in zip(copiers, out, strict=True):
@@ -56,7 +59,7 @@ def padded(decoder: Decoder, prompts: list[list[int]], new: int, eos: int) -> tu
         active = [number for number in range(count) if alive[number]]
         offers = [copiers[number].offer(new - len(out[number]) - 1) for number in active]
         drafts: list[list[int]] = [[] for _ in prompts]
-        for number, offer, length in zip(active, offers, decoder._lengths(offers), strict=True):
+        for number, offer, length in zip(active, offers, decoder.lengths(offers, decoder.costs), strict=True):
             drafts[number] = offer.tokens[:length]
         width = 1 + max(map(len, drafts))
         step = torch.tensor(
@@ -68,7 +71,7 @@ def padded(decoder: Decoder, prompts: list[list[int]], new: int, eos: int) -> tu
             input_ids=step,
             attention_mask=torch.cat([mask, fresh], 1),
             position_ids=base + torch.arange(width),
-            past_key_values=cache,
+            **{named: cache},
         ).logits
         rows += count * width
         best = logits.argmax(-1).tolist()
@@ -97,7 +100,9 @@ def samples(bench: Bench, decoder: Decoder, prompts: list[list[int]], eos: int, 
         longest = max(map(len, prompts))
         ids = torch.tensor([[eos] * (longest - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        out = bench.model.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, pad_token_id=eos)
+        out = bench.model_packed.generate(
+            ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, pad_token_id=eos
+        )
         cut = [row[longest:].tolist() for row in out]
         return [row[: row.index(eos) + 1] if eos in row else row for row in cut], 0
 
@@ -111,13 +116,12 @@ def samples(bench: Bench, decoder: Decoder, prompts: list[list[int]], eos: int, 
 
     modes = {
         "plain": plain,
-        "padded": lambda: padded(decoder, prompts, NEW, eos),
+        "padded": lambda: padded(decoder, bench.model_packed, prompts, NEW, eos),
         "unpadded": unpadded,
         "one_by_one": alone,
     }
     names = list(modes)
     found, tokens = {}, {}
-    decoder.use_packed_weights(True)
     for name in names[order % 4 :] + names[: order % 4]:
         wall, processor = time.perf_counter(), time.process_time()
         tokens[name], rows = modes[name]()
@@ -127,7 +131,6 @@ def samples(bench: Bench, decoder: Decoder, prompts: list[list[int]], eos: int, 
             "tokens": sum(map(len, tokens[name])),
             "rows": rows,
         }
-    decoder.use_packed_weights(False)
     for name in names:
         found[name]["identical"] = sum(a == b for a, b in zip(tokens[name], tokens["one_by_one"], strict=True))
     return found

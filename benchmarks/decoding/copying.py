@@ -8,7 +8,8 @@ are appended to the result file after each prompt, so that the sets can be run o
 
 Modes: `plain`, `lookup` (prompt_lookup_num_tokens=10) and `assisted` (the model's own first layers as assistant; no
 smaller model with this vocabulary was at hand) run stock transformers; `lessen_stock` uses the same stock kernels;
-`lessen` packs the weights; `plain_packed` is plain `generate` over the packed weights, to tell the two gains apart.
+`lessen` packs the weights; `plain_packed` is plain `generate` over the packed weights; `loop` and `loop_packed` are the
+decoder without drafts, so that the gains of a lean loop, of packing and of copying can be told apart (`llamacpp.py`).
 `plain_packed` runs on every fifth prompt and `assisted` on every tenth. Ratios are of processor time: with one thread
 that is the time of an idle machine, and it does not count waiting for other work. Wall time is recorded as well.
 """
@@ -28,6 +29,8 @@ import torch
 
 from benchmarks.decoding.prompts import EDIT, OPEN, humaneval, mt_redundant
 from lessen.decoding import Decoder, cost_store, load_model
+from lessen.decoding.packing import Packing
+from lessen.decoding.view import shared_view
 from lessen.environment import environment, package_version
 from lessen.files import atomic_write, dump_json
 
@@ -47,16 +50,16 @@ class Bench:
         self.new = new
         self.stock = self.decoder(pack=False)
         self.packed = self.decoder(pack=True)
+        self.model_packed = packed_twin(self.model, self.packed)
         self.assistant = truncated(self.model, 6)
 
     def decoder(self, pack: bool, kind: type[Decoder] = Decoder, **options) -> Decoder:
-        """A decoder with the cost curve of this machine, measured the first time, and the model's own layers."""
+        """A decoder with the cost curve of this machine, measured the first time."""
         place = cost_store.place_of(self.model, pack)
         costs = cost_store.recall(place)
         made = kind(self.model, self.tokenizer, pack=pack, costs=costs, remember=0, **options)
         if costs is None:
             cost_store.keep(place, made.costs)
-        made.use_packed_weights(False)
         return made
 
     def run(self, mode: str, prompt: list[int]) -> dict[str, object]:
@@ -67,9 +70,9 @@ class Bench:
             sample |= {"passes": report.passes, "drafted": report.drafted, "accepted": report.accepted}
         return {"ids": tokens, **sample}
 
-    def plain(self, prompt, **options):
+    def plain(self, prompt, model=None, **options):
         ids = torch.tensor([prompt])
-        out = self.model.generate(
+        out = (model or self.model).generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=self.new, do_sample=False, **options
         )
         return out[0, len(prompt) :].tolist(), None
@@ -81,21 +84,26 @@ class Bench:
         return self.plain(prompt, assistant_model=self.assistant)
 
     def plain_packed(self, prompt):
-        self.packed.use_packed_weights(True)
-        try:
-            return self.plain(prompt)
-        finally:
-            self.packed.use_packed_weights(False)
+        return self.plain(prompt, self.model_packed)
+
+    def loop(self, prompt):
+        return self._without_drafts(self.stock, prompt)
+
+    def loop_packed(self, prompt):
+        return self._without_drafts(self.packed, prompt)
 
     def lessen_stock(self, prompt):
         return self._ours(self.stock, prompt)
 
     def lessen(self, prompt):
-        self.packed.use_packed_weights(True)
+        return self._ours(self.packed, prompt)
+
+    def _without_drafts(self, decoder, prompt):
+        decoder.lengths = lambda offers, _costs: [0] * len(offers)
         try:
-            return self._ours(self.packed, prompt)
+            return self._ours(decoder, prompt)
         finally:
-            self.packed.use_packed_weights(False)
+            del decoder.lengths
 
     def _ours(self, decoder, prompt):
         (done,) = decoder.complete([prompt], max_new_tokens=self.new, do_sample=False)
@@ -106,6 +114,13 @@ class Bench:
 
     def user(self, text):
         return self.chat([{"role": "user", "content": text}])
+
+
+def packed_twin(model, decoder: Decoder):
+    """The same model with the decoder's packed weights, for plain `generate`."""
+    twin = shared_view(model)
+    Packing(twin, decoder.packing.rows).put_in()
+    return twin
 
 
 def truncated(model, layers: int):

@@ -68,7 +68,7 @@ def test_own_attention_masks_run_one_at_a_time_past_their_window():
 def test_the_probe_runs_past_windows_on_a_narrowed_view():
     model = FAMILIES["mask-only window"]()
     assert limits_of(model) == {"sliding_window": 16}
-    view = narrowed(model)
+    view = narrowed(model, ["sliding_window"])
     assert view.config.sliding_window == 5
     assert model.config.sliding_window == 16
     ids = torch.tensor([list(range(2, 14))])
@@ -90,7 +90,7 @@ def test_the_probe_refuses_an_engine_that_forgets_a_window_or_switch(kind, monke
 def test_a_window_that_cannot_be_tried_is_refused(monkeypatch):
     """Where narrowing changes nothing and the window is too long to try, nobody knows whether decoding is exact."""
     model = mistral(window=100)
-    monkeypatch.setattr(probe, "narrowed", lambda given: given)
+    monkeypatch.setattr(probe, "narrowed", lambda given, _names: given)
     monkeypatch.setattr(probe, "_LONGEST_PROBE", 50)
     with pytest.raises(InputError, match="MistralForCausalLM.*past sliding_window could not be reproduced"):
         Decoder(model, costs=FLAT)
@@ -100,6 +100,20 @@ def test_windows_beyond_the_context_and_unused_ones_need_no_probe():
     assert limits_of(llama()) == {}
     assert limits_of(mistral(window=500)) == {}
     assert limits_of(built("Qwen2", sliding_window=16, use_sliding_window=False)) == {}
+    assert limits_of(built("Qwen3", sliding_window=16, head_dim=8, layer_types=["full_attention"] * 2)) == {}
+
+
+def test_each_window_and_switch_is_tried_by_itself(monkeypatch):
+    """A model with two of them: one whose narrowing shows does not stand for the other."""
+    model = built("Phi3", rope_parameters=dict(LONGROPE), original_max_position_embeddings=24, sliding_window=30)
+    assert set(limits_of(model)) == {"sliding_window", "original_max_position_embeddings"}
+    prompt = [5, 6, 7] * 6
+    assert Decoder(model, costs=FLAT).complete([prompt], max_new_tokens=40)[0].tokens == plain(model, prompt, 40)
+    narrow = probe.narrowed
+    monkeypatch.setattr(probe, "narrowed", lambda given, names: narrow(given, set(names) - {"sliding_window"}))
+    monkeypatch.setattr(probe, "_LONGEST_PROBE", 20)
+    with pytest.raises(InputError, match="could not be reproduced"):
+        Decoder(model, costs=FLAT)
 
 
 def test_a_switch_is_read_from_the_model_and_its_class():

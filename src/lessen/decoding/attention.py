@@ -85,13 +85,22 @@ def own_arguments(extras: dict[str, Any]) -> dict[str, Any]:
     return {name: extras[name] for name in _OWN if extras.get(name) is not None}
 
 
+def mask_of(allowed: Tensor, query: Tensor, keys: Tensor) -> Tensor:
+    """Return the mask that `attend` takes from a bool (new, total) of what each query may look at."""
+    groups = query.shape[0] // keys.shape[0]
+    if groups * query.shape[1] > _STACKED:
+        return allowed
+    mask = torch.zeros(allowed.shape, dtype=query.dtype, device=allowed.device)
+    return mask.masked_fill_(~allowed, float("-inf")).repeat(groups, 1)
+
+
 def attend(
-    query: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None, scale: float | None, causal: bool = False
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float | None, causal: bool = False
 ) -> Tensor:
     """Return attention of queries (heads, new, width) over keys (kv heads, total, width) as (new, heads, width).
 
     Args:
-        allowed: bool (new, total) of what each query may look at; None for everything.
+        mask: from `mask_of`, the same for all layers of a pass; None where each query may look at all keys.
         causal: queries and keys are the same places, and each looks at those up to its own.
     """
     heads, new, width = query.shape
@@ -102,13 +111,12 @@ def attend(
             query[None], keys[None], values[None], scale=scale, is_causal=True, enable_gqa=groups > 1
         )
     elif groups * new <= _STACKED:  # queries that share a key head are stacked as rows: keys need not be repeated
-        mask = None if allowed is None else allowed.repeat(groups, 1)
         stacked = query.reshape(1, kv_heads, groups * new, width)
         out = scaled_dot_product_attention(stacked, keys[None], values[None], attn_mask=mask, scale=scale)
     else:  # keys are repeated as views, and all heads share the mask
         own, shape = query.reshape(kv_heads, groups, new, width), (kv_heads, groups, -1, -1)
         out = scaled_dot_product_attention(
-            own, keys[:, None].expand(shape), values[:, None].expand(shape), attn_mask=allowed, scale=scale
+            own, keys[:, None].expand(shape), values[:, None].expand(shape), attn_mask=mask, scale=scale
         )
     return out.reshape(heads, new, values.shape[2]).transpose(0, 1)
 
@@ -126,7 +134,8 @@ def attend_in_blocks(query: Tensor, keys: Tensor, values: Tensor, rule: Rule, sc
         allowed = rule.allowed(queries, places[: int(queries[-1]) + 1])
         seen = slice(int(allowed.any(0).to(torch.uint8).argmax()), allowed.shape[1])
         rows = slice(start, start + len(queries))
-        parts.append(attend(query[:, rows], keys[:, seen], values[:, seen], allowed[:, seen], scale))
+        own, mask = query[:, rows], mask_of(allowed[:, seen], query[:, rows], keys)
+        parts.append(attend(own, keys[:, seen], values[:, seen], mask, scale))
     return torch.cat(parts)
 
 

@@ -9,7 +9,7 @@ Everything that changes while decoding is held here or in the engine's caches, s
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -29,10 +29,16 @@ class Call:
     """Decodes requests to their ends; `seconds`, `prefill_seconds` and `passes` say what it took."""
 
     def __init__(
-        self, name: str, engine: Engine, costs: CostCurve, drafting: Drafting | None, requests: Sequence[Request]
+        self,
+        name: str,
+        engine: Engine,
+        costs: CostCurve,
+        drafting: Drafting | None,
+        requests: Sequence[Request],
+        lengths: Callable[[Sequence[Offer], CostCurve], list[int]] = plan,
     ) -> None:
         self._name, self.engine, self._costs, self._drafting = name, engine, costs, drafting
-        self.requests = requests
+        self.requests, self._plan = requests, lengths
         self.passes, self.seconds, self.prefill_seconds = 0, 0.0, 0.0
 
     def run(self) -> None:
@@ -91,8 +97,8 @@ class Call:
 
     def _lengths(self, offers: Sequence[Offer]) -> list[int]:
         if self.engine.batched:
-            return plan(offers, self._costs)
-        return [plan([offer], self._costs)[0] for offer in offers]  # each sequence has its own pass
+            return self._plan(offers, self._costs)
+        return [self._plan([offer], self._costs)[0] for offer in offers]  # each sequence has its own pass
 
     def _take(self, requests: Sequence[Request], drafts: Sequence[list[int]], logits: Tensor) -> list[list[int]]:
         best = logits.argmax(-1)

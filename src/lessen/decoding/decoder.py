@@ -18,7 +18,7 @@ from lessen.decoding.copying import TextMemory
 from lessen.decoding.cost import SIZES, CostCurve, costs_hold, measure_costs
 from lessen.decoding.engine import Engine, choose_engine
 from lessen.decoding.packing import Packing
-from lessen.decoding.policy import KEY_LENGTH, Copier
+from lessen.decoding.policy import KEY_LENGTH, Copier, plan
 from lessen.decoding.report import DecodeReport
 from lessen.decoding.request import Request
 from lessen.decoding.settings import (
@@ -79,6 +79,9 @@ class Decoder:
         InputError: the model keeps a recurrent or uncuttable cache, or the assistant has another vocabulary.
         NonFiniteError: the weights give NaN or infinity.
     """
+
+    lengths = staticmethod(plan)
+    """How many tokens of each offer are drafted; see `lessen.decoding.policy.plan`."""
 
     def __init__(
         self,
@@ -248,7 +251,7 @@ class Decoder:
                 )
             )
         drafting = Drafting(self.assistant) if self.assistant is not None else None
-        call = Call(type(self.model).__name__, engine, costs, drafting, requests)
+        call = Call(type(self.model).__name__, engine, costs, drafting, requests, self.lengths)
         call.run()
         if self._memory is not None:
             for request in requests:

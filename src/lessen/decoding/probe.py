@@ -8,7 +8,7 @@ number is held elsewhere too, and the probe runs at full width, or refuses where
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -30,8 +30,11 @@ def limits_of(model: Any) -> dict[str, int]:
     for parameters in _rope_parameters(config):
         if parameters.get("rope_type") == "longrope":
             found[_ORIGINAL] = parameters[_ORIGINAL]
-    if getattr(config, "use_sliding_window", None) is False:
+    kinds = getattr(config, "layer_types", None)
+    if getattr(config, "use_sliding_window", None) is False or (kinds and "sliding_attention" not in kinds):
         found.pop("sliding_window", None)
+    if kinds and "chunked_attention" not in kinds:
+        found.pop("attention_chunk_size", None)
     return {name: value for name, value in found.items() if value < context}
 
 
@@ -48,22 +51,22 @@ def _rope_parameters(config: Any) -> list[dict[str, Any]]:
     return nested or [found]
 
 
-def narrowed(model: Any) -> Any:
-    """Return a view of the model whose windows and chunks are 5 places wide and whose switch is at position 8."""
+def narrowed(model: Any, names: Iterable[str]) -> Any:
+    """Return a view of the model whose named windows and chunks are 5 places wide and whose switch is at position 8."""
     limits, view = limits_of(model), shared_view(model)
+    widths = {name: min(limits[name], _SWITCH if name == _ORIGINAL else _NARROW) for name in names}
     for config in {id(each): each for each in (view.config, view.config.get_text_config())}.values():
-        for name in limits:
+        for name, width in widths.items():
             if isinstance(vars(config).get(name), int):
-                setattr(config, name, min(vars(config)[name], _SWITCH if name == _ORIGINAL else _NARROW))
+                setattr(config, name, width)
         for parameters in _rope_parameters(config):
-            if _ORIGINAL in parameters and _ORIGINAL in limits:
-                parameters[_ORIGINAL] = min(parameters[_ORIGINAL], _SWITCH)
-        if _ORIGINAL in limits and isinstance(vars(config).get(_ORIGINAL), int):
-            setattr(config, _ORIGINAL, min(vars(config)[_ORIGINAL], _SWITCH))
+            if _ORIGINAL in parameters and _ORIGINAL in widths:
+                parameters[_ORIGINAL] = widths[_ORIGINAL]
     for module in view.modules():  # layers keep copies of what their configuration said
-        for name, value in limits.items():
-            if vars(module).get(name) == value and not isinstance(vars(module)[name], bool):
-                setattr(module, name, min(value, _SWITCH if name == _ORIGINAL else _NARROW))
+        for name, width in widths.items():
+            held = vars(module).get(name)
+            if held == limits[name] and not isinstance(held, bool):
+                setattr(module, name, width)
     return view
 
 
@@ -89,11 +92,11 @@ def agrees(engine: Any, model: Any) -> bool:
     want = torch.cat([wanted[0][5:], wanted[1][3:]])
     if not want.isfinite().all():
         raise NonFiniteError(f"{type(model).__name__} gives NaN or infinite logits; its weights are damaged")
-    return bool((got - want).abs().max() <= _tolerance(model, want))
+    return float((got - want).abs().max()) <= _tolerance(model, want)
 
 
-def _tolerance(model: Any, logits: Tensor) -> Tensor:
-    return (1e-3 if model.dtype == torch.float32 else 5e-2) * logits.abs().max().clamp_min(1e-6)
+def _tolerance(model: Any, logits: Tensor) -> float:
+    return (1e-3 if model.dtype == torch.float32 else 5e-2) * max(float(logits.abs().max()), 1e-6)
 
 
 @torch.inference_mode()
@@ -103,23 +106,33 @@ def rehearses(make: Callable[[Any], Any], model: Any) -> bool:
     Args:
         make: builds the engine for a model or a view of it.
     """
-    short, long = 3, max(_NARROW, _SWITCH) + 3
-    view = narrowed(model)
-    ids = tokens_for(model, long + 4)
-    effect = (_forward(view, ids) - _forward(model, ids)).abs().max()
-    if not effect > 0:
-        view, long = model, max(limits_of(model).values()) + 3
-        short = long - 9
-        if long > _LONGEST_PROBE:
-            return False
-    engine = make(view)
-    prompts = [tokens_for(model, long), tokens_for(model, long + 2)[2 : 2 + short]]
-    wanted = [_generated(view, prompt, new) for prompt, new in zip(prompts, (4, long - short + 4), strict=True)]
+    limits = limits_of(model)
+    ids = tokens_for(model, _NARROW + _SWITCH + 2)
+    before = _forward(model, ids)
+    effects = {name: float((_forward(narrowed(model, [name]), ids) - before).abs().max()) for name in limits}
+    tried = {name: effect for name, effect in effects.items() if effect > 0}
+    wide = [limits[name] for name in limits if name not in tried]
+    if wide and max(wide) > _LONGEST_PROBE:
+        return False
+    if wide and not _decodes_alike(make(model), model, max(wide) - 6, max(wide) + 3, float("inf")):
+        return False
+    if not tried:
+        return True
+    view, long = narrowed(model, tried), max(_NARROW, _SWITCH) + 3
+    return _decodes_alike(make(view), view, 3, long, min(tried.values()))
+
+
+def _decodes_alike(engine: Any, model: Any, short: int, long: int, effect: float) -> bool:
+    """Compare decoding from a prompt before, and one beyond, what is tried; errors may be no part of its effect."""
+    prompts = [tokens_for(model, long), tokens_for(model, long + 2)[2 : 2 + max(1, short)]]
+    lengths = (4, long - max(1, short) + 4)
+    wanted = [_generated(model, prompt, new) for prompt, new in zip(prompts, lengths, strict=True)]
     got = _teacher_forced(engine, prompts, [tokens for tokens, _ in wanted])
     want = torch.cat([logits for _, logits in wanted])
-    error = (got - want).abs().max()
-    small = effect if view is not model and model.dtype == torch.float32 else error
-    return bool(error <= _tolerance(model, want)) and bool(error <= 0.5 * small or error <= 1e-5 * want.abs().max())
+    error = float((got - want).abs().max())
+    if model.dtype == torch.float32 and error > max(0.5 * effect, 1e-5 * float(want.abs().max())):
+        return False
+    return error <= _tolerance(model, want)
 
 
 def _forward(model: Any, ids: Sequence[int]) -> Tensor:

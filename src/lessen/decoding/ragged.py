@@ -29,6 +29,7 @@ from lessen.decoding.attention import (
     attend,
     attend_as_the_model,
     attend_in_blocks,
+    mask_of,
     own_arguments,
     rule_in_place_of_mask,
     rule_of,
@@ -93,7 +94,7 @@ class _Pass:
         self._implementation = implementation
         self._flat: Tensor | None = None
         self._written: list[tuple[Tensor, Tensor]] = []
-        self._allowed: dict[tuple[int, Rule], Tensor | None] = {}
+        self._masks: dict[tuple[int, Rule, int], Tensor | None] = {}
 
     def get_seq_length(self, *_: Any) -> int:
         """Return 0: positions are given explicitly."""
@@ -136,16 +137,19 @@ class _Pass:
     def _attend_one(
         self, number: int, states: tuple[Tensor, Tensor, Tensor], rule: Rule, scale: float | None
     ) -> Tensor:
-        piece = self.pieces[number]
-        key = (number, rule)
-        if key not in self._allowed:  # the same for all layers
-            self._allowed[key] = self._needed(number, rule, states[0].device)
-        allowed = self._allowed[key]
-        if allowed is None:
+        piece, (query, keys, _) = self.pieces[number], states
+        key = (number, rule, query.shape[0] // keys.shape[0])
+        if key not in self._masks:  # the same for all layers
+            allowed = self._needed(number, rule, query.device)
+            if allowed is not None and piece.new <= BLOCK:
+                allowed = mask_of(allowed, query, keys)
+            self._masks[key] = allowed
+        mask = self._masks[key]
+        if mask is None:
             return attend(*states, None, scale, causal=True)
         if piece.new > BLOCK:
             return attend_in_blocks(*states, rule, scale)
-        return attend(*states, allowed, scale)
+        return attend(*states, mask, scale)
 
     def _places(self, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
         piece = self.pieces[number]

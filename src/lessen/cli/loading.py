@@ -10,7 +10,7 @@ from torch import nn
 
 from lessen import files
 from lessen.architectures.folder import is_host, neighbour
-from lessen.architectures.loading import SMOLLM2, load_host
+from lessen.architectures.loading import BUILT_IN, load_host
 from lessen.artifact import folder as artifact
 from lessen.artifact.state import load_state
 from lessen.cli.own import is_own, own_model
@@ -50,7 +50,7 @@ def is_host_name(name: str) -> bool:
     path = Path(name)
     if path.is_dir() and (path / artifact.MANIFEST).is_file():
         return False
-    return is_host(path) or name.endswith(".gguf") or (name.lower() == SMOLLM2 and not path.exists())
+    return is_host(path) or name.endswith(".gguf") or (name.lower() in BUILT_IN and not path.exists())
 
 
 def _hosted(name: str, task: str | None, log: Log) -> tuple[nn.Module, Task]:

@@ -42,6 +42,7 @@ class AgreementTask(Task):
     metrics = {"agreement": CosineAgreement(), "relative error": RelativeError()}
     columns = ("cosine", "error", "energy")
     provides = frozenset()
+    pretrained = True
     Options = AgreementOptions
 
     def __init__(self, options: AgreementOptions) -> None:

@@ -51,6 +51,7 @@ class LanguageTask(Task):
     metrics = {"perplexity": PERPLEXITY, "bits per byte": BITS_PER_BYTE, "next-token accuracy": NEXT_TOKEN}
     columns = ("nll", "tokens", "right", "bytes")
     settings = FitSettings(epochs=1, learning_rate=1e-5, optimizer="adamw", weight_decay=0.0, clip_norm=1.0)
+    pretrained = True
     Options = LanguageOptions
 
     def __init__(self, options: LanguageOptions | None = None) -> None:

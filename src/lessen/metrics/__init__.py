@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lessen.metrics.agreement import CosineAgreement, RelativeError
 from lessen.metrics.base import (
     Floats,
     MeanMetric,
@@ -27,8 +28,10 @@ from lessen.metrics.clicks import (
     LogLoss,
     RelativeInformationGain,
 )
+from lessen.metrics.correlation import Spearman
 from lessen.metrics.language import BitsPerByte, NextTokenAccuracy, Perplexity
 from lessen.metrics.outcomes import Array, Outcomes
+from lessen.metrics.retrieval import MRR, NDCG, Recall
 from lessen.metrics.streaming import StreamedClicks
 
 AUC = AreaUnderCurve()
@@ -42,10 +45,10 @@ BITS_PER_BYTE = BitsPerByte()
 NEXT_TOKEN = NextTokenAccuracy()
 
 __all__ = [
-    "ACCURACY", "AUC", "BITS_PER_BYTE", "CALIBRATION_RATIO", "GAUC", "LOGLOSS", "MSE", "NEXT_TOKEN", "PERPLEXITY",
-    "RELATIVE_INFORMATION_GAIN", "Accuracy", "AreaUnderCurve", "Array", "BitsPerByte", "CalibrationBin",
-    "CalibrationRatio", "Floats", "GroupAreaUnderCurve", "LogLoss", "MeanMetric", "MeanSquaredError", "Metric",
-    "NextTokenAccuracy", "Outcomes", "Perplexity", "RelativeInformationGain", "StreamedClicks", "bootstrap_weights",
-    "calibration_bins", "calibration_error", "check_reads", "describe_metrics", "find_metric", "split_targets",
-    "standards",
+    "ACCURACY", "AUC", "BITS_PER_BYTE", "CALIBRATION_RATIO", "GAUC", "LOGLOSS", "MRR", "MSE", "NDCG", "NEXT_TOKEN",
+    "PERPLEXITY", "RELATIVE_INFORMATION_GAIN", "Accuracy", "AreaUnderCurve", "Array", "BitsPerByte", "CalibrationBin",
+    "CalibrationRatio", "CosineAgreement", "Floats", "GroupAreaUnderCurve", "LogLoss", "MeanMetric",
+    "MeanSquaredError", "Metric", "NextTokenAccuracy", "Outcomes", "Perplexity", "Recall", "RelativeError",
+    "RelativeInformationGain", "Spearman", "StreamedClicks", "bootstrap_weights", "calibration_bins",
+    "calibration_error", "check_reads", "describe_metrics", "find_metric", "split_targets", "standards",
 ]  # fmt: skip

@@ -18,8 +18,7 @@ from lessen.architectures.loading import build_host, load_host
 from lessen.architectures.samples import sample_inputs
 from lessen.errors import NonFiniteError, TaskError
 from lessen.log import SILENT, Log
-from lessen.metrics import Outcomes
-from lessen.metrics.agreement import CosineAgreement, RelativeError
+from lessen.metrics import CosineAgreement, Outcomes, RelativeError
 from lessen.task import TIMED, Split, Task, TaskOptions, Workload
 
 SEEDS = {"validation": 1, "test": 2}

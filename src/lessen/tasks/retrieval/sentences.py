@@ -19,9 +19,8 @@ from lessen.data.collection import Collection, known_items, read_cranfield, read
 from lessen.data.text import NEWS, documents
 from lessen.errors import ConfigError, DataError, TaskError
 from lessen.log import SILENT, Log
-from lessen.metrics import Outcomes
-from lessen.metrics.correlation import Spearman
-from lessen.metrics.retrieval import MRR, NDCG, Recall, ranked
+from lessen.metrics import MRR, NDCG, Outcomes, Recall, Spearman
+from lessen.metrics.retrieval import ranked
 from lessen.task import TIMED, Split, Task, TaskOptions, Workload, call_model
 from lessen.tasks.retrieval.encoding import Pooling, SentenceEncoder
 from lessen.train.settings import FitSettings

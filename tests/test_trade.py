@@ -38,7 +38,15 @@ def test_the_callers_model_is_never_changed_and_the_round_trip_is_exact(trained,
 def test_the_table_holds_every_cost_and_an_interval(trained):
     task, model = trained
     text = str(lessen.compress(model, task, "emb-half", margin=0.05))
-    for label in ("stored bytes", "resident bytes", "multiply-adds", "milliseconds", "auc", "logloss"):
+    for label in (
+        "stored bytes",
+        "memory held",
+        "parameters",
+        "multiply-adds",
+        "latency, median (ms)",
+        "auc",
+        "logloss",
+    ):
         assert label in text
     assert "within margin" in text.splitlines()[-1] or "not enough data" in text.splitlines()[-1]
 
@@ -114,3 +122,14 @@ def test_a_recipe_survives_its_yaml_form():
     again = Recipe.parse(files.parse_yaml(files.dump_yaml(recipe.describe()), "recipe"))
     assert again == recipe
     assert again.hash == recipe.hash
+
+
+def test_a_timing_shows_the_ratio_that_its_interval_belongs_to(trained):
+    """It once showed the ratio of two medians beside the interval of paired ratios that did not hold it."""
+    task, model = trained
+    trade = lessen.compare(model, model, task, margin=0.05)
+    cost = trade.measurement.cost
+    cost.update(latency_ms_p50=2.0, latency_ratio=1.012, latency_ratio_ci=(0.991, 1.031))
+    trade.measurement.reference["cost"]["latency_ms_p50"] = 2.1
+    (row,) = [row for row in str(trade).splitlines() if row.startswith("latency, median (ms)")]
+    assert row.split()[3:] == ["2.100", "2.000", "1.012x", "[0.991,", "1.031]"]

@@ -14,3 +14,11 @@ class Log:
 
 
 SILENT = Log()
+
+
+def printable(text: str) -> str:
+    """Return `text` with control characters written out, so that a name in a file cannot steer a terminal."""
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode()
+        for letter in text
+    )

@@ -16,6 +16,7 @@ from torch import nn
 
 from lessen import files
 from lessen.artifact import folder as artifact
+from lessen.costs import CostKind, cost_kinds
 from lessen.frontier.margin import check_margin
 from lessen.frontier.verdict import Difference, Judgement, judge, no_better_than_chance, paired_difference
 from lessen.log import SILENT, Log
@@ -31,19 +32,14 @@ from lessen.measure.record import (
     with_latency,
 )
 from lessen.method import Method
-from lessen.metrics import describe_metrics
+from lessen.metrics import describe_metrics, standards
 from lessen.recipe import Recipe, StepRecord
 from lessen.task import Task
 
 Steps = Recipe | Method | str | Mapping[str, Any] | Sequence[Method | str | Mapping[str, Any]]
 
-ROWS = (
-    ("stored bytes", "stored_bytes", "{:,.0f}"),
-    ("resident bytes", "resident_bytes", "{:,.0f}"),
-    ("numbers held", "params", "{:,.0f}"),
-    ("multiply-adds", "macs", "{:,.0f}"),
-    ("milliseconds (p50)", "latency_ms_p50", "{:.3f}"),
-)
+WIDTH = 22
+"""Of the first column of the table."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ class Trade:
 
     @property
     def verdict(self) -> str:
-        """`within margin`, `worse` or `not enough data to say`."""
+        """`better`, `within margin`, `worse` or `not enough data to say`."""
         return self.judgement.verdict
 
     def save(self, path: Path | str) -> int:
@@ -86,13 +82,15 @@ class Trade:
     def __str__(self) -> str:
         """Return the trade table: before, after, and the ratio or the difference with its interval."""
         before, after = self.measurement.reference["cost"], self.measurement.cost
-        lines = [f"{'':20}{'before':>14}{'after':>14}   change"]
-        for label, key, form in ROWS:
-            lines.append(_cost_row(label, form, before[key], after[key], self._timing_interval(key)))
+        lines = [f"{'':{WIDTH}}{'before':>14}{'after':>14}   change"]
+        for kind in cost_kinds(after):
+            more = not kind.core and kind.relative and isinstance(after.get(kind.name), (int, float))
+            if kind.trade or more:
+                lines.append(_cost_row(kind, before.get(kind.name), after))
         for name, difference in self.differences.items():
             start = self.measurement.reference["quality"][name]
             lines.append(
-                f"{name:20}{start:>14.4f}{self.measurement.quality[name]:>14.4f}   {difference.value:+.4f} "
+                f"{name:{WIDTH}}{start:>14.4f}{self.measurement.quality[name]:>14.4f}   {difference.value:+.4f} "
                 f"[{_signed(difference.low)}, {_signed(difference.high)}]"
             )
         lines.append(f"{self.task.primary}: {self.judgement.verdict} - {self.judgement.reason}")
@@ -110,9 +108,6 @@ class Trade:
             f"## Load\n\n```python\nimport lessen\n\nmodel = lessen.load(path{argument})\n```\n\n"
             f"Test examples: {self._examples()}. Timings: {self._machine()}.\n"
         )
-
-    def _timing_interval(self, key: str) -> tuple[float, float] | None:
-        return self.measurement.cost.get("latency_ratio_ci") if key == "latency_ms_p50" else None
 
     def _examples(self) -> int | None:
         return self.differences[self.task.primary].examples
@@ -186,17 +181,17 @@ def as_recipe(steps: Steps) -> Recipe:
 
 def _judged(task: Task, before: Quality, after: Quality, margin: float) -> tuple[dict[str, Difference], Judgement]:
     before.outcomes.check_same_units(after.outcomes)
-    differences, doubt = {}, ""
+    known, differences, doubt = standards(task.metrics, before.outcomes), {}, ""
     for name, metric in task.metrics.items():
-        base, level = {0: before.jackknife[name]}, metric.chance(before.outcomes)
-        differences[name] = paired_difference(
-            base, {0: after.jackknife[name]}, len(before.outcomes), metric.higher_is_better,
-            metric.resolution(before.outcomes),
-        )  # fmt: skip
-        if name == task.primary and no_better_than_chance(level, base, metric.higher_is_better):
+        base, up, smallest = {0: before.jackknife[name]}, metric.higher_is_better, _smallest(known[name])
+        differences[name] = paired_difference(base, {0: after.jackknife[name]}, len(before.outcomes), up, smallest)
+        if name == task.primary and no_better_than_chance(known[name]["chance"], base, up):
             doubt = f"the uncompressed model is no better than chance ({name} {before.values[name]:.4f})"
-    smallest = task.metrics[task.primary].resolution(before.outcomes)
-    return differences, judge(differences[task.primary], margin, smallest, doubt)
+    return differences, judge(differences[task.primary], margin, _smallest(known[task.primary]), doubt)
+
+
+def _smallest(known: Mapping[str, float | None]) -> float:
+    return float("inf") if known["resolution"] is None else known["resolution"]
 
 
 def _cost(task: Task, model: nn.Module, base: nn.Module, ledger: Sequence[StepRecord] = ()) -> Cost:
@@ -204,13 +199,18 @@ def _cost(task: Task, model: nn.Module, base: nn.Module, ledger: Sequence[StepRe
     return measure_cost(task, model, stored_bytes=artifact.stored_size(model, base, described), ledger=ledger)
 
 
-def _cost_row(label: str, form: str, before: float | None, after: float | None, interval: Any) -> str:
+def _cost_row(kind: CostKind, before: float | None, cost: Mapping[str, Any]) -> str:
+    """Return the row of one cost; of a timing the ratio that was measured in turns, whose interval stands beside it."""
+    label, after = kind.title + (f" ({kind.unit})" if kind.unit in ("ms", "s") else ""), cost.get(kind.name)
     if before is None or after is None:
-        return f"{label:20}{'not measured':>28}"
-    ratio = f"{after / before:.3f}x" if before else "-"
-    if interval:
-        ratio += f" [{interval[0]:.3f}, {interval[1]:.3f}]"
-    return f"{label:20}{form.format(before):>14}{form.format(after):>14}   {ratio}"
+        return f"{label:{WIDTH}}{'not measured':>28}"
+    paired, ends = cost.get(kind.paired), cost.get(f"{kind.paired}_ci")
+    share = paired if paired is not None else after / before if before else None
+    ratio = "-" if share is None else f"{share:.3f}x"
+    if paired is not None and ends:
+        ratio += f" [{ends[0]:.3f}, {ends[1]:.3f}]"
+    form = "{:,.0f}" if kind.unit in ("B", "") else "{:.3f}"
+    return f"{label:{WIDTH}}{form.format(before):>14}{form.format(after):>14}   {ratio}"
 
 
 def _signed(value: float | None) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from lessen.errors import ConfigError, DataError
 from lessen.frontier import Frontier
-from lessen.frontier.verdict import UNKNOWN, WITHIN, WORSE
+from lessen.frontier.verdict import BETTER, KEPT, UNKNOWN, WITHIN, WORSE
 from study_folder import FINGERPRINT, write_study
 
 
@@ -40,7 +40,7 @@ def test_every_recipe_is_one_point_over_its_seeds(frontier):
 
 
 def test_verdicts_span_the_three_words(frontier):
-    assert frontier["fp16 tables"].verdict == WITHIN
+    assert frontier["fp16 tables"].verdict in KEPT
     assert frontier["int8 rows"].verdict == WITHIN
     assert frontier["hash 16x"].verdict == WORSE
     assert {frontier["hash 4x"].verdict, frontier["quotient-remainder"].verdict} <= {UNKNOWN, WORSE}
@@ -188,7 +188,7 @@ def test_gates_hold_by_interval_and_by_share(frontier):
     assert not frontier["int8 rows"].gates["stored_bytes<=0.25x"]
     assert frontier["fp16 tables"].gates["auc>=-0.004"]
     assert not frontier["hash 16x"].gates["auc>=-0.004"]
-    assert frontier.best().verdict == WITHIN
+    assert frontier.best().verdict in KEPT
     assert frontier.gates_hold
 
 
@@ -268,3 +268,62 @@ def test_damaged_predictions_are_named(tmp_path):
 def test_unknown_label_offers_the_nearest(frontier):
     with pytest.raises(ConfigError, match="int8 rows"):
         frontier["int8 row"]
+
+
+def bounded(recipe, gain, *, share=1.0, **more):
+    """Return three records of a recipe whose quality rises by `gain`, with intervals that prove it."""
+    rows = [record(recipe, seed, loss=-gain - 0.001 * seed, share=share, quality_ci={"auc": [0.9, 0.91]}, **more)
+            for seed in range(3)]  # fmt: skip
+    for row in rows:
+        row["reference"]["quality_ci"] = {"auc": [0.795, 0.805]}
+    return rows
+
+
+def test_a_gain_over_the_whole_interval_is_better_and_counts_as_kept():
+    from lessen.report import words
+
+    frontier = Frontier.from_records([*bounded("tuned", 0.1), *bounded("small", 0.1, share=0.5)])
+    assert {point.verdict for point in frontier} == {BETTER}
+    assert frontier.best().label == "small"
+    assert "2 better" in ", ".join(f"{count} {verdict}" for verdict, count in words.tally(frontier))
+    alone = Frontier.from_records(bounded("tuned", 0.1))
+    assert words.headline(alone).startswith("tuned gains quality, AUC +0.1")
+
+
+def test_a_new_kind_of_cost_is_shown_gated_and_claimed_like_any_other():
+    from lessen.report.content import trade_rows
+    from lessen.report.page import plot_data
+    from lessen.report.table import rows
+
+    row = record("a", steps=[{"method": "m", "claims": ["index_bytes"]}])
+    row["cost"] |= {"index_bytes": 120.0, "wishes_per_s": 3.0}
+    row["reference"]["cost"] |= {"index_bytes": 100.0, "wishes_per_s": 1.0}
+    frontier = Frontier.from_records([row], gates="index_bytes<=0.5x")
+    assert frontier["a"].flags == ("claims index_bytes, but index_bytes did not shrink (1.2 of the reference)",)
+    assert not frontier.gates_hold
+    assert [kind.title for kind in frontier.costs] == ["stored bytes", "index", "wishes per s"]
+    assert rows(frontier)[0]["index_bytes_share"] == 1.2
+    assert trade_rows(frontier)[0]["costs"]["index_bytes"]["after"] == "120 B"
+    assert plot_data(frontier)["costs"]["index_bytes"] == "index"
+
+
+def test_a_share_of_time_is_the_ratio_that_was_measured_in_turns():
+    row = record("a")
+    row["cost"] |= {"latency_ms_p50": 8.0, "latency_ratio": 1.01, "decode_ms": 5.0, "decode_ratio": 0.9}
+    row["reference"]["cost"] |= {"latency_ms_p50": 10.0, "decode_ms": 5.0}
+    point = Frontier.from_records([row])["a"]
+    assert (point.share["latency_ms_p50"].mean, point.share["decode_ms"].mean) == (1.01, 0.9)
+    assert "latency_ratio" not in point.share
+
+
+def test_a_wide_noise_floor_is_told():
+    from lessen.frontier.records import StudyRecords
+    from lessen.report.content import gaps
+
+    noise = {"latency_ratio_ci": [0.7, 1.3], "quality": {"auc": [-0.001, 0.001]}}
+    told = [
+        line for line in gaps(Frontier([StudyRecords([record("a")], noise=noise)])) if "noise floor is wide" in line
+    ]
+    assert len(told) == 2
+    quiet = {"latency_ratio_ci": [0.97, 1.03], "quality": {"auc": [0.0, 0.0]}}
+    assert not any("wide" in line for line in gaps(Frontier([StudyRecords([record("a")], noise=quiet)])))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lessen.frontier.verdict import (
+    BETTER,
     UNKNOWN,
     WITHIN,
     WORSE,
@@ -25,7 +26,15 @@ def loss(low, high):
 
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
-    [(0, 0.5, WITHIN), (-3, -1, WITHIN), (0.5, 1.0, WITHIN), (0.5, 1.1, UNKNOWN), (1.0, 2, UNKNOWN), (1.1, 2, WORSE)],
+    [
+        (0, 0.5, WITHIN),
+        (-3, -1, BETTER),
+        (-3, 0, WITHIN),
+        (0.5, 1.0, WITHIN),
+        (0.5, 1.1, UNKNOWN),
+        (1.0, 2, UNKNOWN),
+        (1.1, 2, WORSE),
+    ],
 )
 def test_verdict_by_the_two_ends_of_the_loss(low, high, verdict):
     assert judge(loss(low, high), 1.0).verdict == verdict
@@ -113,3 +122,7 @@ def test_chance_of_constant_answers():
     assert ACCURACY.chance(outcomes) == 0.75
     assert LOGLOSS.chance(outcomes) == pytest.approx(LOGLOSS(np.full(4, np.log(1 / 3)), labels))
     assert MSE.chance(outcomes) == pytest.approx(MSE(np.full(4, 0.25), labels))
+
+
+def test_few_examples_are_not_called_better():
+    assert judge(loss(-3, -1), 1.0, resolution=2.0).verdict == UNKNOWN

@@ -133,3 +133,15 @@ def test_signs_are_true_minus_and_zero_has_none(value, text):
 @pytest.mark.parametrize(("value", "text"), [(0.084, "8.4 %"), (1.0, "100 %"), (0.1234, "12.3 %"), (2.5, "250 %")])
 def test_shares(value, text):
     assert words.share(value) == text
+
+
+def test_names_steer_no_terminal_and_carry_no_markup(tmp_path):
+    hostile = "\x1b[2J<script>alert(1)</script>\r"
+    frontier = Frontier.load(write_study(tmp_path / "s", examples=300, recipes={hostile: RECIPES["int8 rows"]}))
+    for text in (markdown(frontier), csv_text(frontier)):
+        assert "\x1b" not in text
+        assert "\r" not in text
+    assert "<script" not in markdown(frontier)
+    from lessen.files import parse_yaml
+
+    assert parse_yaml(content.recipes_yaml(frontier), "recipes")["recipes"][0]["name"] == hostile

@@ -179,6 +179,6 @@ def show(frontier: Frontier) -> None:
         )
         for row in trade_rows(frontier)
     ]
-    metric = words.metric_name(frontier.primary)
+    metric = frontier.title(frontier.primary)
     table(("", "recipe", ">stored", ">of reference", ">latency ratio", f">{metric} difference [95 %]", "verdict"), rows)
     line(f"* on the frontier of stored bytes and {metric}")

@@ -9,19 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from lessen.log import Log
+from lessen.log import Log, printable
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable results on standard output.")]
 WIDE = 180
 """Columns of a table that goes to a file or a pipe."""
-
-
-def printable(text: str) -> str:
-    """Return `text` with control characters written out, so that a name in a file cannot steer the terminal."""
-    return "".join(
-        letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode()
-        for letter in text
-    )
 
 
 def say(text: str) -> None:

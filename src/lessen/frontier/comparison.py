@@ -13,7 +13,7 @@ from lessen.errors import DataError, TaskError
 from lessen.frontier.point import Point
 from lessen.frontier.records import REFERENCE, StudyRecords, interval, number
 from lessen.frontier.verdict import Difference, difference_over_seeds, no_better_than_chance, paired_difference
-from lessen.metrics import Floats, Metric, Outcomes, find_metric
+from lessen.metrics import Floats, Metric, Outcomes, chance_of, find_metric
 from lessen.metrics.intervals import Z
 
 
@@ -125,7 +125,7 @@ class Comparison:
         told, judged = self.study.metrics.get(metric) or {}, self._judged(metric)
         if "chance" in told:
             return number(told["chance"])
-        return self.metrics[metric].chance(judged) if judged is not None and metric in self.metrics else None
+        return chance_of(self.metrics[metric], judged) if judged is not None and metric in self.metrics else None
 
     def _higher_is_better(self, name: str) -> bool:
         told = (self.study.metrics.get(name) or {}).get("higher_is_better")

@@ -7,21 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lessen.costs import CostKind, cost_kind, cost_kinds
 from lessen.errors import ConfigError, DataError, nearest
 from lessen.frontier.comparison import Comparison, reference_of
 from lessen.frontier.evidence import check_evidence, check_figures
 from lessen.frontier.gates import Gate, claim_flags, parse_gates
 from lessen.frontier.point import Estimate, Point
 from lessen.frontier.records import REFERENCE, StudyRecords, check_records, interval, load_study, number
-from lessen.frontier.verdict import UNKNOWN, WITHIN, WORSE, Verdict, judge
-from lessen.metrics import Metric
+from lessen.frontier.verdict import BETTER, KEPT, UNKNOWN, WITHIN, WORSE, Verdict, judge
+from lessen.metrics import Metric, find_metric
 
 DEFAULT_MARGIN = 0.002
-COSTS = (
-    "stored_bytes", "resident_bytes", "params", "macs", "latency_ms_p50", "latency_ms_p95", "latency_ratio",
-    "throughput_per_s", "peak_rss_bytes", "peak_rss_growth_bytes", "compress_s", "train_s",
-)  # fmt: skip
-MORE_IS_BETTER = frozenset({"throughput_per_s"})
 
 
 class Frontier:
@@ -93,6 +89,22 @@ class Frontier:
         """Points with at least one measurement."""
         return tuple(point for point in self.points if not point.failed)
 
+    @property
+    def costs(self) -> tuple[CostKind, ...]:
+        """Kinds of cost that some recipe has, in the order in which they are shown."""
+        measured = {name for point in self.measured for name in point.cost}
+        return tuple(kind for kind in cost_kinds(sorted(measured)) if kind.name in measured)
+
+    def title(self, metric: str) -> str:
+        """Return a metric in words: as its records say, else the title of the registered one, else its name."""
+        for study in self.studies:
+            told = (study.metrics.get(metric) or {}).get("title")
+            if told:
+                judge = (study.metrics.get(metric) or {}).get("judge")
+                return f"{judge}: {told}" if judge else str(told)
+        known = find_metric(metric)
+        return metric if known is None else known.title or known.name
+
     def front(self, cost: str = "stored_bytes", metric: str | None = None) -> tuple[Point, ...]:
         """Return the points that no other point, nor the reference, beats on both axes; cheapest first.
 
@@ -102,8 +114,8 @@ class Frontier:
         name = metric or self.primary
         placed = [(point, *place) for point in self.measured if (place := _place(point, cost, name))]
         rivals = [(price, loss) for _, price, loss in placed]
-        if cost == "latency_ratio" or any(cost in point.share for point, _, _ in placed):
-            rivals.append((-1.0 if cost in MORE_IS_BETTER else 1.0, 0.0))  # the reference, in units of itself
+        if cost_kind(cost).unit == "x" or any(cost in point.share for point, _, _ in placed):
+            rivals.append((-1.0 if cost_kind(cost).more_is_better else 1.0, 0.0))  # the reference, in units of itself
         best = [row for row in placed if not any(_beats(rival, row[1:]) for rival in rivals)]
         return tuple(row[0] for row in sorted(best, key=lambda row: (row[1], row[2], row[0].label)))
 
@@ -111,7 +123,7 @@ class Frontier:
         """Return the cheapest point that is within the margin and holds every gate, or None."""
         fit = [
             point for point in self.measured
-            if point.verdict == WITHIN and all(point.gates.values()) and (point.axis(cost) or 2.0) < 1.0
+            if point.verdict in KEPT and all(point.gates.values()) and (point.axis(cost) or 2.0) < 1.0
         ]  # fmt: skip
         return min(fit, key=lambda point: (point.axis(cost), point.label), default=None)
 
@@ -159,7 +171,8 @@ def _gather(group: Sequence[Mapping[str, Any]]) -> Point:
     first, good = group[0], [record for record in group if record["status"] == "ok"]
     steps = tuple(good[0].get("steps") or ()) if good else tuple(first.get("steps") or ())
     families = dict.fromkeys(str(step.get("family", "other")) for step in steps)
-    shares = {name: Estimate.of(_share(record, name) for record in good) for name in COSTS}
+    names = dict.fromkeys(name for record in good for name in record.get("cost") or {})
+    shares = {name: Estimate.of(_share(record, cost_kind(name)) for record in good) for name in names}
     intervals = [found for r in good if (found := interval((r.get("cost") or {}).get("latency_ratio_ci")))]
     return Point(
         study=str(first["study"]),
@@ -175,6 +188,7 @@ def _gather(group: Sequence[Mapping[str, Any]]) -> Point:
         cost=_estimates(good, lambda record: record.get("cost") or {}),
         reference_cost=_estimates(good, lambda record: reference_of(record, "cost")),
         share={name: share for name, share in shares.items() if share is not None},
+        curve=str(first["curve"]) if first.get("curve") else None,
         latency_interval=(min(low for low, _ in intervals), max(high for _, high in intervals)) if intervals else None,
     )
 
@@ -187,17 +201,21 @@ def _estimates(
     return {name: estimate for name, estimate in found.items() if estimate is not None}
 
 
-def _share(record: Mapping[str, Any], name: str) -> float | None:
-    after = number((record.get("cost") or {}).get(name))
-    before = number(reference_of(record, "cost").get(name))
-    return None if after is None or not before else after / before
+def _share(record: Mapping[str, Any], kind: CostKind) -> float | None:
+    """Return a cost over the reference's: the ratio that was measured in turns, where there is one."""
+    cost = record.get("cost") or {}
+    after, before = number(cost.get(kind.name)), number(reference_of(record, "cost").get(kind.name))
+    if not kind.relative or after is None or not before:
+        return None
+    paired = number(cost.get(kind.paired)) if kind.paired else None
+    return after / before if paired is None else paired
 
 
 def _place(point: Point, cost: str, metric: str) -> tuple[float, float] | None:
     price, difference = point.axis(cost), point.difference.get(metric)
     if price is None or difference is None:
         return None
-    return (-price if cost in MORE_IS_BETTER else price), difference.loss[0]
+    return (-price if cost_kind(cost).more_is_better else price), difference.loss[0]
 
 
 def _beats(one: tuple[float, float], other: tuple[float, ...]) -> bool:
@@ -258,7 +276,7 @@ def _check_comparable(studies: Sequence[StudyRecords]) -> None:
 
 
 def _check_gates(gates: Sequence[Gate], points: Sequence[Point]) -> None:
-    known = {name for point in points for name in (*point.quality, *point.cost)} | set(COSTS)
+    known = {name for point in points for name in (*point.quality, *point.cost)} | {kind.name for kind in cost_kinds()}
     if all(point.failed for point in points):
         return  # metrics of the user's own are known from measurements only
     for gate in gates:
@@ -266,4 +284,4 @@ def _check_gates(gates: Sequence[Gate], points: Sequence[Point]) -> None:
             raise ConfigError(f"gate {gate.text!r}: nothing is called {gate.name!r}; {nearest(gate.name, known)}")
 
 
-__all__ = ["COSTS", "DEFAULT_MARGIN", "UNKNOWN", "WITHIN", "WORSE", "Estimate", "Frontier", "Point"]
+__all__ = ["BETTER", "DEFAULT_MARGIN", "UNKNOWN", "WITHIN", "WORSE", "Estimate", "Frontier", "Point"]

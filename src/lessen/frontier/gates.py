@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lessen.costs import RATIO, CostKind, cost_kinds
 from lessen.errors import ConfigError
 from lessen.frontier.point import Point
 from lessen.frontier.records import number
@@ -81,17 +82,23 @@ def claim_flags(point: Point, latency_noise: tuple[float, float] | None = None) 
     flags = [flag for step in point.steps if (flag := _step_flag(step))]
     if len(point.steps) == 1 and "stored_bytes" in point.share and point.share["stored_bytes"].mean >= 1:
         flags = []  # the line on the whole recipe says it
-    for claim, cost in (("bytes", "stored_bytes"), ("macs", "macs")):
-        if claim not in claims:
-            continue
-        share = point.share.get(cost)
-        if share is None:
-            flags.append(f"claims {claim}, but {cost} was not measured")
-        elif share.mean >= 1:
-            flags.append(f"claims {claim}, but {cost} did not shrink ({share.mean:.3g} of the reference)")
-    if "latency" in claims:
-        flags += _latency_flags(point, latency_noise)
+    for kind in cost_kinds(point.cost):
+        if kind == RATIO and kind.claim in claims:
+            flags += _latency_flags(point, latency_noise)
+        elif {kind.claim, kind.name} & claims:
+            flags += _claim_flag(point, kind)
     return tuple(dict.fromkeys(flags))
+
+
+def _claim_flag(point: Point, kind: CostKind) -> list[str]:
+    share = point.share.get(kind.name)
+    claim = kind.claim or kind.name
+    if share is None:
+        return [f"claims {claim}, but {kind.name} was not measured"] if kind.name not in point.cost else []
+    if (share.mean <= 1) if kind.more_is_better else (share.mean >= 1):
+        change = "grow" if kind.more_is_better else "shrink"
+        return [f"claims {claim}, but {kind.name} did not {change} ({share.mean:.3g} of the reference)"]
+    return []
 
 
 def claims_of(step: Mapping[str, Any]) -> Sequence[Any]:

@@ -49,6 +49,8 @@ class Point:
     reference_cost: Mapping[str, Estimate] = field(default_factory=dict)
     share: Mapping[str, Estimate] = field(default_factory=dict)
     """Cost divided by the reference's cost of the same seed: below 1 is cheaper."""
+    curve: str | None = None
+    """Name that the rates of one codec share: their points are one line."""
     latency_interval: tuple[float, float] | None = None
     """95 % interval of the latency ratio: over the seeds, the lowest lower and the highest upper end."""
     judgement: Judgement = field(default_factory=lambda: judge(None, 1.0))
@@ -67,6 +69,6 @@ class Point:
 
     def axis(self, name: str) -> float | None:
         """Return the value used to compare recipes on a cost: its share of the reference, or the cost itself."""
-        if name != "latency_ratio" and name in self.share:
+        if name in self.share:
             return self.share[name].mean
         return self.cost[name].mean if name in self.cost else None

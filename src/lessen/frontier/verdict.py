@@ -1,10 +1,10 @@
-"""Is the compact model as good as the reference? A paired difference with an interval, and a verdict that may be "not
-enough data".
+"""Is the compact model as good as the reference? A paired difference with an interval, and one of four verdicts.
 
 loss of quality      0 ........ margin ........
-within margin        [--x--]                       the whole interval lies at or below the margin
-worse                            [--x--]           the whole interval lies above it
-not enough data           [----x----]              the interval contains the margin
+better      [--x--]                                the whole interval lies below zero: more than within the margin
+within margin        [--x--]                       it lies at or below the margin, and may reach below zero
+worse                            [--x--]           it lies above the margin
+not enough data           [----x----]              it contains the margin
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ import numpy as np
 from lessen.metrics import Floats
 from lessen.metrics.intervals import bounded_interval, crossed_interval
 
-Verdict = Literal["within margin", "worse", "not enough data to say"]
+Verdict = Literal["better", "within margin", "worse", "not enough data to say"]
+BETTER: Verdict = "better"
 WITHIN: Verdict = "within margin"
 WORSE: Verdict = "worse"
 UNKNOWN: Verdict = "not enough data to say"
+KEPT = (BETTER, WITHIN)
+"""Verdicts that prove a loss of at most the margin."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,8 @@ def judge(difference: Difference | None, margin: float, resolution: float = 0.0,
         return Judgement(UNKNOWN, f"the 95 % interval contains the margin of {margin:g}")
     if resolution > margin:
         return Judgement(UNKNOWN, f"too few examples: they cannot resolve less than {resolution:.2g}")
+    if high < 0:
+        return Judgement(BETTER, "quality is gained over the whole 95 % interval")
     return Judgement(WITHIN, f"the loss is at most the margin of {margin:g} over its whole 95 % interval")
 
 

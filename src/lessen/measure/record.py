@@ -76,6 +76,8 @@ class Measurement:
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What each metric is, by the task's name for it: its own name, title, unit and direction."""
     env: dict[str, Any] = field(default_factory=environment)
+    curve: str | None = None
+    """Name that the rates of one codec share, so that a report joins them into one line."""
     status: str = "ok"
     error: str | None = None
 

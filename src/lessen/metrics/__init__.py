@@ -12,7 +12,6 @@ from lessen.metrics.base import (
     describe_metrics,
     find_metric,
     split_targets,
-    standards,
 )
 from lessen.metrics.calibration import (
     CalibrationBin,
@@ -20,6 +19,7 @@ from lessen.metrics.calibration import (
     calibration_bins,
     calibration_error,
 )
+from lessen.metrics.chance import chance_of, standards
 from lessen.metrics.classes import Accuracy, MeanSquaredError
 from lessen.metrics.clicks import (
     LOGLOSS,
@@ -50,5 +50,5 @@ __all__ = [
     "CalibrationRatio", "CosineAgreement", "Floats", "GroupAreaUnderCurve", "LogLoss", "MeanMetric",
     "MeanSquaredError", "Metric", "NextTokenAccuracy", "Outcomes", "Perplexity", "Recall", "RelativeError",
     "RelativeInformationGain", "Spearman", "StreamedClicks", "bootstrap_weights", "calibration_bins",
-    "calibration_error", "check_reads", "describe_metrics", "find_metric", "split_targets", "standards",
+    "calibration_error", "chance_of", "check_reads", "describe_metrics", "find_metric", "split_targets", "standards",
 ]  # fmt: skip

@@ -12,7 +12,6 @@ weight may also be a column of its own.
 from __future__ import annotations
 
 import inspect
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
@@ -209,18 +208,6 @@ def find_metric(name: str) -> Metric | None:
 def describe_metrics(metrics: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:
     """Return what a record says about the metrics of a task, by the task's name for each."""
     return {name: metric.describe() for name, metric in metrics.items()}
-
-
-def standards(metrics: Mapping[str, Metric], outcomes: Outcomes) -> dict[str, dict[str, float | None]]:
-    """Return chance and resolution of each metric on the outcomes of a reference.
-
-    With them in the record, and the metric with units left out beside the outcomes, a verdict needs no class of it.
-    """
-    found = {}
-    for name, metric in metrics.items():
-        smallest = metric.resolution(outcomes)
-        found[name] = {"chance": metric.chance(outcomes), "resolution": smallest if math.isfinite(smallest) else None}
-    return found
 
 
 def check_reads(metrics: Mapping[str, Metric], columns: Iterable[str], judge: str) -> None:

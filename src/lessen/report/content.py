@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lessen.files import dump_yaml
+import yaml
+
+from lessen.costs import MACS, PEAK, RATIO, RESIDENT, STORED, cost_kinds
 from lessen.frontier import Frontier, Point
-from lessen.frontier.records import interval, number
-from lessen.frontier.verdict import UNKNOWN, WITHIN
+from lessen.frontier.records import StudyRecords, interval, number
+from lessen.frontier.verdict import KEPT, UNKNOWN
 from lessen.report import words
 
-LEDGER_COSTS = ("stored_bytes", "resident_bytes", "macs", "latency_ms_p50", "peak_rss_bytes")
-EXPECTED = ("stored_bytes", "resident_bytes", "macs", "latency_ratio", "peak_rss_bytes")
+EXPECTED = (STORED, RESIDENT, MACS, RATIO, PEAK)
+"""What a reader will look for, and is told where it was not measured."""
+WIDE = 0.1
+"""An A/A run whose latency ratio may lie further from 1 than this says that the machine was not quiet."""
 
 
 def trade_rows(frontier: Frontier) -> list[dict[str, Any]]:
@@ -39,7 +43,7 @@ def _trade_row(frontier: Frontier, point: Point, on_front: bool) -> dict[str, An
                 "after": words.amount(cost, _mean(point.cost, cost)),
                 "share": words.share(_mean(point.share, cost)),
             }
-            for cost in LEDGER_COSTS
+            for cost in (kind.name for kind in cost_kinds(kind.name for kind in frontier.costs))
         },
         "latency": words.latency(point),
         "flags": list(point.flags),
@@ -81,12 +85,12 @@ def ledger_rows(frontier: Frontier) -> list[dict[str, str]]:
 def gaps(frontier: Frontier) -> list[str]:
     """Return what was not measured, and what a reader must not conclude."""
     found = [note for study in frontier.studies for note in study.notes]
-    for cost in EXPECTED:
-        missing = [point.label for point in frontier.measured if cost not in point.cost]
+    for kind in EXPECTED:
+        missing = [point.label for point in frontier.measured if kind.name not in point.cost]
         if missing and len(missing) == len(frontier.measured):
-            found.append(f"{words.cost_name(cost).capitalize()} was not measured.")
+            found.append(f"{kind.title.capitalize()} was not measured.")
         elif missing:
-            found.append(f"{words.cost_name(cost).capitalize()} was not measured for {_some(missing)}.")
+            found.append(f"{kind.title.capitalize()} was not measured for {_some(missing)}.")
     sizes = {
         point.study: round(found_mean)
         for point in frontier.measured
@@ -100,6 +104,7 @@ def gaps(frontier: Frontier) -> list[str]:
     found += [line for point in frontier for line in _failures(point)]
     if not any(study.noise for study in frontier.studies):
         found.append("No A/A run of the uncompressed model was made: the noise of the timings is unknown.")
+    found += [line for study in frontier.studies for line in _noisy(study, frontier)]
     if not any(study.baselines for study in frontier.studies):
         found.append("No simpler model was run beside the reference: what the reference itself is worth is unknown.")
     if any("latency_ratio" in point.cost for point in frontier.measured):
@@ -118,12 +123,12 @@ def noise_rows(frontier: Frontier) -> list[tuple[str, str]]:
             rows.append((f"{prefix}latency ratio, A/A", f"{ratio:.3f}× [{ends[0]:.3f}, {ends[1]:.3f}]"))
         for name, value in (study.noise.get("quality") or {}).items():
             if pair := interval(value):
-                rows.append((f"{prefix}{words.metric_name(name)}, A/A", words.between(*pair, decimals)))
+                rows.append((f"{prefix}{frontier.title(name)}, A/A", words.between(*pair, decimals)))
     for point in frontier.measured[:1]:
         for name, estimate in point.reference_quality.items():
             if estimate.spread is not None:
                 text = f"± {estimate.spread:.{decimals}f} (standard deviation, {len(estimate.values)} seeds)"
-                rows.append((f"reference {words.metric_name(name)}, seed to seed", text))
+                rows.append((f"reference {frontier.title(name)}, seed to seed", text))
     return rows
 
 
@@ -139,7 +144,7 @@ def baseline_rows(frontier: Frontier) -> tuple[list[str], list[list[str]]]:
         for name, values in study.baselines.items():
             if isinstance(values, Mapping):
                 rows.append([str(name), *(_baseline_cell(values, metric, decimals) for metric in metrics)])
-    return [words.metric_name(name) for name in metrics], rows
+    return [frontier.title(name) for name in metrics], rows
 
 
 def environment_rows(frontier: Frontier) -> list[tuple[str, str]]:
@@ -156,13 +161,23 @@ def environment_rows(frontier: Frontier) -> list[tuple[str, str]]:
     return rows
 
 
+class _Quoting(yaml.SafeDumper):
+    """Quotes text with a `<`, which is then written as an escape: no reader can take a name for markup."""
+
+
+_Quoting.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "<" in text else None)
+)
+
+
 def recipes_yaml(frontier: Frontier) -> str:
     """Return every recipe in the form a study file takes."""
     recipes = [
         {"name": point.recipe, "steps": [{str(s.get("method")): dict(s.get("knobs") or {})} for s in point.steps]}
         for point in frontier
     ]
-    return dump_yaml({"recipes": recipes})
+    text = yaml.dump({"recipes": recipes}, Dumper=_Quoting, sort_keys=False, allow_unicode=True, width=110)
+    return str(text).replace("<", "\\x3c")
 
 
 def summary(frontier: Frontier) -> str:
@@ -178,8 +193,8 @@ def summary(frontier: Frontier) -> str:
 
 
 def accepted(point: Point) -> bool:
-    """Return True when a recipe is within the margin and holds every gate."""
-    return point.verdict == WITHIN and all(point.gates.values())
+    """Return True when a recipe is within the margin, or better, and holds every gate."""
+    return point.verdict in KEPT and all(point.gates.values())
 
 
 def _baseline_cell(values: Mapping[str, Any], metric: str, decimals: int) -> str:
@@ -194,6 +209,25 @@ def _machine(frontier: Frontier) -> str:
     threads = env.get("threads")
     parts = [str(env.get("processor") or "processor unknown")]
     return ", ".join([*parts, f"{threads} thread{'s' * (threads != 1)}"] if threads else parts)
+
+
+def _noisy(study: StudyRecords, frontier: Frontier) -> list[str]:
+    """Return warnings where the run of the uncompressed model against itself differs by much."""
+    found = []
+    ends = interval(study.noise.get("latency_ratio_ci"))
+    if ends and (ends[0] < 1 - WIDE or ends[1] > 1 + WIDE):
+        found.append(
+            f"The noise floor is wide: the uncompressed model timed against itself gives a latency ratio of "
+            f"[{ends[0]:.2f}, {ends[1]:.2f}]; time again on a quiet machine before latencies are compared."
+        )
+    for name, value in (study.noise.get("quality") or {}).items():
+        pair = interval(value)
+        if pair and name == frontier.primary and max(map(abs, pair)) > frontier.margin / 4:
+            found.append(
+                f"The noise floor is wide: {frontier.title(name)} of the uncompressed model moves by up to "
+                f"{max(map(abs, pair)):.2g} between two passes, beside a margin of {frontier.margin:g}."
+            )
+    return found
 
 
 def _failures(point: Point) -> list[str]:

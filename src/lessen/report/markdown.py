@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lessen.frontier import Frontier
+from lessen.log import printable
 from lessen.report import calibration, content, words
 
 
@@ -34,7 +35,7 @@ def context(frontier: Frontier) -> dict[str, Any]:
         "headline": words.headline(frontier),
         "summary": content.summary(frontier),
         "doubts": frontier.doubts[1:],
-        "metric": words.metric_name(frontier.primary),
+        "metric": frontier.title(frontier.primary),
         "rows": rows,
         "undecided": content.undecided(frontier),
         "flagged": [(row["label"], flag) for row in rows for flag in row["flags"]],
@@ -58,7 +59,7 @@ class _Verbatim(str):
 def _safe(value: Any) -> Any:
     if isinstance(value, _Verbatim):
         return value
-    text = " ".join(str(value).split(" ")).replace("\r", " ").replace("\n", " ")
+    text = printable(" ".join(str(value).replace("\r", " ").replace("\n", " ").split(" ")))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("`", "\\`").replace("](", "]\\(")
 
 

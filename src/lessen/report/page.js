@@ -4,7 +4,7 @@
   const DATA = JSON.parse(document.getElementById("data").textContent);
   const SVG = "http://www.w3.org/2000/svg";
   const WIDTH = 1056, HEIGHT = 520, BOX = { left: 70, right: 24, top: 26, bottom: 54 };
-  const KIND = { "within margin": "within", "not enough data to say": "unsure", "worse": "worse" };
+  const KIND = { "better": "better", "within margin": "within", "not enough data to say": "unsure", "worse": "worse" };
   const plot = document.getElementById("plot"), controls = document.getElementById("controls");
   const readout = document.getElementById("readout"), tip = element("div", { class: "tip" });
   tip.hidden = true;
@@ -213,6 +213,7 @@
       taken.push([from, y - 4, to, y + 4]);
     }
     const size = row.front ? 7 : 6;
+    if (kind === "better") shape(group, "path", { class: "mark", d: `M${x} ${y - size - 1}l${size + 1} ${2 * size}h${-2 * size - 2}z` });
     if (kind === "within") shape(group, "circle", { class: "mark", cx: x, cy: y, r: size });
     if (kind === "unsure") shape(group, "path", { class: "mark", d: `M${x} ${y - size - 1}l${size} ${size + 1}l${-size} ${size + 1}l${-size} ${-size - 1}z` });
     if (kind === "worse") shape(group, "path", { class: "mark", d: `M${x - 5} ${y - 5}l10 10M${x + 5} ${y - 5}l-10 10` });

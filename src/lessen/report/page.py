@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lessen.files import finite
-from lessen.frontier import COSTS, MORE_IS_BETTER, Frontier, Point
+from lessen.frontier import Frontier, Point
 from lessen.frontier.verdict import Difference
 from lessen.report import content, words
 from lessen.report.markdown import context
@@ -55,14 +55,13 @@ def page(frontier: Frontier) -> str:
 def plot_data(frontier: Frontier) -> dict[str, Any]:
     """Return what the script draws: points, axes, margin and budget lines."""
     metrics = list(dict.fromkeys(name for point in frontier.measured for name in point.difference))
-    shared = [name for name in COSTS if any(point.axis(name) is not None for point in frontier.measured)]
     return {
         "margin": frontier.margin,
         "decimals": words.decimals_for(frontier.margin),
         "primary": frontier.primary,
-        "metrics": {name: words.metric_name(name) for name in metrics},
-        "costs": {name: words.cost_name(name) for name in shared},
-        "moreIsBetter": [name for name in shared if name in MORE_IS_BETTER],
+        "metrics": {name: frontier.title(name) for name in metrics},
+        "costs": {kind.name: kind.title for kind in frontier.costs},
+        "moreIsBetter": [kind.name for kind in frontier.costs if kind.more_is_better],
         "gates": [
             {"name": gate.name, "limit": gate.limit, "relative": gate.relative, "text": gate.text}
             for gate in frontier.gates
@@ -99,10 +98,9 @@ def _plot_point(point: Point) -> dict[str, Any]:
                 "before": words.amount(name, point.reference_cost[name].mean) if name in point.reference_cost else None,
                 "ends": point.latency_interval if name == "latency_ratio" else None,
                 "reference": point.reference_cost[name].mean if name in point.reference_cost else None,
-                "relative": name in point.share and name != "latency_ratio",
+                "relative": name in point.share,
             }
-            for name in COSTS
-            if point.axis(name) is not None and name in point.cost
+            for name in point.cost
         },
         "differences": {name: _change(change) for name, change in point.difference.items()},
     }

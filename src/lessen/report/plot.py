@@ -11,17 +11,18 @@ from itertools import pairwise
 from typing import Any
 
 from lessen.frontier import Frontier, Point
-from lessen.frontier.verdict import UNKNOWN, WITHIN, WORSE
+from lessen.frontier.verdict import BETTER, UNKNOWN, WITHIN, WORSE
 from lessen.report import words
 
 INK, SOFT, HAIR, PAPER, BAND = "#1b1f24", "#6a737d", "#d8dee4", "#ffffff", "#eef5f1"
 # Okabe-Ito colours: blue, orange, vermilion; told apart by their lightness too
 STYLES: dict[str, dict[str, Any]] = {
+    BETTER: {"marker": "^", "color": "#00795C", "filled": True, "size": 8.5},
     WITHIN: {"marker": "o", "color": "#0072B2", "filled": True, "size": 8.0},
     UNKNOWN: {"marker": "D", "color": "#B97A00", "filled": False, "size": 6.5},
     WORSE: {"marker": "X", "color": "#C4500A", "filled": True, "size": 8.0},
 }
-LEGEND: dict[str, str] = {WITHIN: "within margin", UNKNOWN: "not enough data to say", WORSE: "worse"}
+LEGEND: dict[str, str] = {BETTER: "better", WITHIN: "within margin", UNKNOWN: "not enough data to say", WORSE: "worse"}
 _MANY = 24
 """Above this many recipes only those on the front are labelled."""
 
@@ -74,7 +75,7 @@ def _settings(frontier: Frontier) -> Any:
 
 
 def _titles(figure: Any, frontier: Frontier, cost: str, placed: Sequence[Point]) -> None:
-    metric = words.metric_name(frontier.primary)
+    metric = frontier.title(frontier.primary)
     figure.text(0.022, 0.945, f"{metric} against {words.cost_name(cost)}", size=13.5, weight="bold", va="center")
     seeds = max((len(point.seeds) for point in placed), default=0)
     parts = [_clip(frontier.studies[0].task_name, 46), f"{seeds} seed{'s' * (seeds != 1)}, 95 % intervals"]
@@ -123,7 +124,7 @@ def _scales(axes: Any, frontier: Frontier, placed: Sequence[Point], cost: str) -
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.set_xlabel(f"{words.cost_name(cost)}, share of the uncompressed model", labelpad=8)
-    says = f"{words.metric_name(frontier.primary)} difference, better upwards"
+    says = f"{frontier.title(frontier.primary)} difference, better upwards"
     axes.annotate(
         says, (0, 1), xycoords="axes fraction", xytext=(6, -6), textcoords="offset points", size=7.8, color=SOFT,
         ha="left", va="top",

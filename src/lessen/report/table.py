@@ -6,14 +6,18 @@ import csv
 import io
 from typing import Any
 
-from lessen.frontier import COSTS, Frontier, Point
+from lessen.costs import CostKind, cost_kinds
+from lessen.frontier import Frontier, Point
+from lessen.log import printable
 
 
 def rows(frontier: Frontier) -> list[dict[str, Any]]:
     """Return flat rows: text, numbers or None; `share` columns are relative to the reference of the same seed."""
     on_front = {point.label for point in frontier.front()}
     metrics = list(dict.fromkeys(name for point in frontier.measured for name in point.quality))
-    return [_row(point, metrics, point.label in on_front) for point in frontier]
+    measured = {kind.name for kind in frontier.costs}
+    costs = [kind for kind in cost_kinds(sorted(measured)) if kind.core or kind.name in measured]
+    return [_row(point, metrics, costs, point.label in on_front) for point in frontier]
 
 
 def csv_text(frontier: Frontier) -> str:
@@ -26,7 +30,7 @@ def csv_text(frontier: Frontier) -> str:
     return target.getvalue()
 
 
-def _row(point: Point, metrics: list[str], on_front: bool) -> dict[str, Any]:
+def _row(point: Point, metrics: list[str], costs: list[CostKind], on_front: bool) -> dict[str, Any]:
     row: dict[str, Any] = {
         "study": point.study, "recipe": point.recipe, "recipe_hash": point.recipe_hash,
         "families": " ".join(point.families), "seeds": len(point.seeds), "failed_seeds": len(point.errors),
@@ -42,11 +46,11 @@ def _row(point: Point, metrics: list[str], on_front: bool) -> dict[str, Any]:
         row[f"{name}_difference"] = change.value if change else None
         row[f"{name}_difference_low"] = change.low if change else None
         row[f"{name}_difference_high"] = change.high if change else None
-    for name in COSTS:
-        cost, share = point.cost.get(name), point.share.get(name)
-        row[name] = cost.mean if cost else None
-        if name != "latency_ratio":
-            row[f"{name}_share"] = share.mean if share else None
+    for kind in costs:
+        cost, share = point.cost.get(kind.name), point.share.get(kind.name)
+        row[kind.name] = cost.mean if cost else None
+        if kind.relative:
+            row[f"{kind.name}_share"] = share.mean if share else None
     row["latency_ratio_low"], row["latency_ratio_high"] = point.latency_interval or (None, None)
     return row
 
@@ -58,5 +62,5 @@ def _cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.8g}"
-    text = str(value)
+    text = printable(str(value))
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") and not isinstance(value, int) else text

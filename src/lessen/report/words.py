@@ -4,44 +4,33 @@ from __future__ import annotations
 
 import math
 
+from lessen.costs import cost_kind
 from lessen.frontier import Estimate, Frontier, Point
-from lessen.frontier.verdict import UNKNOWN, WITHIN, WORSE, Difference
-from lessen.metrics import find_metric
+from lessen.frontier.verdict import BETTER, KEPT, UNKNOWN, WITHIN, WORSE, Difference
 
-COST_NAMES = {
-    "stored_bytes": "stored bytes", "resident_bytes": "memory held", "params": "parameters", "macs": "multiply-adds",
-    "latency_ms_p50": "latency, median", "latency_ms_p95": "latency, 95th percentile", "latency_ratio": "latency ratio",
-    "throughput_per_s": "throughput", "peak_rss_bytes": "peak memory", "peak_rss_growth_bytes": "peak memory growth",
-    "compress_s": "time to compress", "train_s": "time to train",
-}  # fmt: skip
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
 
 
 def cost_name(name: str) -> str:
     """Return a cost in words."""
-    return COST_NAMES.get(name, name.replace("_", " "))
-
-
-def metric_name(name: str) -> str:
-    """Return a metric in words: the title of the registered one of that name, else the name."""
-    metric = find_metric(name)
-    return (metric.title or metric.name) if metric is not None else name
+    return cost_kind(name).title
 
 
 def amount(name: str, value: float | None) -> str:
     """Return a cost with its unit: 353 kB, 1.42 ms, 61.0 k."""
     if value is None:
         return NONE
-    if name.endswith("_bytes"):
+    unit = cost_kind(name).unit
+    if unit == "B":
         return _scaled(value, ("B", "kB", "MB", "GB", "TB"))
-    if "_ms" in name:
+    if unit == "ms":
         return f"{_digits(value)} ms"
-    if name.endswith("_per_s"):
+    if unit == "/s":
         return _scaled(value, ("", "k", "M", "G")).strip() + " /s"
-    if name.endswith("_s"):
+    if unit == "s":
         return f"{_digits(1000 * value)} ms" if 0 < value < 0.1 else f"{_digits(value)} s"
-    if name == "latency_ratio":
+    if unit == "x":
         return f"{value:.2f}×"
     return _scaled(value, ("", "k", "M", "G", "T")).strip()
 
@@ -103,7 +92,7 @@ def headline(frontier: Frontier) -> str:
         return f"No verdict can be given: {frontier.doubts[0]}."
     if not frontier.measured:
         return "Nothing was measured: every recipe failed."
-    metric, best = metric_name(frontier.primary), frontier.best()
+    metric, best = frontier.title(frontier.primary), frontier.best()
     decimals = decimals_for(frontier.margin)
     limit = f"{frontier.margin:g}"
     if best is None:
@@ -122,13 +111,18 @@ def headline(frontier: Frontier) -> str:
 def tally(frontier: Frontier) -> list[tuple[str, int]]:
     """Return how many recipes met each end, in a fixed order."""
     failed = sum(point.failed for point in frontier)
-    return [*((verdict, frontier.count(verdict)) for verdict in (WITHIN, UNKNOWN, WORSE)), ("failed", failed)]
+    return [*((verdict, frontier.count(verdict)) for verdict in (BETTER, WITHIN, UNKNOWN, WORSE)), ("failed", failed)]
 
 
 def _no_winner(frontier: Frontier, metric: str, limit: str) -> str:
-    held = [point for point in frontier.measured if point.verdict == WITHIN]
+    held = [point for point in frontier.measured if point.verdict in KEPT]
     if held and frontier.gates:
         return f"No recipe holds every budget line ({', '.join(gate.text for gate in frontier.gates)})."
+    gained = [point for point in held if point.verdict == BETTER]
+    if gained:
+        best = max(gained, key=lambda point: -point.difference[frontier.primary].loss[0])
+        change = difference(best.difference[frontier.primary], decimals_for(frontier.margin))
+        return f"{best.label} gains quality, {metric} {change}, and stores no fewer bytes than the reference."
     if held:
         return f"Not worth it: no recipe within the {metric} margin of {limit} stores fewer bytes than the reference."
     if frontier.count(UNKNOWN):

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lessen import files
+from lessen.costs import cost_kinds
 from lessen.errors import ConfigError, explain, nearest
-from lessen.frontier.frontier import COSTS
 from lessen.frontier.gates import parse_gates
 from lessen.frontier.margin import check_margin
 from lessen.frontier.records import REFERENCE, file_name
@@ -67,7 +67,11 @@ class Study:
     def __post_init__(self) -> None:
         _check_unique(self.name, self.recipes, self.seeds)
         _check_judges(self.task, self.judges)
-        known = {*self.task.metrics, *(f"{j.name}.{metric}" for j in self.judges for metric in j.metrics), *COSTS}
+        known = {
+            *self.task.metrics,
+            *(f"{j.name}.{metric}" for j in self.judges for metric in j.metrics),
+            *(kind.name for kind in cost_kinds()),
+        }
         for gate in parse_gates(list(self.budget)):
             if gate.name not in known:
                 raise ConfigError(f"budget {gate.text!r}: nothing is called {gate.name!r}; {nearest(gate.name, known)}")

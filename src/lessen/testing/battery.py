@@ -103,6 +103,8 @@ def outputs_are_sound(case: Case) -> None:
 
 def twice_finds_nothing_or_changes_nothing(case: Case) -> None:
     """A second application is refused as NothingMatchedError, or changes no bit of the state."""
+    if case.method.card.claims == {"quality"}:
+        raise NotApplicable("the method makes nothing smaller: to learn twice is to learn more")
     try:
         again, _ = case.apply(case.result)
     except NothingMatchedError:

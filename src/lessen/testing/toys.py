@@ -107,11 +107,28 @@ class RepeatedRowsTask(TableTask):
             return self.build().eval()
 
 
+class TaughtTableTask(TableTask):
+    """The same task with a teacher: the reference of another seed."""
+
+    name = "contract-taught-tables"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teachers: dict[int, nn.Module] = {}
+
+    def teacher(self, seed: int) -> nn.Module:
+        """Return it, trained once a seed."""
+        if seed not in self.teachers:
+            self.teachers[seed] = self.reference(seed + 1)
+        return self.teachers[seed]
+
+
 def _waves() -> Task:
     return WavesTask(WavesOptions(rows=90, channels=2, told=1, length=32, classes=3, noise=1.0))
 
 
 TOYS: dict[str, Callable[[], Task]] = {
     "embeddings": TableTask, "weights": TableTask, "emb-dedup": RepeatedRowsTask, "series": _waves,
+    "distil": TaughtTableTask,
 }  # fmt: skip
 """Contract task by method name or family. A method of another family is checked on the task its author passes."""

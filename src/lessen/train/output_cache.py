@@ -99,7 +99,13 @@ class OutputCache:
 
     # -- rows -----------------------------------------------------------------------------------------------------
     def find(self, keys: Sequence[bytes]) -> dict[str, Tensor] | None:
-        """Return the outputs of all these rows, stacked, or None if one is not on disk or their forms differ."""
+        """Return the outputs of all these rows, stacked, or None if one is unknown or their forms differ.
+
+        Raises:
+            OutputError: rows that wait had to be written, and could not.
+        """
+        if not self._waiting_keys.isdisjoint(keys):
+            self.flush()
         places = np.array([self._where.get(key, -1) for key in keys], dtype=np.int64)
         if not len(places) or places.min() < 0:
             return None

@@ -12,6 +12,8 @@ from torch.utils.hooks import RemovableHandle
 from lessen.errors import ConfigError, TaskError, nearest
 from lessen.train.nested import tensors_of
 
+INPUT = ":input"
+"""After a path: the first input of that module, in place of its output."""
 Outputs = dict[str, Tensor]
 """What a model gave for a batch: `OUTPUT` for its main tensor, and the path of each tapped part for its own."""
 OUTPUT = "output"
@@ -22,6 +24,7 @@ class Taps:
 
     Args:
         paths: modules inside the model, such as `layers.3`; of a tuple or mapping their first tensor is taken.
+            `head:input` is what goes into the module `head`.
         read: picks the main tensor out of what the model returned, and may raise TaskError.
         training_only: skip forwards in eval mode and without gradients, as validation and probes make them.
 
@@ -35,12 +38,19 @@ class Taps:
     ) -> None:  # fmt: skip
         known = dict(model.named_modules())
         for path in paths:
-            if path not in known or not path:
-                raise ConfigError(f"{type(model).__name__} has no module {path!r} to read; {nearest(path, known)}")
+            inner = path.removesuffix(INPUT)
+            if inner not in known or not inner:
+                raise ConfigError(f"{type(model).__name__} has no module {inner!r} to read; {nearest(inner, known)}")
         self.model, self.read, self.training_only = model, read, training_only
         self.paths = tuple(paths)
         self.caught: Outputs = {}
-        self._handles: list[RemovableHandle] = [known[path].register_forward_hook(self._part(path)) for path in paths]
+        self._handles: list[RemovableHandle] = []
+        for path in paths:
+            module = known[path.removesuffix(INPUT)]
+            if path.endswith(INPUT):
+                self._handles.append(module.register_forward_pre_hook(self._before(path), with_kwargs=True))
+            else:
+                self._handles.append(module.register_forward_hook(self._after(path)))
         self._handles.append(model.register_forward_hook(self._whole))
 
     def _wanted(self) -> bool:
@@ -50,15 +60,18 @@ class Taps:
         if self._wanted():
             self.caught[OUTPUT] = self.read(output, model)
 
-    def _part(self, path: str) -> Callable[[nn.Module, Any, Any], None]:
-        def catch(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if self._wanted():
-                found = next(tensors_of(output), None)
-                if found is None:
-                    raise TaskError(f"module {path!r} gives no tensor; tap another part")
-                self.caught[path] = found
+    def _after(self, path: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda _module, _inputs, output: self._catch(path, output)
 
-        return catch
+    def _before(self, path: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda _module, inputs, keywords: self._catch(path, (inputs, keywords))
+
+    def _catch(self, path: str, values: Any) -> None:
+        if self._wanted():
+            found = next(tensors_of(values), None)
+            if found is None:
+                raise TaskError(f"{path!r} gives no tensor; tap another part")
+            self.caught[path] = found
 
     def take(self) -> Outputs:
         """Return what the last forward gave, and forget it. Raises TaskError if a part did not run."""

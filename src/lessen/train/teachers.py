@@ -73,15 +73,16 @@ class Teacher:
             DataError: rows shall be cached and the batch does not tell them apart.
         """
         if self.cache is None:
-            return self._asked(batch)
+            return self.ask(batch)
         keys = row_keys(batch)
         found = self.cache.find(keys)
         if found is None:
-            found = self._asked(batch)
+            found = self.ask(batch)
             self.cache.add(keys, found)
         return {name: to_device(tensor, _device(batch)) for name, tensor in found.items()}
 
-    def _asked(self, batch: Any) -> Outputs:
+    def ask(self, batch: Any) -> Outputs:
+        """Return the outputs for a batch, on its device, past the cache. Raises NonFiniteError, see above."""
         taps = Taps(self.model, self.taps, _nothing, training_only=False)
         device = device_of(self.model)
         try:

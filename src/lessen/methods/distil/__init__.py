@@ -1,0 +1,1 @@
+"""Distillation: a model learns from a better one, and costs no more than before."""

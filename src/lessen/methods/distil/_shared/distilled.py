@@ -1,0 +1,146 @@
+"""What methods share that train a student with a teacher: finding the teacher, the student's start, the training."""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lessen.architectures.folder import is_host
+from lessen.artifact import folder as artifact
+from lessen.capabilities import HasTeacher
+from lessen.errors import ArtifactError, ConfigError, TaskError
+from lessen.method import Context, Method
+from lessen.methods import retrain
+from lessen.task import Task, main_tensor
+from lessen.train.device import device_of, to_device
+from lessen.train.output_cache import OutputCache
+from lessen.train.taps import Outputs, Taps
+from lessen.train.teachers import DistilHook, Teacher, evaluating, open_teacher
+
+NEEDS = frozenset({"labels", "gradients", "training"})
+CLAIMS = frozenset({"quality"})
+ACTS_ON = ("model",)
+
+
+class Distilled(Method):
+    """Trains a model by the task's settings with a term that compares it to a teacher."""
+
+    teacher: str | None = Field(
+        None,
+        description="artifact, Hugging Face folder or GGUF file; none: the task's teacher, "
+        "or else the model that the recipe was given",
+    )
+    start: Literal["given", "fresh"] = Field("given", description="train on from the given weights, or a fresh build")
+    epochs: int | None = Field(None, ge=1, le=100_000, description="cap on epochs; none: the task's settings")
+    weight: float = Field(1.0, ge=0, le=1e6, description="factor on the teacher's term")
+    task_weight: float = Field(1.0, ge=0, le=1e6, description="factor on the task's own loss")
+    cache: str | None = Field(
+        None, description="folder for the teacher's outputs, for rows that come again unchanged; none: ask each time"
+    )
+    cache_bytes: int = Field(1 << 30, ge=1, le=1 << 44, description="most bytes of that folder")
+
+    def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
+        """Train and return the student.
+
+        Raises:
+            TaskError: the task cannot train, or there is nobody to learn from.
+            ConfigError, ArtifactError: the teacher cannot be read, or the cache is another teacher's.
+            NonFiniteError: the teacher gave NaN or infinity.
+        """
+        master = self._master(model, task, context)
+        student = retrain.fresh(model, task, context) if self.start == "fresh" else model
+        student = student.to(context.device)
+        batch = task.example_batch()
+        teacher = self._asked(master, task, batch)
+        teacher.ask(batch)  # what cannot teach is refused before anything is trained
+        hook = self.hook(teacher, self.student_taps(student, task, batch), task, batch)
+        self._compare(master, student, task, context)
+        retrain.train(student, task, context, epochs=self.epochs, hooks=(hook,))
+        return student
+
+    # -- what a method decides ------------------------------------------------------------------------------------
+    def student_taps(self, student: nn.Module, task: Task, batch: Any) -> tuple[str, ...]:  # noqa: ARG002
+        """Return the parts of the student that are compared beside its answer."""
+        return ()
+
+    def teacher_taps(self, master: nn.Module, task: Task, batch: Any) -> tuple[str, ...]:  # noqa: ARG002
+        """Return the parts of the teacher that are compared beside its answer."""
+        return ()
+
+    @abstractmethod
+    def hook(self, teacher: Teacher, taps: tuple[str, ...], task: Task, batch: Any) -> DistilHook:
+        """Return what compares a student, tapped at `taps`, with the teacher; `batch` shows what they look like."""
+
+    # -- the teacher ----------------------------------------------------------------------------------------------
+    def _master(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
+        if self.teacher is not None:
+            context.findings["teacher"] = self.teacher
+            return self._read(Path(self.teacher), task, context).to(context.device)
+        if isinstance(task, HasTeacher):
+            context.findings["teacher"] = "the task's"
+            return task.teacher(context.seed).to(context.device)
+        original = context.original
+        if original is None or (self.start == "given" and _same(original, model)):
+            raise TaskError(
+                f"{self.card.name} has nobody to learn from: task {task.name!r} brings no teacher, and no earlier step "
+                "changed the model; give teacher: PATH, put the step after one that compresses, or set start: fresh"
+            )
+        context.findings["teacher"] = "the given model"
+        return copy.deepcopy(original)
+
+    def _read(self, path: Path, task: Task, context: Context) -> nn.Module:
+        if (path / artifact.MANIFEST).is_file():
+            try:
+                return artifact.load(path)
+            except ArtifactError:  # of a model of the user's own, whose architecture is the task's
+                with torch.random.fork_rng(devices=[]):
+                    return artifact.load(path, model=task.build())
+        if is_host(path) or path.suffix == ".gguf":
+            return open_teacher(path, context.log)
+        raise ConfigError(f"{self.card.name}: no teacher at {path}; give an artifact, a Hugging Face folder or a .gguf")
+
+    def _asked(self, master: nn.Module, task: Task, batch: Any) -> Teacher:
+        cache = OutputCache(Path(self.cache), self.cache_bytes) if self.cache is not None else None
+        return Teacher(master, task.forward, taps=self.teacher_taps(master, task, batch), cache=cache)
+
+    def _compare(self, master: nn.Module, student: nn.Module, task: Task, context: Context) -> None:
+        """Say it when the teacher is no better than its student: not an error, but seldom what was meant."""
+        scores = {}
+        for who, one in (("teacher", master), ("student", student)):
+            try:
+                scores[who] = task.score(one, "validation")
+            except (TaskError, ValueError, RuntimeError):  # a teacher may answer in another form than the judge reads
+                return
+        context.findings["score_before"] = {who: value for who, value in scores.items() if math.isfinite(value)}
+        if scores["teacher"] <= scores["student"]:
+            context.log.note(
+                f"{self.card.name}: the teacher scores {scores['teacher']:.4g} on validation, no better than the "
+                f"student at its start, {scores['student']:.4g}"
+            )
+
+
+def _same(left: nn.Module, right: nn.Module) -> bool:
+    one, other = left.state_dict(), right.state_dict()
+    return one.keys() == other.keys() and all(
+        torch.equal(value, other[name]) if isinstance(value, Tensor) else value == other[name]
+        for name, value in one.items()
+    )
+
+
+@torch.no_grad()
+def probe(model: nn.Module, taps: tuple[str, ...], task: Task, batch: Any) -> Outputs:
+    """Return what the tapped parts of a model give for a batch, to learn their shapes."""
+    watched = Taps(model, taps, main_tensor, training_only=False)
+    try:
+        with evaluating(model):
+            task.forward(model, to_device(batch, device_of(model)))
+        return watched.take()
+    finally:
+        watched.remove()

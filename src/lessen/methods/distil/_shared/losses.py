@@ -1,0 +1,116 @@
+"""What a student is compared by: classes, distances and angles between rows. Means over rows, natural logarithms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lessen.errors import TaskError
+
+
+def class_rows(output: Tensor, batch: Any) -> Tensor:
+    """Return logits of classes, [rows, classes], of what a model answered.
+
+    One logit an example, [B] or [B, 1], is that of the second of two classes. More axes are rows: tokens of a language
+    model, those left out that an `attention_mask` in the batch hides.
+    """
+    if output.ndim == 1 or output.shape[-1] == 1:
+        positive = output.reshape(-1)
+        return torch.stack([torch.zeros_like(positive), positive], dim=1)
+    rows = output.flatten(0, -2)
+    mask = _mask(batch)
+    if output.ndim == 3 and mask is not None and mask.shape == output.shape[:2]:
+        return rows[mask.reshape(-1).bool()]
+    return rows
+
+
+def _mask(batch: Any) -> Tensor | None:
+    if isinstance(batch, Mapping):
+        found = batch.get("attention_mask")
+        return found if isinstance(found, Tensor) else None
+    if isinstance(batch, (tuple, list)):
+        return next((mask for part in batch if (mask := _mask(part)) is not None), None)
+    return None
+
+
+def soft_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return T^2 KL(softmax(teacher / T) || softmax(student / T)) of logits [rows, classes], arXiv 1503.02531.
+
+    The factor T^2 keeps the size of the gradient when T changes.
+    """
+    own, wanted = (F.log_softmax(logits.float() / temperature, dim=1) for logits in (student, teacher))
+    return temperature**2 * F.kl_div(own, wanted, reduction="batchmean", log_target=True)
+
+
+def decoupled_divergence(
+    student: Tensor, teacher: Tensor, target: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return the divergence on "target or not" and that among the other classes, arXiv 2203.08679, Eq. 5 to 7.
+
+    Both with the factor T^2. With p the teacher's probability of the target of a row, `soft_divergence` of the row is
+    the first plus (1 - p) times the second.
+
+    Args:
+        student, teacher: logits [rows, classes].
+        target: class of each row, int64 [rows].
+    """
+    rows = torch.arange(len(target), device=target.device)
+    parts, others = [], []
+    for logits in (student, teacher):
+        logs = F.log_softmax(logits.float() / temperature, dim=1)
+        own = logs[rows, target]
+        rest = logs.masked_fill(F.one_hot(target, logs.shape[1]).bool(), -torch.inf)
+        beside = rest.logsumexp(dim=1)
+        parts.append(torch.stack([own, beside], dim=1))
+        others.append((rest - beside[:, None]).masked_fill(rest == -torch.inf, 0.0))
+    among = (others[1].exp() * (others[1] - others[0])).scatter(1, target[:, None], 0.0)
+    first = F.kl_div(parts[0], parts[1], reduction="batchmean", log_target=True)
+    return temperature**2 * first, temperature**2 * among.sum(dim=1).mean()
+
+
+def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the Huber loss between distances of rows, each divided by its mean, arXiv 1904.05068, Eq. 4 to 6.
+
+    Args:
+        student, teacher: features [rows, width], the widths may differ.
+    """
+    own, wanted = (_distances(features.float()) for features in (student, teacher))
+    return F.smooth_l1_loss(own, wanted)
+
+
+def _distances(features: Tensor) -> Tensor:
+    """Return distances of rows over the mean of those that are not 0, [rows, rows]."""
+    squares = (features[:, None] - features[None]).square().sum(dim=2)
+    distances = squares.clamp(min=1e-12).sqrt() * (squares > 0)
+    positive = distances[distances > 0]
+    return distances / positive.mean() if len(positive) else distances
+
+
+def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the Huber loss between cosines of the angles that three rows make, arXiv 1904.05068, Eq. 7 to 9.
+
+    Args:
+        student, teacher: features [rows, width], the widths may differ; memory grows with rows^3.
+    """
+    own, wanted = (_angles(features.float()) for features in (student, teacher))
+    return F.smooth_l1_loss(own, wanted)
+
+
+def _angles(features: Tensor) -> Tensor:
+    """Return the cosine at row i between rows j and k, [i, j, k]."""
+    towards = F.normalize(features[None] - features[:, None], dim=2)
+    return towards @ towards.transpose(1, 2)
+
+
+def check_answers(student: Tensor, teacher: Tensor) -> None:
+    """Raise TaskError unless both answer in the same form: the same classes, or the same vocabulary."""
+    if student.shape != teacher.shape:
+        raise TaskError(
+            f"the teacher answers with shape {tuple(teacher.shape)}, the student with {tuple(student.shape)}: other "
+            "classes or another vocabulary; give a teacher of the same ones, or use fitnet, rkd or crd, which compare "
+            "features"
+        )

@@ -2,7 +2,7 @@
 
 Needs aeon beside lessen:  python -m benchmarks.series.lightwaves
 Times are of one series through features and head, single-threaded, taken in alternation; the ratio is the median over
-pairs. The sheet's port of the paper is the accuracy to be within a point of.
+pairs. `port` is what the official code (or, but for ACSF1, a port of it) gives: the accuracy to be within a point of.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -27,7 +26,7 @@ from lessen.series import LightWaves  # noqa: E402
 RESULTS = Path(__file__).parents[1] / "results" / "series_lightwaves.json"
 PORT = {
     "BasicMotions": 1.000, "JapaneseVowels": 0.922, "GunPoint": 1.000, "ArrowHead": 0.897, "OSULeaf": 0.946,
-    "ItalyPowerDemand": 0.938,
+    "ItalyPowerDemand": 0.938, "ACSF1": 0.84,
 }  # fmt: skip
 
 
@@ -65,7 +64,7 @@ def one(name: str) -> dict[str, Any]:
     return {
         "accuracy": float((ours.predict(test) == wanted).mean()), "port": PORT[name],
         "minirocket_accuracy": float((peer.predict(test.astype(np.float64)) == wanted).mean()),
-        "channels": [len(ours.used_channels), ours.channels], "kernels": len(ours.rows), "file_bytes": size,
+        "channels": [len(ours.used_channels), train.shape[1]], "kernels": len(ours.rows), "file_bytes": size,
         "fit_s": seconds, "ms": statistics.median(pair[0] for pair in samples),
         "minirocket_ms": statistics.median(pair[1] for pair in samples),
         "time_ratio": statistics.median(pair[0] / pair[1] for pair in samples), "raw_ms": samples,
@@ -77,8 +76,9 @@ def main() -> None:
 
     rows = {name: one(name) for name in PORT}
     result = {
-        "command": " ".join(sys.argv), "machine": platform.machine(), "python": platform.python_version(),
-        "numpy": np.__version__, "aeon": aeon.__version__, "threads": 1, "rows": rows,
+        "command": "python -m benchmarks.series.lightwaves", "machine": platform.machine(),
+        "python": platform.python_version(), "numpy": np.__version__, "aeon": aeon.__version__,
+        "threads": 1, "rows": rows,
     }  # fmt: skip
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")

@@ -50,7 +50,7 @@ def test_information_equals_scikit_learn_when_nothing_is_forgotten():
     x, y = stream(2_048, 5, [0, 1], np.random.default_rng(1))
     selector = DriftingSelector(5, DriftSettings(every=2_048, half_life=float("inf")))
     selector.observe(x)
-    binned = np.stack(list(selector._unlabelled))
+    binned = selector._binned(np.stack(list(selector._unlabelled)))
     selector.reveal(y)
     chance = 15 * 1 / (2 * 2_048)
     for feature in range(5):
@@ -139,3 +139,26 @@ def test_it_tracks_a_planted_drift_that_a_static_choice_loses():
         assert active[settled, relevant].mean() >= 0.8
         assert active[(number + 1) * updates - 1, relevant].mean() >= 0.9
         assert static[relevant].mean() <= 0.4
+
+
+def test_bins_follow_a_feature_whose_first_rows_say_nothing():
+    """At first almost always 0, later told by its size, not its sign: two bins of old would see nothing."""
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(6_000, 6))
+    x[:300, 2] = 50.0 * (rng.random(300) < 0.03)
+    y = (np.abs(x[:, 2]) > 0.67).astype(np.int64)
+    selector = DriftingSelector(6, DriftSettings(budget=1, half_life=1_000))
+    active = follow(selector, x, y, delay=300)
+    assert active[-1].tolist() == [False, False, True, False, False, False]
+    assert selector.information()[2] > 0.3
+
+
+def test_moved_counts_keep_their_sum():
+    rng = np.random.default_rng(6)
+    selector = DriftingSelector(3, DriftSettings(half_life=float("inf")))
+    x = rng.normal(size=(2_048, 3))
+    x[:256, 0] = 0.0
+    y = (x[:, 1] > 0).astype(np.int64)
+    follow(selector, x, y)
+    assert selector.counts.sum(axis=(1, 2)) == pytest.approx([2_048] * 3)
+    assert selector.counts[1].sum(axis=0) == pytest.approx(np.bincount(y))

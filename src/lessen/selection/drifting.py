@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,9 @@ from numpy.typing import NDArray
 from lessen.errors import ConfigError, DataError
 
 _WINDOW = 1024
-"""Samples that clusters' spreads and correlations are measured on."""
+"""Samples that clusters' spreads, correlations and bins are measured on."""
+_STALE = 0.25
+"""Nats of entropy that a feature's bins may lose against bins fitted to the window before they are moved."""
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -70,7 +73,8 @@ class DriftingSelector:
         self.updates = 0
         self._edges: Floats | None = None
         self._window: deque[Floats] = deque(maxlen=max(1, round(_WINDOW / self.settings.every)))
-        self._unlabelled: deque[NDArray[np.uint8]] = deque()
+        self._unlabelled: deque[NDArray[np.float32]] = deque()
+        """Standardised rows that wait for their label; they are binned when it comes."""
         self._rest: Floats = np.zeros((0, features))
         self._waiting_on = np.zeros(features, dtype=np.int64)
         self._waiting_off = np.zeros(features, dtype=np.int64)
@@ -107,7 +111,7 @@ class DriftingSelector:
             raise DataError(f"labels must be classes from 0 to {self.settings.classes - 1}")
         if not len(labels):
             return
-        binned = np.stack([self._unlabelled.popleft() for _ in range(len(labels))])
+        binned = self._binned(np.stack([self._unlabelled.popleft() for _ in range(len(labels))]))
         self.counts *= 0.5 ** (len(labels) / self.settings.half_life)
         cell = (np.arange(self.features) * self.settings.bins + binned) * self.settings.classes + labels[:, None]
         self.counts += np.bincount(cell.reshape(-1), minlength=self.counts.size).reshape(self.counts.shape)
@@ -146,17 +150,46 @@ class DriftingSelector:
     def _advance(self, rows: Floats) -> None:
         self.moments.add(rows)
         scaled = self.moments.standardised(rows)
-        if self._edges is None:
-            # bins are fixed in standard deviations, so that decayed counts keep their meaning as levels move
-            self._edges = np.quantile(scaled, np.arange(1, self.settings.bins) / self.settings.bins, axis=0)
-        binned = (scaled[:, None, :] > self._edges[None]).sum(axis=1).astype(np.uint8)
-        self._unlabelled.extend(binned)
+        self._unlabelled.extend(scaled.astype(np.float32))
         self._window.append(scaled)
         window = np.concatenate(list(self._window))
+        if self._edges is None or self.updates % (self._window.maxlen or 1) == 0:  # the window is new as a whole
+            self._move_edges(window)
         self._recluster(scaled)
         score = self._score(window)
         self._switch(self._best(score, window), score)
         self.updates += 1
+
+    def _move_edges(self, window: Floats) -> None:
+        """Fit bins to the window where those of old tell its rows apart much worse than bins could.
+
+        Edges stand in standard deviations, so that decayed counts keep their meaning as levels move; when they move,
+        counts go to the new bins as the window's rows do.
+        """
+        found = np.quantile(window, np.arange(1, self.settings.bins) / self.settings.bins, axis=0)
+        if self._edges is None:
+            self._edges = found
+            return
+        old = self._binned(window)
+        new = _bins(window, found)
+        worse = _entropy(new, self.settings.bins) - _entropy(old, self.settings.bins) > _STALE
+        for feature in np.flatnonzero(worse):
+            self.counts[feature] = self._moved(feature, old[:, feature], new[:, feature], found[:, feature])
+            self._edges[:, feature] = found[:, feature]
+
+    def _moved(self, feature: int, old: NDArray[np.int64], new: NDArray[np.int64], edges: Floats) -> Floats:
+        """Return the counts [bins, classes] of a feature in its new bins."""
+        bins = self.settings.bins
+        share = np.bincount(old * bins + new, minlength=bins * bins).reshape(bins, bins).astype(np.float64)
+        assert self._edges is not None
+        for empty in np.flatnonzero(share.sum(axis=1) == 0):  # no row of the window says where it goes: its edge does
+            edge = self._edges[min(empty, bins - 2), feature]
+            share[empty, int((edge > edges).sum())] = 1.0
+        return np.asarray((share / share.sum(axis=1, keepdims=True)).T @ self.counts[feature])
+
+    def _binned(self, scaled: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+        assert self._edges is not None
+        return _bins(scaled, self._edges)
 
     def _score(self, window: Floats) -> Floats:
         # information by its size, not its rank: among many features without any, ranks would let the weight decide
@@ -243,6 +276,19 @@ class DecayedMoments:
         """Return rows at mean 0 and variance 1; features that do not vary become 0."""
         scale = np.where(self.alive(), np.sqrt(self.variance), 1.0)
         return np.asarray(np.where(self.alive(), (rows - self.mean) / scale, 0.0))
+
+
+def _bins(scaled: NDArray[np.floating[Any]], edges: Floats) -> NDArray[np.int64]:
+    """Return the bin of each value [n, features]: how many of its feature's edges [bins - 1, features] lie below."""
+    return np.stack([np.searchsorted(own, values) for own, values in zip(edges.T, scaled.T, strict=True)], axis=1)
+
+
+def _entropy(binned: NDArray[np.int64], bins: int) -> Floats:
+    """Return for each feature the entropy of its bins [n, features], in nats."""
+    features = binned.shape[1]
+    cells = np.bincount((np.arange(features) * bins + binned).reshape(-1), minlength=features * bins)
+    share = cells.reshape(features, bins) / len(binned)
+    return -_xlogx(share).sum(axis=1)
 
 
 def _xlogx(counts: Floats) -> Floats:

@@ -42,7 +42,7 @@ from lessen.artifact.layout import (
     shard_names,
 )
 from lessen.artifact.state import unwrapped
-from lessen.artifact.structure import assemble, describe, hollow, is_patch, refusing
+from lessen.artifact.structure import assemble, check_stored, describe, hollow, is_patch, refusing
 from lessen.artifact.tensors import (
     SHARD_BYTES,
     Filed,
@@ -152,6 +152,7 @@ def save(
     for name, further in (given or {}).items():
         check_given_name(name, further.role)
     model, base = unwrapped(model), unwrapped(base)
+    check_stored(model)
     plan = _plan(model, base, task, reference, shard_bytes, extended=bool(given))
     recorded = None if probe is None else probes.record(model, probe)
     entries: dict[str, FileEntry] = {}

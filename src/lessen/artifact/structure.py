@@ -314,7 +314,10 @@ def check_forms(expected: Mapping[str, Tensor], forms: Mapping[str, Form], where
 
 
 def _fill(targets: Mapping[str, Tensor], weights: Weights, tied: Mapping[str, str]) -> None:
-    """Copy tensors to their places; one of another floating type than its place brings its own."""
+    """Copy tensors to their places; one of another floating type than its place brings its own.
+
+    What a stored module cannot have, its own check refuses afterwards.
+    """
     names: dict[str, list[str]] = defaultdict(list)
     for name, source in tied.items():
         names[source].append(name)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lessen.errors import ConfigError
 from lessen.files import atomic_write
 from lessen.methods.embeddings._shared.budget import tables_of
+from lessen.stored import bits as packing
 from lessen.stored.tables import rowwise
 from lessen.stored.tables.quantized_embedding import QuantizedEmbedding
 
@@ -49,7 +50,7 @@ def export_fbgemm(model: nn.Module, path: Path) -> float:
 def values(rows: Tensor, dim: int, bits: int) -> Tensor:
     """Return the float32 values [n, dim] that FBGEMM reads from rows uint8 [n, 4 + codes]."""
     parameters = rows[:, :4].contiguous().view(torch.float16).float()
-    codes = rowwise.spread_codes(rows[:, 4:], dim, bits)
+    codes = packing.unpack(rows[:, 4:], bits, dim)
     return codes.float() * parameters[:, :1] + parameters[:, 1:]
 
 

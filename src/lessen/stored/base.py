@@ -87,8 +87,7 @@ class StoredModule(nn.Module):
 def same_form(module: nn.Module, twin: nn.Module, path: str = "") -> None:
     """Refuse a module that does not hold what its empty `twin` holds: tensors of equal shape and type, and children.
 
-    A float tensor may be of any floating type. A child may be stored in another form of equal size. Stored children
-    are checked whole.
+    A child may be stored in another form of equal size. Stored children are checked whole.
 
     Raises:
         ValueError: which tensor or child differs, and how.
@@ -121,8 +120,9 @@ def _same_tensor(name: str, found: Tensor | None, expected: Tensor | None) -> No
         return
     if found.shape != expected.shape:
         raise ValueError(f"{name} has shape {list(found.shape)}, the configuration says {list(expected.shape)}")
-    if found.dtype != expected.dtype and not (found.is_floating_point() and expected.is_floating_point()):
-        raise ValueError(f"{name} is {found.dtype}, the configuration says {expected.dtype}")
+    if found.dtype != expected.dtype:
+        remedy = "; convert a model before it is compressed" if found.is_floating_point() else ""
+        raise ValueError(f"{name} is {found.dtype}, the configuration says {expected.dtype}{remedy}")
     if found.layout != torch.strided or found.is_quantized:
         raise ValueError(f"{name} is not a plain dense tensor")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 class Segment(NamedTuple):
@@ -47,3 +49,27 @@ def cover(segments: tuple[Segment, ...], rows: int) -> tuple[Segment, ...]:
     if end < rows:
         parts.append(Segment("", end, rows - end))
     return tuple(parts)
+
+
+def block_of(ids: Tensor, blocks: Sequence[Segment]) -> Tensor:
+    """Return which block each id lies in: integers [*] to int64 [*].
+
+    Args:
+        blocks: as `cover` returns them, the first from row 0 on; ids behind the last count to it.
+    """
+    starts = torch.tensor([block.start for block in blocks], dtype=ids.dtype, device=ids.device)
+    return torch.bucketize(ids.contiguous(), starts[1:], right=True)
+
+
+def located(ids: Tensor, blocks: Sequence[Segment]) -> tuple[Tensor, Tensor]:
+    """Return which block each id lies in, int64 [*], and the id counted from the block's first row [*]."""
+    block = block_of(ids, blocks)
+    starts = torch.tensor([one.start for one in blocks], dtype=ids.dtype, device=ids.device)
+    return block, ids - starts[block]
+
+
+def masked_mean(rows: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of `rows` [B, L, d] over the positions where `mask` [B, L] holds; zero where none does."""
+    weight = mask.to(rows.dtype)
+    share = weight / weight.sum(dim=1, keepdim=True).clamp(min=1.0)
+    return torch.bmm(share.unsqueeze(1), rows).squeeze(1)

@@ -2,20 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from lessen.stored.bits import row_bytes
 from lessen.stored.tables.embedding import TableShape
-from lessen.stored.tables.mixed_bits import MixedBitsEmbedding, _pack, _unpack, lowest, row_bytes
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.integers(1, 8), st.integers(1, 20), st.integers(0, 10**6))
-def test_levels_survive_packing(bits, dim, seed):
-    levels = torch.randint(0, 2**bits, (5, dim), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-    packed = _pack(levels, bits)
-    assert packed.shape == (5, row_bytes(dim, bits))
-    assert torch.equal(_unpack(packed, bits, dim), levels)
+from lessen.stored.tables.mixed_bits import MixedBitsEmbedding, lowest
 
 
 def test_rows_equal_rounding_at_their_own_bits():

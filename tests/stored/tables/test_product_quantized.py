@@ -2,24 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lessen.stored.tables.embedding import TableShape
-from lessen.stored.tables.product_quantized import ProductQuantizedEmbedding, pack_codes, unpack_codes
-
-
-@given(rows=st.integers(0, 20), groups=st.integers(1, 9), bits=st.sampled_from([4, 8]), seed=st.integers(0, 99))
-@settings(max_examples=50, deadline=None)
-def test_packed_codes_round_trip(rows, groups, bits, seed):
-    codes = torch.randint(0, 2**bits, (rows, groups), generator=torch.Generator().manual_seed(seed))
-    packed = pack_codes(codes, bits)
-    assert packed.shape == (rows, -(-groups * bits // 8))
-    assert torch.equal(unpack_codes(packed, bits, groups), codes)
-
-
-def test_the_first_code_is_in_the_low_half():
-    assert pack_codes(torch.tensor([[1, 2, 3]]), 4).tolist() == [[0x21, 0x03]]
+from lessen.stored.tables.product_quantized import ProductQuantizedEmbedding
 
 
 @pytest.mark.parametrize("centroids", [16, 40, 256])

@@ -17,6 +17,7 @@ from lessen.methods.embeddings._shared.retrained import Wanted
 from lessen.methods.embeddings._shared.trained_form import TrainedQuantizer, TrainingForm
 from lessen.methods.embeddings.lsq import fake_quantise, scaled_gradient
 from lessen.methods.sites import TABLES
+from lessen.stored import bits
 from lessen.stored.tables import rowwise
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape
 from lessen.stored.tables.quantized_embedding import QuantizedEmbedding
@@ -106,16 +107,8 @@ class AdaptiveCodesTable(TrainingForm):
         if self.bits < 8:
             parameters = parameters.half()
         levels = (self.codes.to(torch.int16) - self.low).to(torch.uint8)
-        made.packed.copy_(torch.cat([_pack(levels, self.bits), parameters.view(torch.uint8)], dim=1))
+        made.packed.copy_(torch.cat([bits.pack(levels, self.bits), parameters.view(torch.uint8)], dim=1))
         return made
-
-
-def _pack(levels: Tensor, bits: int) -> Tensor:
-    """Pack levels uint8 [n, dim] into whole bytes, element 0 in the low bits."""
-    extra = rowwise.padded(levels.shape[1], bits) - levels.shape[1]
-    levels = nn.functional.pad(levels, (0, extra))
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
-    return (levels.view(len(levels), -1, 8 // bits) << shifts).sum(dim=2, dtype=torch.uint8)
 
 
 def nearest_steps(weight: Tensor, low: int, high: int) -> Tensor:

@@ -16,6 +16,7 @@ from lessen.methods.embeddings._shared.retrained import Wanted, spread
 from lessen.methods.embeddings._shared.searched import SearchedTables, SearchForm, search_forms
 from lessen.methods.embeddings.mixed_dimension import start_fresh, start_from_rows
 from lessen.methods.sites import TABLES, blocks
+from lessen.stored.fields import block_of
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape
 from lessen.stored.tables.mixed_width import MixedWidthEmbedding
 from lessen.task import Task
@@ -57,8 +58,7 @@ class WidthSearchTable(SearchForm):
     def lookup(self, ids: Tensor) -> Tensor:
         """Return blended rows: [*] to float32 [*, dim]."""
         flat = ids.reshape(-1)
-        starts = torch.tensor([block.start for block in self.blocks], dtype=ids.dtype, device=ids.device)
-        each = self.shares(noisy=self.training)[torch.bucketize(flat, starts[1:], right=True)]
+        each = self.shares(noisy=self.training)[block_of(flat, self.blocks)]
         rows = torch.zeros(len(flat), self.embedding_dim, device=ids.device)
         for place, (table, norm) in enumerate(zip(self.tables, self.norms, strict=True)):
             rows = rows + each[:, place : place + 1] * norm(table.lookup(flat))  # type: ignore[operator]

@@ -15,6 +15,7 @@ from lessen.methods.embeddings._shared.hot_sketch import SLOTS, HotSketch
 from lessen.methods.embeddings._shared.retrained import Wanted, spread
 from lessen.methods.embeddings._shared.trained_form import TrainedQuantizer, TrainingForm
 from lessen.methods.sites import TABLES, blocks
+from lessen.stored.fields import block_of
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table
 from lessen.stored.tables.hashed_embedding import HashedEmbedding
 from lessen.stored.tables.tiered_embedding import TieredEmbedding, bare
@@ -66,11 +67,10 @@ class HotColdTable(TrainingForm):
 
     def importance(self, flat: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Return distinct ids of large fields and their scores, float64: gradient norms over the field's mean norm."""
-        starts = torch.tensor([block.start for block in self.cold.blocks])
-        field = torch.bucketize(flat, starts[1:], right=True)
+        field, fields = block_of(flat, self.cold.blocks), len(self.cold.blocks)
         norms = gradient.norm(dim=1).double()
-        count = torch.bincount(field, minlength=len(starts))
-        mean = torch.bincount(field, norms, minlength=len(starts)) / count.clamp(min=1)
+        count = torch.bincount(field, minlength=fields)
+        mean = torch.bincount(field, norms, minlength=fields) / count.clamp(min=1)
         large = torch.tensor([
             size < block.rows for size, block in zip(self.cold.buckets, self.cold.blocks, strict=True)
         ])[field]  # fmt: skip

@@ -14,7 +14,7 @@ from lessen.methods.embeddings._shared.budget import nearest_choice, size_of
 from lessen.methods.embeddings._shared.retrained import Wanted
 from lessen.methods.embeddings._shared.trained_form import TrainedQuantizer, TrainingForm
 from lessen.methods.sites import TABLES
-from lessen.stored.fields import cover
+from lessen.stored.fields import block_of, cover
 from lessen.stored.tables import rowwise
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table
 from lessen.stored.tables.step_quantized import StepQuantizedEmbedding
@@ -35,8 +35,7 @@ class LearnedStepTable(TrainingForm):
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Return rounded rows: [*] to float32 [*, dim]."""
-        starts = torch.tensor([block.start for block in self.blocks], dtype=ids.dtype, device=ids.device)
-        step = self.steps.abs().clamp(min=1e-10)[torch.bucketize(ids, starts[1:], right=True)].unsqueeze(-1)
+        step = self.steps.abs().clamp(min=1e-10)[block_of(ids, self.blocks)].unsqueeze(-1)
         return fake_quantise(self.table(ids), scaled_gradient(step, self.gradient_scale), self.bits)
 
     def stored(self) -> StoredEmbedding:

@@ -24,8 +24,9 @@ from lessen.methods.embeddings._shared.budget import (
 from lessen.methods.embeddings.mixed_precision import fit_to_size, frequency_groups
 from lessen.methods.modules import ModuleMethod
 from lessen.methods.sites import TABLES, blocks, module_bytes, replace, too_small
+from lessen.stored.bits import row_bytes
 from lessen.stored.tables.embedding import TableShape
-from lessen.stored.tables.mixed_bits import MOST_BITS, MixedBitsEmbedding, lowest, row_bytes
+from lessen.stored.tables.mixed_bits import MOST_BITS, MixedBitsEmbedding, lowest
 from lessen.task import Task
 
 WIDTHS = range(MOST_BITS + 1)

@@ -16,8 +16,9 @@ from lessen.methods.embeddings._shared.retrained import Wanted
 from lessen.methods.embeddings._shared.searched import SearchedTables, SearchForm
 from lessen.methods.embeddings._shared.trained_form import TrainingForm
 from lessen.methods.sites import TABLES
+from lessen.stored.bits import row_bytes
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table
-from lessen.stored.tables.mixed_bits import MOST_BITS, MixedBitsEmbedding, lowest, row_bytes
+from lessen.stored.tables.mixed_bits import MOST_BITS, MixedBitsEmbedding, lowest
 from lessen.task import Task
 
 WIDTHS = (0, 1, 2, 3, 4, 5, 6)

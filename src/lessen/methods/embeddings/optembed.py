@@ -18,6 +18,7 @@ from lessen.methods.embeddings._shared.searched import SearchedTables, SearchFor
 from lessen.methods.embeddings._shared.width_evolution import Evolution, Widths
 from lessen.methods.embeddings.pep import MaskedTable
 from lessen.methods.sites import TABLES, blocks
+from lessen.stored.fields import block_of
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table
 from lessen.stored.tables.narrow_rows import NarrowRowsEmbedding
 from lessen.task import Task
@@ -64,8 +65,7 @@ class SupernetTable(SearchForm):
         self.rows: Tensor | None = None
 
     def _block(self, ids: Tensor) -> Tensor:
-        starts = torch.tensor([block.start for block in self.blocks], dtype=ids.dtype, device=ids.device)
-        return torch.bucketize(ids, starts[1:], right=True)
+        return block_of(ids, self.blocks)
 
     def _margin(self, rows: Tensor, block: Tensor) -> Tensor:
         """Return by how much the norms of rows exceed their thresholds."""

@@ -17,6 +17,7 @@ from lessen.methods.embeddings._shared.retrained import Wanted, spread
 from lessen.methods.embeddings._shared.searched import SearchedTables, SearchForm, search_forms
 from lessen.methods.embeddings._shared.trained_form import TrainingForm
 from lessen.methods.sites import TABLES, blocks
+from lessen.stored.fields import block_of
 from lessen.stored.tables.bitmap_embedding import BitmapEmbedding
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table
 from lessen.task import Task
@@ -55,8 +56,7 @@ class SoftThresholdTable(SearchForm):
             return self.thresholds[torch.zeros_like(ids)]
         if self.sharing.startswith("feature"):
             return self.thresholds[ids]
-        starts = torch.tensor([block.start for block in self.blocks], dtype=ids.dtype, device=ids.device)
-        return self.thresholds[torch.bucketize(ids, starts[1:], right=True)]
+        return self.thresholds[block_of(ids, self.blocks)]
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Return thresholded rows: [*] to float32 [*, dim]."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lessen.stored.base import stored
-from lessen.stored.fields import cover
+from lessen.stored.fields import block_of, cover
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table
 
 
@@ -31,6 +31,5 @@ class FallbackEmbedding(StoredEmbedding):
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Return the row of each id's field: [*] to float32 [*, dim]."""
-        starts = torch.tensor([block.start for block in self.blocks], dtype=ids.dtype, device=ids.device)
-        found: Tensor = self.table(torch.bucketize(ids, starts[1:], right=True))
+        found: Tensor = self.table(block_of(ids, self.blocks))
         return found

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lessen.stored import checks, hashing
 from lessen.stored.base import stored
-from lessen.stored.fields import cover
+from lessen.stored.fields import cover, located
 from lessen.stored.kernels.hashes import Hashed
 from lessen.stored.kernels.sources import Source
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape, can_bag, inner_table, source_of
@@ -103,10 +103,9 @@ class HashedEmbedding(StoredEmbedding):
         sizes = torch.tensor(self.buckets, device=ids.device)
         if len(self.blocks) == 1:
             return ids, sizes, torch.zeros_like(sizes), self.constants[0]
-        starts = torch.tensor([block.start for block in self.blocks], device=ids.device)
-        block = torch.bucketize(ids, starts[1:], right=True)
+        block, own = located(ids, self.blocks)
         firsts = sizes.cumsum(0) - sizes
-        return ids - starts[block], sizes[block].unsqueeze(-1), firsts[block].unsqueeze(-1), self.constants[block]
+        return own, sizes[block].unsqueeze(-1), firsts[block].unsqueeze(-1), self.constants[block]
 
     def source(self) -> Source | None:
         """Return the hashes and the shared rows."""
@@ -127,6 +126,4 @@ class HashedEmbedding(StoredEmbedding):
         if signs is not None:
             found = found * signs.unsqueeze(-1)
         result: Tensor = found.squeeze(-2) if self.hashes == 1 else found.mean(dim=-2)
-        if self.padding_idx is None:
-            return result
-        return result.masked_fill((ids == self.padding_idx).unsqueeze(-1), 0.0)
+        return self._without_padding(ids, result)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from lessen.stored import checks
 from lessen.stored.base import stored
-from lessen.stored.fields import cover
+from lessen.stored.fields import block_of, cover
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table
 
 
@@ -40,7 +40,6 @@ class LowRankEmbedding(StoredEmbedding):
         codes: Tensor = self.table(ids)
         if len(self.blocks) == 1:
             return functional.linear(codes, self.decoder[0].t(), self.mean[0])
-        starts = torch.tensor([block.start for block in self.blocks], dtype=ids.dtype, device=ids.device)
-        block = torch.bucketize(ids.reshape(-1), starts, right=True) - 1
+        block = block_of(ids.reshape(-1), self.blocks)
         wide = torch.bmm(codes.reshape(-1, 1, self.rank), self.decoder[block]).squeeze(1) + self.mean[block]
         return wide.reshape(*ids.shape, self.embedding_dim)

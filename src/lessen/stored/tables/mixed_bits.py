@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lessen.stored import bits as packing
 from lessen.stored import checks
 from lessen.stored.base import stored
 from lessen.stored.kernels.sources import Source
@@ -18,11 +19,6 @@ from lessen.stored.tables import row_classes
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape
 
 MOST_BITS = 8
-
-
-def row_bytes(dim: int, bits: int) -> int:
-    """Return the bytes of a row of `dim` codes."""
-    return -(-dim * bits // 8)
 
 
 def lowest(bits: int) -> int:
@@ -48,7 +44,7 @@ class MixedBitsEmbedding(StoredEmbedding):
 
     def __init__(self, shape: TableShape, size: int) -> None:
         super().__init__(shape)
-        self.size = checks.whole("size", size, 0, shape.rows * row_bytes(shape.dim, MOST_BITS))
+        self.size = checks.whole("size", size, 0, shape.rows * packing.row_bytes(shape.dim, MOST_BITS))
         blocks = row_classes.blocks_for(shape.rows)
         self.register_buffer("packed", torch.zeros(self.size, dtype=torch.uint8))
         self.register_buffer("classes", torch.zeros(blocks * row_classes.BLOCK // 2, dtype=torch.uint8))
@@ -76,7 +72,7 @@ class MixedBitsEmbedding(StoredEmbedding):
             members = (bits == width).nonzero()[:, 0]
             if len(members):
                 levels = ((weight[members] - offset) / steps[width]).round().clamp_(lowest(width), -lowest(width) - 1)
-                rows = _pack((levels - lowest(width)).to(torch.uint8), width)
+                rows = packing.pack(levels - lowest(width), width)
                 made.packed[places[members].unsqueeze(1) + torch.arange(rows.shape[1])] = rows
         return made
 
@@ -86,7 +82,7 @@ class MixedBitsEmbedding(StoredEmbedding):
 
     def source(self) -> Source:
         """Return codes, classes, steps and offset."""
-        sizes = tuple(row_bytes(self.embedding_dim, bits) for bits in range(MOST_BITS + 1))
+        sizes = tuple(packing.row_bytes(self.embedding_dim, bits) for bits in range(MOST_BITS + 1))
         return MixedBits(self.packed, self.classes, self.starts, self.steps, self.offset, sizes, self.num_embeddings)
 
     def lookup(self, ids: Tensor) -> Tensor:
@@ -98,26 +94,12 @@ class MixedBitsEmbedding(StoredEmbedding):
         for width in range(1, MOST_BITS + 1):
             members = (bits == width).nonzero()[:, 0]
             if len(members):
-                columns = torch.arange(row_bytes(self.embedding_dim, width), device=ids.device)
+                columns = torch.arange(packing.row_bytes(self.embedding_dim, width), device=ids.device)
                 raw = self.packed[places[members].unsqueeze(1) + columns]
-                levels = _unpack(raw, width, self.embedding_dim).float() + lowest(width)
+                levels = packing.unpack(raw, width, self.embedding_dim).float() + lowest(width)
                 rows[members] = levels * self.steps[width] + self.offset
         return self._without_padding(ids, rows.reshape(*ids.shape, self.embedding_dim))
 
 
 def _sizes(dim: int) -> Tensor:
-    return torch.tensor([row_bytes(dim, bits) for bits in range(MOST_BITS + 1)])
-
-
-def _pack(levels: Tensor, bits: int) -> Tensor:
-    """Pack levels uint8 [n, dim] of `bits` bits into uint8 [n, ceil(dim * bits / 8)]."""
-    single = ((levels.unsqueeze(2) >> torch.arange(bits, dtype=torch.uint8)) & 1).flatten(1)
-    single = torch.nn.functional.pad(single, (0, -single.shape[1] % 8))
-    return (single.view(len(levels), -1, 8) << torch.arange(8, dtype=torch.uint8)).sum(dim=2, dtype=torch.uint8)
-
-
-def _unpack(raw: Tensor, bits: int, dim: int) -> Tensor:
-    """Return the levels uint8 [n, dim] of packed rows."""
-    single = ((raw.unsqueeze(2) >> torch.arange(8, dtype=torch.uint8, device=raw.device)) & 1).flatten(1)
-    single = single[:, : dim * bits].reshape(len(raw), dim, bits)
-    return (single << torch.arange(bits, dtype=torch.uint8, device=raw.device)).sum(dim=2, dtype=torch.uint8)
+    return torch.tensor([packing.row_bytes(dim, bits) for bits in range(MOST_BITS + 1)])

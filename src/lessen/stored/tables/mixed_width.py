@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lessen.stored import checks
 from lessen.stored.base import stored
-from lessen.stored.fields import Segment, cover
+from lessen.stored.fields import Segment, cover, located
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table
 
 
@@ -75,10 +75,9 @@ class MixedWidthEmbedding(StoredEmbedding):
     def lookup(self, ids: Tensor) -> Tensor:
         """Return the projected row of each id: [*] to float32 [*, dim]."""
         flat = ids.reshape(-1).long()
-        starts = torch.tensor([block.start for block in self.blocks], device=flat.device)
-        block = torch.bucketize(flat, starts[1:], right=True)
+        block, own = located(flat, self.blocks)
         group, first, place = self._where(flat.device)[block].unbind(1)
-        row = first + flat - starts[block]
+        row = first + own
         result = torch.zeros(len(flat), self.embedding_dim, device=flat.device)
         for number, width in enumerate(self.distinct):
             chosen = (group == number).nonzero()[:, 0]
@@ -86,7 +85,4 @@ class MixedWidthEmbedding(StoredEmbedding):
             if width < self.embedding_dim:
                 found = torch.bmm(found.unsqueeze(1), self.projections[number][place[chosen]]).squeeze(1)
             result = result.index_copy(0, chosen, found)
-        result = result.reshape(*ids.shape, self.embedding_dim)
-        if self.padding_idx is None:
-            return result
-        return result.masked_fill((ids == self.padding_idx).unsqueeze(-1), 0.0)
+        return self._without_padding(ids, result.reshape(*ids.shape, self.embedding_dim))

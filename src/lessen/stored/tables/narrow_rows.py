@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lessen.stored import checks
 from lessen.stored.base import stored
-from lessen.stored.fields import cover
+from lessen.stored.fields import block_of, cover
 from lessen.stored.kernels.sources import Source
 from lessen.stored.kernels.sparse import Narrow
 from lessen.stored.tables import ranked_bits
@@ -88,10 +88,7 @@ class NarrowRowsEmbedding(StoredEmbedding):
         ids = ids.long()
         if len(self.values) == 0:
             return torch.zeros(*ids.shape, self.embedding_dim, device=ids.device)
-        starts = torch.tensor([block.start for block in self.blocks], device=ids.device)
-        width, first_rank, first_value = self._blocks(ids.device)[torch.bucketize(ids, starts[1:], right=True)].unbind(
-            -1
-        )
+        width, first_rank, first_value = self._blocks(ids.device)[block_of(ids, self.blocks)].unbind(-1)
         member, rank = ranked_bits.find(self.words, self.ranks, ids)
         columns = torch.arange(self.embedding_dim, device=ids.device)
         seen = (columns < width.unsqueeze(-1)) & member.unsqueeze(-1)

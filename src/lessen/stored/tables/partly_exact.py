@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lessen.stored import checks
-from lessen.stored.fields import cover
+from lessen.stored.fields import cover, located
 from lessen.stored.kernels.located import Computed, PartlyExact
 from lessen.stored.kernels.sources import Source
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table, source_of
@@ -80,9 +80,7 @@ class PartlyExactEmbedding(StoredEmbedding):
         if len(self.blocks) == 1 and not self.exact_blocks:
             return self._without_padding(ids, self.computed(Places(torch.zeros_like(ids), ids, ids)))
         exact, computed = (torch.tensor(side, device=ids.device) for side in self._offsets())
-        starts = torch.tensor([block.start for block in self.blocks], device=ids.device)
-        block = torch.bucketize(ids, starts[1:], right=True)
-        own = ids - starts[block]
+        block, own = located(ids, self.blocks)
         found = self.computed(Places(block, own, computed[block] + own))
         if self.exact_blocks:
             offset = exact[block]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lessen.stored import bits as packing
 from lessen.stored import checks
 from lessen.stored.base import stored
 from lessen.stored.kernels.sources import Product, Source
@@ -39,7 +40,7 @@ class ProductQuantizedEmbedding(StoredEmbedding):
         self.width = -(-shape.dim // self.groups)
         self.bits = 4 if self.centroids <= 16 else 8
         self.codebook = inner_table(self.groups * self.centroids, self.width)
-        row = -(-self.groups * self.bits // 8)
+        row = packing.row_bytes(self.groups, self.bits)
         self.register_buffer("codes", torch.zeros(shape.rows, row, dtype=torch.uint8))
 
     def extra_config(self) -> dict[str, Any]:
@@ -52,20 +53,20 @@ class ProductQuantizedEmbedding(StoredEmbedding):
         made = cls(shape, codes.shape[1], codebook.shape[1])
         with torch.no_grad():
             made.codebook.weight.copy_(codebook.reshape(-1, made.width))
-        made.codes.copy_(pack_codes(codes, made.bits))
+        made.codes.copy_(packing.pack(codes, made.bits))
         return made
 
     def check_values(self) -> None:
         """Refuse codes beyond the centroids. Raises ValueError."""
         if self.centroids < 2**self.bits:
             for part in self.codes.split(BAG_BLOCK):
-                checks.within("codes", unpack_codes(part, self.bits, self.groups), 0, self.centroids - 1)
+                checks.within("codes", packing.unpack(part, self.bits, self.groups), 0, self.centroids - 1)
 
     def centroid_rows(self, ids: Tensor) -> Tensor:
         """Return which centroid each group of each id reads, int32 [n, groups], for flat ids [n]."""
         packed = gather_bytes(self.codes, ids)
         base = torch.arange(self.groups, device=ids.device, dtype=torch.int32) * self.centroids
-        return unpack_codes(packed, self.bits, self.groups) + base
+        return packing.unpack(packed, self.bits, self.groups) + base
 
     def source(self) -> Source | None:
         """Return the codes and codebooks."""
@@ -95,21 +96,3 @@ class ProductQuantizedEmbedding(StoredEmbedding):
         decoded = self.codebook(self.centroid_rows(flat)).reshape(-1, self.groups * self.width)
         rows: Tensor = decoded[:, : self.embedding_dim].reshape(*ids.shape, self.embedding_dim)
         return self._without_padding(ids, rows)
-
-
-def pack_codes(codes: Tensor, bits: int) -> Tensor:
-    """Pack codes [n, groups] into bytes: one a byte, or two at 4 bits with the first in the low half."""
-    raw = codes.to(torch.uint8)
-    if bits == 8:
-        return raw
-    if raw.shape[1] % 2:
-        raw = torch.cat([raw, raw.new_zeros(len(raw), 1)], dim=1)
-    return raw[:, 0::2] | (raw[:, 1::2] << 4)
-
-
-def unpack_codes(packed: Tensor, bits: int, groups: int) -> Tensor:
-    """Return codes uint8 [n, groups] of packed bytes."""
-    if bits == 8:
-        return packed
-    pairs = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(1)
-    return pairs[:, :groups]

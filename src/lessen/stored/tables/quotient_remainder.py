@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lessen.stored import checks
 from lessen.stored.base import stored
-from lessen.stored.fields import cover
+from lessen.stored.fields import cover, located
 from lessen.stored.kernels.hashes import QuotientRemainder
 from lessen.stored.kernels.sources import Source
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_table, source_of
@@ -69,11 +69,9 @@ class QuotientRemainderEmbedding(StoredEmbedding):
     def rows_of(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return (quotient row, remainder row) of each id, int64 [*] each."""
         ids = ids.long()
-        starts = torch.tensor([block.start for block in self.blocks], device=ids.device)
-        block = torch.bucketize(ids, starts, right=True) - 1
+        block, own = located(ids, self.blocks)
         shared = torch.tensor(self.collisions, device=ids.device)
         quotients = torch.tensor(self.quotients, device=ids.device)
-        own = ids - starts[block]
         divisor = shared[block]
         return (
             torch.div(own, divisor, rounding_mode="floor") + (quotients.cumsum(0) - quotients)[block],
@@ -94,6 +92,4 @@ class QuotientRemainderEmbedding(StoredEmbedding):
         first, second = self.rows_of(ids)
         left, right = self.quotient(first), self.remainder(second)
         result: Tensor = left * right if self.operation == "multiply" else left + right
-        if self.padding_idx is None:
-            return result
-        return result.masked_fill((ids == self.padding_idx).unsqueeze(-1), 0.0)
+        return self._without_padding(ids, result)

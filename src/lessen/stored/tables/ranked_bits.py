@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lessen.stored import checks
+from lessen.stored import bits, checks
 
 WORD = 64
 CHECKED = 2**18
@@ -26,10 +26,8 @@ def pack(members: Tensor) -> tuple[Tensor, Tensor]:
     """Return (words, ranks) of a bool tensor [n]."""
     padded = torch.zeros(words_for(len(members)) * WORD, dtype=torch.uint8, device=members.device)
     padded[: len(members)] = members
-    shifts = torch.arange(8, dtype=torch.uint8, device=members.device)
-    packed = (padded.view(-1, 8) << shifts).sum(dim=1, dtype=torch.uint8)
-    words = packed.view(torch.int64)
-    counts = _ones(words & _LOW) + (words < 0)
+    words = bits.pack(padded, 1).view(torch.int64)
+    counts = bits.ones(words & _LOW) + (words < 0)
     return words, (counts.cumsum(0) - counts).to(torch.int32)
 
 
@@ -38,7 +36,7 @@ def find(words: Tensor, ranks: Tensor, positions: Tensor) -> tuple[Tensor, Tenso
     place, bit = positions // WORD, positions % WORD
     word = words[place]
     member = (word >> bit) & 1
-    before = _ones(word & ((torch.ones_like(bit) << bit) - 1) & _LOW)
+    before = bits.ones(word & ((torch.ones_like(bit) << bit) - 1) & _LOW)
     return member.bool(), ranks[place] + before
 
 
@@ -53,16 +51,8 @@ def check(words: Tensor, ranks: Tensor, positions: int, kept: int) -> None:
         raise ValueError(f"words has bits set beyond the {positions} positions of the table")
     before = 0
     for word, rank in zip(words.split(CHECKED), ranks.split(CHECKED), strict=True):
-        counts = _ones(word & _LOW) + (word < 0)
+        counts = bits.ones(word & _LOW) + (word < 0)
         checks.equal("ranks", rank, counts.cumsum(0) - counts + before)
         before += int(counts.sum())
     if before != kept:
         raise ValueError(f"words marks {before} positions, the configuration says {kept}")
-
-
-def _ones(word: Tensor) -> Tensor:
-    """Return the number of set bits of non-negative int64 values."""
-    word = word - ((word >> 1) & 0x5555555555555555)
-    word = (word & 0x3333333333333333) + ((word >> 2) & 0x3333333333333333)
-    word = (word + (word >> 4)) & 0x0F0F0F0F0F0F0F0F
-    return (word * 0x0101010101010101) >> 56

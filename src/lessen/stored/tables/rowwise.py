@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lessen.stored import bits as packing
+
 BITS = (8, 4, 2)
 _OPERATOR = {8: "byte", 4: "4bit", 2: "2bit"}
 HALF_MAX = 65_504.0
@@ -18,7 +20,7 @@ HALF_MAX = 65_504.0
 
 def row_bytes(dim: int, bits: int) -> int:
     """Return the bytes of one packed row of `dim` values; odd widths are padded to whole bytes."""
-    return dim + 8 if bits == 8 else padded(dim, bits) * bits // 8 + 4
+    return packing.row_bytes(dim, bits) + (8 if bits == 8 else 4)
 
 
 def padded(dim: int, bits: int) -> int:
@@ -59,16 +61,7 @@ def pack(weight: Tensor, bits: int, greedy: bool = False) -> Tensor:
 def codes(packed: Tensor, dim: int, bits: int) -> Tensor:
     """Return the integer codes uint8 [N, dim] of packed rows."""
     tail = 8 if bits == 8 else 4
-    return spread_codes(packed[:, : packed.shape[1] - tail], dim, bits)
-
-
-def spread_codes(raw: Tensor, dim: int, bits: int) -> Tensor:
-    """Return the codes uint8 [N, dim] of bytes uint8 [N, *] that hold 8 / bits each, the first in the low bits."""
-    if bits == 8:
-        return raw
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=raw.device)
-    spread: Tensor = (raw.unsqueeze(-1) >> shifts) & (2**bits - 1)
-    return spread.flatten(1)[:, :dim]
+    return packing.unpack(packed[:, : packed.shape[1] - tail], bits, dim)
 
 
 def scales(packed: Tensor, bits: int) -> tuple[Tensor, Tensor]:

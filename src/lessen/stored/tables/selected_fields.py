@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lessen.stored import checks
 from lessen.stored.base import StoredModule, stored
-from lessen.stored.fields import FieldEmbedding, Segment
+from lessen.stored.fields import FieldEmbedding, Segment, masked_mean
 
 
 @stored
@@ -86,9 +86,7 @@ class SelectedFields(StoredModule):
         parts = [part for part, (_, pooled) in zip(rows, self.sections, strict=True) if not pooled]
         for part, mask, (_, pooled) in zip(rows, masks, self.sections, strict=True):
             if pooled:
-                weight = mask.to(part.dtype)
-                share = weight / weight.sum(dim=1, keepdim=True).clamp(min=1.0)
-                parts.append(torch.bmm(share.unsqueeze(1), part))
+                parts.append(masked_mean(part, mask).unsqueeze(1))
         if self.values is not None:
             if numeric is None:
                 raise ValueError("the model needs numeric inputs")

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lessen.stored import bits as packing
 from lessen.stored import checks
 from lessen.stored.base import stored
-from lessen.stored.fields import cover
+from lessen.stored.fields import block_of, cover
 from lessen.stored.kernels.sources import Source, Stepped
 from lessen.stored.tables import rowwise
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape, gather_bytes
@@ -33,7 +34,7 @@ class StepQuantizedEmbedding(StoredEmbedding):
         super().__init__(shape)
         self.bits = int(checks.one_of("bits", bits, rowwise.BITS))
         self.blocks = cover(shape.segments, shape.rows)
-        width = rowwise.padded(shape.dim, self.bits) * self.bits // 8
+        width = packing.row_bytes(shape.dim, self.bits)
         self.register_buffer("codes", torch.zeros(shape.rows, width, dtype=torch.uint8))
         self.register_buffer("steps", torch.zeros(len(self.blocks)))
 
@@ -49,7 +50,7 @@ class StepQuantizedEmbedding(StoredEmbedding):
         low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
         each = torch.repeat_interleave(made.steps, torch.tensor([block.rows for block in made.blocks]))
         levels = torch.round(weight.detach() / each.unsqueeze(1)).clamp_(low, high) - low
-        made.codes.copy_(_pack(levels.to(torch.uint8), bits))
+        made.codes.copy_(packing.pack(levels, bits))
         return made
 
     def source(self) -> Source:
@@ -65,7 +66,7 @@ class StepQuantizedEmbedding(StoredEmbedding):
         return rows.reshape(*ids.shape, self.embedding_dim)
 
     def _decode(self, flat: Tensor) -> Tensor:
-        levels = rowwise.spread_codes(gather_bytes(self.codes, flat), self.embedding_dim, self.bits)
+        levels = packing.unpack(gather_bytes(self.codes, flat), self.bits, self.embedding_dim)
         rows: Tensor = (levels.float() - 2 ** (self.bits - 1)) * self._steps_of(flat)
         return rows
 
@@ -73,18 +74,4 @@ class StepQuantizedEmbedding(StoredEmbedding):
         """Return the step of each id's field, float32 [n, 1], or [1] where there is one field."""
         if len(self.blocks) == 1:
             return self.steps
-        starts = torch.tensor([block.start for block in self.blocks], dtype=flat.dtype, device=flat.device)
-        return self.steps[torch.bucketize(flat, starts[1:], right=True)].unsqueeze(1)
-
-
-def _pack(levels: Tensor, bits: int) -> Tensor:
-    """Pack levels uint8 [n, dim] into bytes [n, ceil(dim * bits / 8)], element 0 in the low bits."""
-    group = 8 // bits
-    extra = -levels.shape[1] % group
-    if extra:
-        levels = torch.cat([levels, levels.new_zeros(len(levels), extra)], dim=1)
-    parts = levels.reshape(len(levels), levels.shape[1] // group, group)
-    packed = torch.zeros_like(parts[..., 0])
-    for position in range(group):
-        packed |= parts[..., position] << (position * bits)
-    return packed
+        return self.steps[block_of(flat, self.blocks)].unsqueeze(1)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lessen.stored import checks
+from lessen.stored import bits, checks
 from lessen.stored.base import STORED, stored
 from lessen.stored.kernels.sources import Source
 from lessen.stored.kernels.sparse import Tiered
@@ -105,9 +105,9 @@ class TieredEmbedding(StoredEmbedding):
             return found, torch.where(found, place, 0)
         words, counts = self._bits()
         word, bit = flat.long() >> 6, flat.long() & 63
-        bits = words[word]
-        found = ((bits >> bit) & 1).bool()
-        place = counts[word] + _ones(bits & ((1 << bit) - 1))
+        hot = words[word]
+        found = ((hot >> bit) & 1).bool()
+        place = counts[word] + bits.ones(hot & ((1 << bit) - 1))
         return found, torch.where(found, place, 0)
 
     def _indexed(self) -> bool:
@@ -139,14 +139,6 @@ class TieredEmbedding(StoredEmbedding):
 def bare(shape: TableShape) -> TableShape:
     """Return the shape of a table inside another: single lookups, padding and fields kept."""
     return TableShape(shape.rows, shape.dim, shape.padding_idx, segments=[list(item) for item in shape.segments])
-
-
-def _ones(bits: Tensor) -> Tensor:
-    """Return how many bits are set in each int64 of `bits` (at most 63), by adding neighbours."""
-    bits = bits - ((bits >> 1) & 0x5555555555555555)
-    bits = (bits & 0x3333333333333333) + ((bits >> 2) & 0x3333333333333333)
-    bits = (bits + (bits >> 4)) & 0x0F0F0F0F0F0F0F0F
-    return (bits * 0x0101010101010101 >> 56) & 0xFF
 
 
 def _described(table: StoredEmbedding) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lessen.data.columns import Layout
 from lessen.errors import DataError
-from lessen.stored.fields import FieldEmbedding
+from lessen.stored.fields import FieldEmbedding, masked_mean
 
 
 class FieldVectors(nn.Module):
@@ -71,13 +71,6 @@ def _sections(layout: Layout) -> tuple[list[int], list[bool]]:
             widths.append(field.width)
             pooled.append(not single)
     return widths, pooled
-
-
-def masked_mean(rows: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean of `rows` [B, L, d] over the positions where `mask` [B, L] holds; zero where none does."""
-    weight = mask.to(rows.dtype)
-    share = weight / weight.sum(dim=1, keepdim=True).clamp(min=1.0)
-    return torch.bmm(share.unsqueeze(1), rows).squeeze(1)
 
 
 def split_first_order(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lessen.data.encoder import Encoder, Fitter
+from lessen.data.encoder import Encoder, Fitter, checked
 from lessen.data.folder import VERSION, Dataset, SplitWriter, write_description
 from lessen.data.numbers import parse_times, uniform, usable
 from lessen.data.pieces import Absent, log_pieces
@@ -178,8 +178,13 @@ class _Encoding:
         """Return the newest timestamps of train and of validation."""
         spec = self.schema.of_kind("timestamp")[0]
         stamps: list[NDArray[np.float64]] = []
+
+        def take(piece: Piece, _: NDArray[np.int64]) -> None:
+            checked(piece, self.schema)  # rows that will be left out have no say in where the cuts are
+            stamps.append(parse_times(piece, spec.name, spec.fill))
+
         self.rule, rule = SplitRule(by="fraction"), self.rule  # no cuts are known yet
-        self._pass("reading times", ("all",), lambda piece, _: stamps.append(parse_times(piece, spec.name, spec.fill)))
+        self._pass("reading times", ("all",), take)
         self.rule = rule
         if not stamps:
             raise DataError("no row to split by time")

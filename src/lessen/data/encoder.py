@@ -132,6 +132,14 @@ def extra(piece: Piece, spec: FieldSchema) -> NDArray[np.float64]:
     return found
 
 
+def checked(piece: Piece, schema: Schema) -> dict[str, NDArray[np.float64]]:
+    """Parse everything that can be wrong with a piece; returns the numeric fields. Raises RowError."""
+    parse_labels(piece, schema.label.name)
+    for spec in schema.of_kind("weight", "timestamp"):
+        extra(piece, spec)
+    return {spec.name: parse_numbers(piece, spec.name, spec.fill) for spec in schema.of_kind("numeric")}
+
+
 def spelling_of(spec: FieldSchema, schema: Schema) -> str:
     """Return how the vocabulary that a field uses takes numbers: as its owner says."""
     return next(field.spelling for field in schema.fields if field.name == (spec.vocabulary or spec.name))
@@ -167,7 +175,7 @@ class Fitter:
         Raises:
             RowError: a row holds what its field cannot take; nothing of the piece was taken in.
         """
-        numeric = self._checked(piece)
+        numeric = checked(piece, self.schema)
         self.rows += int(train.sum())
         mask = pl.Series(train)
         for spec in self.schema.of_kind("numeric"):
@@ -183,13 +191,6 @@ class Fitter:
             if spelling_of(spec, self.schema) == "number":
                 values = one_spelling(values)
             self.counters[spec.vocabulary or spec.name].add(values)
-
-    def _checked(self, piece: Piece) -> dict[str, NDArray[np.float64]]:
-        """Parse everything that can be wrong; returns the numeric fields."""
-        parse_labels(piece, self.schema.label.name)
-        for spec in self.schema.of_kind("weight", "timestamp"):
-            extra(piece, spec)
-        return {spec.name: parse_numbers(piece, spec.name, spec.fill) for spec in self.schema.of_kind("numeric")}
 
     def finish(self) -> Encoder:
         """Return the encoder. Raises DataError if no train row was seen, or a field spells one number in two ways."""

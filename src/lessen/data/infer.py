@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,8 +128,9 @@ def _sample(paths: Sequence[Path], settings: ReadSettings) -> tuple[ReadSettings
     each = max(SAMPLE_BYTES // len(paths), 1 << 16)
     texts, lists, nested = [], dict[str, int](), dict[str, str]()
     for path in paths:
-        piece = next(iter(read_pieces(path, settings, size=each)))
-        frame = piece.frame.head(SAMPLE_ROWS)
+        # two pieces: the second one ends a small file, and tells a quote that never closes
+        pieces = [piece.frame for piece in itertools.islice(read_pieces(path, settings, size=each), 2)]
+        frame = pl.concat(pieces, how="diagonal_relaxed").head(SAMPLE_ROWS)
         absent = [name for name in names if name not in frame.columns]
         if absent and settings.format not in ("jsonl", "vw"):
             raise DataError(

@@ -18,7 +18,8 @@ from lessen.data.readers.values import as_text
 from lessen.data.schema import FieldSchema, Schema
 from lessen.errors import DataError
 
-_SCALARS = (bool, int, float, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta)
+_TIMES = (datetime.date, datetime.time, datetime.timedelta)
+_SCALARS = (bool, int, float, decimal.Decimal, *_TIMES)
 OPTIONAL = ("label", "weight", "timestamp", "group")
 
 
@@ -70,7 +71,7 @@ def _items(value: Any, spec: FieldSchema) -> list[Any] | None:
         return list(value)
     if isinstance(value, (set, frozenset, Mapping)):
         raise DataError(f"the field {spec.name!r} is given a {type(value).__name__}, which has no order; give a list")
-    if isinstance(value, np.generic) or not hasattr(value, "__len__"):
+    if isinstance(value, np.generic) or not hasattr(value, "__len__") or getattr(value, "ndim", 1) == 0:
         return None
     return list(value)  # series of pandas and polars, tensors: whatever can be walked through
 
@@ -94,35 +95,36 @@ def _text(value: Any, spec: FieldSchema) -> str | None:
         value = value.item()
     if _missing(value):
         return None
-    if isinstance(value, str):
+    if isinstance(value, (str, uuid.UUID)):
         return str(value)
-    if isinstance(value, uuid.UUID):
-        return str(value)
+    if isinstance(value, (bool, int, np.bool_, np.integer)):
+        return str(int(value))
+    if isinstance(value, (float, np.floating)):
+        return _float_text(float(value))
     if isinstance(value, (bytes, np.bytes_)):
         return _decoded(value, spec)
-    if isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**63:
-        return str(int(value))
+    if isinstance(value, decimal.Decimal):
+        text = format(value, "f")
+        return text.rstrip("0").rstrip(".") if "." in text else text
     if isinstance(value, (np.datetime64, np.timedelta64)):
         value = value.astype("datetime64[us]" if isinstance(value, np.datetime64) else "timedelta64[us]").item()
-    elif isinstance(value, np.generic):
-        return _of_series(pl.Series("v", np.asarray([value])), spec)
-    if not isinstance(value, _SCALARS):
+    if not isinstance(value, _TIMES):
         raise DataError(
             f"the field {spec.name!r} is given a {type(value).__name__}; give text, a number, a time or a list"
         )
-    if isinstance(value, datetime.datetime):
-        value = _at_zone(value)
-    elif isinstance(value, decimal.Decimal):
-        value = format(value, "f")
-        return value.rstrip("0").rstrip(".") if "." in value else value
-    elif isinstance(value, float):
-        value = float(value)
-    return _of_series(pl.Series("v", [value]), spec)
+    moved = _at_zone(value) if isinstance(value, datetime.datetime) else value
+    return _of_series(pl.Series("v", [moved]), spec)
+
+
+def _float_text(value: float) -> str:
+    """Return what `text_of` makes of a float, without asking polars where Python writes the same digits."""
+    if value.is_integer():
+        return str(int(value)) if abs(value) < 2.0**53 else format(decimal.Decimal(repr(value)), "f")
+    plain = repr(value)
+    return plain if plain[-1].isdigit() and "e" not in plain else str(pl.Series([value]).cast(pl.String)[0])
 
 
 def _of_series(column: pl.Series, spec: FieldSchema) -> str | None:
-    if column.dtype == pl.Float16:
-        column = column.cast(pl.Float32)
     if spec.kind == "timestamp" and column.dtype.is_temporal() and column.dtype in (pl.Date, pl.Datetime):
         column = column.cast(pl.Datetime("us")).dt.epoch("us") / 1e6
     found: str | None = as_text(column.to_frame(), f"the field {spec.name!r}")["v"][0]

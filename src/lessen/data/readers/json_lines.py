@@ -85,9 +85,7 @@ def _parsed(
     names = list(columns) if columns is not None else None
     try:
         return _frame(path, body, names, lists, start), lines
-    except DataError:
-        raise
-    except BaseException as error:
+    except BaseException as error:  # a line that is broken, or one that only Python's own writer makes
         if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
             raise
         why = reason(error)
@@ -168,9 +166,10 @@ def _object(path: Path, row: bytes, line: int, whole: bool) -> dict[str, Any]:
     except UnicodeDecodeError:
         check_utf8(path, row, line)
         raise
-    except ValueError as error:
+    except ValueError as error:  # no JSON, or an integer of more digits than Python turns into a number
+        said = f"{error.msg} at character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
         torn = "" if whole else "; it is the last line: the file may be cut"
-        raise RowError(path, line, None, f"not one JSON object a line: {error}{torn}", "json") from error
+        raise RowError(path, line, None, f"not one JSON object a line: {said}{torn}", "json") from error
     except RecursionError as error:
         raise RowError(path, line, None, "not one JSON object a line: nested too deep", "json") from error
     if not isinstance(value, dict):

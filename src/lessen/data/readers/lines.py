@@ -6,6 +6,7 @@ import codecs
 from collections.abc import Iterator
 from pathlib import Path
 
+from lessen.data.readers.boundary import reason
 from lessen.data.readers.opening import TornError, opened
 from lessen.data.readers.settings import ReadSettings
 from lessen.errors import DataError
@@ -144,9 +145,9 @@ def _utf8(path: Path, settings: ReadSettings, parts: Iterator[bytes]) -> Iterato
     while part:
         try:
             text = decoder.decode(part)
-        except UnicodeDecodeError as error:
-            at = line + part.count(b"\n", 0, error.start)
-            raise DataError(f"{path}, line {at}: is not {settings.encoding} ({error.reason})") from error
+        except UnicodeError as error:
+            at = line + part.count(b"\n", 0, error.start) if isinstance(error, UnicodeDecodeError) else line
+            raise DataError(f"{path}, line {at}: is not {settings.encoding} ({reason(error)[:80]})") from error
         if part is first:
             text = text.removeprefix("\ufeff")
         line += text.count("\n")

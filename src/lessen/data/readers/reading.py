@@ -122,7 +122,7 @@ def columns_of(path: Path, settings: ReadSettings) -> tuple[str | None, list[str
         return None, names_of(path)
     if kind == "jsonl":
         return None, keys_of(path, settings, HEAD_BYTES)
-    if settings.placed:
+    if kind == "libsvm" and settings.placed:
         line = next((block for block, _ in text_blocks(path, settings, HEAD_BYTES)), b"").partition(b"\n")[0]
         return None, ["label", *(f"f{place}" for place in range(len(line.split()) - 1))]
     first = next(_pieces(path, settings, None, {}, HEAD_BYTES, None, SILENT), None)

@@ -6,15 +6,17 @@ stays as it is written. `numerals` says which texts spell the same number: 01, 1
 
 from __future__ import annotations
 
+import decimal
 from collections.abc import Sequence
 
 import polars as pl
 
 from lessen.errors import DataError
 
-_INTEGRAL = r"^([-+]?)0*(\d+?)(?:\.0*)?$"
-_FLOAT = r"^[-+]?(?:\d+\.\d+|\d(?:\.\d+)?[eE][-+]?\d{1,3})$"
-_LARGEST_EXACT = float(2**63)
+_INTEGRAL = r"^([-+]?)0*(?:(\d+)|(\d{1,15})\.0*)$"
+_FLOAT = r"^[-+]?(?:\d+\.\d*|\d(?:\.\d+)?[eE][-+]?\d{1,3})$"
+"""Whole numbers of over 15 digits with a point, and powers of ten, went through a float: so do they here."""
+_LARGEST_EXACT = float(2**53)
 _TIME = "%Y-%m-%d %H:%M:%S%.f"
 
 
@@ -72,10 +74,23 @@ def text_of(value: pl.Expr, kind: pl.DataType, nested: bool = True) -> pl.Expr |
 
 
 def _float_text(value: pl.Expr) -> pl.Expr:
-    """Return whole numbers without a fraction, others by the fewest digits that give them back, NaN as null."""
-    whole = (value == value.floor()) & (value.abs() < _LARGEST_EXACT)
-    digits = pl.when(whole).then(value).cast(pl.Int64, strict=False).cast(pl.String)
-    return pl.when(value.is_not_nan()).then(digits.fill_null(value.cast(pl.String)))
+    """Return whole numbers without a fraction, others by the fewest digits that give them back, NaN as null.
+
+    Narrow floats are widened first: callers get them as Python floats, which cannot tell. Whole numbers beyond 2^53
+    have the digits of their shortest form and zeros, as JSON writers give them.
+    """
+    value = value.cast(pl.Float64)
+    large = value.is_finite() & (value.abs() >= _LARGEST_EXACT)
+    digits = pl.when((value == value.floor()) & ~large).then(value).cast(pl.Int64, strict=False).cast(pl.String)
+    expanded = pl.when(large).then(value).map_batches(_expanded, return_dtype=pl.String)
+    return pl.when(value.is_not_nan()).then(pl.coalesce(digits, expanded, value.cast(pl.String)))
+
+
+def _expanded(values: pl.Series) -> pl.Series:
+    if values.null_count() == len(values):
+        return pl.Series(values.name, [None], dtype=pl.String).new_from_index(0, len(values))
+    texts = [None if value is None else format(decimal.Decimal(repr(value)), "f") for value in values.to_list()]
+    return pl.Series(values.name, texts, dtype=pl.String)
 
 
 def _plain_decimals(text: pl.Expr) -> pl.Expr:
@@ -87,7 +102,7 @@ def numerals(texts: pl.Series) -> pl.Series:
     """Return for each text the canonical form of the number or truth value it spells, null where it spells none."""
     frame = pl.DataFrame({"text": texts})
     text = pl.col("text")
-    whole = text.str.replace(_INTEGRAL, "$1$2").str.strip_chars_start("+")
+    whole = text.str.replace(_INTEGRAL, "$1$2$3").str.strip_chars_start("+")
     whole = pl.when(whole == "-0").then(pl.lit("0")).otherwise(whole)
     lower = text.str.to_lowercase()
     number = text.cast(pl.Float64, strict=False)

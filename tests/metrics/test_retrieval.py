@@ -61,3 +61,14 @@ def test_a_weight_of_two_is_a_unit_twice():
     score, target, counts = draw.random(20), draw.random(20), draw.integers(0, 4, 20)
     weighted = Spearman().weighted(Outcomes({"score": score, "target": target}), counts[None].astype(float))
     assert weighted[0] == pytest.approx(Spearman()(np.repeat(score, counts), np.repeat(target, counts)), abs=1e-12)
+
+
+def test_mean_average_precision_equals_scikit_learn():
+    reference = pytest.importorskip("sklearn.metrics", reason="scikit-learn is the reference implementation")
+    generator = np.random.default_rng(4)
+    scores, grades = generator.normal(size=(12, 40)), generator.integers(0, 2, (12, 40))
+    grades[:, 0] = 1
+    found = ranked(scores, grades)["map"]
+    expected = [reference.average_precision_score(row > 0, score) for row, score in zip(grades, scores, strict=True)]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert find_metric("map")(Outcomes({"map": found})) == pytest.approx(np.mean(expected))

@@ -20,7 +20,15 @@ from lessen.metrics.calibration import (
     calibration_error,
 )
 from lessen.metrics.chance import chance_of, standards
-from lessen.metrics.classes import Accuracy, MeanSquaredError
+from lessen.metrics.classes import (
+    Accuracy,
+    ClassRecall,
+    ExpectedCalibrationError,
+    MacroF1,
+    MacroRecall,
+    MeanSquaredError,
+    TopAccuracy,
+)
 from lessen.metrics.clicks import (
     LOGLOSS,
     AreaUnderCurve,
@@ -29,9 +37,10 @@ from lessen.metrics.clicks import (
     RelativeInformationGain,
 )
 from lessen.metrics.correlation import Spearman
-from lessen.metrics.language import BitsPerByte, NextTokenAccuracy, Perplexity
+from lessen.metrics.images import PSNR, BitsPerPixel, MultiScaleSSIM
+from lessen.metrics.language import BitsPerByte, ExactMatch, NextTokenAccuracy, Perplexity, RougeL, TokenF1
 from lessen.metrics.outcomes import Array, Outcomes
-from lessen.metrics.retrieval import MRR, NDCG, Recall
+from lessen.metrics.retrieval import MRR, NDCG, MeanAveragePrecision, Recall
 from lessen.metrics.streaming import StreamedClicks
 
 AUC = AreaUnderCurve()
@@ -46,9 +55,11 @@ NEXT_TOKEN = NextTokenAccuracy()
 
 __all__ = [
     "ACCURACY", "AUC", "BITS_PER_BYTE", "CALIBRATION_RATIO", "GAUC", "LOGLOSS", "MRR", "MSE", "NDCG", "NEXT_TOKEN",
-    "PERPLEXITY", "RELATIVE_INFORMATION_GAIN", "Accuracy", "AreaUnderCurve", "Array", "BitsPerByte", "CalibrationBin",
-    "CalibrationRatio", "CosineAgreement", "Floats", "GroupAreaUnderCurve", "LogLoss", "MeanMetric",
-    "MeanSquaredError", "Metric", "NextTokenAccuracy", "Outcomes", "Perplexity", "Recall", "RelativeError",
-    "RelativeInformationGain", "Spearman", "StreamedClicks", "bootstrap_weights", "calibration_bins",
-    "calibration_error", "chance_of", "check_reads", "describe_metrics", "find_metric", "split_targets", "standards",
+    "PERPLEXITY", "PSNR", "RELATIVE_INFORMATION_GAIN", "Accuracy", "AreaUnderCurve", "Array", "BitsPerByte",
+    "BitsPerPixel", "CalibrationBin", "CalibrationRatio", "ClassRecall", "CosineAgreement", "ExactMatch",
+    "ExpectedCalibrationError", "Floats", "GroupAreaUnderCurve", "LogLoss", "MacroF1", "MacroRecall",
+    "MeanAveragePrecision", "MeanMetric", "MeanSquaredError", "Metric", "MultiScaleSSIM", "NextTokenAccuracy",
+    "Outcomes", "Perplexity", "Recall", "RelativeError", "RelativeInformationGain", "RougeL", "Spearman",
+    "StreamedClicks", "TokenF1", "TopAccuracy", "bootstrap_weights", "calibration_bins", "calibration_error",
+    "chance_of", "check_reads", "describe_metrics", "find_metric", "split_targets", "standards",
 ]  # fmt: skip

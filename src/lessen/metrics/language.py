@@ -10,7 +10,8 @@ import math
 
 import numpy as np
 
-from lessen.metrics.base import Floats, RatioMetric
+from lessen.metrics.base import RULE, Floats, MeanMetric, RatioMetric
+from lessen.metrics.outcomes import Outcomes
 
 
 class Perplexity(RatioMetric):
@@ -42,3 +43,40 @@ class NextTokenAccuracy(RatioMetric):
 
     name, title = "next-token-accuracy", "next-token accuracy"
     reads = ("right", "tokens")
+
+
+class ExactMatch(MeanMetric):
+    """Share of questions whose answer is right; `answers.exact_match` compares two texts."""
+
+    name, title = "exact-match", "exact match"
+    reads = ("right",)
+
+    def each(self, outcomes: Outcomes) -> Floats:
+        """Return 1 for each right answer."""
+        return outcomes["right"].astype(np.float64)
+
+    def resolution(self, outcomes: Outcomes) -> float:
+        """Return 3.69 / n: the end of the interval where none of n answers changed."""
+        return RULE / len(outcomes)
+
+
+class TokenF1(MeanMetric):
+    """Mean over questions of the overlap of words with the nearest reference; see `answers.token_f1`."""
+
+    name, title = "token-f1", "F1 of words"
+    reads = ("f1",)
+
+    def each(self, outcomes: Outcomes) -> Floats:
+        """Return the F1 of each answer."""
+        return outcomes["f1"].astype(np.float64)
+
+
+class RougeL(MeanMetric):
+    """Mean over texts of the longest common subsequence of words with the nearest reference; see `answers.rouge_l`."""
+
+    name, title = "rouge-l", "ROUGE-L"
+    reads = ("rouge_l",)
+
+    def each(self, outcomes: Outcomes) -> Floats:
+        """Return the ROUGE-L of each text."""
+        return outcomes["rouge_l"].astype(np.float64)

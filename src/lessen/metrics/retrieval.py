@@ -49,10 +49,17 @@ class MRR(_PerQuery):
     reads = ("mrr",)
 
 
+class MeanAveragePrecision(_PerQuery):
+    """Precision at each relevant document, averaged over them; the mean over queries."""
+
+    name, title = "map", "mAP"
+    reads = ("map",)
+
+
 def ranked(
     scores: Array, grades: Array, recalls: Sequence[int] = (1, 10), depths: Sequence[int] = (10,)
 ) -> dict[str, Floats]:
-    """Return the columns `recall@k`, `ndcg@k` and `mrr`, float64 [queries] each.
+    """Return the columns `recall@k`, `ndcg@k`, `mrr` and `map`, float64 [queries] each.
 
     Args:
         scores: [queries, documents], higher is nearer.
@@ -65,6 +72,8 @@ def ranked(
     best = -np.sort(-grades.astype(np.float64), axis=1)
     for k in depths:
         columns[f"ndcg@{k}"] = _discounted(gains, k) / _discounted(best, k)
+    precision = found.cumsum(axis=1) / np.arange(1, found.shape[1] + 1)
+    columns["map"] = (precision * found).sum(axis=1) / relevant
     columns["mrr"] = 1.0 / (found.argmax(axis=1) + 1)
     return columns
 

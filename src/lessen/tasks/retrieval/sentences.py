@@ -137,7 +137,7 @@ class RetrievalTask(SentenceTask):
 
     name = "retrieval"
     metrics = {"ndcg@10": NDCG(10), "recall@1": Recall(1), "recall@10": Recall(10), "mrr": MRR()}
-    columns = ("ndcg@10", "recall@1", "recall@10", "mrr", "relevant")
+    columns = ("ndcg@10", "recall@1", "recall@10", "mrr", "map", "relevant")
     Options = RetrievalOptions
     options: RetrievalOptions
 

@@ -30,6 +30,7 @@ from typing_extensions import Self
 from lessen.errors import NonFiniteError, TaskError
 from lessen.log import SILENT, Log
 from lessen.metrics import Metric, Outcomes, check_reads
+from lessen.train.device import device_of, to_device
 from lessen.train.fit import FitResult, fit
 from lessen.train.hooks import Hook
 from lessen.train.settings import FitSettings
@@ -226,20 +227,30 @@ class Task(Judge):
 
     def train(
         self, model: nn.Module, *, seed: int = 0, settings: FitSettings | None = None,
-        hooks: tuple[Hook, ...] = (), log: Log = SILENT,
+        hooks: tuple[Hook, ...] = (), log: Log = SILENT, validate: Callable[[nn.Module], float] | None = None,
+        device: str | torch.device | None = None,
     ) -> FitResult:  # fmt: skip
-        """Train `model` in place by the one training loop, with early stopping on the first metric."""
+        """Train `model` in place by the one training loop.
+
+        Args:
+            validate: score that decides when to stop and what to keep, higher is better; None: the first metric.
+            device: where the model is moved to; None: where it is. Batches follow.
+
+        Raises:
+            TaskError, ConfigError, NonFiniteError: see `train.fit.fit`.
+        """
         if "training" not in self.provides:
             raise TaskError(f"task {self.name!r} cannot train: it does not provide training data")
         return fit(
             model,
             batches=lambda epoch: self.batches("train", seed=seed * 1_000_003 + epoch),
             loss=self.loss,
-            validate=lambda candidate: self.score(candidate, "validation"),
+            validate=validate or (lambda candidate: self.score(candidate, "validation")),
             settings=settings or self.settings,
             hooks=hooks,
             seed=seed,
             log=log,
+            device=device,
         )
 
     def reference(self, seed: int = 0, log: Log = SILENT) -> nn.Module:
@@ -284,9 +295,9 @@ class Task(Judge):
         """
         was_training = model.training
         model.eval()
-        scores, targets = [], []
+        scores, targets, device = [], [], device_of(model)
         for batch in self.batches(split):
-            scores.append(self.predict(model, batch).cpu())
+            scores.append(self.predict(model, to_device(batch, device)).cpu())
             targets.append(self.target(batch).cpu())
         model.train(was_training)
         if not scores:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lessen.errors import ConfigError, NonFiniteError, TaskError
 from lessen.log import Log
+from lessen.testing.toys import TableTask
 from lessen.train.device import find_device, to_device
 from lessen.train.fit import fit
 from lessen.train.hooks import Hook
@@ -389,3 +390,13 @@ def test_training_on_a_gpu_gives_nearly_the_same_and_resumes(tmp_path) -> None:
     assert {p.device.type for p in gpu.parameters()} == {"cuda"}
     for a, b in zip(cpu.parameters(), gpu.parameters(), strict=True):
         assert torch.allclose(a, b.cpu(), atol=1e-3)
+
+
+def test_a_task_may_stop_on_any_score_and_refuses_a_device_that_is_not_there() -> None:
+    task, asked = TableTask(), []
+    torch.manual_seed(0)
+    model = task.build()
+    done = task.train(model, validate=lambda m: -float(len(asked.append(1) or asked)))
+    assert (done.best_epoch, done.best_score, len(asked)) == (1, -1.0, 2)
+    with pytest.raises(ConfigError, match="device 'cuda:77' is not there"):
+        task.train(model, device="cuda:77")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from lessen.errors import TaskError
 from lessen.task import Split, Task
+from lessen.train.device import device_of, to_device
 from lessen.train.hooks import Hook
 
 
@@ -32,13 +32,11 @@ class HeldOut:
 
     def training(self) -> Task:
         """Return the task without the held-out batches; each epoch sees the others in the same order."""
-        other = copy.copy(self.task)
 
         def batches(split: Split, seed: int = 0) -> Any:
             return self._part(held=False) if split == "train" else self.task.batches(split, seed=seed)
 
-        vars(other)["batches"] = batches
-        return other
+        return self.task.view(batches=batches)
 
     def next(self) -> Any:
         """Return the next held-out batch, from the first again after the last.
@@ -79,7 +77,7 @@ class ArchitectureSteps(Hook):
 
     def after_step(self, model: nn.Module, step: int) -> None:  # noqa: ARG002
         """Take one step of the architecture."""
-        batch, parameters = self.held_out.next(), self.architecture(model)
+        batch, parameters = to_device(self.held_out.next(), device_of(model)), self.architecture(model)
         with without_side_effects(model):
             loss = self.held_out.task.loss(model, batch)
             found = torch.autograd.grad(loss, parameters, allow_unused=True)

@@ -5,6 +5,7 @@ import torch
 
 from lessen.decoding.engine import SingleEngine, choose_engine
 from lessen.decoding.ragged import RaggedEngine, SequenceCache
+from lessen.decoding.straight import StraightEngine
 from tiny_models import bloom, gpt2, llama, mistral
 
 PROMPTS = [[3, 4, 5, 6, 7, 8, 9, 10, 11], [12, 13], [14, 15, 16, 17, 18]]
@@ -75,7 +76,7 @@ def test_the_model_is_left_as_it_was(model):
 
 
 @pytest.mark.parametrize(
-    ("make", "kind"), [(llama, RaggedEngine), (mistral, RaggedEngine), (gpt2, RaggedEngine), (bloom, SingleEngine)]
+    ("make", "kind"), [(llama, StraightEngine), (mistral, StraightEngine), (gpt2, RaggedEngine), (bloom, SingleEngine)]
 )
 def test_the_engine_fits_the_model(make, kind):
     assert type(choose_engine(make())) is kind

@@ -32,13 +32,14 @@ def test_the_model_is_left_as_it_was_during_a_pass_and_after(make, monkeypatch):
     before, seen = everything(model), []
     decoder = Decoder(model, costs=FLAT)
     inner = getattr(decoder.engine, "inner", decoder.engine)
-    run = inner.view.forward
+    head = inner.view.get_output_embeddings()
+    run = head.forward
 
     def watched(*given, **named):
         seen.append(everything(model))
         return run(*given, **named)
 
-    monkeypatch.setattr(inner.view, "forward", watched)
+    monkeypatch.setattr(head, "forward", watched)
     decoder.complete([[5, 6, 7] * 4, [9, 8]], max_new_tokens=16)
     assert len(seen) > 2
     for after in [seen[0], seen[-1], everything(model)]:

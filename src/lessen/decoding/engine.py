@@ -1,6 +1,7 @@
-"""Choosing how a model runs: unpadded passes where its attention can be exchanged, one sequence at a time elsewhere.
+"""Choosing how a model runs: straight lines of operations where its blocks are known, unpadded passes through its own
+forward where its attention can be exchanged, one sequence at a time elsewhere.
 
-Which of the two is right is found out by trying (`lessen.decoding.probe`): the model's own decoding past every window
+Which of them is right is found out by trying (`lessen.decoding.probe`): the model's own decoding past every window
 and switch is compared with passes of the engine. A model for which none agrees is refused by name.
 """
 
@@ -17,6 +18,7 @@ from lessen.architectures.loading import hugging_face
 from lessen.decoding.probe import agrees, limits_of, rehearses
 from lessen.decoding.ragged import RaggedEngine
 from lessen.decoding.settings import context_length
+from lessen.decoding.straight import StraightEngine
 from lessen.decoding.switching import SwitchingEngine, switch_of
 from lessen.decoding.view import cache_argument, shared_view
 from lessen.errors import InputError, LessenError, NonFiniteError
@@ -98,7 +100,9 @@ def choose_engine(model: Any) -> Engine:
         NonFiniteError: it gives NaN or infinity.
     """
     check_model(model)
-    kinds: list[type[Any]] = [RaggedEngine] if getattr(model, "_supports_attention_backend", False) else []
+    kinds: list[type[Any]] = (
+        [StraightEngine, RaggedEngine] if getattr(model, "_supports_attention_backend", False) else []
+    )
     why = "its cache was cut and then held something else"
     for kind in [*kinds, SingleEngine]:
         try:

@@ -80,7 +80,7 @@ class _Piece:
     before: int
 
 
-class _Pass:
+class RaggedPass:
     """One forward pass: the stand-in cache that a model writes to, and the attention over what was written."""
 
     is_compileable = False
@@ -110,11 +110,16 @@ class _Pass:
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Store the flat keys and values (1, kv heads, rows, width) of one layer, each sequence in its own place."""
-        self._flat, self._written = keys, []
+        self._flat = keys
+        self.store(layer_idx, keys[0], values[0])
+        return keys, values
+
+    def store(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Store keys and values (kv heads, rows, width) of one layer; `over_pieces` then attends to them."""
+        self._written = []
         for piece in self.pieces:
             rows = slice(piece.start, piece.start + piece.new)
-            self._written.append(piece.cache.write(layer_idx, keys[0, :, rows], values[0, :, rows]))
-        return keys, values
+            self._written.append(piece.cache.write(layer, keys[:, rows], values[:, rows]))
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, mask: Any, scale: float | None, extras: dict[str, Any]
@@ -123,16 +128,22 @@ class _Pass:
         if self._flat is None or key.data_ptr() != self._flat.data_ptr() or key.shape != self._flat.shape:
             raise InputError(f"{type(module).__name__} attends to other keys than it has just cached")
         rule, own = rule_of(mask, extras), own_arguments(extras)
+        if not own:
+            return self.over_pieces(query[0], rule, scale).unsqueeze(0)
         outputs = []
         for number, piece in enumerate(self.pieces):
             states = (query[0, :, piece.start : piece.start + piece.new], *self._written[number])
-            if own:
-                allowed = rule.allowed(*self._places(number, query.device))
-                given = own | {"scaling": scale}
-                outputs.append(attend_as_the_model(module, self._implementation, states, allowed, given))
-            else:
-                outputs.append(self._attend_one(number, states, rule, scale))
-        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).unsqueeze(0)
+            allowed, given = rule.allowed(*self._places(number, query.device)), own | {"scaling": scale}
+            outputs.append(attend_as_the_model(module, self._implementation, states, allowed, given))
+        return torch.cat(outputs).unsqueeze(0)
+
+    def over_pieces(self, query: Tensor, rule: Rule, scale: float | None) -> Tensor:
+        """Return attention of queries (heads, rows, width), each sequence over its own, as (rows, heads, width)."""
+        outputs = [
+            self._attend_one(number, (query[:, piece.start : piece.start + piece.new], *written), rule, scale)
+            for number, (piece, written) in enumerate(zip(self.pieces, self._written, strict=True))
+        ]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _attend_one(
         self, number: int, states: tuple[Tensor, Tensor, Tensor], rule: Rule, scale: float | None
@@ -166,7 +177,7 @@ class _Pass:
         return last if piece.new > BLOCK else rule.allowed(queries, keys)
 
 
-_ACTIVE: ContextVar[_Pass | None] = ContextVar("lessen_ragged_pass", default=None)
+_ACTIVE: ContextVar[RaggedPass | None] = ContextVar("lessen_ragged_pass", default=None)
 
 
 def _ragged_attention(
@@ -211,7 +222,7 @@ class RaggedEngine:
         Rows are in the order of `work`; with `last_only` there is one row a sequence, that of its last token.
         """
         device = self.view.device
-        plan = _Pass(work, self._implementation)
+        plan = RaggedPass(work, self._implementation)
         flat = [token for _, tokens in work for token in tokens]
         places = [piece.before + step for piece in plan.pieces for step in range(piece.new)]
         last = torch.tensor([piece.start + piece.new - 1 for piece in plan.pieces], device=device)
@@ -223,7 +234,7 @@ class RaggedEngine:
             logits = logits[last]
         return logits.float()
 
-    def _forward(self, plan: _Pass, tokens: Tensor, places: Tensor, keep: dict[str, Tensor]) -> Tensor:
+    def _forward(self, plan: RaggedPass, tokens: Tensor, places: Tensor, keep: dict[str, Tensor]) -> Tensor:
         token = _ACTIVE.set(plan)
         given: dict[str, Any] = {self._cache_argument: plan, **keep}
         try:

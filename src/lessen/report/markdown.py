@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from lessen.frontier import Frontier
 from lessen.log import printable
 from lessen.report import calibration, content, words
+from lessen.report.curves import curve_rows, rate_name
 
 
 def markdown(frontier: Frontier) -> str:
@@ -45,6 +46,8 @@ def context(frontier: Frontier) -> dict[str, Any]:
         "noise": content.noise_rows(frontier),
         "baseline_metrics": baseline_metrics,
         "baselines": baselines,
+        "curves": curve_rows(frontier),
+        "rate": rate_name(frontier),
         "calibration": calibration.ratio_rows(calibrated),
         "calibration_bins": calibration.bin_rows(calibrated),
         "calibration_curves": calibration.drawing(calibrated) if calibrated else None,

@@ -104,12 +104,22 @@
     backdrop(svg, frame, rows[0].sign, margin, relative, taken);
     const front = rows.filter((row) => row.front).sort((a, b) => a.x - b.x);
     if (front.length > 1) stairs(svg, front, frame, taken);
+    codecs(svg, rows, frame);
     if (relative) {
       shape(svg, "rect", { class: "origin", x: frame.x(1) - 5.5, y: frame.y(0) - 5.5, width: 11, height: 11 });
       taken.push([frame.x(1) - 8, frame.y(0) - 8, frame.x(1) + 8, frame.y(0) + 8]);
     }
     const marks = rows.map((row) => mark(svg, row, frame, taken));
     names(marks, frame, taken);
+  }
+
+  // Joins the rates of each codec, in the order of their cost.
+  function codecs(svg, rows, frame) {
+    for (const name of new Set(rows.map((row) => row.point.curve).filter((curve) => curve !== null))) {
+      const line = rows.filter((row) => row.point.curve === name).sort((a, b) => a.x - b.x);
+      const path = line.map((row, at) => `${at ? "L" : "M"}${frame.x(row.x)} ${frame.y(row.gain)}`).join("");
+      if (line.length > 1) shape(svg, "path", { class: "codec", d: path });
+    }
   }
 
   function scales(rows, relative, margin) {

@@ -90,6 +90,7 @@ def _plot_point(point: Point) -> dict[str, Any]:
         "reason": point.judgement.reason,
         "flags": list(point.flags),
         "seeds": len(point.seeds),
+        "curve": point.curve,
         "accepted": content.accepted(point),
         "axes": {
             name: {

@@ -13,6 +13,7 @@ from typing import Any
 from lessen.frontier import Frontier, Point
 from lessen.frontier.verdict import BETTER, UNKNOWN, WITHIN, WORSE
 from lessen.report import words
+from lessen.report.curves import curves
 
 INK, SOFT, HAIR, PAPER, BAND = "#1b1f24", "#6a737d", "#d8dee4", "#ffffff", "#eef5f1"
 # Okabe-Ito colours: blue, orange, vermilion; told apart by their lightness too
@@ -59,6 +60,7 @@ def draw(figure: Any, frontier: Frontier, cost: str = "stored_bytes") -> None:
     _margin_band(axes, frontier)
     _budget_lines(axes, frontier, cost)
     _front_line(axes, frontier, on_front, cost)
+    _curve_lines(axes, frontier, placed, cost)
     for point in placed:
         _draw_point(axes, frontier, point, cost, point in on_front)
     axes.plot([1.0], [0.0], marker="s", ms=7, mfc=PAPER, mec=INK, mew=1.4, ls="none", zorder=4)
@@ -162,6 +164,15 @@ def _front_line(axes: Any, frontier: Frontier, front: Sequence[Point], cost: str
     if len(front) > 1:
         xs, ys = zip(*[(point.axis(cost), point.difference[frontier.primary].value) for point in front], strict=True)
         axes.step(xs, ys, where="post", color="#0072B2", lw=1.1, alpha=0.45, zorder=2)
+
+
+def _curve_lines(axes: Any, frontier: Frontier, placed: Sequence[Point], cost: str) -> None:
+    """Join the rates of each codec, in the order of their cost."""
+    for points in curves(placed).values():
+        places = sorted((point.axis(cost) or 0.0, point.difference[frontier.primary].value) for point in points)
+        if len(places) > 1:
+            xs, ys = zip(*places, strict=True)
+            axes.plot(xs, ys, color=SOFT, lw=1.0, ls=(0, (4, 2)), zorder=2)
 
 
 def _draw_point(axes: Any, frontier: Frontier, point: Point, cost: str, on_front: bool) -> None:

@@ -113,7 +113,8 @@ def _attention(
     if not fused and query.outputs != heads * head_dim:
         raise InputError(f"{query.path} has {query.outputs} outputs, which {heads} heads of {head_dim} do not fill")
     output = _output(parent, block_path, linears, set(roles.values()), heads * head_dim, query.inputs)
-    grouped = bool(fused) and (fused.rpartition(".")[2] in GROUPED_NAMES or type(module).__name__ in GROUPED_CLASSES)
+    named = query.path.rpartition(".")[2] in GROUPED_NAMES or type(module).__name__ in GROUPED_CLASSES
+    grouped = fused is not None and named
     norms = [_child_norm(module, parent, names) for names in (QUERY_NORMS, KEY_NORMS)]
     return Attention(
         parent or block_path,

@@ -27,7 +27,7 @@ def direct_reads(model: nn.Module) -> dict[nn.Module, str]:
     for reader in model.modules():
         if type(reader).__module__.startswith("torch."):
             continue
-        for chain in _chains(type(reader)):
+        for chain in _chains(type(reader)):  # type: ignore[arg-type]
             for layer in _resolved(reader, chain):
                 found.setdefault(layer, type(reader).__name__)
     return found

@@ -32,8 +32,8 @@ class Spearman(Metric):
 
 def _ranks(values: Array, weights: Floats) -> Floats:
     """Return the mid-rank of each unit for each row of weights [resamples, units]."""
-    distinct, place = np.unique(values, return_inverse=True)
-    held = np.zeros((len(weights), len(distinct)))
-    np.add.at(held, (slice(None), place.reshape(-1)), weights)
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    order = np.argsort(place.reshape(-1), kind="stable")
+    held = np.add.reduceat(weights[:, order], np.cumsum(counts) - counts, axis=1)
     middle = held.cumsum(axis=1) - held / 2.0
     return np.asarray(middle[:, place.reshape(-1)], dtype=np.float64)

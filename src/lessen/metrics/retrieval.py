@@ -65,11 +65,12 @@ def ranked(
         scores: [queries, documents], higher is nearer.
         grades: [queries, documents], 0 for what is not relevant; each query has at least one relevant document.
     """
-    order = np.argsort(-scores, axis=1, kind="stable")
-    gains = np.take_along_axis(grades.astype(np.float64), order, axis=1)
-    found, relevant = gains > 0, (grades > 0).sum(axis=1)
+    order = np.argsort(-scores.astype(np.float64), axis=1, kind="stable")
+    known = grades.astype(np.float64)
+    gains = np.take_along_axis(known, order, axis=1)
+    found, relevant = gains > 0, (known > 0).sum(axis=1)
     columns = {f"recall@{k}": found[:, :k].sum(axis=1) / relevant for k in recalls}
-    best = -np.sort(-grades.astype(np.float64), axis=1)
+    best = -np.sort(-known, axis=1)
     for k in depths:
         columns[f"ndcg@{k}"] = _discounted(gains, k) / _discounted(best, k)
     precision = found.cumsum(axis=1) / np.arange(1, found.shape[1] + 1)

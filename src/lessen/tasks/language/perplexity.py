@@ -97,7 +97,7 @@ class LanguageTask(Task):
         if not len(rows):
             raise DataError(f"{self.options.text}: training documents do not fill a window of {self._window} tokens")
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-        for chosen in rows[order].split(self.options.batch):
+        for chosen in torch.split(rows[order], self.options.batch):
             labels = chosen.clone()
             labels[:, 0] = UNJUDGED
             yield _batch(chosen, labels)
@@ -118,8 +118,7 @@ class LanguageTask(Task):
 
     def notes(self) -> list[str]:
         """Return how texts were cut, and what was left out."""
-        options, split = self.options, "test"
-        found = self._documents(split)
+        options, found = self.options, self._documents("test")
         tokens = sum(len(ids) - 1 for _, ids in found)
         return [
             f"{len(found)} documents of {options.text}, {tokens} tokens judged, windows of {self._window} tokens every "

@@ -56,7 +56,7 @@ def judged(logits: Tensor, labels: Tensor) -> tuple[float, int, int]:
         labels: int64 [tokens] of `Window`.
     """
     nll, right, tokens = 0.0, 0, 0
-    for rows, following in zip(logits[:-1].split(ROWS), labels[1:].split(ROWS), strict=True):
+    for rows, following in zip(torch.split(logits[:-1], ROWS), torch.split(labels[1:], ROWS), strict=True):
         known = following != UNJUDGED
         rows, following = rows[known].float(), following[known]
         nll += float(F.cross_entropy(rows, following, reduction="sum").double())

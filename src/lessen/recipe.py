@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import time
@@ -13,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import nn
 
+from lessen.architectures.intake import check_state, private_copy
 from lessen.errors import ConfigError, TaskError, explain, nearest
 from lessen.log import SILENT, Log
 from lessen.method import Context, Method, check_finite, check_needs
@@ -96,8 +96,9 @@ class Recipe:
         """
         for step in self.steps:
             check_needs(step, task)
+        check_state(model, "the model to compress")
         check_finite(model, "the model to compress")
-        current = copy.deepcopy(model).eval()
+        current = private_copy(model)
         ledger: list[StepRecord] = []
         for number, step in enumerate(self.steps):
             context = Context(seed=seed * 1009 + number, log=log, device=device_of(current), original=model)

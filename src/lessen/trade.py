@@ -6,7 +6,6 @@ print(trade)
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from lessen import files
+from lessen.architectures.intake import private_copy
 from lessen.artifact import folder as artifact
 from lessen.costs import CostKind, cost_kinds
 from lessen.frontier.margin import check_margin
@@ -150,7 +150,7 @@ def compare(
 ) -> Trade:
     """Measure two models on one task, timed in alternation and judged on the same examples; neither is changed."""
     margin = check_margin(margin)
-    base, small = copy.deepcopy(reference).eval(), copy.deepcopy(compact).eval()
+    base, small = private_copy(reference), private_copy(compact)
     before, after = measure_quality(task, base), measure_quality(task, small)
     differences, judgement = _judged(task, before, after, margin)
     latency = measure_latency(task, base, small, threads=threads)

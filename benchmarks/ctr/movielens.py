@@ -4,7 +4,7 @@
     python -m benchmarks.ctr.movielens --out OUT --table
 
 Each (model, seed) is one file of test scores in OUT, so that a stopped run continues; --table judges what is there and
-writes benchmarks/results/ctr_movielens.json and .md. Intervals resample test examples, and seeds where there are
+writes benchmarks/results/ctr_movielens.json and .md. Intervals are over test examples, and seeds where there are
 several, paired with the MLP; two models whose interval contains 0 are not told apart by these data.
 """
 

@@ -4,9 +4,10 @@
 
 Compresses what OUT lacks of the study's (recipe, seed) pairs, seed by seed of each recipe, until the seconds are over;
 call it again to go on. Then writes NAME.json (each seed), NAME.md and a picture from the recipes with all seeds done.
-Intervals are Student's over the seeds' paired differences (three seeds make them wide). `--times` also times the
-lookups of the test ids, compact against full tables, paired and in turns, where that was not done. `lessen run`
-measures the same recipes, with the latency of whole models; this script can be cut into pieces.
+Intervals are over seeds and test rows, paired (three seeds make them wide); those of results committed before
+2026-11-30 are Student's over the seeds alone. `--times` also times the lookups of the test ids, compact against full
+tables, paired and in turns, where that was not done. `lessen run` measures the same recipes, with the latency of whole
+models; this script can be cut into pieces.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import itertools
 import json
 import math
 import re
-import statistics
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ from matplotlib import pyplot
 from lessen.artifact import folder as artifact
 from lessen.environment import environment
 from lessen.errors import BudgetError, NothingMatchedError
+from lessen.frontier.records import REFERENCE, outcome_path
+from lessen.frontier.verdict import Difference, paired_difference
 from lessen.measure.latency import compare_latency
+from lessen.metrics.storage import read_jackknife, read_outcomes
 from lessen.recipe import Recipe
 from lessen.study.folder import StudyFolder, read_json
 from lessen.study.jobs import Failure, Job, compress_one, known_compressed, known_reference, source_of, train_reference
@@ -44,8 +48,6 @@ BATCH = 4096
 HEADS = (
     "recipe", "share of table bytes", "AUC difference", "95 % interval", "each seed", "training, s", "lookup time"
 )  # fmt: skip
-STUDENT = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""97.5 % quantiles of Student's t by number of seeds."""
 
 
 def work(study: Study, folder: StudyFolder, only: str, seconds: float) -> None:
@@ -101,7 +103,6 @@ def timing(folder: StudyFolder, recipe: str) -> Path:
 
 def rows_of(study: Study, folder: StudyFolder) -> list[dict[str, Any]]:
     """Return one row for each recipe that is done for all seeds, or refused; largest share first."""
-    reference = {seed: known_reference(folder, seed) for seed in study.seeds}
     tables = sum(
         4 * part.weight.numel() for part in study.task.build().modules() if isinstance(part, torch.nn.Embedding)
     )
@@ -116,20 +117,28 @@ def rows_of(study: Study, folder: StudyFolder) -> list[dict[str, Any]]:
             timed = read_json(timing(folder, recipe.name)) or {}
             lookup = timed if timed.get("hash") == recipe.hash else {}
             times = {"lookup_ratio": lookup.get("ratio"), "lookup_interval": lookup.get("interval")}
-            rows.append({**row, **row_of(seeds, reference, tables), **times})
+            judged = difference(folder, recipe, seeds)
+            rows.append({**row, **row_of(seeds, tables, judged), **times})
     return sorted(rows, key=lambda row: -row.get("share", 0.0))
 
 
-def row_of(seeds: dict[int, Any], reference: dict[int, Any], tables: int) -> dict[str, Any]:
-    """Return what is left of the `tables` bytes, and AUC differences with Student's interval over paired seeds."""
+def difference(folder: StudyFolder, recipe: Recipe, seeds: Iterable[int]) -> Difference:
+    """Return the paired difference in AUC over seeds and test rows, from the outcomes that the jobs kept."""
+    sides = [
+        {seed: read_jackknife(outcome_path(folder.root, name, seed))["auc"] for seed in seeds}
+        for name in (REFERENCE, recipe.name)
+    ]
+    rows = read_outcomes(outcome_path(folder.root, REFERENCE, next(iter(seeds))))
+    return paired_difference(*sides, 0 if rows is None else len(rows))
+
+
+def row_of(seeds: dict[int, Any], tables: int, judged: Difference) -> dict[str, Any]:
+    """Return what is left of the `tables` bytes, and AUC differences with their interval."""
     first = next(iter(seeds.values()))
     freed = first["steps"][0]["bytes_before"] - first["steps"][-1]["bytes_after"]
-    found = [record["quality"]["auc"] - reference[seed]["quality"]["auc"] for seed, record in seeds.items()]
-    middle, spread = statistics.mean(found), statistics.stdev(found)
-    half = STUDENT[len(found)] * spread / math.sqrt(len(found))
     return {
-        "share": 1 - freed / tables, "stored_bytes": first["cost"]["stored_bytes"], "auc_difference": middle,
-        "low": middle - half, "high": middle + half, "per_seed": found,
+        "share": 1 - freed / tables, "stored_bytes": first["cost"]["stored_bytes"], "auc_difference": judged.value,
+        "low": judged.low, "high": judged.high, "per_seed": list(judged.per_seed),
         "train_seconds": min(record["cost"]["train_s"] for record in seeds.values()),
         "steps": [{step["method"]: step["knobs"]} for step in first["steps"]],
     }  # fmt: skip

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lessen.metrics.base import Floats, SumMetric, binary, clicks, split_targets
+from lessen.metrics.intervals import Z
 from lessen.metrics.outcomes import Array, Outcomes
-
-Z95 = 1.959963984540054
 
 
 class CalibrationRatio(SumMetric):
@@ -65,9 +64,9 @@ def _bin(chance: Floats, labels: Floats, weights: Floats) -> CalibrationBin:
 
 def wilson(rate: float, examples: float) -> tuple[float, float]:
     """Return Wilson's 95 % score interval of a rate seen in `examples` independent examples."""
-    shrink = 1.0 + Z95**2 / examples
-    middle = (rate + Z95**2 / (2.0 * examples)) / shrink
-    half = Z95 / shrink * math.sqrt(rate * (1.0 - rate) / examples + Z95**2 / (4.0 * examples**2))
+    shrink = 1.0 + Z**2 / examples
+    middle = (rate + Z**2 / (2.0 * examples)) / shrink
+    half = Z / shrink * math.sqrt(rate * (1.0 - rate) / examples + Z**2 / (4.0 * examples**2))
     return max(0.0, middle - half), min(1.0, middle + half)
 
 

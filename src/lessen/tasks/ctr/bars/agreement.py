@@ -8,10 +8,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 from lessen.errors import DataError
+from lessen.metrics.intervals import student
 from lessen.tasks.ctr.bars.recipes import find_sheet
 
-# two-sided 95 % quantiles of Student's t for 2 to 10 degrees of freedom
-_STUDENT = (4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 SEEDS_NEEDED = 3
 
 
@@ -67,8 +66,7 @@ def _compare(dataset: str, model: str, runs: list[dict[str, Any]], metric: str) 
     halves = [0.5 * (run["test"][f"{metric}_interval"][1] - run["test"][f"{metric}_interval"][0]) for run in runs]
     value, half, spread = fmean(values), fmean(halves), stdev(values) if len(values) > 1 else None
     if spread is not None and len(values) >= SEEDS_NEEDED:
-        student = _STUDENT[min(len(values) - 3, len(_STUDENT) - 1)]
-        half = (half**2 + (student * spread) ** 2 * (1 + 1 / len(values))) ** 0.5
+        half = (half**2 + (student(len(values) - 1) * spread) ** 2 * (1 + 1 / len(values))) ** 0.5
     entry = find_sheet(dataset).models.get(model)
     five = entry.five_auc if entry and metric == "auc" else ()
     return Agreement(

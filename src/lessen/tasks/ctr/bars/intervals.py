@@ -9,8 +9,7 @@ import numpy as np
 
 from lessen.errors import TaskError
 from lessen.metrics import AUC, LOGLOSS, Array, Floats, Outcomes
-
-NORMAL = 1.959963984540054
+from lessen.metrics.intervals import Z
 
 
 def auc_variance(scores: Array, targets: Array) -> float:
@@ -42,12 +41,12 @@ def _midranks(values: Floats) -> Floats:
 
 def auc_interval(scores: Array, targets: Array) -> tuple[float, float]:
     """Return the 95 % interval of the AUC over the examples, inside [0, 1]. Raises TaskError as `auc_variance`."""
-    value, half = AUC(scores, targets), NORMAL * auc_variance(scores, targets) ** 0.5
+    value, half = AUC(scores, targets), Z * auc_variance(scores, targets) ** 0.5
     return max(0.0, value - half), min(1.0, value + half)
 
 
 def logloss_interval(scores: Array, targets: Array) -> tuple[float, float]:
     """Return the 95 % interval of the mean log loss over the examples."""
     each = LOGLOSS.each(Outcomes({"score": scores, "target": targets}))
-    half = NORMAL * float(each.std(ddof=1)) / len(each) ** 0.5 if len(each) > 1 else 0.0
+    half = Z * float(each.std(ddof=1)) / len(each) ** 0.5 if len(each) > 1 else 0.0
     return float(each.mean()) - half, float(each.mean()) + half

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+import yaml
 
 import lessen
 from lessen.errors import ConfigError, NonFiniteError, NothingMatchedError
@@ -31,8 +34,10 @@ def test_the_callers_model_is_never_changed_and_the_round_trip_is_exact(trained,
     inputs = task.example_batch()[0]
     assert torch.equal(again(inputs), trade.model(inputs))
     assert lessen.verify(tmp_path / "small", model=ToyNet()).probe == "equal"
-    for name in ("recipe.yaml", "measurement.json", "card.md"):
-        assert (tmp_path / "small" / name).stat().st_size > 50
+    described = yaml.safe_load((tmp_path / "small" / "recipe.yaml").read_text())
+    assert "emb-rowwise-quant" in str(described)
+    assert json.loads((tmp_path / "small" / "measurement.json").read_text())["cost"]["stored_bytes"] == size
+    assert "emb-rowwise-quant" in (tmp_path / "small" / "card.md").read_text()
 
 
 def test_the_table_holds_every_cost_and_an_interval(trained):
@@ -48,7 +53,7 @@ def test_the_table_holds_every_cost_and_an_interval(trained):
         "logloss",
     ):
         assert label in text
-    assert "within margin" in text.splitlines()[-1] or "not enough data" in text.splitlines()[-1]
+    assert "within margin" in text.splitlines()[-1]
 
 
 def test_a_ruined_model_is_worse(trained):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
 from pathlib import Path
 
@@ -76,7 +77,8 @@ def test_markdown_keeps_hostile_names_inside_their_cell(tmp_path):
     prose = markdown(frontier).split("## Recipes")[0]
     assert "<script" not in prose
     assert "\n# head" not in prose
-    assert all(line.replace("\\|", "").count("|") in (0, 10, 9, 4, 3, 5) for line in prose.splitlines())
+    for is_table, lines in itertools.groupby(prose.splitlines(), key=lambda line: line.startswith("|")):
+        assert len({line.replace("\\|", "").count("|") for line in lines}) == 1 if is_table else True
 
 
 def test_the_verdict_comes_first(frontier):

@@ -7,8 +7,16 @@ import pytest
 import torch
 
 from frozen_tables import assert_tables_learned
+from lessen.methods.embeddings._shared.bilevel import HeldOut
 from lessen.methods.embeddings._shared.budget import table_bytes
-from lessen.methods.embeddings.autodim import LearnedWidthTables, WidthSearchTable, likeliest, started, temperature
+from lessen.methods.embeddings.autodim import (
+    LearnedWidthTables,
+    WidthSearchTable,
+    WidthSteps,
+    likeliest,
+    started,
+    temperature,
+)
 from lessen.recipe import Recipe
 from lessen.stored.fields import FieldEmbedding, Segment
 from lessen.stored.tables.embedding import TableShape
@@ -108,11 +116,13 @@ def test_a_share_is_met_by_widths(share, start):
     assert_tables_learned(result, task)
 
 
-def test_the_choice_moves_and_the_weights_optimiser_leaves_it_alone():
-    task = Fields()
-    model = task.reference(0)
-    quick = LearnedWidthTables(search_epochs=2, min_rows=5, architecture_rate=1e3)
-    result, ledger = Recipe([quick]).apply(model, task)
-    widths = ledger[0].findings["tables"]["items"]["widths"]
-    assert set(widths) <= {2, 4, 8, 12}
-    assert result.items.widths == widths
+@pytest.mark.parametrize("rate", [0.0, 5.0])
+def test_the_choice_moves_at_its_own_rate_and_the_weights_optimiser_leaves_it_alone(rate):
+    task, shape = Fields(), TableShape(1500, 12, segments=[("a", 1, 250), ("b", 251, 1239), ("c", 1490, 10)])
+    model = task.build()
+    tables = [started(shape, [width] * 4, torch.randn(1500, 12), torch.ones(1500), 1.0, 0) for width in (2, 4, 12)]
+    form = model.items = WidthSearchTable(shape, tables, 0.5)
+    before, weight = form.logits.detach().clone(), model.first.weight.detach().clone()
+    task.train(model, hooks=(WidthSteps(HeldOut(task, 4, 0), rate),))
+    assert not torch.equal(model.first.weight, weight)
+    assert torch.equal(form.logits, before) == (rate == 0.0)

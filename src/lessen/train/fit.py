@@ -130,7 +130,7 @@ def _check(
     """Refuse what cannot go together before anything is done. Raises ConfigError."""
     for hook in hooks:
         name = type(hook).__name__
-        if hasattr(hook, "penalty"):
+        if callable(getattr(hook, "penalty", None)):
             raise ConfigError(f"hook {name} has penalty(model); write loss(model, batch, loss), which returns the sum")
         if ranks.size > 1 and not hook.parallel:
             raise ConfigError(f"hook {name} needs all rows of a batch in one place; train with one process")

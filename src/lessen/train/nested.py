@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -62,3 +64,12 @@ def count_tokens(batch: Any) -> int:
         mask = batch.get("attention_mask")
         return int(mask.sum()) if isinstance(mask, Tensor) and mask.ndim == 2 else batch["input_ids"].numel()
     return max((count_tokens(value) for value in _parts(batch)), default=0)
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return a SHA-256 of names, dtypes, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -27,7 +27,7 @@ from torch import Tensor
 from lessen.errors import ArtifactError, ConfigError, DataError
 from lessen.files import atomic_write, dump_json, parse_json, read_checked
 from lessen.log import SILENT, Log
-from lessen.train.nested import tensors_of
+from lessen.train.nested import digest_of_tensors, tensors_of
 
 VERSION = 1
 KEY_BYTES = 16
@@ -89,7 +89,7 @@ class OutputCache:
                 header = parse_json((handle.metadata() or {}).get("lessen", "{}"), f"header of {path}")
         except (SafetensorError, OSError) as error:
             raise ArtifactError(f"{path} is damaged ({error}); remove it, and its rows are computed again") from error
-        if header != {**self._owner, "digest": _digest(tensors)} or "keys" not in tensors:
+        if header != {**self._owner, "digest": digest_of_tensors(tensors)} or "keys" not in tensors:
             raise ArtifactError(f"{path} is damaged or of another teacher; remove it, and its rows are computed again")
         keys = tensors.pop("keys").numpy()
         for row in range(len(keys)):
@@ -155,7 +155,7 @@ class OutputCache:
             }
             keys = b"".join(key for key, _ in rows)
             tensors["keys"] = torch.frombuffer(bytearray(keys), dtype=torch.uint8).view(-1, KEY_BYTES)
-            header = {**self._owner, "digest": _digest(tensors)}
+            header = {**self._owner, "digest": digest_of_tensors(tensors)}
             path = self.folder / f"part-{uuid.uuid4().hex[:12]}.safetensors"
             atomic_write(path, save(tensors, metadata={"lessen": json.dumps(header)}))
             self._add(path)
@@ -197,11 +197,3 @@ def _coefficients(place: int, words: int) -> NDArray[np.uint64]:
 def _signature(tensors: dict[str, Tensor], skip: int = 0) -> Signature:
     """Return names, shapes (without the first `skip` axes) and dtypes."""
     return tuple(sorted((name, tuple(tensor.shape[skip:]), str(tensor.dtype)) for name, tensor in tensors.items()))
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name}{tensors[name].dtype}{tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from lessen.errors import ArtifactError, NonFiniteError, TaskError
 from lessen.train.checkpoint import CAPS, load_checkpoint, save_checkpoint
 from lessen.train.device import generator_state, restore_generator, to_device
 from lessen.train.hooks import Hook
-from lessen.train.nested import count_rows, count_tokens
+from lessen.train.nested import count_rows, count_tokens, digest_of_tensors
 from lessen.train.optimizers import TableDecay, build_optimizers, clip_norm, set_learning_rate
 from lessen.train.schedules import Schedule
 from lessen.train.settings import FitSettings, ParameterGroup
@@ -71,6 +71,8 @@ class Run:
         self.optimizers = build_optimizers(model, settings, groups)
         self.decay = TableDecay(model, settings.table_l2)
         self.schedule = Schedule(settings, total)
+        self.frozen = frozen_names(model)
+        """Names of parameters that do not train: neither kept with the best weights nor in the checkpoint."""
         self.best: dict[str, Tensor] = {}
         self.best_score, self.best_epoch = -math.inf, 0
         self.epoch = self.step = self.misses = self.examples = self.tokens = 0
@@ -200,7 +202,7 @@ class Run:
         if score > self.best_score + MINIMUM_GAIN:
             self.best_score, self.best_epoch, self.misses = score, self.epoch, 0
             if self.settings.keep == "best":
-                self.best = trained_tensors(self.model)
+                self.best = trained_tensors(self.model, self.frozen)
         else:
             self.misses += 1
             self.schedule.missed()
@@ -220,13 +222,19 @@ class Run:
         """Return what a continuation must share; settings that have their default are left out, to read old files."""
         usual = asdict(FitSettings())
         settings = {k: v for k, v in asdict(self.settings).items() if k not in CAPS and v != usual[k]}
-        frozen = _digest_of_frozen(self.model)
-        return {"settings": settings, "seed": self.seed, **({"frozen": frozen} if frozen else {})}
+        frozen = {"frozen": self._digest_of_frozen} if self.frozen else {}
+        return {"settings": settings, "seed": self.seed, **frozen}
+
+    @cached_property
+    def _digest_of_frozen(self) -> str:
+        """A SHA-256 of the parameters that do not train, taken once."""
+        state = self.model.state_dict()
+        return digest_of_tensors({name: state[name] for name in self.frozen if name in state})
 
     def save(self, path: Path) -> None:
         """Write everything the next epoch depends on."""
         groups = {
-            "model": trained_tensors(self.model), "best": self.best, "generator": self.ranks.states(),
+            "model": trained_tensors(self.model, self.frozen), "best": self.best, "generator": self.ranks.states(),
             "device": generator_state(self.device), "hooks": self._hook_tensors(),
         }  # fmt: skip
         progress = {
@@ -242,7 +250,7 @@ class Run:
     def restore(self, path: Path) -> None:
         """Continue where `save` stopped. Raises ArtifactError where the file is of another training."""
         groups, progress = load_checkpoint(
-            path, self.optimizers, self.model, trained_tensors(self.model), self._identity()
+            path, self.optimizers, self.model, trained_tensors(self.model, self.frozen), self._identity()
         )
         schedule = self.schedule
         fall = progress.pop("fall", [0, 0])
@@ -296,27 +304,13 @@ def frozen_names(model: nn.Module) -> set[str]:
     return {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
 
 
-def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return copies of what training may change: trainable parameters and buffers.
+def trained_tensors(model: nn.Module, frozen: set[str]) -> dict[str, Tensor]:
+    """Return copies of what training may change: parameters that are not `frozen`, and buffers.
 
     (Packed operators also keep values that are no tensors.)
     """
-    frozen = frozen_names(model)
     return {
         key: value.detach().clone()
         for key, value in model.state_dict().items()
         if isinstance(value, Tensor) and key not in frozen
     }
-
-
-def _digest_of_frozen(model: nn.Module) -> str:
-    """Return a SHA-256 of the parameters that do not train, or nothing where all do."""
-    names = frozen_names(model)
-    if not names:
-        return ""
-    digest = hashlib.sha256()
-    state = model.state_dict()
-    for name in sorted(names & state.keys()):
-        digest.update(f"{name}{state[name].dtype}{tuple(state[name].shape)}".encode())
-        digest.update(state[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -20,7 +20,7 @@ from lessen.errors import ConfigError, NonFiniteError
 from lessen.log import SILENT, Log
 from lessen.train.device import device_of, to_device
 from lessen.train.hooks import Hook
-from lessen.train.nested import tensors_of
+from lessen.train.nested import digest_of_tensors, tensors_of
 from lessen.train.output_cache import OutputCache, row_keys
 from lessen.train.taps import OUTPUT, Outputs, Taps
 
@@ -162,12 +162,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def digest_of(model: nn.Module) -> str:
     """Return a SHA-256 of what a model computes with: its class, and the names, types and bytes of its tensors."""
-    digest = hashlib.sha256(f"{type(model).__module__}.{type(model).__qualname__}".encode())
-    for name, value in sorted(model.state_dict().items()):
-        if isinstance(value, Tensor):
-            digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    kind = f"{type(model).__module__}.{type(model).__qualname__}"
+    return hashlib.sha256(f"{kind} {digest_of_tensors(tensors)}".encode()).hexdigest()
 
 
 def _nothing(_output: Any, _model: nn.Module) -> Tensor:

@@ -12,9 +12,10 @@ manifest.json       SHA-256 and size of each of the above
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ from lessen.artifact.layout import (
     shard_names,
 )
 from lessen.artifact.state import unwrapped
-from lessen.artifact.structure import assemble, check_stored, describe, hollow, is_patch, refusing
+from lessen.artifact.structure import assemble, check_stored, describe, hollow, is_patch, refusing, staying
 from lessen.artifact.tensors import (
     SHARD_BYTES,
     Filed,
@@ -59,9 +60,11 @@ from lessen.artifact.tensors import (
 )
 from lessen.data.offline import without_downloads
 from lessen.errors import ArtifactError, LessenError
+from lessen.task import Task
 from lessen.tasks import architecture_of, get_task
 from lessen.version import __version__
 
+Opened = TypeVar("Opened")
 __all__ = [
     "MANIFEST", "OTHER_FILES", "PROBE", "STRUCTURE", "WEIGHTS", "GivenFile", "Sizes", "Verification", "attach",
     "check_files", "given_file", "load", "save", "sizes", "stored_size", "verify",
@@ -278,7 +281,7 @@ def _load(folder: Path, model: nn.Module | None) -> tuple[nn.Module, Structure, 
     filed = Filed([folder / name for name in manifest.weights()])
     records = [*structure.modules, *structure.patches]
     if structure.base is None:
-        base = _architecture(structure, folder) if model is None else unwrapped(model)
+        base = _architecture(structure, folder, filed) if model is None else unwrapped(model)
         weights: Weights = filed
         left: dict[str, Tensor] = {}
     else:
@@ -316,21 +319,24 @@ def given_file(path: Path | str, name: str) -> Path:
     return folder / name
 
 
-def _architecture(structure: Structure, folder: Path) -> nn.Module:
-    """Return the untrained model of the artifact's task: where possible without memory, never with a download."""
+def _architecture(structure: Structure, folder: Path, filed: Filed) -> nn.Module:
+    """Return the untrained model of the artifact's task: without memory where it can be, never with a download.
+
+    Its sizes are compared with the weight file before memory is taken for it.
+    """
     if structure.task is None:
         raise ArtifactError(
             f"{folder} holds a model of your own; pass its architecture: lessen.load(path, model=MyNet())"
         )
     build = _of_task(structure, folder, lambda task: architecture_of(task, str(folder / STRUCTURE)))
-    try:
-        with torch.device("meta"):
-            model: nn.Module = build()
+    model: nn.Module | None = None
+    with suppress(Exception), torch.device("meta"):
+        model = build()
+    if model is not None:
+        staying(model, [*structure.modules, *structure.patches], filed, structure.tied, str(folder))
         if not any(buffer.is_meta and not kept for buffer, kept in _buffers(model)):
             return model
-    except Exception:  # a model that cannot be built without memory is built with it
-        pass
-    with refusing(f"{folder}: the model of its task cannot be built"):
+    with refusing(f"{folder}: the model of its task cannot be built"), without_downloads():
         return build()
 
 
@@ -338,13 +344,14 @@ def _base(structure: Structure, folder: Path) -> nn.Module:
     """Return the model that a delta was taken from, where the artifact's task brings it."""
     assert structure.base is not None
     if structure.base.kind == "task" and structure.task is not None:
-        task = _of_task(structure, folder, lambda task: get_task(task, str(folder / STRUCTURE)))
+        task: Task = _of_task(structure, folder, lambda task: get_task(task, str(folder / STRUCTURE)))
         if task.pretrained:
-            return task.reference()
+            with without_downloads():
+                return task.reference()
     raise ArtifactError(f"{folder} is a delta without its base: {named(structure.base)}")
 
 
-def _of_task(structure: Structure, folder: Path, open_task: Callable[[Any], Any]) -> Any:
+def _of_task(structure: Structure, folder: Path, open_task: Callable[[Any], Opened]) -> Opened:
     try:
         with without_downloads(), refusing(f"{folder}: its task cannot be opened"):
             return open_task(structure.task)

@@ -171,6 +171,22 @@ def hollow(
     Raises:
         ArtifactError: a tensor that stays is not in the file, or has another shape there.
     """
+    memo: dict[int, Any] = {
+        id(tensor): _empty(tensor, on_cpu=True) for tensor in staying(base, records, weights, tied, where)
+    }
+    for module in _replaced(base, records):
+        memo.update((id(tensor), _empty(tensor)) for _, tensor in _kept(module) if id(tensor) not in memo)
+    return copy.deepcopy(base, memo)
+
+
+def staying(
+    base: nn.Module, records: list[ModuleRecord], weights: Weights, tied: Mapping[str, str], where: str
+) -> list[Tensor]:
+    """Return the tensors of a base that no record takes the place of, each compared with the weight file.
+
+    Raises:
+        ArtifactError: one is not in the file, or has another shape there.
+    """
     forms = _all_forms(weights, tied, where)
     gone, known = _replaced(base, records), set(base.state_dict(keep_vars=True))
     stay: dict[int, Tensor] = {}
@@ -186,10 +202,7 @@ def hollow(
                 shapes = f"{list(form.shape)}, the model needs {list(tensor.shape)}"
                 raise ArtifactError(f"{where}: tensor {full!r} has shape {shapes}; is it the right base model?")
             stay[id(tensor)] = tensor
-    memo: dict[int, Any] = {key: _empty(tensor, on_cpu=True) for key, tensor in stay.items()}
-    for module in gone:
-        memo.update((id(tensor), _empty(tensor)) for _, tensor in _kept(module) if id(tensor) not in memo)
-    return copy.deepcopy(base, memo)
+    return list(stay.values())
 
 
 def _replaced(base: nn.Module, records: list[ModuleRecord]) -> set[nn.Module]:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from lessen import files
 from lessen.errors import ArtifactError
@@ -148,7 +148,7 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 def _fault(value: Any) -> str:
     if not isinstance(value, Tensor):
         return f"it is a {type(value).__name__}, not a tensor; keep it in the constructor's arguments"
-    if isinstance(value, UninitializedTensorMixin):
+    if is_lazy(value):
         return "its layer has not been called yet and has no shape; call the model once"
     if value.is_meta:
         return "it is on the device 'meta' and has no values; load the weights first"
@@ -181,7 +181,7 @@ def distinct(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
 def raw(tensor: Tensor) -> memoryview:
     """Return the bytes of a tensor in order; those of a contiguous one on the CPU are not copied."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def same_bits(left: Tensor, right: Tensor) -> bool:
@@ -191,7 +191,7 @@ def same_bits(left: Tensor, right: Tensor) -> bool:
     if left.data_ptr() == right.data_ptr() and left.stride() == right.stride() and left.device == right.device:
         return True
     one, other = (side.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for side in (left, right))
-    return all(torch.equal(a, b) for a, b in zip(one.split(PIECE), other.split(PIECE), strict=True))
+    return all(torch.equal(a, b) for a, b in zip(torch.split(one, PIECE), torch.split(other, PIECE), strict=True))
 
 
 def digest_of(state: Mapping[str, Tensor]) -> str:

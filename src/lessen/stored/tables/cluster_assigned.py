@@ -49,7 +49,7 @@ class ClusterAssignedEmbedding(PartlyExactEmbedding):
         """Refuse codes beyond the clusters of their field. Raises ValueError."""
         first = 0
         for block, clusters in zip(self.large, self.clusters, strict=True):
-            for codes in self.codes[first : first + block.rows].split(CHECKED):
+            for codes in torch.split(self.codes[first : first + block.rows], CHECKED):
                 high = codes[:, 1].long() << 8 if codes.shape[1] == 2 else 0
                 checks.within(f"codes of {block.name!r}", codes[:, 0] + high, 0, clusters - 1)
             first += block.rows

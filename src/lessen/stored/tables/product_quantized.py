@@ -59,7 +59,7 @@ class ProductQuantizedEmbedding(StoredEmbedding):
     def check_values(self) -> None:
         """Refuse codes beyond the centroids. Raises ValueError."""
         if self.centroids < 2**self.bits:
-            for part in self.codes.split(BAG_BLOCK):
+            for part in torch.split(self.codes, BAG_BLOCK):
                 checks.within("codes", packing.unpack(part, self.bits, self.groups), 0, self.centroids - 1)
 
     def centroid_rows(self, ids: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def check(words: Tensor, ranks: Tensor, positions: int, kept: int) -> None:
     if spare and bool(words[-1] >> spare & (1 << WORD - spare) - 1):
         raise ValueError(f"words has bits set beyond the {positions} positions of the table")
     before = 0
-    for word, rank in zip(words.split(CHECKED), ranks.split(CHECKED), strict=True):
+    for word, rank in zip(torch.split(words, CHECKED), torch.split(ranks, CHECKED), strict=True):
         counts = bits.ones(word & _LOW) + (word < 0)
         checks.equal("ranks", rank, counts.cumsum(0) - counts + before)
         before += int(counts.sum())

@@ -50,7 +50,7 @@ def check(classes: Tensor, starts: Tensor, sizes: Tensor, rows: int, total: int)
     """
     before, used = 0, 0
     for number, (half, start) in enumerate(
-        zip(classes.split(CHECKED * BLOCK // 2), starts.split(CHECKED), strict=True)
+        zip(torch.split(classes, CHECKED * BLOCK // 2), torch.split(starts, CHECKED), strict=True)
     ):
         each = torch.stack([half & 15, half >> 4], dim=1).flatten()
         checks.within("classes", each, 0, len(sizes) - 1)

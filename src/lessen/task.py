@@ -99,6 +99,10 @@ class Judge(ABC):
         """
         return {}
 
+    def costs(self, outcomes: Outcomes) -> Mapping[str, float]:  # noqa: ARG002 - for judges that see some
+        """Return costs that are seen while judging, by kind of cost: bits per pixel of a codec. None by default."""
+        return {}
+
     def notes(self) -> list[str]:
         """Return statements that a reader of the results must know, such as how many test users are new."""
         return []
@@ -142,9 +146,9 @@ class Task(Judge):
     def batches(self, split: Split, seed: int = 0) -> Iterable[Batch]:
         """Yield batches of `split`; by default a batch is `(inputs, target)`. `seed` orders the train split."""
 
-    @abstractmethod
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the scalar training loss of `batch`."""
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:  # noqa: ARG002 - for tasks that train
+        """Return the scalar training loss of `batch`. Raises TaskError where there is none: nothing can be trained."""
+        raise TaskError(f"task {self.name!r} has no loss: nothing can be trained on it")
 
     @classmethod
     def architecture(cls, options: Any) -> Callable[[], nn.Module]:

@@ -9,9 +9,12 @@ import torch
 from torch import nn
 
 from kernel_forms import FORMS, ROWS, fields, generator, random
+from lessen.codecs.stored import JpegCodec
 from lessen.stored.base import StoredModule
+from lessen.stored.linears.half import HalfLinear
 from lessen.stored.linears.int8_linear import Int8Linear
 from lessen.stored.linears.low_rank import LowRankLinear
+from lessen.stored.linears.low_rank_delta import LowRankDelta
 from lessen.stored.series.wavelet_bank import WaveletBank
 from lessen.stored.tables.cluster_assigned import ClusterAssignedEmbedding
 from lessen.stored.tables.clustered_embedding import ClusteredEmbedding
@@ -24,6 +27,7 @@ from lessen.stored.tables.selected_fields import SelectedFields
 from lessen.stored.tables.sparse_embedding import SparseEmbedding
 from lessen.stored.tables.tensor_train import TensorTrainEmbedding
 from lessen.stored.tables.tiered_embedding import TieredEmbedding, bare
+from lessen.stored.vectors.flat import FlatVectors, Int8Vectors
 from lessen.tokens.reducers import reducer_from
 from lessen.tokens.stored import TokenReduction
 
@@ -129,7 +133,30 @@ def wavelet_bank():
     return made
 
 
+def half_linear():
+    return HalfLinear.from_dense(nn.Linear(12, 5))
+
+
+def low_rank_delta():
+    made = LowRankDelta.around(nn.Linear(12, 5), 3, 2.0, generator())
+    made.up.data.copy_(random(5, 3))
+    return made
+
+
+def flat_vectors():
+    return FlatVectors.of(random(9, 12))
+
+
+def int8_vectors():
+    return Int8Vectors.of(random(24, 12))
+
+
 OTHERS = {
+    "half linear": (half_linear, lambda: (random(3, 12),)),
+    "low rank delta": (low_rank_delta, lambda: (random(3, 12),)),
+    "flat vectors": (flat_vectors, lambda: (random(3, 12),)),
+    "int8 vectors": (int8_vectors, lambda: (random(3, 12),)),
+    "jpeg codec": (JpegCodec, None),
     "int8 linear": (int8_linear, lambda: (random(3, 12),)),
     "int8 linear by tensor": (int8_linear_by_tensor, lambda: (random(3, 12),)),
     "low rank linear": (low_rank_linear, lambda: (random(3, 12),)),

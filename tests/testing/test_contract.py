@@ -11,20 +11,41 @@ from lessen.methods import builtin_methods
 from lessen.testing import CHECKS, Case, ContractError, NotApplicable, check_method, contract_case
 from lessen.testing.toys import TOYS, TableTask
 
-ROWS = {name: cls for name, cls in builtin_methods().items() if cls.card.family in TOYS}
+ROWS = builtin_methods()
+MORE = {
+    "emb-half bf16": ("emb-half", {"dtype": "bf16"}),
+    "emb-rowwise-quant 4 of items": ("emb-rowwise-quant", {"bits": 4, "only": "items"}),
+    "emb-prune-rows 0.3": ("emb-prune-rows", {"share": 0.3}),
+    "emb-hash 0.2": ("emb-hash", {"share": 0.2}),
+    "linear-int8 tensor": ("linear-int8", {"activations": "tensor", "min_weights": 64}),
+    "linear-half fp16": ("linear-half", {"dtype": "fp16", "skip": "first"}),
+    "jpeg 10": ("jpeg", {"quality": 10}),
+    "lora 1": ("lora", {"rank": 1, "alpha": 1.0}),
+    "data-random-rows 0.2": ("data-random-rows", {"share": 0.2}),
+}
+"""Settings beside the defaults: what a default never reaches is checked too."""
+CASES = {**{name: (name, {}) for name in ROWS}, **MORE}
+LONG = {"diffrate", "tocom"}
+"""Methods that search or train a Transformer at each application."""
 _cases: dict[str, Case] = {}
 
 
 @pytest.fixture
 def case(request):
-    name = request.param
-    if name not in _cases:
-        _cases[name] = contract_case(ROWS[name]())
-    return _cases[name]
+    if request.param not in _cases:
+        name, knobs = CASES[request.param]
+        _cases[request.param] = contract_case(ROWS[name](**knobs))
+    return _cases[request.param]
+
+
+def test_every_family_has_a_toy():
+    assert {cls.card.family for cls in ROWS.values()} <= set(TOYS)
 
 
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("case", ROWS, indirect=True)
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in CASES], indirect=True
+)
 def test_contract(case, check):
     try:
         CHECKS[check](case)

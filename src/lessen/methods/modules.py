@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import Field, field_validator
 from torch import nn
 
 from lessen.method import Context, Method
 from lessen.methods.sites import Scope, Site, find, require
+
+Part = TypeVar("Part", bound=nn.Module)
 
 
 class ModuleMethod(Method):
@@ -50,6 +52,16 @@ class ModuleMethod(Method):
     ) -> list[Site]:
         """Return the modules of `kinds` that can be replaced; see `sites.find`. Raises ConfigError, see `Scope`."""
         return find(model, kinds, context, reject, outside, self.scope)
+
+    def parts(self, model: nn.Module, kind: type[Part]) -> list[Part]:
+        """Return the modules of a class without a `weight` of its own (codecs, indexes) where this step may act.
+
+        Raises:
+            ConfigError: a pattern of `only` or `skip` matches no module of the model.
+        """
+        paths = dict(model.named_modules())
+        self.scope.check(path for path in paths if path)
+        return [part for path, part in paths.items() if isinstance(part, kind) and not self.scope.reason([path])]
 
     def eligible(
         self,

@@ -66,6 +66,7 @@ class StoredModule(nn.Module):
         with torch.device("meta"):
             twin = type(self).from_config(self.config())
         same_form(self, twin)
+        one_type(self, twin)
         self.check_values()
 
     def check_values(self) -> None:
@@ -111,6 +112,31 @@ def same_form(module: nn.Module, twin: nn.Module, path: str = "") -> None:
         else:
             found, needed = (f"{type(one).__name__} ({_size(one)})" for one in (child, other))
             raise ValueError(f"{path}{name} is a {found}; its parent needs a {needed}")
+
+
+def one_type(module: nn.Module, twin: nn.Module) -> None:
+    """Refuse floats that have neither the types of the empty `twin` nor all one type, as `.half()` makes them.
+
+    Stored children are checked by themselves.
+
+    Raises:
+        ValueError: which tensor is of a type of its own.
+    """
+    inside = {inner for child in module.children() if isinstance(child, StoredModule) for inner in child.modules()}
+    expected = dict(_floats(twin, set()))
+    found = {name: tensor for name, tensor in _floats(module, inside) if name in expected}
+    changed = [name for name, tensor in found.items() if tensor.dtype != expected[name].dtype]
+    if changed and len({tensor.dtype for tensor in found.values()}) > 1:
+        raise ValueError(f"{changed[0]} is {found[changed[0]].dtype}, other tensors of the module are not")
+
+
+def _floats(module: nn.Module, inside: set[nn.Module]) -> list[tuple[str, Tensor]]:
+    return [
+        (f"{path}.{name}" if path else name, tensor)
+        for path, owner in module.named_modules() if owner not in inside
+        for name, tensor in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False))
+        if tensor.is_floating_point()
+    ]  # fmt: skip
 
 
 def _same_tensor(name: str, found: Tensor | None, expected: Tensor | None) -> None:

@@ -180,9 +180,9 @@ def _train_reference(job: Job) -> dict[str, Any]:
     model = task.reference(job.seed, LOG.get())
     seconds = time.perf_counter() - start
     check_finite(model, f"the reference of seed {job.seed}")
-    judged = _judged(job, model, REFERENCE)
+    judged, costs = _judged(job, model, REFERENCE)
     stored = artifact.stored_size(model, model, description_of(task))
-    cost = asdict(measure_cost(task, model, stored_bytes=stored)) | {"train_s": seconds}
+    cost = asdict(measure_cost(task, model, stored_bytes=stored)) | {"train_s": seconds} | costs
     found = sealed({"seed": job.seed, **judged, "cost": cost})
     _save(place, model, model, task, {"measurement.json": files.dump_json(found)})
     return plain(found)
@@ -196,22 +196,23 @@ def _compress_one(job: Job) -> dict[str, Any]:
     compact, ledger = job.recipe.apply(reference, task, seed=job.seed, log=LOG.get())
     stored = _save(place, compact, reference, task, {"recipe.yaml": files.dump_yaml(job.recipe.describe())})
     kept = artifact.load(place, model=reference)  # what is judged is what lies on disk
-    judged = _judged(job, kept, name)
+    judged, costs = _judged(job, kept, name)
     cost = measure_cost(task, kept, stored_bytes=stored, ledger=ledger)
     found = sealed({
         "recipe": name, "recipe_hash": job.recipe.hash, "seed": job.seed, "steps": ledger_records(ledger), **judged,
-        "cost": asdict(cost),
+        "cost": asdict(cost) | costs,
     })  # fmt: skip
     folder.write_json(folder.compressed_file(name, job.seed), found)
     return plain(found)
 
 
-def _judged(job: Job, model: nn.Module, name: str) -> dict[str, Any]:
-    """Judge a model by the task and by every judge beside it, keep the outcomes, and return figures and digests."""
+def _judged(job: Job, model: nn.Module, name: str) -> tuple[dict[str, Any], dict[str, float]]:
+    """Judge a model by the task and by every judge beside it, keep the outcomes; return figures and costs."""
     folder, task = StudyFolder(job.root), task_of(job.source)
     values: dict[str, float] = {}
     intervals: dict[str, tuple[float, float]] = {}
     limits: dict[str, dict[str, float | None]] = {}
+    costs: dict[str, float] = {}
     judges = {"": task, **{judge.name: judge for judge in map(judge_of, job.judges)}}
     for prefix, judge in judges.items():
         quality = measure_quality(judge, model, resamples=job.resamples)
@@ -221,9 +222,10 @@ def _judged(job: Job, model: nn.Module, name: str) -> dict[str, Any]:
             limits |= {metric_name(prefix, metric): value for metric, value in known.items()}
         values |= {metric_name(prefix, metric): value for metric, value in quality.values.items()}
         intervals |= {metric_name(prefix, metric): value for metric, value in quality.intervals.items()}
+        costs |= judge.costs(quality.outcomes)
     evidence = evidence_of(job.root, name, job.seed, judges)
     found = {"quality": values, "quality_ci": intervals, EVIDENCE: evidence}
-    return {**found, STANDARDS: limits} if name == REFERENCE else found
+    return ({**found, STANDARDS: limits} if name == REFERENCE else found), costs
 
 
 def metric_name(judge: str, metric: str) -> str:

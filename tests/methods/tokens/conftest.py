@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from colour_task import ColourTask
+from lessen.testing.colours import ColourTask
 
 
 @pytest.fixture(scope="session")

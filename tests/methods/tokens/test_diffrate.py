@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from colour_task import ColourTask
 from lessen.errors import InputError, TaskError
 from lessen.method import Context
 from lessen.methods.tokens._shared.common import look, share_of
 from lessen.methods.tokens.diffrate import DiffRate, Judge, trim
 from lessen.recipe import Recipe
+from lessen.testing.colours import ColourTask
 from lessen.tokens import RankMerge
 from lessen.tokens.stored import patch_of
 

@@ -72,6 +72,6 @@ class SparseEmbedding(StoredEmbedding):
         place = torch.repeat_interleave(torch.arange(len(flat), device=flat.device), count)
         before = count.cumsum(0) - count
         source = torch.arange(len(place), device=flat.device) - before[place] + first[place]
-        rows = torch.zeros(len(flat), self.embedding_dim, device=flat.device)
+        rows = self.values.new_zeros(len(flat), self.embedding_dim)
         rows[place, self.columns[source].long()] = self.values[source]
         return rows.reshape(*ids.shape, self.embedding_dim)

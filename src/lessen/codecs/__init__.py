@@ -1,0 +1,1 @@
+"""Bits for pictures: machinery of codecs, without cards."""

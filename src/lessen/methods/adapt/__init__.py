@@ -1,0 +1,1 @@
+"""Methods that adapt a model by few tensors of their own."""

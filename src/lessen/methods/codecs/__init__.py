@@ -1,0 +1,1 @@
+"""Methods that make pictures and features cost fewer bits on a wire."""

@@ -1,0 +1,1 @@
+"""Methods that make retrieval vectors cost less to store and to search."""

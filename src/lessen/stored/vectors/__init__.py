@@ -1,0 +1,1 @@
+"""Compact vectors that are searched."""

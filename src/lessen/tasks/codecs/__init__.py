@@ -1,0 +1,1 @@
+"""Tasks of codecs: pictures on a wire."""

@@ -34,8 +34,8 @@ class FixedDrafts(Decoder):
     """The paper's drafts: ten tokens at every hit."""
 
     @staticmethod
-    def lengths(offers, _costs):
-        return [min(10, len(offer.tokens)) for offer in offers]
+    def lengths(candidates, _costs):
+        return [min(10, len(candidate.tokens)) for candidate in candidates]
 
 
 @torch.inference_mode()
@@ -57,10 +57,12 @@ def padded(decoder: Decoder, model, prompts: list[list[int]], new: int, eos: int
     alive = [tokens[-1] != eos for tokens in out]
     while any(alive):
         active = [number for number in range(count) if alive[number]]
-        offers = [copiers[number].offer(new - len(out[number]) - 1) for number in active]
+        candidates = [copiers[number].candidate(new - len(out[number]) - 1) for number in active]
         drafts: list[list[int]] = [[] for _ in prompts]
-        for number, offer, length in zip(active, offers, decoder.lengths(offers, decoder.costs), strict=True):
-            drafts[number] = offer.tokens[:length]
+        for number, candidate, length in zip(
+            active, candidates, decoder.lengths(candidates, decoder.costs), strict=True
+        ):
+            drafts[number] = candidate.tokens[:length]
         width = 1 + max(map(len, drafts))
         step = torch.tensor(
             [[tokens[-1], *draft, *[eos] * (width - 1 - len(draft))] for tokens, draft in zip(out, drafts, strict=True)]

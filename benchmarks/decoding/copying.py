@@ -56,10 +56,10 @@ class Bench:
     def decoder(self, pack: bool, kind: type[Decoder] = Decoder, **options) -> Decoder:
         """A decoder with the cost curve of this machine, measured the first time."""
         place = cost_store.place_of(self.model, pack)
-        costs = cost_store.recall(place)
+        costs = cost_store.load(place)
         made = kind(self.model, self.tokenizer, pack=pack, costs=costs, remember=0, **options)
         if costs is None:
-            cost_store.keep(place, made.costs)
+            cost_store.save(place, made.costs)
         return made
 
     def run(self, mode: str, prompt: list[int]) -> dict[str, object]:
@@ -99,7 +99,7 @@ class Bench:
         return self._ours(self.packed, prompt)
 
     def _without_drafts(self, decoder, prompt):
-        decoder.lengths = lambda offers, _costs: [0] * len(offers)
+        decoder.lengths = lambda candidates, _costs: [0] * len(candidates)
         try:
             return self._ours(decoder, prompt)
         finally:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lessen.decoding.cost import CostCurve
-from lessen.decoding.cost_store import keep, place_of, recall
+from lessen.decoding.cost_store import load, place_of, save
 from tiny_models import llama
 
 
@@ -15,9 +15,9 @@ def _own_cache(tmp_path, monkeypatch):
 
 def test_a_curve_comes_back_as_it_was_kept(model):
     place, curve = place_of(model, True), CostCurve((1, 4), (0.1, 0.15), packed_rows=(4, 64))
-    assert recall(place) is None
-    keep(place, curve)
-    assert recall(place) == curve
+    assert load(place) is None
+    save(place, curve)
+    assert load(place) == curve
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_a_damaged_curve_is_measured_again(model, content):
     place = place_of(model, True)
     place.parent.mkdir(parents=True)
     place.write_bytes(content)
-    assert recall(place) is None
+    assert load(place) is None
 
 
 def test_another_model_dtype_or_packing_has_its_own_curve(model):

@@ -76,12 +76,12 @@ def generate(
     loaded, tokenizer = load_model(model, dtype)
     helper = load_model(assistant, dtype)[0] if assistant is not None else None
     place = cost_store.place_of(loaded, pack)
-    costs = cost_store.recall(place)
+    costs = cost_store.load(place)
     with Decoder(loaded, tokenizer, key_length=key_length, assistant=helper, pack=pack, costs=costs) as decoder:
         if costs is not None and not decoder.costs_hold():
             decoder.tune()  # the machine is not what it was when the curve was kept
         if decoder.costs is not costs:
-            cost_store.keep(place, decoder.costs)
+            cost_store.save(place, decoder.costs)
         if texts:
             _answer_all(decoder, _encoded(tokenizer, texts, chat, system), texts, options, show)
         else:

@@ -17,7 +17,7 @@ from torch import Tensor
 from lessen.decoding.assistant import Drafting
 from lessen.decoding.cost import CostCurve
 from lessen.decoding.engine import Engine
-from lessen.decoding.policy import NOTHING, Offer, plan
+from lessen.decoding.policy import NOTHING, Candidate, plan
 from lessen.decoding.request import Request
 from lessen.errors import NonFiniteError
 
@@ -35,7 +35,7 @@ class Call:
         costs: CostCurve,
         drafting: Drafting | None,
         requests: Sequence[Request],
-        lengths: Callable[[Sequence[Offer], CostCurve], list[int]] = plan,
+        lengths: Callable[[Sequence[Candidate], CostCurve], list[int]] = plan,
     ) -> None:
         self._name, self.engine, self._costs, self._drafting = name, engine, costs, drafting
         self.requests, self._plan = requests, lengths
@@ -77,11 +77,13 @@ class Call:
     def _drafts(self, active: Sequence[Request]) -> tuple[list[bool], list[list[int]]]:
         """Return for each sequence whether its draft is copied, and the draft."""
         rooms = [self._room(request) for request in active]
-        offers = [
-            NOTHING if request.copier is None else request.copier.offer(room)
+        candidates = [
+            NOTHING if request.copier is None else request.copier.candidate(room)
             for request, room in zip(active, rooms, strict=True)
         ]
-        drafts = [offer.tokens[:length] for offer, length in zip(offers, self._lengths(offers), strict=True)]
+        drafts = [
+            candidate.tokens[:length] for candidate, length in zip(candidates, self._lengths(candidates), strict=True)
+        ]
         copied = [bool(draft) for draft in drafts]
         idle = [number for number, draft in enumerate(drafts) if not draft]
         if self._drafting is not None and idle:
@@ -95,10 +97,10 @@ class Call:
         reach = self.engine.reach(request.cache)
         return request.left - 1 if reach is None else min(request.left, reach) - 1
 
-    def _lengths(self, offers: Sequence[Offer]) -> list[int]:
+    def _lengths(self, candidates: Sequence[Candidate]) -> list[int]:
         if self.engine.batched:
-            return self._plan(offers, self._costs)
-        return [self._plan([offer], self._costs)[0] for offer in offers]  # each sequence has its own pass
+            return self._plan(candidates, self._costs)
+        return [self._plan([candidate], self._costs)[0] for candidate in candidates]  # each sequence has its own pass
 
     def _take(self, requests: Sequence[Request], drafts: Sequence[list[int]], logits: Tensor) -> list[list[int]]:
         best = logits.argmax(-1)

@@ -35,7 +35,7 @@ def place_of(model: Any, pack: bool) -> Path:
     return cache_folder() / "decoding" / f"costs-{digest[:24]}.json"
 
 
-def recall(place: Path) -> CostCurve | None:
+def load(place: Path) -> CostCurve | None:
     """Return the stored curve, or None where there is none or it cannot be read; then it is measured again."""
     try:
         value = parse_json(place.read_bytes(), str(place))
@@ -46,7 +46,7 @@ def recall(place: Path) -> CostCurve | None:
         return None
 
 
-def keep(place: Path, curve: CostCurve) -> None:
+def save(place: Path, curve: CostCurve) -> None:
     """Store a curve. Raises OutputError when the cache cannot be written."""
     atomic_write(
         place, dump_json({"sizes": curve.sizes, "times": curve.times, "packed_rows": curve.packed_rows or (0, 0)})

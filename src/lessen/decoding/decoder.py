@@ -81,7 +81,7 @@ class Decoder:
     """
 
     lengths = staticmethod(plan)
-    """How many tokens of each offer are drafted; see `lessen.decoding.policy.plan`."""
+    """How many tokens of each candidate are drafted; see `lessen.decoding.policy.plan`."""
 
     def __init__(
         self,

@@ -85,14 +85,14 @@ class Acceptance:
 
 
 @dataclass(frozen=True)
-class Offer:
+class Candidate:
     """A draft that could be made for one sequence, and the chance that each token and all before it hold."""
 
     tokens: list[int]
     survival: list[float]
 
 
-NOTHING = Offer([], [])
+NOTHING = Candidate([], [])
 
 
 class Copier:
@@ -112,7 +112,7 @@ class Copier:
         self._copying: Place | None = None
         self._place: Place | None = None
 
-    def offer(self, limit: int) -> Offer:
+    def candidate(self, limit: int) -> Candidate:
         """Return the best draft of at most `limit` tokens; it ends with the first end-of-sequence token in it."""
         place = self._place = self._choose()
         if place is None:
@@ -122,7 +122,7 @@ class Copier:
             if token in self._stops:
                 del tokens[number + 1 :]
                 break
-        return Offer(tokens, self.acceptance.survival(place, len(tokens)))
+        return Candidate(tokens, self.acceptance.survival(place, len(tokens)))
 
     def _choose(self) -> Place | None:
         text = self.index.tokens
@@ -135,7 +135,7 @@ class Copier:
         return max(places, key=self.acceptance.chance, default=None)
 
     def observe(self, emitted: Sequence[int]) -> None:
-        """Learn from the tokens the model chose after the last offer, whether or not they were drafted."""
+        """Learn from the tokens the model chose after the last candidate, whether or not they were drafted."""
         self.index.extend(emitted)
         place, self._copying = self._place, None
         if place is None:
@@ -168,8 +168,8 @@ class Copier:
         return place if place.start < len(place.source) and place.source[place.start] != BREAK else None
 
 
-def plan(offers: Sequence[Offer], curve: CostCurve, longest: int = 256) -> list[int]:
-    """Return how many tokens of each offer to draft, for one pass over all sequences together.
+def plan(candidates: Sequence[Candidate], curve: CostCurve, longest: int = 256) -> list[int]:
+    """Return how many tokens of each candidate to draft, for one pass over all sequences together.
 
     Tokens are taken in order of their chance, whichever sequence they belong to, as long as
     `expected tokens - extra seconds * tokens a second of a pass without drafts` grows. Chances fall along a draft, so
@@ -178,11 +178,14 @@ def plan(offers: Sequence[Offer], curve: CostCurve, longest: int = 256) -> list[
     Args:
         longest: drafted tokens of one pass at most.
     """
-    rows = len(offers)
+    rows = len(candidates)
     plain = curve.seconds(rows)
     rate = rows / plain
     ranked = sorted(
-        (-chance, number) for number, offer in enumerate(offers) for chance in offer.survival if chance > 0.0
+        (-chance, number)
+        for number, candidate in enumerate(candidates)
+        for chance in candidate.survival
+        if chance > 0.0
     )
     best, best_value, value = 0, 0.0, 0.0
     for taken, (chance, _) in enumerate(ranked[:longest], start=1):

@@ -48,10 +48,10 @@ def replay(
     copier.observe(answer[:1])
     done, passes, drafted, accepted, rows, seconds = min(1, len(answer)), 0, 0, 0, 0, 0.0
     while done < len(answer):
-        offer = copier.offer(len(answer) - done - 1)
-        length = min(fixed_draft, len(offer.tokens)) if fixed_draft is not None else plan([offer], curve)[0]
+        candidate = copier.candidate(len(answer) - done - 1)
+        length = min(fixed_draft, len(candidate.tokens)) if fixed_draft is not None else plan([candidate], curve)[0]
         held = 0
-        while held < length and offer.tokens[held] == answer[done + held]:
+        while held < length and candidate.tokens[held] == answer[done + held]:
             held += 1
         copier.observe(answer[done : done + held + 1])
         passes, drafted, accepted = passes + 1, drafted + length, accepted + held

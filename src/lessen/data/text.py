@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from lessen.data.catalogue import read
 from lessen.errors import DataError
@@ -19,6 +19,7 @@ from lessen.log import SILENT, Log
 
 Unit = Literal["line", "paragraph", "article", "file"]
 Split = Literal["train", "validation", "test"]
+Item = TypeVar("Item")
 NEWS = "news"
 """Name of the built-in text: 300 news items, one a line."""
 _NEWS_MEMBER = "gensim/test/test_data/lee_background.cor"
@@ -50,10 +51,10 @@ def documents(source: str, unit: Unit | None = None, log: Log = SILENT) -> list[
     return found
 
 
-def deal(found: list[str], split: Split) -> list[str]:
-    """Return the documents of one split, dealt by position: of every five, the first tests, the second validates."""
+def deal(found: list[Item], split: Split) -> list[Item]:
+    """Return the items of one split, dealt by position: of every five, the first tests, the second validates."""
     turn = {"test": (0,), "validation": (1,), "train": (2, 3, 4)}[split]
-    return [document for number, document in enumerate(found) if number % 5 in turn]
+    return [item for number, item in enumerate(found) if number % 5 in turn]
 
 
 def _text(path: Path) -> str:

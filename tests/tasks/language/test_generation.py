@@ -63,8 +63,9 @@ def test_methods_learn_from_text_and_prompts_are_fingerprinted(folder, tmp_path)
     rows = [{"prompt": "abc", "answer": "x"}] * 10
     judge = task(folder, rows, tmp_path)
     assert next(iter(judge.batches("train")))[0]["input_ids"].shape[1] == 16
-    other = task(folder, [{"prompt": "abd", "answer": "x"}, *rows[1:]], tmp_path)
-    assert judge.fingerprint() != other.fingerprint()
+    known = judge.fingerprint()
+    other = task(folder, [{"prompt": "abc", "answer": ["x", "y"]}, *rows[1:]], tmp_path)
+    assert known != other.fingerprint()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""The task `language-answers`: what a causal language model writes after prompts, against the answers that are right."""
+"""The task `language-answers`: what a causal language model writes after prompts, against the right answers."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from functools import cached_property
@@ -56,10 +57,13 @@ class AnswersTask(LanguageTask):
             return
         for prompt, answers in self._asked(split):
             ids = self._encoded(prompt)
-            answer = torch.tensor(
-                [self.tokenizer(answers[0], add_special_tokens=False)["input_ids"]], dtype=torch.int64
-            )
-            yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, answer
+            answer = self.tokenizer(answers[0], add_special_tokens=False)["input_ids"]
+            yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.tensor([answer], dtype=torch.int64)
+
+    def fingerprint(self) -> str:
+        """Return a digest of the prompts and all their answers, validation and test."""
+        asked = [self._asked("validation"), self._asked("test")]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
     def outcomes(self, model: nn.Module, split: Split = "test") -> Outcomes:
         """Return, for each prompt, whether the answer is right, its ROUGE-L and F1, and the tokens written."""

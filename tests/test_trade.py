@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 
 import pytest
@@ -54,6 +55,12 @@ def test_the_table_holds_every_cost_and_an_interval(trained):
     ):
         assert label in text
     assert "within margin" in text.splitlines()[-1]
+
+
+def test_a_notebook_shows_the_table(trained):
+    task, model = trained
+    trade = lessen.compare(model, model, task, margin=0.01)
+    assert trade._repr_html_() == f"<pre>{html.escape(str(trade))}</pre>"
 
 
 def test_a_ruined_model_is_worse(trained):

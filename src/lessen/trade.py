@@ -6,6 +6,7 @@ print(trade)
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -95,6 +96,10 @@ class Trade:
             )
         lines.append(f"{self.task.primary}: {self.judgement.verdict} - {self.judgement.reason}")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Return the table for a notebook."""
+        return f"<pre>{html.escape(str(self))}</pre>"
 
     def card(self) -> str:
         """Return the model card: the trade, the steps, and how to load it."""

@@ -8,7 +8,7 @@ import pytest
 from lessen.errors import ConfigError, DataError
 from lessen.frontier import Frontier
 from lessen.frontier.verdict import BETTER, KEPT, UNKNOWN, WITHIN, WORSE
-from study_folder import FINGERPRINT, write_study
+from study_folder import FINGERPRINT, RECIPES, write_study
 
 
 def record(recipe, seed=0, *, loss=0.0, share=0.5, status="ok", **more):
@@ -327,3 +327,11 @@ def test_a_wide_noise_floor_is_told():
     assert len(told) == 2
     quiet = {"latency_ratio_ci": [0.97, 1.03], "quality": {"auc": [0.0, 0.0]}}
     assert not any("wide" in line for line in gaps(Frontier([StudyRecords([record("a")], noise=quiet)])))
+
+
+def test_a_notebook_shows_a_row_a_recipe_and_no_markup_of_names(tmp_path):
+    frontier = Frontier.load(write_study(tmp_path / "s", examples=300, recipes={"<b>x</b>": RECIPES["int8 rows"]}))
+    shown = frontier._repr_html_()
+    assert shown.count("<tr>") == 1 + len(frontier)
+    assert "&lt;b&gt;x" in shown
+    assert "<b>" not in shown

@@ -9,6 +9,7 @@ import io
 import os
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -36,11 +37,21 @@ app = typer.Typer(
     help="Make trained models cost less, and prove what that cost in quality. First try: lessen demo",
     epilog="Exit status: 0 done, 1 a gate failed, 2 bad input, 3 environment, 4 interrupted and resumable.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=system.show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Take what comes before a verb."""
+
+
 for group in (studies, models, export, renumber, rank, generate, catalogue, author, system):
     group.register(app)
 for family in (checkpoint, tokens, bars):

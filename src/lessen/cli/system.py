@@ -39,6 +39,13 @@ def doctor(
         raise EnvironmentFault(f"{first.topic}: {first.item}: {first.value}; {first.advice}")
 
 
+def show_version(wanted: bool) -> None:
+    """Print the version and leave, as `--version` before any verb asks."""
+    if wanted:
+        version()
+        raise typer.Exit
+
+
 def version(as_json: AsJson = False) -> None:
     """Print the version.
 

@@ -12,6 +12,7 @@ from lessen.errors import ConfigError, DataError, nearest
 from lessen.frontier.comparison import Comparison, reference_of
 from lessen.frontier.evidence import check_evidence, check_figures
 from lessen.frontier.gates import Gate, claim_flags, parse_gates
+from lessen.frontier.notebook import html_table
 from lessen.frontier.point import Estimate, Point
 from lessen.frontier.records import REFERENCE, StudyRecords, check_records, interval, load_study, number
 from lessen.frontier.verdict import BETTER, KEPT, UNKNOWN, WITHIN, WORSE, Verdict, judge
@@ -74,6 +75,10 @@ class Frontier:
 
     def __iter__(self) -> Iterator[Point]:
         return iter(self.points)
+
+    def _repr_html_(self) -> str:
+        """Return a small table for a notebook."""
+        return html_table(self.points, self.primary, self.title(self.primary))
 
     def __len__(self) -> int:
         return len(self.points)

@@ -61,7 +61,12 @@ def test_shell_blocks_run(page, tmp_path):
 
 
 def test_links_between_files_lead_somewhere():
-    generated = {"methods.md", "errors.md", *(f"tutorials/{path.stem.replace('_', '-')}.md" for path in TUTORIALS)}
+    generated = {
+        "methods.md",
+        "errors.md",
+        "api.md",
+        *(f"tutorials/{path.stem.replace('_', '-')}.md" for path in TUTORIALS),
+    }
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
             resolved = (page.parent / target).resolve()

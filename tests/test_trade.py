@@ -10,7 +10,7 @@ import torch
 import yaml
 
 import lessen
-from lessen.errors import ConfigError, NonFiniteError, NothingMatchedError
+from lessen.errors import ArtifactError, ConfigError, NonFiniteError, NothingMatchedError
 from lessen.recipe import Recipe
 from toy import ToyNet, ToyTask
 
@@ -39,6 +39,18 @@ def test_the_callers_model_is_never_changed_and_the_round_trip_is_exact(trained,
     assert "emb-rowwise-quant" in str(described)
     assert json.loads((tmp_path / "small" / "measurement.json").read_text())["cost"]["stored_bytes"] == size
     assert "emb-rowwise-quant" in (tmp_path / "small" / "card.md").read_text()
+
+
+def test_a_delta_stores_only_what_differs_from_the_model_it_came_from(trained, tmp_path):
+    task, model = trained
+    trade = lessen.compress(model, task, {"emb-half": {}}, margin=0.05)
+    size = trade.save(tmp_path / "delta", delta=True)
+    assert size < trade.measurement.cost["stored_bytes"]
+    found = lessen.verify(tmp_path / "delta", model=model)
+    assert (found.probe, found.stored_bytes) == ("equal", size)
+    assert found.serving_bytes > size
+    with pytest.raises(ArtifactError, match="another base"):
+        lessen.load(tmp_path / "delta", model=ToyNet())
 
 
 def test_the_table_holds_every_cost_and_an_interval(trained):

@@ -17,6 +17,8 @@ from torch import nn
 from lessen import files
 from lessen.architectures.intake import private_copy
 from lessen.artifact import folder as artifact
+from lessen.artifact.delta import base_of
+from lessen.artifact.layout import BaseReference
 from lessen.costs import CostKind, cost_kinds
 from lessen.frontier.margin import check_margin
 from lessen.frontier.verdict import Difference, Judgement, judge, no_better_than_chance, paired_difference
@@ -65,12 +67,21 @@ class Trade:
         """`better`, `within margin`, `worse` or `not enough data to say`."""
         return self.judgement.verdict
 
-    def save(self, path: Path | str) -> int:
-        """Write an artifact to the new directory `path` and return its stored bytes. Raises OutputError."""
+    def save(self, path: Path | str, *, delta: bool = False) -> int:
+        """Write an artifact to the new directory `path` and return its stored bytes.
+
+        Args:
+            delta: name the tensors that equal the uncompressed model's bit for bit instead of storing them again; to
+                load it, that model must be at hand.
+
+        Raises:
+            OutputError: the directory exists and is not empty, or cannot be written.
+        """
         return artifact.save(
             path,
             self.model,
             self.base,
+            reference=self._reference() if delta else None,
             task=self.task.describe() if self.task.Options else None,
             probe=self.task.inputs(self.task.example_batch()),
             extra={
@@ -79,6 +90,13 @@ class Trade:
                 "card.md": self.card(),
             },
         )
+
+    def _reference(self) -> BaseReference:
+        """Return how the uncompressed model is found again: by its task, if it is the one that comes with it."""
+        own = base_of(self.base)
+        if self.task.pretrained and self.task.Options and base_of(self.task.reference()).digest == own.digest:
+            return own.model_copy(update={"kind": "task"})
+        return own
 
     def __str__(self) -> str:
         """Return the trade table: before, after, and the ratio or the difference with its interval."""

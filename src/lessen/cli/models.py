@@ -44,6 +44,9 @@ def compress(
     margin: Annotated[
         float, typer.Option("--margin", help="Largest loss of the first metric that you accept.")
     ] = 0.002,
+    delta: Annotated[
+        bool, typer.Option("--delta", help="Store only what differs from the uncompressed model, which loading needs.")
+    ] = False,
     seed: Seed = 0,
     threads: Threads = 1,
     as_json: AsJson = False,
@@ -65,7 +68,7 @@ def compress(
     with interruptible(), Reporting() as log, pinned_threads(threads):
         original, judge = open_model(model, task, seed=seed, log=log)
         trade = compress_model(original, judge, recipe, margin=margin, seed=seed, threads=threads, log=log)
-        stored = trade.save(out)
+        stored = trade.save(out, delta=delta)
     if as_json:
         record = trade.measurement.record()
         emit({"artifact": str(out), "stored_bytes": stored, "verdict": trade.verdict, "reason": trade.judgement.reason,

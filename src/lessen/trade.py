@@ -27,6 +27,7 @@ from lessen.measure.record import (
     Cost,
     Measurement,
     Quality,
+    difference_deviations,
     ledger_records,
     measure_cost,
     measure_latency,
@@ -187,6 +188,7 @@ def compare(
         steps=ledger_records(ledger), quality=after.values, quality_ci=after.intervals, cost=costs["compact"],
         reference={"quality": before.values, "quality_ci": before.intervals, "cost": costs["reference"]},
         data_fingerprint=task.fingerprint(), metrics=describe_metrics(task.metrics),
+        difference_sd=difference_deviations(before.jackknife, after.jackknife, task.metrics, before.outcomes),
     )  # fmt: skip
     return Trade(small, base, task, recipe, measurement, differences, judgement, margin)
 

@@ -335,3 +335,12 @@ def test_a_notebook_shows_a_row_a_recipe_and_no_markup_of_names(tmp_path):
     assert shown.count("<tr>") == 1 + len(frontier)
     assert "&lt;b&gt;x" in shown
     assert "<b>" not in shown
+
+
+def test_a_record_that_tells_its_own_deviation_is_judged_without_outcomes():
+    rows = [record("a", seed, loss=0.001 * seed, difference_sd={"auc": 0.0004}) for seed in range(3)]
+    point = Frontier.from_records(rows, margin=0.005)["a"]
+    assert (point.difference["auc"].source, point.verdict) == ("bounds of examples and seeds", WITHIN)
+    one = Frontier.from_records([record("a", loss=0.001, difference_sd={"auc": 0.0004})], margin=0.005)["a"]
+    assert one.difference["auc"].high == pytest.approx(-0.001 + 1.96 * 0.0004, abs=1e-6)
+    assert one.verdict == WITHIN

@@ -225,3 +225,6 @@ def test_the_report_needs_no_class_of_a_metric(tmp_path):
     assert (ran["half"].difference, ran["half"].judgement) == (read["half"].difference, read["half"].judgement)
     assert read["half"].verdict == "within margin"
     assert read["half"].difference["hinge"].source == "examples and seeds"
+    alone = Frontier.from_records(result.records, margin=0.05)["half"]  # no outcomes: the records tell what is needed
+    assert alone.verdict == "within margin"
+    assert alone.difference["hinge"].high >= read["half"].difference["hinge"].high - 1e-9

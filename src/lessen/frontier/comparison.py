@@ -84,18 +84,13 @@ class Comparison:
         return paired_difference(reference, compact, len(judged), up, smallest)
 
     def _bounded(self, group: Sequence[Mapping[str, Any]], name: str) -> Difference | None:
-        """Compare by the records alone: the intervals of both models bound what examples do to their difference."""
+        """Compare by the records alone: what seeds share through their examples is bounded by `_deviation`."""
         each, bounds = [], []
         for record in group:
-            after, before = (number(part.get(name)) for part in (_part(record, "quality"), reference_of(record)))
-            if after is None or before is None:
-                continue
-            each.append(after - before)
-            ends = [
-                interval(part.get(name)) for part in (_part(record, "quality_ci"), reference_of(record, "quality_ci"))
-            ]
-            known = [pair for pair in ends if pair is not None]
-            bounds.append(sum(high - low for low, high in known) / (2.0 * Z) if len(known) == 2 else None)
+            after, before = number(_part(record, "quality").get(name)), number(reference_of(record).get(name))
+            if after is not None and before is not None:
+                each.append(after - before)
+                bounds.append(_deviation(record, name))
         return difference_over_seeds(each, bounds, self._higher_is_better(name)) if each else None
 
     def _of(self, name: str, recipe: str, seed: int) -> Floats | None:
@@ -145,6 +140,16 @@ def _registered(study: StudyRecords) -> dict[str, Metric]:
 def _lower(study: StudyRecords) -> set[str]:
     """Names of metrics of which less is better, as the records say for metrics of the user's own."""
     return {str(name) for record in study.records for name in record.get("lower_is_better") or ()}
+
+
+def _deviation(record: Mapping[str, Any], name: str) -> float | None:
+    """Return the deviation of a difference over examples: as recorded, else at most the sum of both models' own."""
+    told = number(_part(record, "difference_sd").get(name))
+    if told is not None:
+        return told
+    ends = [interval(side.get(name)) for side in (_part(record, "quality_ci"), reference_of(record, "quality_ci"))]
+    known = [pair for pair in ends if pair is not None]
+    return sum(high - low for low, high in known) / (2.0 * Z) if len(known) == 2 else None
 
 
 def _part(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:

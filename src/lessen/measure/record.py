@@ -17,7 +17,8 @@ from lessen.environment import environment
 from lessen.errors import TaskError
 from lessen.measure.latency import Latency, compare_latency
 from lessen.measure.memory import Peak, resident_bytes
-from lessen.metrics import Floats, Outcomes, bootstrap_weights
+from lessen.metrics import Floats, Metric, Outcomes, bootstrap_weights
+from lessen.metrics.intervals import deviation
 from lessen.recipe import StepRecord
 from lessen.stored.base import StoredModule
 from lessen.task import Judge, Task
@@ -76,6 +77,9 @@ class Measurement:
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What each metric is, by the task's name for it: its own name, title, unit and direction."""
     env: dict[str, Any] = field(default_factory=environment)
+    difference_sd: dict[str, float] = field(default_factory=dict)
+    """Standard deviation over test sets of each metric's difference to the reference, paired: with it the record can be
+    judged where its outcomes are not kept."""
     curve: str | None = None
     """Name that the rates of one codec share, so that a report joins them into one line."""
     status: str = "ok"
@@ -104,6 +108,23 @@ def measure_quality(task: Judge, model: nn.Module, *, resamples: int = RESAMPLES
         low, high = np.nanquantile(metric.weighted(outcomes, weights), (0.025, 0.975))
         intervals[name] = (float(low), float(high))
     return Quality(values, intervals, outcomes, jackknife)
+
+
+def difference_deviations(
+    reference: Mapping[str, Floats], compact: Mapping[str, Floats], metrics: Mapping[str, Metric], outcomes: Outcomes
+) -> dict[str, float]:
+    """Return the standard deviation over test sets of each metric's paired difference, where there is one.
+
+    Args:
+        reference, compact: `Metric.jackknife` by name; outcomes: of either, for what their units resolve.
+    """
+    found = {}
+    for name, metric in metrics.items():
+        if name in reference and name in compact:
+            sd = deviation(compact[name] - reference[name], metric.resolution(outcomes))
+            if sd is not None:
+                found[name] = sd
+    return found
 
 
 @lru_cache(maxsize=2)

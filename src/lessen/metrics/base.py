@@ -194,13 +194,14 @@ class MeanMetric(SumMetric):
 # -- the registry -------------------------------------------------------------------------------------------------
 def find_metric(name: str) -> Metric | None:
     """Return the registered metric called `name`, or None; `recall@10` is `recall` told 10."""
-    cls = Metric._known.get(name)
+    cls: Any = Metric._known.get(name)
     if cls is None:
         stem, _, argument = name.partition("@")
         cls = Metric._known.get(stem)
         return cls(int(argument)) if cls is not None and argument.isdecimal() else None
     try:
-        return cls()
+        found: Metric = cls()
+        return found
     except TypeError:  # it takes arguments, which a name does not hold
         return None
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from lessen.errors import TaskError
 from lessen.metrics.base import RULE, Floats, Groups, MeanMetric, Metric, SumMetric, own_weights
-from lessen.metrics.outcomes import Array, Outcomes
+from lessen.metrics.outcomes import Outcomes
 
 BINS = 15
 """Of equal width, over the confidence in the answer (Guo et al., arXiv 1706.04599)."""
@@ -23,7 +23,7 @@ class TopAccuracy(MeanMetric):
 
     def each(self, outcomes: Outcomes) -> Floats:
         """Return 1 for each example whose target is found."""
-        scores, target = outcomes["score"], outcomes["target"].astype(np.intp)
+        scores, target = outcomes["score"].astype(np.float64), outcomes["target"].astype(np.intp)
         own = np.take_along_axis(scores, target[:, None], axis=1)
         before = (scores > own) | ((scores == own) & (np.arange(scores.shape[1]) < target[:, None]))
         return np.asarray(before.sum(axis=1) < self.k, dtype=np.float64)
@@ -70,10 +70,10 @@ class _ByClass(Metric):
         """Return the metric without each group: what is left of the weights of each class."""
         target, named, classes = _answers(outcomes)
         own = own_weights(outcomes, np.ones((1, len(target))))[0]
-        parts = []
+        parts: list[Floats] = []
         for weights, labels in ((own * (target == named), target), (own, target), (own, named)):
             within = np.bincount(groups * classes + labels, weights, count * classes).reshape(count, classes)
-            parts.append(np.bincount(labels, weights, classes) - within)
+            parts.append(np.asarray(np.bincount(labels, weights, classes) - within, dtype=np.float64))
         return np.asarray(self.of_classes(*parts), dtype=np.float64)
 
 
@@ -185,7 +185,7 @@ def _sums(weights: Floats, labels: Groups, classes: int) -> Floats:
     return np.stack([np.bincount(labels, row, classes) for row in weights])
 
 
-def _mean_of(above: Array, below: Array) -> Floats:
+def _mean_of(above: Floats, below: Floats) -> Floats:
     """Return the mean over classes of above / below, classes with nothing below left out."""
     known = below > 0
     return np.asarray((above / np.where(known, below, 1.0) * known).sum(axis=-1) / known.sum(axis=-1))

@@ -82,7 +82,7 @@ def _within(flat: Floats, hit: Floats, miss: Floats, groups: Groups, count: int)
     order = np.lexsort((flat, groups))
     starts, first = _runs(flat[order], groups[order])
     area = _areas(hit[order], miss[order], starts, first)
-    return area, np.bincount(groups, hit, count), np.bincount(groups, miss, count)
+    return area, np.bincount(groups, hit, count).astype(np.float64), np.bincount(groups, miss, count).astype(np.float64)
 
 
 def _starts(ordered: Floats) -> Groups:

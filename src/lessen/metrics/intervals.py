@@ -60,6 +60,18 @@ def crossed_interval(values: Floats, unseen: float = 0.0) -> Ends:
     return middle - half, middle + half
 
 
+def deviation(values: Floats, unseen: float = 0.0) -> float | None:
+    """Return the standard deviation of one value over test sets, such as the difference of two models of one seed.
+
+    A record that carries it can be judged without outcomes; `bounded_interval` takes it.
+
+    Args:
+        values: [1 + groups], as one column of `crossed_interval`; unseen: as there.
+    """
+    low, high = crossed_interval(values[:, None], unseen)
+    return None if low is None or high is None else (high - low) / (2.0 * Z)
+
+
 def bounded_interval(values: Floats, deviations: Floats) -> Ends:
     """Return an interval that holds whatever the seeds share, where only bounds of their example errors are known.
 

@@ -24,12 +24,13 @@ from lessen import files
 from lessen.artifact import folder as artifact
 from lessen.errors import ArtifactError, EnvironmentFault, LessenError, OutputError
 from lessen.frontier.evidence import EVIDENCE, evidence_of, fault_of, sealed
-from lessen.frontier.records import REFERENCE
+from lessen.frontier.records import REFERENCE, outcome_path
 from lessen.judges import get_judge
 from lessen.log import SILENT, Log
-from lessen.measure.record import ledger_records, measure_cost, measure_quality
+from lessen.measure.record import difference_deviations, ledger_records, measure_cost, measure_quality
 from lessen.method import check_finite
 from lessen.metrics import standards
+from lessen.metrics.storage import read_jackknife
 from lessen.recipe import Recipe
 from lessen.study.folder import StudyFolder, read_json
 from lessen.task import Judge, Task
@@ -213,6 +214,7 @@ def _judged(job: Job, model: nn.Module, name: str) -> tuple[dict[str, Any], dict
     intervals: dict[str, tuple[float, float]] = {}
     limits: dict[str, dict[str, float | None]] = {}
     costs: dict[str, float] = {}
+    deviations: dict[str, float] = {}
     judges = {"": task, **{judge.name: judge for judge in map(judge_of, job.judges)}}
     for prefix, judge in judges.items():
         quality = measure_quality(judge, model, resamples=job.resamples)
@@ -223,9 +225,13 @@ def _judged(job: Job, model: nn.Module, name: str) -> tuple[dict[str, Any], dict
         values |= {metric_name(prefix, metric): value for metric, value in quality.values.items()}
         intervals |= {metric_name(prefix, metric): value for metric, value in quality.intervals.items()}
         costs |= judge.costs(quality.outcomes)
+        if name != REFERENCE:
+            before = read_jackknife(outcome_path(folder.root, REFERENCE, job.seed, prefix))
+            apart = difference_deviations(before, quality.jackknife, judge.metrics, quality.outcomes)
+            deviations |= {metric_name(prefix, metric): value for metric, value in apart.items()}
     evidence = evidence_of(job.root, name, job.seed, judges)
     found = {"quality": values, "quality_ci": intervals, EVIDENCE: evidence}
-    return ({**found, STANDARDS: limits} if name == REFERENCE else found), costs
+    return {**found, **({STANDARDS: limits} if name == REFERENCE else {"difference_sd": deviations})}, costs
 
 
 def metric_name(judge: str, metric: str) -> str:

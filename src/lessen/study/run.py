@@ -228,7 +228,7 @@ class _Running:
             reference={key: reference[key] for key in ("quality", "quality_ci", "cost")},
             data_fingerprint=self._fingerprint, metrics=metrics,
             env=environment(self.study.measure.threads),
-            status="failed" if error else "ok", error=error,
+            difference_sd=value.get("difference_sd", {}), status="failed" if error else "ok", error=error,
         )  # fmt: skip
         evidence = {**(reference.get(EVIDENCE) or {}), **(value.get(EVIDENCE) or {})}
         return sealed(plain({**measurement.record(), "lower_is_better": lower, EVIDENCE: evidence}))

@@ -108,3 +108,38 @@ def test_two_towers_must_be_told_apart():
     both = nn.ModuleDict({"left": TimmStyleViT(), "right": TimmStyleViT()})
     with pytest.raises(InputError, match="2 towers"):
         find_tower(both)
+
+
+@pytest.mark.parametrize(("name", "protected"), [("deit", 2), ("sound", 2), ("ijepa", 0)])
+def test_towers_that_no_table_names_are_known_by_their_structure(name, protected):
+    """Distillation tokens are protected with the class token; I-JEPA has neither."""
+    transformers = pytest.importorskip("transformers")
+    shape = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 96}
+    torch.manual_seed(0)
+    model = {
+        "deit": lambda: transformers.DeiTModel(transformers.DeiTConfig(**shape, image_size=64, patch_size=8)),
+        "sound": lambda: transformers.ASTModel(transformers.ASTConfig(**shape, max_length=96, num_mel_bins=64)),
+        "ijepa": lambda: transformers.IJepaModel(transformers.IJepaConfig(**shape, image_size=64, patch_size=8)),
+    }[name]().eval()  # fmt: skip
+    inputs = torch.randn(2, 96, 64) if name == "sound" else IMAGES
+    with torch.no_grad():
+        before = model(inputs)[0]
+        patch = reduce_tokens(model, Merge(removed=(0,) * 4), example=inputs)  # bit for bit, or refused
+        assert torch.equal(model(inputs)[0], before)
+        assert patch.tower.protected == protected
+        patch.remove()
+        patch = reduce_tokens(model, Merge(removed=(6,) * 4))
+        model(inputs)
+    groups = patch.state.size[0]
+    assert groups[:protected].tolist() == [1.0] * protected
+    assert groups.sum() == before.shape[1]
+    patch.remove()
+
+
+def test_blocks_that_are_handed_positions_are_not_taken_by_structure():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.DINOv3ViTConfig(
+        hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96, image_size=64, patch_size=8
+    )
+    with pytest.raises(NothingMatchedError, match="DINOv3ViTLayer"):
+        find_tower(transformers.DINOv3ViTModel(config))

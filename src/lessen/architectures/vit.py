@@ -3,11 +3,13 @@
     block(x) = let y = x + scale1(attention(norm1(x))) in y + scale2(mlp(norm2(y)))
 
 The reduction happens between the two residuals, where no forward hook reaches; so a block is described here and run
-by `tokens/patch.py`. Families are known by class name; a block that has timm's names is taken by its shape.
+by `tokens/patch.py`. Families are known by class name; a block that has timm's names is taken by its shape, and any
+other by its structure, if every part of it with parameters has a place in the equation above.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lessen.architectures.block import read_block
 from lessen.errors import InputError, NothingMatchedError
 
 
@@ -65,8 +68,15 @@ TIMM = Family(
     "timm", "norm1", "attn", "norm2", "mlp", "ls1", "ls2", "drop_path1", "drop_path2", fused="qkv", output="proj",
     bias_argument="attn_mask",
 )  # fmt: skip
+BLOCK_ARGUMENTS = {"self", "x", "hidden_states", "attention_mask", "head_mask", "output_attentions", "kwargs"}
+SCALES = ("layer_scale1", "layer_scale2")
+LEADING = ("cls_token", "distillation_token", "register_tokens")
+"""Parameters of embeddings that stand before the patches, [1, tokens, width]."""
 POSITIONAL = ("rope", "rel_pos", "relative_position_bias_table", "relative_position_bias", "window_size", "rotary_emb")
 """Attributes of attention layers whose positions or windows would be lost by moving tokens."""
+
+
+KNOWN = {family.name for family in (*FAMILIES.values(), TIMM)}
 
 
 @dataclass
@@ -95,7 +105,37 @@ def family_of(block: nn.Module) -> Family | None:
     timm_parts = (TIMM.norm1, TIMM.attention, TIMM.norm2, TIMM.mlp)
     if all(hasattr(block, part) for part in timm_parts) and hasattr(getattr(block, TIMM.attention), TIMM.fused):
         return TIMM
-    return None
+    return _by_structure(block)
+
+
+def _by_structure(block: nn.Module) -> Family | None:
+    """Return the family of a block that computes the equation above and nothing else, or None.
+
+    Its forward takes hidden states and a mask only: positions that are handed to it would be lost.
+    """
+    if not set(inspect.signature(inspect.unwrap(type(block).forward)).parameters) <= BLOCK_ARGUMENTS:
+        return None
+    try:
+        read = read_block(block, "", 0, normed=True)
+    except InputError:
+        return None
+    attention, layer, norms = read.attention, read.feed_forward, read.norms
+    if attention is None or layer is None or read.cross or read.experts or attention.fused or attention.query_norm:
+        return None
+    if norms.parallel or norms.after_attention or not (norms.before_attention and norms.before_feed_forward):
+        return None
+    names = [norms.before_attention.path, attention.path, norms.before_feed_forward.path, layer.path]
+    scales = [name for name in SCALES if hasattr(block, name)]
+    held = {name for name, child in block.named_children() if any(True for _ in child.parameters())}
+    if any("." in name or not name for name in names) or held != {*names, *scales} or len(scales) not in (0, 2):
+        return None
+    drop = "dropout" if isinstance(getattr(block, "dropout", None), nn.Dropout) else ""
+    parts = (attention.query, attention.key, attention.value, attention.output)
+    query, key, value, output = (part.path.removeprefix(f"{attention.path}.") for part in parts)
+    return Family(
+        type(block).__name__, *names, *(scales or ("", "")), drop, drop, query, key, value, output, class_tokens=0,
+        has_class=False,
+    )  # fmt: skip
 
 
 def find_tower(model: nn.Module) -> Tower:
@@ -143,8 +183,9 @@ def _tower(model: nn.Module, family: Family, owner: nn.Module, path: str, blocks
     attention = getattr(blocks[0], family.attention)
     projection = getattr(attention, family.fused or family.key)
     linears = [m for m in getattr(blocks[0], family.mlp).modules() if hasattr(m, "out_features")]
-    leading = int(getattr(owner, "num_prefix_tokens", family.class_tokens + registers))
-    has_class = family.has_class and leading > 0
+    before = {name: p.shape[1] for name, p in _leading(model).items()} if family.name not in KNOWN else {}
+    leading = int(getattr(owner, "num_prefix_tokens", sum(before.values()) or family.class_tokens + registers))
+    has_class = (family.has_class or "cls_token" in before) and leading > 0
     pools = not has_class or _pools_patches(model)
     if leading != family.class_tokens or has_class != family.has_class:
         family = Family(**{**vars(family), "class_tokens": leading, "has_class": has_class})
@@ -160,6 +201,12 @@ def _registers(model: nn.Module) -> int:
         if config is not None:
             return int(getattr(config, "num_register_tokens", 0) or 0)
     return 0
+
+
+def _leading(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tokens that the model's embeddings put before the patches, by the parameter's own name."""
+    named = ((path.rpartition(".")[2], parameter) for path, parameter in model.named_parameters())
+    return {name: parameter for name, parameter in named if name in LEADING and parameter.dim() == 3}
 
 
 def _pools_patches(model: nn.Module) -> bool:

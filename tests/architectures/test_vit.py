@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lessen.architectures.vit import Parts, find_tower
+from lessen.architectures.vit import TowerBlock, find_tower
 from lessen.errors import InputError, NothingMatchedError
 from lessen.tokens import Merge, reduce_tokens
 from towers import IMAGES, NAMES, TimmStyleViT, build, output
@@ -41,7 +41,7 @@ def test_log_sizes_equal_attention_over_repeated_keys(name, kernel):
     elif kernel == "eager":
         pytest.skip("one kernel only")
     tower = find_tower(model)
-    parts = Parts(tower.blocks[0], tower.family)
+    parts = TowerBlock(tower.blocks[0], tower.family)
     x, size = torch.randn(2, 9, 48), torch.randint(1, 4, (9,))
     repeated = torch.repeat_interleave(torch.arange(9), size)
     first = size.cumsum(0) - size
@@ -66,7 +66,7 @@ def test_pooling_reads_every_input_token(name):
 def test_query_and_key_norms_are_part_of_the_keys():
     model = build("timm")
     tower = find_tower(model)
-    parts = Parts(tower.blocks[0], tower.family)
+    parts = TowerBlock(tower.blocks[0], tower.family)
     parts.attach()
     with torch.no_grad():
         parts.attend(torch.randn(1, 5, 48), None)

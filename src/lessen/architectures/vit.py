@@ -226,7 +226,7 @@ def _refuse_positional(tower: Tower) -> None:
                 )
 
 
-class Parts:
+class TowerBlock:
     """The parts of one block, and its attention with the projections it computed on the way."""
 
     def __init__(self, block: nn.Module, family: Family) -> None:

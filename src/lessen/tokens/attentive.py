@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lessen.architectures.vit import Parts, find_tower
+from lessen.architectures.vit import TowerBlock, find_tower
 from lessen.errors import InputError
 from lessen.tokens.plans import keep_best
 from lessen.tokens.rows import Plan
@@ -86,13 +86,13 @@ class AttentionMap:
         self.rows: list[Tensor] = []
         self.handles: list[Any] = []
         for block in self.tower.blocks:
-            parts = Parts(block, self.tower.family)
+            parts = TowerBlock(block, self.tower.family)
             projections = (getattr(parts.attention, name) for name in (self.tower.family.query, self.tower.family.key))
             for layer, catch in zip(projections, (parts.query, parts.key), strict=True):
                 self.handles.append(layer.register_forward_hook(catch))
             self.handles.append(block.register_forward_hook(self._reader(parts)))
 
-    def _reader(self, parts: Parts) -> Any:
+    def _reader(self, parts: TowerBlock) -> Any:
         def read(*_: Any) -> None:
             self.rows.append(class_attention(parts.queries(), parts.keys(), None))
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lessen.architectures.vit import Parts, Tower, find_tower
+from lessen.architectures.vit import Tower, TowerBlock, find_tower
 from lessen.errors import InputError
 from lessen.tokens.reducers import Nothing, Reducer, Signals, check_fits, sizes_matter
 from lessen.tokens.state import TokenState, require_nothing_dropped
@@ -27,7 +27,9 @@ from lessen.tokens.state import TokenState, require_nothing_dropped
 MARK = "_lessen_token_patch"
 
 
-def reduce_block(parts: Parts, x: Tensor, layer: int, reducer: Reducer, state: TokenState) -> tuple[Tensor, TokenState]:
+def reduce_block(
+    parts: TowerBlock, x: Tensor, layer: int, reducer: Reducer, state: TokenState
+) -> tuple[Tensor, TokenState]:
     """Run one block on tokens [B,N,C] with the reduction between its two residuals."""
     bias = state.bias() if reducer.proportional else None
     x = x + parts.residual(1, parts.attend(parts.norm1(x), bias))
@@ -65,7 +67,7 @@ class Patch:
 class BlockForward:
     """What a patched block runs instead of its own forward; an object, so that a copied model stays patched."""
 
-    def __init__(self, patch: Patch, parts: Parts, layer: int) -> None:
+    def __init__(self, patch: Patch, parts: TowerBlock, layer: int) -> None:
         self.patch, self.parts, self.layer = patch, parts, layer
 
     def __call__(self, x: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Tensor:
@@ -118,7 +120,7 @@ def _install(model: nn.Module, tower: Tower, reducer: Reducer, restore: bool) ->
     start = TokenState(protected=tower.protected, has_class=tower.family.has_class)
     patch = Patch(model, tower, reducer, restore, start)
     for layer, block in enumerate(tower.blocks):
-        parts = Parts(block, tower.family)
+        parts = TowerBlock(block, tower.family)
         parts.attach()
         block.__dict__["forward"] = BlockForward(patch, parts, layer)
     model.__dict__[MARK] = patch

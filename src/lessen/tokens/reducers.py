@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from lessen.architectures.vit import Parts
+from lessen.architectures.vit import TowerBlock
 from lessen.errors import InputError
 from lessen.tokens import plans, schedules, scores
 from lessen.tokens.rows import Plan
@@ -25,7 +25,7 @@ LARGEST = 2**31 - 1
 class Signals:
     """What a block offers to decide by, computed on demand."""
 
-    parts: Parts
+    parts: TowerBlock
     hidden: Tensor
     """Tokens after the attention residual, [B,N,C]."""
     bias: Tensor | None

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lessen.architectures.vit import Parts, find_tower
+from lessen.architectures.vit import TowerBlock, find_tower
 from lessen.errors import InputError
 from lessen.log import SILENT, Log
 from lessen.tokens.macs import TowerShape, full_macs, tower_macs
@@ -79,7 +79,7 @@ class MaskedState:
 class MaskedForward:
     """What a block runs during the search."""
 
-    def __init__(self, search: RateSearch, parts: Parts, layer: int) -> None:
+    def __init__(self, search: RateSearch, parts: TowerBlock, layer: int) -> None:
         self.search, self.parts, self.layer = search, parts, layer
 
     def __call__(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -96,7 +96,7 @@ class MaskedForward:
         return x + parts.residual(2, parts.mlp(parts.norm2(x)))
 
 
-def masked_attention(parts: Parts, x: Tensor, state: MaskedState) -> tuple[Tensor, Tensor]:
+def masked_attention(parts: TowerBlock, x: Tensor, state: MaskedState) -> tuple[Tensor, Tensor]:
     """Return attention output [B,N,C] in which masked tokens are no keys but to themselves, and the class row [B,N]."""
     query, key, value = parts.project(x)
     logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 + state.size.log()[:, None, None, :]
@@ -134,7 +134,7 @@ class RateSearch(nn.Module):
     def __enter__(self) -> RateSearch:
         """Give the blocks the masked forward."""
         for layer, block in enumerate(self.blocks):
-            block.__dict__["forward"] = MaskedForward(self, Parts(block, self.family), layer)
+            block.__dict__["forward"] = MaskedForward(self, TowerBlock(block, self.family), layer)
         return self
 
     def __exit__(self, *_: object) -> None:

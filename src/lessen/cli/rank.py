@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lessen.cli.talk import AsJson, emit, line, say, table
-from lessen.errors import ConfigError
+from lessen.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     from lessen.selection.ranking import Ranking, RankSettings
@@ -61,6 +61,8 @@ def rank(
 
     Example: lessen rank clicks.csv --label click --out ranking --write parquet --top-crosses 5
     """
+    from lessen.cli.interrupt import interruptible
+    from lessen.cli.progress import Reporting
     from lessen.data.readers import FORMATS, ReadSettings
     from lessen.selection.ranking.ranking import rank as compute
     from lessen.selection.ranking.report import save
@@ -80,9 +82,13 @@ def rank(
         raise ConfigError("--write needs --out DIR, the folder to write to")
     dropped = [_one_of("--drop", name, ("missing", "constant", "duplicate", "noise", "key", "leak"))
                for name in drop.split(",") if name]  # fmt: skip
-    result = compute(data, settings)
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(f"{out} already exists and is not empty; remove it or choose another --out")
+    with interruptible(), Reporting() as log:
+        result = compute(data, settings, log)
+        if out is not None:
+            save(result, out, data, crosses=top_crosses, drop=dropped, to=target, log=log)  # type: ignore[arg-type]
     if out is not None:
-        save(result, out, data, crosses=top_crosses, drop=dropped, to=target)  # type: ignore[arg-type]
         say(f"the report is in {out}: open {out / 'ranking.html'}")
     if as_json:
         from lessen.selection.ranking.ranking import as_dict
@@ -90,6 +96,9 @@ def rank(
         emit(as_dict(result))
     else:
         _show(result)
+        gone = result.dead(dropped) if target else []
+        if gone:
+            line(f"dropped from {out / 'data' if out else ''}: {', '.join(gone)} (the evidence is in the report)")
 
 
 def _settings(
@@ -114,17 +123,20 @@ def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
 
 def _show(ranking: Ranking) -> None:
     table(
-        ["column", "verdict", ">score", ">plain MI", ">p", ">covered %", ">values", "why"],
+        ["column", "verdict", ">best", ">score", ">plain MI", ">p", ">covered %", ">values", "why"],
         [
             (
-                row.name, row.verdict, f"{row.score:.5f}", f"{row.mutual:.5f}", f"{row.p_value:.2f}",
-                f"{row.coverage:.1f}", f"{row.cardinality:,.0f}", row.reason,
+                row.name, row.verdict, f"{row.best_score:.5f}", f"{row.score:.5f}", f"{row.mutual:.5f}",
+                f"{row.p_value:.2f}", f"{row.coverage:.1f}", f"{row.cardinality:,.0f}", row.reason,
             )
             for row in ranking.columns
         ],
-        title=f"{ranking.rows:,} rows; score: nats of information about {ranking.label} above chance",
+        title=f"{ranking.rows:,} rows; score: nats of information about {ranking.label} above chance, "
+        "best: in the form of the column that says most",
     )  # fmt: skip
     line(ranking.floor.statement)
+    if ranking.tried.pairs and ranking.label:
+        line(ranking.tried.statement)
     for cross in ranking.useful_crosses(10):
         line(f"cross {cross.first} * {cross.second}: held-out log loss falls by {cross.gain:.5f}")
     if ranking.forward:

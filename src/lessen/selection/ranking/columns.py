@@ -6,12 +6,17 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from lessen.selection.ranking.information import Chance, Scores
+from lessen.log import SILENT, Log
+from lessen.selection.ranking.evidence import SURE, Evidence, Sampled, strongest
+from lessen.selection.ranking.information import Chance, Contingency, Scores
 from lessen.selection.ranking.noise import CEILING
 from lessen.selection.ranking.scan import ColumnState, ScanState
 from lessen.selection.ranking.tally import MAX_CLASSES
 
 Verdict = Literal["label", "missing", "constant", "duplicate", "leak", "key", "noise", "useful", "unscored"]
+ORDER: tuple[Verdict, ...] = (
+    "label", "leak", "useful", "unscored", "key", "noise", "duplicate", "constant", "missing",
+)  # fmt: skip
 LEAK = 0.95
 KEY = 0.95
 SIGNIFICANT = 0.01
@@ -46,6 +51,9 @@ class ColumnReport:
     low: float
     high: float
     mean: float
+    best_score: float
+    """The score of the form that says most beyond chance, `best_form`: single values, or a coarser form of them."""
+    best_form: str
     repetitions: dict[str, float]
     """How many values occur more than 0, 1, 10, ... times."""
 
@@ -86,15 +94,17 @@ def noise_floor(state: ScanState, chance: Chance) -> NoiseFloor:
     return NoiseFloor(scores, cardinalities, ceiling, statement)
 
 
-def report_columns(state: ScanState, chance: Chance, floor: NoiseFloor, rare: int) -> list[ColumnReport]:
-    """Return the columns, best score first."""
+def report_columns(
+    state: ScanState, chance: Chance, floor: NoiseFloor, rare: int, log: Log = SILENT
+) -> list[ColumnReport]:
+    """Return the columns: the label, then by verdict, those that say something first, then by their best score."""
     copies = _duplicates(state)
-    label = state.label.name
-    reports = [
-        _report(name, column, state, chance, floor, copies.get(name, ""), rare)
-        for name, column in state.columns.items()
-    ]
-    return sorted(reports, key=lambda row: (row.name == label, row.score), reverse=True)
+    sampled = Sampled(state, chance.seed)
+    reports = []
+    for done, (name, column) in enumerate(state.columns.items(), 1):
+        reports.append(_report(name, column, state, chance, floor, copies.get(name, ""), rare, sampled))
+        log.progress("columns", done, len(state.columns))
+    return sorted(reports, key=lambda row: (ORDER.index(row.verdict), -row.best_score))
 
 
 def _scores(column: ColumnState, state: ScanState, chance: Chance) -> Scores:
@@ -111,15 +121,28 @@ def _duplicates(state: ScanState) -> dict[str, str]:
 
 
 def _report(
-    name: str, column: ColumnState, state: ScanState, chance: Chance, floor: NoiseFloor, copy_of: str, rare: int
-) -> ColumnReport:
+    name: str, column: ColumnState, state: ScanState, chance: Chance, floor: NoiseFloor, copy_of: str, rare: int,
+    sampled: Sampled,
+) -> ColumnReport:  # fmt: skip
     tally, rows = column.tally, state.rows
     scored = state.label.name is not None
     table = tally.contingency(state.classes[:MAX_CLASSES])
+    if scored and not tally.exact and name in sampled.frame.columns:
+        drawn = sampled.tally(sampled.hashes(name))
+        table = tally.with_heavy(drawn, int(state.classes[:MAX_CLASSES].sum()), state.classes[:MAX_CLASSES])
     scores = chance.scores(table) if scored else Scores(0.0, 0.0, 0.0, 0.0)
     p_value = chance.p_value(table, scores.corrected) if scored else 1.0
     counts, share = tally.value_counts(), tally.share
-    verdict, reason = _verdict(name, column, state, scores, p_value, floor, copy_of)
+    verdict, reason = _verdict(name, column, state, scores, p_value, floor, copy_of, chance, table)
+    best = Evidence("single values", scores.corrected, p_value)
+    if verdict in ("noise", "key") and scored:
+        found = strongest(name, tally, column.numbers > 0.5 * (rows - column.missing), sampled, chance)
+        if found is not None:
+            best, verdict = found, "useful"
+            reason = (
+                f"{found.form}: {found.score:.4g} nats, chance of noise {found.p_value:.1g}; single values are "
+                "too thin to tell"
+            )
     return ColumnReport(
         name=name, verdict=verdict, reason=reason, score=scores.corrected, mutual=scores.mutual,
         adjusted=scores.adjusted, p_value=p_value, determined=scores.determined,
@@ -129,12 +152,21 @@ def _report(
         rare_rows=float(100.0 * counts[counts <= rare].sum() / max(counts.sum(), 1)),
         numeric_share=column.numbers / rows, low=column.low, high=column.high,
         mean=column.total / column.numbers if column.numbers else float("nan"),
+        best_score=best.score, best_form=best.form,
         repetitions={f">{bound}": float((counts > bound).sum() / share) for bound in REPETITIONS},
     )  # fmt: skip
 
 
 def _verdict(
-    name: str, column: ColumnState, state: ScanState, scores: Scores, p_value: float, floor: NoiseFloor, copy_of: str
+    name: str,
+    column: ColumnState,
+    state: ScanState,
+    scores: Scores,
+    p_value: float,
+    floor: NoiseFloor,
+    copy_of: str,
+    chance: Chance,
+    table: Contingency,
 ) -> tuple[Verdict, str]:
     label, cardinality = state.label.name, column.tally.cardinality
     if name == label:
@@ -147,7 +179,9 @@ def _verdict(
         if copy_of == label:
             return "leak", f"equal to the label {label!r} in every row"
         return "duplicate", f"equal to {copy_of!r} in every row"
-    if scores.determined >= LEAK:
+    # a label with a handful of positives is copied by chance: a leak has to be sure, too
+    above = scores.corrected > floor.below(cardinality) and p_value <= SIGNIFICANT
+    if scores.determined >= LEAK and above and chance.tail(table, scores) <= SURE:
         return "leak", f"removes {100 * scores.determined:.1f}% of the label's entropy: check that it is known in time"
     if cardinality >= KEY * state.rows and state.rows > 1:
         hint = "; see its transformations" if column.numbers > 0.5 * state.rows else ""

@@ -56,6 +56,15 @@ class Contingency:
     """Rows of each non-empty (value, class) cell."""
     classes: Ints
     """Rows of each class, shape [classes]."""
+    starts: Ints
+    """Where the cells of each value begin, shape [values]."""
+    weights: Floats | None = None
+    """How many rows of the data each counted row of a value stands for; None: one."""
+
+    @property
+    def weight(self) -> Floats:
+        """Return the weight of each value."""
+        return np.ones(len(self.values)) if self.weights is None else self.weights
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,8 @@ class Chance:
     """What a random label with these class counts would show: entropy of c rows, its spread, p-values."""
 
     def __init__(self, classes: Ints, seed: int = 0) -> None:
+        self.counts = classes.astype(np.int64)
+        """Rows of each class as given, empty classes included."""
         self.classes = classes[classes > 0].astype(np.int64)
         self.rows = int(self.classes.sum())
         self.entropy = entropy(self.classes)
@@ -104,12 +115,14 @@ class Chance:
 
     def scores(self, table: Contingency) -> Scores:
         """Return plain, corrected and adjusted information of one column."""
-        rows = float(table.values.sum())
+        weight = table.weight
+        rows = float((weight * table.values).sum())
         if rows == 0 or self.rows == 0:
             return Scores(0.0, 0.0, 0.0, 0.0)
-        inside = (xlogx(table.values).sum() - xlogx(table.cells).sum()) / rows
-        by_chance = float((table.values * self.expected(table.values)).sum() / rows)
-        own = float(np.log(self.rows) - xlogx(table.values).sum() / rows)
+        within = xlogx(table.values) - np.add.reduceat(xlogx(table.cells), table.starts)
+        inside = (weight * within).sum() / rows
+        by_chance = float((weight * table.values * self.expected(table.values)).sum() / rows)
+        own = float(np.log(self.rows) - (weight * xlogx(table.values)).sum() / rows)
         corrected = by_chance - inside
         room = 0.5 * (own + self.entropy) - (self.entropy - by_chance)
         return Scores(
@@ -124,7 +137,7 @@ class Chance:
         rows = float(table.values.sum())
         if rows == 0 or len(self.classes) < 2:
             return 1.0
-        if len(table.values) > _DIRECT_VALUES:
+        if len(table.values) > _DIRECT_VALUES or table.weights is not None:
             deviations = corrected / max(self.spread(table), 1e-300)
             tail = 0.5 * float(torch.special.erfc(torch.tensor(deviations / np.sqrt(2.0))))
             return float(max(tail, 1.0 / (DRAWS + 1)))
@@ -134,8 +147,37 @@ class Chance:
 
     def spread(self, table: Contingency) -> float:
         """Return the standard deviation of the corrected score under chance, values taken as independent."""
+        counted = np.asarray(table.weight * table.values)
+        rows = float(counted.sum())
+        return float(np.sqrt(((counted / rows) ** 2 * self.variance(table.values)).sum())) if rows else 0.0
+
+    def promising(self, table: Contingency) -> bool:
+        """Say whether the chi-square of a table is three deviations beyond its mean: what noise rarely is."""
         rows = float(table.values.sum())
-        return float(np.sqrt(((table.values / rows) ** 2 * self.variance(table.values)).sum())) if rows else 0.0
+        freedom = max((len(table.values) - 1) * (len(self.classes) - 1), 1)
+        mutual = self.entropy * rows - float(xlogx(table.values).sum() - xlogx(table.cells).sum())
+        return rows > 0 and 2 * mutual > freedom + 3 * float(np.sqrt(2 * freedom))
+
+    def tail(self, table: Contingency, scores: Scores) -> float:
+        """Return the chance of a score this high, also far below 1 / DRAWS, for tables of up to some hundred values.
+
+        Where no relabelling reaches it, a gamma distribution with the mean and variance of the relabelled mutual
+        information says how far out it is; most tables of noise are sorted out before by their chi-square.
+        """
+        if not self.promising(table):
+            return 1.0
+        if len(table.values) > _DIRECT_VALUES:
+            deviations = scores.corrected / max(self.spread(table), 1e-300)
+            return 0.5 * float(torch.special.erfc(torch.tensor(deviations / np.sqrt(2.0))))
+        null = self._relabelled(table.values) + (scores.mutual - scores.corrected)
+        reached = int((null >= scores.mutual - 1e-12).sum())
+        if reached:
+            return (1 + reached) / (DRAWS + 1)
+        mean, variance = float(null.mean()), max(float(null.var()), 1e-300)
+        return float(torch.special.gammaincc(
+            torch.tensor(mean**2 / variance, dtype=torch.float64),
+            torch.tensor(scores.mutual * mean / variance, dtype=torch.float64),
+        ))  # fmt: skip
 
     def _relabelled(self, values: Ints) -> Floats:
         """Return the corrected score of DRAWS random relabellings of a column with these value counts."""

@@ -83,21 +83,28 @@ def edges_of(values: NDArray[np.float64], bins: int) -> tuple[float, ...]:
     parts = max(bins - len(spikes), 2)
     if len(rest):
         edges += np.quantile(rest, np.arange(1, parts) / parts).tolist()
-    edges = np.unique(edges)
-    # classes that no value falls into are none: below the least value, above the largest
-    return tuple(edges[(edges > distinct[0]) & (edges <= distinct[-1])][: MAX_CLASSES - 1].tolist())
+    found = np.unique(edges)
+    # classes that no value falls into are none
+    used = np.unique(np.searchsorted(found, distinct, side="right"))
+    return tuple(found[used[1:] - 1][: MAX_CLASSES - 1].tolist())
 
 
 def bin_names(edges: NDArray[np.float64]) -> list[str]:
     """Return what the classes between edges are called, so that sorting by name is sorting by size."""
     digits = len(str(len(edges)))
-    bounds = [None, *edges.tolist(), None]
     names = []
-    for number, (low, high) in enumerate(itertools.pairwise(bounds)):
+    for number, (low, high) in enumerate(itertools.pairwise([None, *edges.tolist(), None])):
         if low is not None and high is not None and high == np.nextafter(low, np.inf):
             shown = f"{low:g}"
         else:
-            left, right = "" if low is None else f"from {low:.4g}", "" if high is None else f"below {high:.4g}"
+            left = "" if low is None else _bound(low, "from", "above")
+            right = "" if high is None else _bound(high, "below", "up to")
             shown = " ".join(part for part in (left, right) if part) or "all"
         names.append(f"bin {number:0{digits}d}: {shown}")
     return names
+
+
+def _bound(edge: float, at: str, behind: str) -> str:
+    """Return an edge in words; one that stands right behind a shorter number is named after that one."""
+    before = float(np.nextafter(edge, -np.inf))
+    return f"{behind} {before:g}" if len(repr(before)) < len(repr(edge)) else f"{at} {edge:.4g}"

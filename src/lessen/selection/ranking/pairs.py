@@ -5,6 +5,7 @@ Sampled rows come in key order, which is random, so OutRank's shift is a fair dr
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from lessen.selection.ranking.rows import Keys, mix
 from lessen.selection.ranking.tally import NO_CLASS, Tally
 
 Key = TypeVar("Key")
+SCREENED = 20_000
+"""Pairs scored on a part of the rows."""
+_SCREEN_ROWS = 8_192
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,25 @@ class Cross:
     cardinality: int
     gain: float = float("nan")
     """Drop in held-out log loss when the pair joins a surrogate that has both columns; NaN if not tried."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """How many pairs of columns there are, how many were looked at, and how many of these were scored on all rows."""
+
+    pairs: int
+    screened: int
+    scored: int
+
+    @property
+    def statement(self) -> str:
+        """Return that in words."""
+        if self.screened == self.pairs:
+            looked = f"all {self.pairs:,} pairs of columns"
+        else:
+            left = self.pairs - self.screened
+            looked = f"{self.screened:,} of {self.pairs:,} pairs of columns, drawn at random: {left:,} were not tried"
+        return f"crosses: looked at {looked}; the best {self.scored:,} were scored on the whole sample"
 
 
 class Pairs:
@@ -98,21 +121,42 @@ class Pairs:
             log.progress("redundancy", done, len(pairs))
         return sorted(result, key=lambda pair: pair.share, reverse=True)
 
-    def crosses(self, names: Sequence[str], budget: int, seed: int, log: Log = SILENT) -> list[Cross]:
-        """Return up to `budget` crosses, most synergy first; beyond the budget pairs are drawn at random.
+    def crosses(
+        self, names: Sequence[str], budget: int, seed: int, log: Log = SILENT, screened: int = SCREENED
+    ) -> tuple[list[Cross], Tried]:
+        """Return the best `budget` crosses, most synergy first, and how many pairs were looked at.
 
         Pairs cannot be chosen by the scores of their columns: of a pair that matters only together (XOR) each column
-        alone looks like noise.
+        alone looks like noise. Beyond the budget up to `screened` pairs are scored on a part of the rows, and those of
+        most synergy there on all; beyond that, too, pairs are drawn at random.
         """
         pairs = list(itertools.combinations(names, 2))
-        if len(pairs) > budget:
-            chosen = np.random.default_rng(seed).choice(len(pairs), budget, replace=False)
+        every = len(pairs)
+        if every > max(budget, screened):
+            chosen = np.random.default_rng(seed).choice(every, max(budget, screened), replace=False)
             pairs = [pairs[index] for index in sorted(chosen.tolist())]
+        looked_at = len(pairs) if budget else 0
+        if len(pairs) > budget:
+            part = self.first(_SCREEN_ROWS)
+            seen = part._scored(pairs, "screening crosses", log) if budget else []
+            pairs = [(cross.first, cross.second) for cross in seen[:budget]]
+        return self._scored(pairs, "crosses", log), Tried(every, looked_at, len(pairs))
+
+    def first(self, rows: int) -> Pairs:
+        """Return the first `rows` sampled rows, which are an even sample themselves."""
+        result = copy.copy(self)
+        result.hashes = {name: hashes[:rows] for name, hashes in self.hashes.items()}
+        result.classes, result.labelled = self.classes[:rows], self.labelled[:rows]
+        result.class_counts = np.bincount(result.classes[result.labelled], minlength=1).astype(np.int64)
+        result.chance, result._coded, result._own = Chance(result.class_counts, self.chance.seed), {}, {}
+        return result
+
+    def _scored(self, pairs: Sequence[tuple[str, str]], what: str, log: Log) -> list[Cross]:
         alone = {name: self._alone(name) for name in {name for pair in pairs for name in pair}}
         result = []
         for done, (first, second) in enumerate(pairs, 1):
             result.append(self._cross(first, second, alone))
-            log.progress("crosses", done, len(pairs))
+            log.progress(what, done, len(pairs))
         return sorted(result, key=lambda cross: cross.synergy_z, reverse=True)
 
     def _alone(self, name: str) -> tuple[float, float]:

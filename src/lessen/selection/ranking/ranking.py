@@ -16,7 +16,7 @@ from lessen.data.readers import find_files
 from lessen.errors import ConfigError
 from lessen.log import SILENT, Log
 from lessen.selection.ranking.columns import ColumnReport, NoiseFloor, chance_of, noise_floor, report_columns
-from lessen.selection.ranking.pairs import Cross, Pairs, Redundancy, cross_hashes, select_3mr
+from lessen.selection.ranking.pairs import Cross, Pairs, Redundancy, Tried, cross_hashes, select_3mr
 from lessen.selection.ranking.profile import profile_rows
 from lessen.selection.ranking.rows import row_keys
 from lessen.selection.ranking.scan import ScanSettings, ScanState, label_edges, scan
@@ -37,7 +37,7 @@ class RankSettings:
     label_bins: int = 0
     """Cut a numeric label into this many classes of about equal size; 0 takes its values as classes."""
     crosses: int = 1_000
-    """Pairs of columns scored as one; beyond this many possible pairs a random part is drawn."""
+    """Pairs of columns scored as one on the whole sample: the best of up to 20,000 that a part of it screens."""
     redundancy: int = 40
     """The best so many columns are compared with each other, and offered to 3MR."""
     select: int = 10
@@ -63,6 +63,7 @@ class Ranking:
     floor: NoiseFloor
     redundancy: list[Redundancy]
     crosses: list[Cross]
+    tried: Tried
     cross_threshold: float
     """Standard deviations of synergy below which the best of so many null crosses may fall."""
     selected: list[tuple[str, float]]
@@ -124,7 +125,7 @@ def _rank(state: ScanState, settings: RankSettings, files: tuple[str, ...], bega
     read = time.perf_counter()
     chance = chance_of(state, settings.scan.seed)
     floor = noise_floor(state, chance)
-    columns = report_columns(state, chance, floor, settings.rare)
+    columns = report_columns(state, chance, floor, settings.rare, log)
     scored = time.perf_counter()
     found = _on_sample(state, columns, settings, log)
     counts = state.classes[:NO_CLASS]
@@ -145,16 +146,17 @@ def _on_sample(state: ScanState, columns: list[ColumnReport], settings: RankSett
     best = [c for c in alive if c.verdict != "noise"][: settings.redundancy]
     redundancy = pairs.redundancy([c.name for c in best], log)
     result: dict[str, Any] = {"sampled": len(frame), "redundancy": redundancy, "transforms": [], "crosses": [],
-                              "forward": [], "selected": [], "cross_threshold": 0.0}  # fmt: skip
+                              "forward": [], "selected": [], "cross_threshold": 0.0,
+                              "tried": Tried(0, 0, 0)}  # fmt: skip
     if state.label.name is not None and len(pairs.class_counts) > 1:
         living = {c.name for c in alive}
-        crosses = pairs.crosses(
+        crosses, result["tried"] = pairs.crosses(
             [name for name in frame.columns if name in living], settings.crosses, settings.scan.seed, log
         )
-        tail = torch.tensor(0.01 / max(len(crosses), 1), dtype=torch.float64)
+        tail = torch.tensor(0.01 / max(result["tried"].screened, 1), dtype=torch.float64)
         result["cross_threshold"] = -float(torch.special.ndtri(tail))
         result["crosses"] = _tried(pairs, crosses, result["cross_threshold"])
-        result["selected"] = select_3mr({c.name: c.score for c in best}, redundancy, crosses, settings.select)
+        result["selected"] = select_3mr({c.name: c.best_score for c in best}, redundancy, crosses, settings.select)
         result["forward"] = _forward(pairs, [c.name for c in alive], settings, log)
         numeric = [c.name for c in columns if c.numeric_share > 0.5 and c.verdict in ("useful", "noise", "key")]
         result["transforms"] = rank_transforms(frame, numeric, pairs, settings.transforms)
@@ -197,6 +199,7 @@ def as_dict(ranking: Ranking) -> dict[str, Any]:
         "classes": ranking.classes, "noise": vars(ranking.floor), "columns": [row.as_dict() for row in ranking.columns],
         "dead": ranking.dead(), "useful_crosses": [vars(cross) for cross in ranking.useful_crosses()],
         "crosses": [vars(cross) for cross in ranking.crosses], "cross_threshold_z": ranking.cross_threshold,
+        "pairs": vars(ranking.tried),
         "redundancy": [vars(pair) for pair in ranking.redundancy], "selected_3mr": ranking.selected,
         "forward_selection": ranking.forward, "transforms": [vars(item) for item in ranking.transforms],
         "profile": ranking.profile, "seconds": {k: float(np.round(v, 3)) for k, v in ranking.seconds.items()},

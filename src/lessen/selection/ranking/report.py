@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
 
 from lessen.data.readers import find_files
+from lessen.errors import DataError, LessenError, OutputError
 from lessen.files import atomic_folder, atomic_write, dump_json
+from lessen.log import SILENT, Log
 from lessen.selection.ranking.columns import ColumnReport
 from lessen.selection.ranking.pairs import Redundancy
 from lessen.selection.ranking.ranking import Ranking, as_dict
@@ -22,26 +24,38 @@ _HEAT = 40
 def save(
     ranking: Ranking, folder: Path, paths: Sequence[Path | str] = (), crosses: int = 0,
     drop: Sequence[str] = ("missing", "constant", "duplicate", "noise"), to: Literal["parquet", "csv"] | None = None,
+    log: Log = SILENT,
 ) -> None:  # fmt: skip
-    """Write the ranking into a new folder, whole or not at all.
+    """Write the ranking into a new folder, whole or not at all, and then the data; a report outlives data that fail.
 
     Files: `columns.parquet`, `crosses.parquet`, `redundancy.parquet`, `ranking.json`, `ranking.html`; with `to` also
-    `data/`: the files of `paths` with the best `crosses` useful crosses added and columns of the verdicts `drop` gone.
+    `data/`: the files of `paths` with the best `crosses` useful crosses added and columns of the verdicts `drop` gone,
+    and in the report what was dropped, each column with its evidence.
 
     Raises:
         OutputError: the folder exists and is not empty, or cannot be written.
+        DataError: the data cannot be read again; the report is there.
     """
+    chosen = ranking.useful_crosses(crosses) if to is not None else []
+    written = {
+        "dropped": [ranking.column(name).as_dict() for name in ranking.dead(drop)],
+        "added": [f"{cross.first}*{cross.second}" for cross in chosen],
+    } if to is not None else None  # fmt: skip
     with atomic_folder(folder) as temporary:
         _table([_flat(row.as_dict()) for row in ranking.columns]).write_parquet(temporary / "columns.parquet")
         _table([vars(cross) for cross in ranking.crosses]).write_parquet(temporary / "crosses.parquet")
         _table([vars(pair) for pair in ranking.redundancy]).write_parquet(temporary / "redundancy.parquet")
-        atomic_write(temporary / "ranking.json", dump_json(as_dict(ranking)))
-        atomic_write(temporary / "ranking.html", page(ranking))
-        if to is not None:
-            (temporary / "data").mkdir()
-            chosen = [(cross.first, cross.second) for cross in ranking.useful_crosses(crosses)]
-            files = find_files(paths)
-            rewrite(files, ranking.dead(drop), chosen, temporary / "data", ranking.settings.scan.read, to)
+        atomic_write(temporary / "ranking.json", dump_json({**as_dict(ranking), "written": written}))
+        atomic_write(temporary / "ranking.html", page(ranking, written))
+    if to is None:
+        return
+    pairs = [(cross.first, cross.second) for cross in chosen]
+    try:
+        with atomic_folder(folder / "data") as data:
+            rewrite(find_files(paths), ranking.dead(drop), pairs, data, ranking.settings.scan.read, to, log)
+    except LessenError as error:
+        kind = OutputError if isinstance(error, OutputError) else DataError
+        raise kind(f"{error} (the report is in {folder}, without data)") from error
 
 
 def _table(rows: list[dict[str, Any]]) -> pl.DataFrame:
@@ -53,7 +67,7 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     return row | {f"values {bound}": count for bound, count in repetitions.items()}
 
 
-def page(ranking: Ranking) -> str:
+def page(ranking: Ranking, written: Mapping[str, Any] | None = None) -> str:
     """Return one HTML page with bars and a redundancy heat map; it loads nothing from a network."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -63,13 +77,14 @@ def page(ranking: Ranking) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    best = max((row.score for row in ranking.columns if row.verdict not in ("label", "leak")), default=1.0) or 1.0
+    best = max((row.best_score for row in ranking.columns if row.verdict not in ("label", "leak")), default=1.0) or 1.0
     useful = ranking.useful_crosses(_HEAT)
     gain = max((cross.gain for cross in useful), default=1.0)
     return environment.get_template("page.html.jinja").render(
         files=", ".join(ranking.files[:3]) + (" ..." if len(ranking.files) > 3 else ""), rows=f"{ranking.rows:,}",
         label=ranking.label or "none", classes=list(ranking.classes.items())[:12], statement=ranking.floor.statement,
-        columns=[_column(row, best) for row in ranking.columns],
+        columns=[_column(row, best) for row in ranking.columns], written=written,
+        pairs=ranking.tried.statement if ranking.tried.pairs and ranking.label else "",
         crosses=[vars(cross) | {"width": round(_BAR * cross.gain / gain, 2)} for cross in useful],
         selected=[name for name, _ in ranking.selected], forward=ranking.forward,
         transforms=[vars(item) for item in ranking.transforms if item.gain > 0][:20], heat=_heat(ranking.redundancy),
@@ -80,9 +95,9 @@ def page(ranking: Ranking) -> str:
 
 
 def _column(row: ColumnReport, best: float) -> dict[str, Any]:
-    width = min(max(row.score / best, 0.0), 1.0) * _BAR
+    width = min(max(row.best_score / best, 0.0), 1.0) * _BAR
     error = f" ± {100 * row.cardinality_error:.1f}%" if row.cardinality_error else ""
-    return row.as_dict() | {"width": round(width, 2), "values": f"{row.cardinality:,.0f}{error}"}
+    return row.as_dict() | {"width": round(width, 2), "distinct": f"{row.cardinality:,.0f}{error}"}
 
 
 def _heat(pairs: Sequence[Redundancy]) -> list[tuple[str, list[dict[str, Any]]]]:

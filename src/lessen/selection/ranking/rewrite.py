@@ -10,6 +10,7 @@ import polars as pl
 
 from lessen.data.readers import ReadSettings
 from lessen.errors import DataError
+from lessen.log import SILENT, Log
 from lessen.selection.ranking.source import chunks, texts
 
 SEPARATOR = "\x1f"
@@ -33,7 +34,7 @@ def _escaped(name: str) -> pl.Expr:
 
 def rewrite(
     files: Sequence[Path], drop: Sequence[str], crosses: Sequence[tuple[str, str]], folder: Path, read: ReadSettings,
-    to: Literal["parquet", "csv"] = "parquet",
+    to: Literal["parquet", "csv"] = "parquet", log: Log = SILENT,
 ) -> int:  # fmt: skip
     """Write the files again, in row order, as `part-00000` and so on inside the existing `folder`; return rows.
 
@@ -41,7 +42,8 @@ def rewrite(
         DataError: a file lacks a crossed column, or a cross would take the name of a column.
     """
     rows = part = 0
-    for path in files:
+    for done, path in enumerate(files):
+        log.progress("writing", done, len(files))
         for frame in chunks(path, read):
             for first, second in crosses:
                 for name in (first, second):
@@ -58,4 +60,5 @@ def rewrite(
             else:
                 changed.write_csv(target)
             rows, part = rows + len(frame), part + 1
+    log.progress("writing", len(files), len(files))
     return rows

@@ -11,6 +11,7 @@ minimum values), and scores are sums over values, so the part estimates them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +24,8 @@ NO_CLASS = 255
 MAX_CLASSES = 250
 _HASH = np.uint64(0xFFFFFFFFFFFFFF00)
 _EVERYTHING = 1 << 64
+HEAVY = 32
+"""Rows of a sample that a value must have to be counted there and not by a part of the values."""
 
 
 @dataclass
@@ -113,9 +116,55 @@ class Tally:
 
     def contingency(self, classes: NDArray[np.int64]) -> Contingency:
         """Return the counts of labelled rows, given the label's counts over the whole data."""
+        return self._table(classes)[0]
+
+    def pooled(self, bounds: Sequence[int], classes: NDArray[np.int64]) -> Iterator[tuple[int, Contingency]]:
+        """Yield the same with all values of at most so many labelled rows taken as one, where that changes anything.
+
+        Near-unique values say nothing one by one, but that a row has one of them may say a lot.
+        """
+        table, keys = self._table(classes)
+        sizes, before = np.diff(np.r_[table.starts, len(table.cells)]), 1
+        for most in bounds:
+            rare = table.values <= most
+            if int(rare.sum()) <= before:
+                continue
+            before = int(rare.sum())
+            inside = np.repeat(rare, sizes)
+            rest = np.bincount((keys[inside] & ~_HASH).astype(np.int64), weights=table.cells[inside]).astype(np.int64)
+            rest = rest[rest > 0]
+            values, cells = np.r_[table.values[~rare], rest.sum()], np.r_[table.cells[~inside], rest]
+            kept = np.r_[sizes[~rare], len(rest)]
+            yield most, Contingency(values, cells, classes, np.cumsum(kept) - kept)
+
+    def with_heavy(self, sample: Tally, rows: int, classes: NDArray[np.int64]) -> Contingency:
+        """Return the counts of a part of the values, and of every value that fills much of an even sample of rows.
+
+        A part chosen by hash holds few of the heavy values, in which most rows may be. Their rows in the sample, each
+        standing for `rows` over the sample's, take their place; the light values of the part stand for all light ones.
+        """
+        table, keys = self._table(classes)
+        drawn, drawn_keys = sample._table(classes)
+        scale = rows / max(int(drawn.values.sum()), 1)
+        heavy = drawn.values >= HEAVY
+        found, names = drawn_keys[drawn.starts] & _HASH, keys[table.starts] & _HASH
+        light = ~np.isin(names, found[heavy])
+        left = rows - float(drawn.values[heavy].sum()) * scale
+        share = max(left, 0.0) / max(int(table.values[light].sum()), 1)
+        parts = [(drawn, heavy, scale), (table, light, share)]
+        sizes = [np.diff(np.r_[t.starts, len(t.cells)]) for t, _, _ in parts]
+        cells = [t.cells[np.repeat(keep, size)] for (t, keep, _), size in zip(parts, sizes, strict=True)]
+        kept = np.concatenate([size[keep] for (_, keep, _), size in zip(parts, sizes, strict=True)])
+        return Contingency(
+            np.concatenate([t.values[keep] for t, keep, _ in parts]), np.concatenate(cells), classes,
+            np.cumsum(kept) - kept, np.concatenate([np.full(int(keep.sum()), weight) for _, keep, weight in parts]),
+        )  # fmt: skip
+
+    def _table(self, classes: NDArray[np.int64]) -> tuple[Contingency, Keys]:
+        """Return the counts of labelled rows and the key of each cell."""
         labelled = (self.keys & ~_HASH) != np.uint64(NO_CLASS)
         keys, counts = self.keys[labelled], self.counts[labelled]
         values = keys & _HASH
         starts = np.flatnonzero(np.r_[True, values[1:] != values[:-1]]) if len(keys) else np.empty(0, dtype=np.int64)
         rows = np.add.reduceat(counts, starts) if len(starts) else np.empty(0, dtype=np.int64)
-        return Contingency(values=rows, cells=counts, classes=classes)
+        return Contingency(values=rows, cells=counts, classes=classes, starts=starts), keys

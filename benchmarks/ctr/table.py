@@ -11,8 +11,8 @@ def measured() -> str:
     lines = [
         "| what | figure | script |",
         "|---|---|---|",
-        f"| {memory['rows'] // 10**6} million rows of 39 fields ({memory['data_mb'] / 1000:.1f} GB of CSV): encode, then "
-        f"one shuffled epoch of batches | {memory['peak_rss_mb'] / 1000:.1f} GB resident at most "
+        f"| {memory['rows'] // 10**6} million rows of 39 fields ({memory['data_mb'] / 1000:.1f} GB of CSV): encode, "
+        f"then one shuffled epoch of batches | {memory['peak_rss_mb'] / 1000:.1f} GB resident at most "
         "| `benchmarks/ctr/memory.py` |",
     ]
     settings = "DeepFM 400-400-400, d 10, batch 4096, beside FuxiCTR 2.3.10"

@@ -92,7 +92,8 @@ def _blurred(pictures: Tensor) -> Tensor:
     weights = weights / weights.sum()
     flat = pictures.flatten(0, 1)[:, None]
     across = nn.functional.conv2d(flat, weights.view(1, 1, 1, -1))
-    return nn.functional.conv2d(across, weights.view(1, 1, -1, 1))[:, 0].unflatten(0, pictures.shape[:2])
+    blurred: Tensor = nn.functional.conv2d(across, weights.view(1, 1, -1, 1))
+    return blurred.view(*pictures.shape[:2], *blurred.shape[-2:])
 
 
 def bd_rate(rates: Array, qualities: Array, other_rates: Array, other_qualities: Array) -> float:
@@ -109,11 +110,11 @@ def bd_rate(rates: Array, qualities: Array, other_rates: Array, other_qualities:
     """
     fits, ends = [], []
     for rate, quality in ((rates, qualities), (other_rates, other_qualities)):
-        known = np.asarray(quality, dtype=np.float64)
-        if len(np.unique(known)) < 3 or len(known) != len(rate) or not (np.asarray(rate) > 0).all():
+        known, taken = np.asarray(quality, dtype=np.float64), np.asarray(rate, dtype=np.float64)
+        if len(np.unique(known)) < 3 or len(known) != len(taken) or not (taken > 0).all():
             raise TaskError("a curve needs three points or more of different quality, each with a rate above zero")
         degree = min(3, len(known) - 1)
-        fits.append(np.polynomial.Polynomial.fit(known, np.log(np.asarray(rate, dtype=np.float64)), degree).integ())
+        fits.append(np.polynomial.Polynomial.fit(known, np.log(taken), degree).integ())
         ends.append((known.min(), known.max()))
     low, high = max(end[0] for end in ends), min(end[1] for end in ends)
     if not low < high:

@@ -27,6 +27,15 @@ def test_wide_symbols_come_back(symbols):
     assert np.array_equal(back, symbols)
 
 
+@pytest.mark.parametrize("largest", [65_533, 65_534, 65_535])
+def test_every_symbol_of_sixteen_bits_comes_back(largest):
+    """Tables of more symbols, and of more packed bytes, than sixteen bits can say."""
+    random = np.random.default_rng(0)
+    symbols = np.minimum(random.geometric(3e-5, 200_000), largest).astype(np.uint16)
+    symbols[0] = largest
+    assert np.array_equal(coder.decode(coder.encode(symbols), symbols.size, np.uint16), symbols)
+
+
 @few
 @given(st.integers(0, 2**31), st.integers(0, 4000))
 def test_symbols_given_a_context_come_back(seed, count):

@@ -93,13 +93,13 @@ def test_decoding_gives_what_encoding_said_it_would(seed, rows, columns, rule, k
     if moments == "none":
         now.first = None
     reference = None if key else before
-    blob, told = near.encode(now, reference, NearSettings(rule=rule, bits=bits))
+    blob, told, _ = near.encode(now, reference, NearSettings(rule=rule, bits=bits))
     back = near.decode(blob, reference, (rows, columns))
     for one, other in [(back.weight, told.weight), (back.first, told.first), (back.second, told.second)]:
         assert (one is None) == (other is None)
         if one is not None:
             assert np.array_equal(one.view(np.uint32), other.view(np.uint32))
-    alone = near.decode(blob, reference, (rows, columns), moments=False)
+    alone = near.decode(blob, reference, (rows, columns), near.Need.WEIGHT)
     assert np.array_equal(alone.weight, told.weight)
     assert alone.first is None
 
@@ -113,14 +113,14 @@ def test_a_residual_has_at_most_two_to_the_b_values(rule, bits):
         return
     now, before = adam_triple()
     reference = np.zeros_like(before)  # so that the rebuilt weight is the rebuilt residual
-    _, back = near.encode(now, reference, NearSettings(rule=rule, bits=bits))
+    _, back, _ = near.encode(now, reference, NearSettings(rule=rule, bits=bits))
     assert np.unique(back.weight).size <= 2**bits
 
 
 @pytest.mark.parametrize("rule", ["tensor", "element"])
 def test_moments_live_where_the_weight_residual_does(rule):
     now, before = adam_triple()
-    _, back = near.encode(now, before, NearSettings(rule=rule))
+    _, back, _ = near.encode(now, before, NearSettings(rule=rule))
     kept = back.weight != before
     assert 0.02 < kept.mean() < 0.5
     assert not (back.first[~kept]).any()
@@ -158,7 +158,7 @@ def test_without_pruning_and_with_few_values_it_is_exact(rule):
         random.choice([1e-12, 4e-9], before.shape).astype(np.float32),
     )
     now.weight[now.weight == 0] = 0.5
-    _, back = near.encode(now, before, NearSettings(rule=rule, alpha=0, beta=0, bits=8))
+    _, back, _ = near.encode(now, before, NearSettings(rule=rule, alpha=0, beta=0, bits=8))
     assert np.array_equal(back.weight, now.weight)
     assert np.array_equal(back.first, now.first)
     assert np.array_equal(back.second, now.second)  # float32 centroids: 1e-12 does not become 0
@@ -170,7 +170,7 @@ def test_without_pruning_and_with_few_values_it_is_exact(rule):
 def test_adams_first_step_after_resume_is_sane(rule, beta2):
     """The step with the rebuilt second moment stays near the true one: no division by nearly nothing."""
     now, before = adam_triple()
-    _, back = near.encode(now, before, NearSettings(rule=rule))
+    _, back, _ = near.encode(now, before, NearSettings(rule=rule))
     gradient = np.sqrt(now.second)
     true = 0.1 * gradient / np.sqrt(beta2 * now.second + (1 - beta2) * gradient**2)
     rebuilt = 0.1 * gradient / np.sqrt(beta2 * back.second + (1 - beta2) * gradient**2)
@@ -186,16 +186,44 @@ def test_adams_first_step_after_resume_is_sane(rule, beta2):
 def test_second_moments_are_never_zero_unless_they_were():
     now, before = adam_triple()
     now.second[::3] = 0
-    _, back = near.encode(now, before, NearSettings())
+    _, back, _ = near.encode(now, before, NearSettings())
     assert np.array_equal(back.second == 0, now.second == 0)
     assert not back.first[::3].any()
 
 
 def test_second_moments_keep_their_octave():
     now, before = adam_triple()
-    _, back = near.encode(now, before, NearSettings(second_octaves=1))
+    _, back, _ = near.encode(now, before, NearSettings(second_octaves=1))
     off = np.abs(np.log2(back.second / now.second))
     assert np.quantile(off, 0.99) < 1
+
+
+def test_second_moments_against_the_step_before_are_finer_and_their_errors_do_not_add_up():
+    random = np.random.default_rng(0)
+    now, _ = adam_triple()
+    settings, before, weight, errors = NearSettings(second_step=0.5), None, None, []
+    for _ in range(12):
+        blob, told, linked = near.encode(now, weight, settings, before)
+        assert linked == (before is not None)
+        back = near.decode(blob, weight, now.weight.shape, near.Need.SECOND, before)
+        assert np.array_equal(back.second, told.second)
+        assert back.first is None
+        errors.append(float(np.sqrt(np.mean(np.log2(told.second / now.second) ** 2))))
+        before, weight = told.second, told.weight
+        grown = now.second * np.float32(0.96) * np.exp2(random.normal(0, 0.1, now.second.shape))
+        now = Triple(now.weight, now.first, grown.astype(np.float32))
+    assert max(errors) < 0.25  # octaves
+    _, coarse, _ = near.encode(now, weight, NearSettings(), before)
+    assert np.sqrt(np.mean(np.log2(coarse.second / now.second) ** 2)) > 2 * max(errors)
+
+
+def test_second_moments_that_were_zero_are_coded_on_their_own():
+    now, before = adam_triple()
+    known = now.second.copy()
+    known[0, 0] = 0
+    _, back, linked = near.encode(now, before, NearSettings(second_step=0.5), known)
+    assert not linked
+    assert np.array_equal(back.second > 0, now.second > 0)
 
 
 def test_errors_do_not_add_up_along_a_series():
@@ -205,7 +233,7 @@ def test_errors_do_not_add_up_along_a_series():
     errors = []
     for _ in range(25):
         weight = weight + random.normal(0, 1e-3, weight.shape).astype(np.float32)
-        _, back = near.encode(Triple(weight), rebuilt, NearSettings())
+        _, back, _ = near.encode(Triple(weight), rebuilt, NearSettings())
         rebuilt = back.weight
         errors.append(float(np.sqrt(np.mean((rebuilt - weight) ** 2))))
     assert max(errors[10:]) < 1.1 * max(errors[3:10])
@@ -214,7 +242,7 @@ def test_errors_do_not_add_up_along_a_series():
 
 def test_a_key_frame_is_fine():
     now, _ = adam_triple()
-    _, back = near.encode(now, None, NearSettings())
+    _, back, _ = near.encode(now, None, NearSettings())
     error = np.sqrt(np.mean((back.weight - now.weight) ** 2)) / now.weight.std()
     assert error == pytest.approx(1 / (256 * np.sqrt(12)), rel=0.05)
 
@@ -222,15 +250,15 @@ def test_a_key_frame_is_fine():
 def test_small_arrays_are_kept_finer():
     random = np.random.default_rng(0)
     bias, before = random.normal(0, 1, (1, 300)).astype(np.float32), np.zeros((1, 300), np.float32)
-    _, back = near.encode(Triple(bias), before, NearSettings())
+    _, back, _ = near.encode(Triple(bias), before, NearSettings())
     big = random.normal(0, 1, (100, 300)).astype(np.float32)
-    _, coarse = near.encode(Triple(big), np.zeros_like(big), NearSettings())
+    _, coarse, _ = near.encode(Triple(big), np.zeros_like(big), NearSettings())
     assert np.std(back.weight - bias) < 0.5 * np.std(coarse.weight - big)
 
 
 def test_numbers_too_large_to_square_survive():
     weight = np.random.default_rng(0).normal(0, 1e25, (80, 90)).astype(np.float32)
-    _, back = near.encode(Triple(weight), None, NearSettings())
+    _, back, _ = near.encode(Triple(weight), None, NearSettings())
     assert np.abs(back.weight.astype(np.float64) - weight).max() < 0.01 * weight.std(dtype=np.float64)
 
 

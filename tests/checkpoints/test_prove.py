@@ -56,3 +56,15 @@ def test_settings_and_functions_that_cannot_work_are_refused(run, tmp_path):
         prove(Archive(tmp_path / "a"), 8, resume, seeds=1)
     with pytest.raises(ConfigError, match="must return"):
         prove(Archive(tmp_path / "a"), 8, lambda *_: {"loss": 1})
+
+
+def test_an_error_of_the_users_own_function_reads_as_theirs(run, tmp_path):
+    pack(find_snapshots(run[:1]), tmp_path / "a", PackSettings(mode="exact"))
+
+    def mistaken(checkpoint, steps, seed):
+        return {"losses": [{"loss": 1.0}["los"]]}
+
+    with pytest.raises(ConfigError, match=r"training function raised KeyError: 'los' \(line \d+ of .*test_prove\.py\)"):
+        prove(Archive(tmp_path / "a"), 8, mistaken, steps=1, seeds=2)
+    with pytest.raises(ConfigError, match="no numbers"):
+        prove(Archive(tmp_path / "a"), 8, lambda *_: {"losses": ["low"]}, steps=1, seeds=2)

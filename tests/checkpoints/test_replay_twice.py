@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from adam_pieces import F32, ROLES, few, trained
 from lessen.checkpoints import coder, exact, replay, replay_twice
 from lessen.checkpoints.blocks import Form, decode_piece, encode_piece
+from lessen.checkpoints.near import Need
 from lessen.errors import ArtifactError
 from wild_bits import wild_pieces
 
@@ -73,7 +74,7 @@ def test_a_table_of_rows_moved_once_twice_and_often_comes_back_and_is_half_the_s
     now, before = trained(20_000, 16, [15_000, 4000, 800])
     form, moved = Form(F32, 20_000, 16), np.arange(20_000) < 15_000
     flags, blob, _ = encode_piece(now, before, form, None, moved)
-    back = decode_piece(flags, blob, before, form, True)
+    back = decode_piece(flags, blob, before, form, Need.ALL)
     assert all(np.array_equal(back[role], now[role]) for role in ROLES)
     assert 2 * len(blob) < len(encode_piece(now, before, form, None, None)[1])
 

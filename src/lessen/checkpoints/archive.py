@@ -22,13 +22,14 @@ from torch import Tensor
 
 from lessen import files
 from lessen.checkpoints import coder
-from lessen.checkpoints.blocks import CARRY, NEAR, Form, Piece, decode_piece
+from lessen.checkpoints.blocks import Form, Piece, decode_piece, needed_before
 from lessen.checkpoints.dtypes import torch_dtype
 from lessen.checkpoints.frames import Frame
 from lessen.checkpoints.groups import Place
 from lessen.checkpoints.images import Array
 from lessen.checkpoints.index import Entry, Index, one_writer, read_index, write_index
 from lessen.checkpoints.layout import read_layout
+from lessen.checkpoints.near import Need
 from lessen.errors import ArtifactError, InputError
 from lessen.log import SILENT, Log
 
@@ -70,21 +71,25 @@ class Chain:
         Decoding begins at the last step that builds on nothing. Moments of steps that are only passed through are not
         decoded unless a later step builds on them.
         """
-        places = [self._place(k, group, piece) for k in range(len(self.frames))]
-        full = [k in wanted for k in range(len(places))]
+        places = [self._place(k, group, piece) for k in range(max(wanted) + 1)]
+        needs: list[Need | None] = [Need.ALL if k in wanted else None for k in range(len(places))]
         for k in range(len(places) - 1, 0, -1):
-            flags = places[k][0]
-            full[k - 1] |= bool(flags & CARRY) and (full[k] or not flags & NEAR)
-        alone = [k for k in range(min(wanted) + 1) if k == 0 or not places[k][0] & (NEAR | CARRY)]
+            need = needs[k]
+            before = None if need is None else needed_before(places[k][0], need)
+            needs[k - 1] = max((n for n in (needs[k - 1], before) if n is not None), default=None)
         state: Piece | None = None
-        for k, (flags, block) in list(enumerate(places))[alone[-1] :]:
+        for k, (flags, block) in enumerate(places):
+            need = needs[k]
+            if need is None:
+                state = None
+                continue
             layout = self.layouts[k]
             what = f"tensor {layout.title(layout.groups[group])!r} of step {self.entries[k].step}"
             blob = self.frames[k].read(block, what)
             form = self._pieces(k, group)[piece][1]
             try:
-                state = decode_piece(flags, blob, state, form, full[k])
-            except (ArtifactError, ValueError, IndexError, OverflowError) as error:
+                state = decode_piece(flags, blob, state, form, need)
+            except Exception as error:  # whatever bytes that are none of ours lead to
                 raise ArtifactError(f"{what} is damaged: {error}; nothing was loaded") from error
             if k in wanted:
                 yield k, state

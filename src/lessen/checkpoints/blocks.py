@@ -15,16 +15,18 @@ from numpy.typing import NDArray
 from lessen.checkpoints import coder, exact, near, replay, replay_twice
 from lessen.checkpoints.dtypes import SIZES
 from lessen.checkpoints.exact import Words
+from lessen.checkpoints.near import Need
 from lessen.errors import ArtifactError
 
 Piece = dict[str, Words]
 """By role, the bits of an array [rows * columns] as unsigned integers."""
 
-NEAR, ROWS, CARRY, REPLAY = 1, 2, 4, 8
+NEAR, ROWS, CARRY, REPLAY, LINKED = 1, 2, 4, 8, 16
 """Flags of a coded piece: rebuilt nearly; only some rows inside; needs every array of the step before; some of those
-rows are predicted from one or two steps of the optimiser."""
+rows are predicted from one or two steps of the optimiser; near, and needs the second moment of the step before."""
 
 _ORDER = ("second", "first", "weight", "other")
+_ROLES_OF = {Need.WEIGHT: {"weight"}, Need.SECOND: {"weight", "second"}, Need.ALL: {"weight", "second", "first"}}
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,21 @@ def encode_piece(
     return flags | ROWS | CARRY, coder.join([coder.encode_mask(moved), blob]), _merge(before, rebuilt, form, moved)
 
 
-def decode_piece(flags: int, blob: bytes, before: Piece | None, form: Form, moments: bool) -> Piece:
-    """Undo `encode_piece`; without `moments`, a near piece gives its weight only. Raises ArtifactError."""
+def needed_before(flags: int, need: Need) -> Need | None:
+    """Return how much of the step before a piece builds on, to give `need` of itself; None if on nothing."""
+    if flags & NEAR:
+        if flags & CARRY:
+            return need
+        return Need.SECOND if flags & LINKED and need >= Need.SECOND else Need.WEIGHT
+    return Need.ALL if flags & CARRY else None
+
+
+def decode_piece(flags: int, blob: bytes, before: Piece | None, form: Form, need: Need) -> Piece:
+    """Undo `encode_piece`; a near piece gives only the roles that are needed. Raises ArtifactError."""
     if not flags & ROWS:
-        return _decode(flags, blob, before, form, moments)
+        return _decode(flags, blob, before, form, need)
     parts = coder.split(blob)
-    wanted = set(form.kinds) if moments or not flags & NEAR else {"weight"}
+    wanted = set(form.kinds) & _ROLES_OF[need] if flags & NEAR else set(form.kinds)
     if len(parts) != 2 or before is None or wanted - set(before):
         raise ArtifactError("a piece coded by rows lacks what it builds on")
     before = {role: before[role] for role in form.roles if role in wanted}
@@ -85,7 +96,7 @@ def decode_piece(flags: int, blob: bytes, before: Piece | None, form: Form, mome
     if flags & REPLAY:
         rebuilt = _decode_moved(flags, parts[1], known, inner_form)
     else:
-        rebuilt = _decode(flags, parts[1], known, inner_form, moments) if rows else {}
+        rebuilt = _decode(flags, parts[1], known, inner_form, need) if rows else {}
     return _merge(before, rebuilt, form, moved)
 
 
@@ -152,7 +163,7 @@ def _decode_rest(flags: int, parts: list[bytes], before: Piece, form: Form) -> P
     others = form.of_rows(int(np.count_nonzero(~twice)))
     if not others.rows:
         return merged
-    plain = _decode(flags & CARRY, parts[4], _rows(before, form, ~twice), others, True)
+    plain = _decode(flags & CARRY, parts[4], _rows(before, form, ~twice), others, Need.ALL)
     return _merge(merged, plain, form, ~twice)
 
 
@@ -174,9 +185,10 @@ def _encode(
     if settings is not None:
         triple = _triple(now, form)
         reference = None if before is None else values_of(before["weight"], "weight", form)
-        if _finite(triple.weight, triple.first, triple.second, reference):
-            blob, rebuilt = near.encode(triple, reference, settings)
-            return NEAR, blob, _words(rebuilt, form)
+        second = None if before is None or "second" not in before else values_of(before["second"], "second", form)
+        if _finite(triple.weight, triple.first, triple.second, reference, second):
+            blob, rebuilt, linked = near.encode(triple, reference, settings, second)
+            return NEAR | (LINKED if linked else 0), blob, _words(rebuilt, form)
     known = before if before is not None and not set(form.kinds) - set(before) else {}
     parts = [_encode_exact(role, now, known, form) for role in form.roles]
     builds = known and any(
@@ -190,10 +202,15 @@ def _finite(*arrays: near.Values | None) -> bool:
     return all(bool(np.isfinite(values).all()) for values in arrays if values is not None)
 
 
-def _decode(flags: int, blob: bytes, before: Piece | None, form: Form, moments: bool) -> Piece:
+def _decode(flags: int, blob: bytes, before: Piece | None, form: Form, need: Need) -> Piece:
     if flags & NEAR:
         reference = None if before is None else values_of(before["weight"], "weight", form)
-        return _words(near.decode(blob, reference, (form.rows, form.columns), moments), form)
+        second = None
+        if flags & LINKED and need >= Need.SECOND:
+            if before is None or "second" not in before:
+                raise ArtifactError("a second moment lacks what it builds on")
+            second = values_of(before["second"], "second", form)
+        return _words(near.decode(blob, reference, (form.rows, form.columns), need, second), form)
     parts = coder.split(blob)
     if len(parts) != len(form.roles) or (flags & CARRY and (before is None or set(form.kinds) - set(before))):
         raise ArtifactError("an exact piece is malformed or lacks what it builds on")

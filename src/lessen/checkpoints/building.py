@@ -60,6 +60,7 @@ class FrameBuilder:
         for g in range(len(self.layout.groups)):
             places.append(self._write_group(writer, g))
             tick(g + 1, len(self.layout.groups))
+        self.reference.has_digests = True
         return {
             "mode": "exact" if self.near is None else "near",
             **self.layout.as_json(),
@@ -74,32 +75,31 @@ class FrameBuilder:
         group = self.layout.groups[g]
         settings = self.near if group.near else None
         table = blocks.is_table(self.layout.shape(group))
-        fresh, places = [], []
+        places = []
         for start, form in self.layout.pieces(group):
             now = read_piece(self.layout, group, self.handles, start, form)
             before = None if self.key else self.reference.read(g, start, form)
             moved = None
             if table:
-                fresh.append(blocks.row_digests(now, form))
-                moved = self._moved(g, start, form, fresh[-1], before)
+                moved = self._moved(g, start, form, blocks.row_digests(now, form), before)
             flags, blob, rebuilt = blocks.encode_piece(now, before, form, settings, moved)
             places.append([flags, *writer.add(blob)])
             self.reference.write(g, start, rebuilt)
             for role, (i, j) in group.members.items():
                 self.sums[i][j] = zlib.crc32(np.ascontiguousarray(rebuilt[role]).data, self.sums[i][j])
                 self.origins[i][j] = zlib.crc32(now[role].data, self.origins[i][j])
-        if table:
-            self.reference.digests[g] = np.concatenate(fresh)
         return places
 
     def _moved(
         self, g: int, start: int, form: blocks.Form, fresh: NDArray[np.uint64], before: blocks.Piece | None
     ) -> NDArray[np.bool_] | None:
-        """Return which rows differ from the step before, or None when coding by rows would not pay."""
-        if before is None or g not in self.reference.digests:
-            return None
+        """Note the digests of the rows; return which differ from the step before, or None when that would not pay."""
         first = start // form.columns
-        moved: NDArray[np.bool_] = fresh != self.reference.digests[g][first : first + form.rows]
+        known = None if before is None else self.reference.read_digests(g, first, form.rows)
+        self.reference.write_digests(g, first, fresh)
+        if known is None:
+            return None
+        moved: NDArray[np.bool_] = fresh != known
         return moved if np.count_nonzero(moved) <= (1 - _UNMOVED_SHARE) * form.rows else None
 
     def _write_skeleton(self, writer: FrameWriter, i: int, dictionaries: Mapping[str, bytes]) -> list[list[int]]:
@@ -132,17 +132,14 @@ def read_piece(
     return piece
 
 
-def row_digests(layout: Layout, handles: Sequence[BinaryIO]) -> dict[int, NDArray[np.uint64]]:
-    """Return the row digests of every table of a checkpoint, by group."""
-    found = {}
+def note_digests(layout: Layout, handles: Sequence[BinaryIO], reference: Reference) -> None:
+    """Put the digests of the rows of every table of a checkpoint into `reference`."""
     for g, group in enumerate(layout.groups):
         if blocks.is_table(layout.shape(group)):
-            parts = [
-                blocks.row_digests(read_piece(layout, group, handles, start, form), form)
-                for start, form in layout.pieces(group)
-            ]
-            found[g] = np.concatenate(parts)
-    return found
+            for start, form in layout.pieces(group):
+                piece = read_piece(layout, group, handles, start, form)
+                reference.write_digests(g, start // form.columns, blocks.row_digests(piece, form))
+    reference.has_digests = True
 
 
 def _sha256(handle: BinaryIO) -> str:

@@ -18,7 +18,8 @@ from lessen.errors import ArtifactError, MissingExtraError
 Bytes = NDArray[np.uint8]
 Symbols = NDArray[np.integer[Any]]
 
-_RAW, _CONSTANT, _ANS = 0, 1, 2
+_RAW, _CONSTANT, _ANS, _WIDE = 0, 1, 2, 3
+"""Methods: as it is; one symbol; rANS with a table; the same with a table of more than 65535 symbols or bytes."""
 _TABLE_TOTAL = 1 << 16
 _LARGEST_BLOB = 1 << 31
 
@@ -108,7 +109,9 @@ def encode(symbols: Symbols) -> bytes:
     coder = _constriction().stack.AnsCoder()
     coder.encode_reverse(flat.astype(np.int32), _model(table))
     words = coder.get_compressed().astype("<u4").tobytes()
-    return struct.pack("<BHH", _ANS, table.size, len(packed)) + packed + bytes(words)
+    if max(table.size, len(packed)) < 1 << 16:
+        return struct.pack("<BHH", _ANS, table.size, len(packed)) + packed + bytes(words)
+    return struct.pack("<BII", _WIDE, table.size, len(packed)) + packed + bytes(words)
 
 
 def decode(blob: bytes, count: int, dtype: Any = np.uint8) -> NDArray[Any]:
@@ -118,11 +121,14 @@ def decode(blob: bytes, count: int, dtype: Any = np.uint8) -> NDArray[Any]:
         return np.full(count, struct.unpack_from("<H", blob, 1)[0], dtype)
     if kind == _RAW and len(blob) == 1 + count * np.dtype(dtype).itemsize:
         return np.frombuffer(blob, dtype, count, 1)
-    if kind != _ANS or len(blob) < 5:
+    head = struct.Struct("<BII" if kind == _WIDE else "<BHH")
+    if kind not in (_ANS, _WIDE) or len(blob) < head.size:
         raise ArtifactError("a coded block has an unknown kind or a wrong length")
-    _, symbols, length = struct.unpack_from("<BHH", blob)
-    table = np.frombuffer(decompress(blob[5 : 5 + length], 2 * symbols), "<u2")
-    words = blob[5 + length :]
+    _, symbols, length = head.unpack_from(blob)
+    if symbols > 1 << 16:
+        raise ArtifactError("a coded block has a table of more symbols than there are")
+    table = np.frombuffer(decompress(blob[head.size : head.size + length], 2 * symbols), "<u2")
+    words = blob[head.size + length :]
     if symbols < 2 or len(words) % 4 or not table.any():
         raise ArtifactError("a coded block has a wrong length")
     try:

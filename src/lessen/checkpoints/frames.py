@@ -25,7 +25,7 @@ from lessen.errors import ArtifactError
 
 MAGIC = b"LSCKPT01"
 _TAIL = struct.Struct("<QQ32s8s")
-MAX_FOOTER = 1 << 28
+MAX_FOOTER = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Frame:
         self.close()
 
     def _read_footer(self, digest: str) -> dict[str, Any]:
-        size = os.fstat(self._descriptor).st_size
+        size = self._size = os.fstat(self._descriptor).st_size
         damaged = ArtifactError(f"{self.path} is cut short or damaged at its end; copy the archive again")
         if size < len(MAGIC) + _TAIL.size:
             raise damaged
@@ -123,7 +123,9 @@ class Frame:
     def read(self, place: list[int], what: str) -> bytes:
         """Return one block. Raises ArtifactError naming `what` if it is not what was written."""
         block = Block(*place)
-        data = os.pread(self._descriptor, block.length, block.offset)
+        # never more than there is: what is longer than the file asks for memory, not for data
+        length = min(block.length, max(0, self._size - block.offset))
+        data = os.pread(self._descriptor, length, block.offset) if length else b""
         if len(data) != block.length or zlib.crc32(data) != block.checksum:
             raise ArtifactError(f"{what} in {self.path} is damaged: its checksum differs; nothing was loaded")
         return data

@@ -7,6 +7,7 @@ change in mode near is only what an optimiser has state for and what was seen to
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -223,11 +224,21 @@ def natural(name: str) -> list[tuple[int, int | str]]:
 
 def pieces(shape: Sequence[int]) -> list[tuple[int, int, int]]:
     """Cut an array into (first element, rows, columns) of about half a million elements each."""
-    count = 1
-    for size in shape:
-        count *= size
-    columns = count // shape[0] if len(shape) > 1 and shape[0] else count
-    if len(shape) > 1 and 0 < columns <= _PIECE:
-        rows = max(1, _PIECE // columns)
+    rows, columns = _cut(shape)
+    if rows:
         return [(start * columns, min(rows, shape[0] - start), columns) for start in range(0, shape[0], rows)]
+    count = math.prod(shape)
     return [(start, 1, min(_PIECE, count - start)) for start in range(0, count, _PIECE)]
+
+
+def count_pieces(shape: Sequence[int]) -> int:
+    """Return how many pieces there are, without making them."""
+    rows, _ = _cut(shape)
+    return -(-shape[0] // rows) if rows else -(-math.prod(shape) // _PIECE)
+
+
+def _cut(shape: Sequence[int]) -> tuple[int, int]:
+    """Return the rows of a piece and its columns; no rows where an array is cut by elements."""
+    columns = math.prod(shape[1:])
+    by_rows = len(shape) > 1 and shape[0] > 0 and 0 < columns <= _PIECE
+    return (max(1, _PIECE // columns), columns) if by_rows else (0, 0)

@@ -12,7 +12,7 @@ from typing import Any
 
 from lessen.checkpoints.blocks import Form
 from lessen.checkpoints.dtypes import SIZES
-from lessen.checkpoints.groups import FLOATS, Group, Place, in_optimizer, pieces
+from lessen.checkpoints.groups import FLOATS, Group, Place, count_pieces, in_optimizer, pieces
 from lessen.checkpoints.images import Array, Image
 from lessen.errors import ArtifactError, DataError
 
@@ -129,16 +129,18 @@ def read_layout(footer: dict[str, Any], where: str) -> Layout:
     try:
         images = tuple(_image(*entry) for entry in footer["images"])
         groups = tuple(
-            Group({role: (i, j) for role, (i, j) in members.items()}, near) for near, members in footer["groups"]
+            Group({role: _place(*place) for role, place in members.items()}, near is True)
+            for near, members in footer["groups"]
         )
         for group in groups:
             shapes = {images[i].arrays[j].shape for i, j in group.members.values()}
             if len(shapes) != 1 or not set(group.members) <= ROLES:
                 raise ValueError("a group of different shapes or of an unknown role")
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        layout = Layout(images, groups)
+        fits = _tables_fit(footer, layout)
+    except Exception as error:  # a footer that someone made up may hold anything
         raise ArtifactError(f"{where} has a malformed footer: {error!r}") from error
-    layout = Layout(images, groups)
-    if not _tables_fit(footer, layout):
+    if not fits:
         raise ArtifactError(f"{where} has a malformed footer: its tables do not fit its arrays")
     return layout
 
@@ -159,7 +161,7 @@ def _tables_fit(footer: dict[str, Any], layout: Layout) -> bool:
     arrays = [len(image.arrays) for image in layout.images]
     sums, digests = footer.get("sums"), footer.get("sha256")
     return (
-        rows(footer.get("pieces"), [len(layout.pieces(group)) for group in layout.groups], 4)
+        rows(footer.get("pieces"), [count_pieces(layout.shape(group)) for group in layout.groups], 4)
         and rows(footer.get("skeletons"), [sum(1 for _ in layout.skeleton(i)) for i in range(len(layout.images))], 3)
         and isinstance(sums, list)
         and len(sums) == len(arrays)
@@ -170,18 +172,24 @@ def _tables_fit(footer: dict[str, Any], layout: Layout) -> bool:
     )
 
 
+def _place(i: Any, j: Any) -> Place:
+    if type(i) is not int or type(j) is not int or min(i, j) < 0:
+        raise ValueError("a place that is no pair of numbers")
+    return i, j
+
+
 def _image(path: str, size: int, container: str, arrays: list[list[Any]]) -> Image:
     pure = PurePosixPath(path)
-    if not 0 <= size <= _LARGEST_FILE:
-        raise ValueError(f"a file of {size} bytes")
+    if type(size) is not int or not 0 <= size <= _LARGEST_FILE or not isinstance(container, str):
+        raise ValueError(f"a file of {size} bytes in {container!r}")
     if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in path or "\0" in path:
         raise ValueError(f"the file name {path!r} leads outside the checkpoint")
     rebuilt = []
     at = 0
     for name, kind, shape, offset in arrays:
-        nbytes = SIZES[kind]
-        for length in shape:
-            nbytes *= length
+        if not isinstance(name, str) or not all(type(value) is int and value >= 0 for value in (*shape, offset)):
+            raise ValueError(f"array {name!r} with shape {shape!r} at {offset!r}")
+        nbytes = SIZES[kind] * math.prod(shape)
         if offset < at or nbytes <= 0 or offset + nbytes > size:
             raise ValueError(f"array {name!r} overlaps another or leaves its file")
         rebuilt.append(Array(name, kind, tuple(shape), offset, nbytes))

@@ -14,17 +14,19 @@ With `tensor` and `element`, moments live only where the weight residual lives a
 values are k-means centroids, and (unlike the official script) second moments keep float32 centroids and a floor at
 their median, because half precision rounds them to zero and Adam then divides by nearly nothing.
 
-With `adaptive`, cells are uniform and values are their centroids (better than k-means once codes are entropy-coded),
-the second moment is row x column factors times a coarse power, and the first moment is quantised in units of the
-root of the second: what Adam's next step depends on. No moment is ever zero where the original was not.
+With `adaptive`, cells are uniform and values are their centroids (better than k-means once codes are entropy-coded).
+The second moment is row x column factors times a coarse power or, with `second_step`, finer: what it grew or shrank by
+since the step before. The first moment is quantised in units of the root of the second: what Adam's next step depends
+on. No moment is ever zero where the original was not.
 
-The residual is taken against the reconstruction, so errors never add up along the series.
+Differences are taken against the reconstruction, so errors never add up along the series.
 """
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, Literal
 
 import numpy as np
@@ -56,7 +58,12 @@ class NearSettings(BaseModel):
     first_step: float = Field(
         3.0, gt=0, le=16, description="adaptive: cell width of exp_avg / sqrt(exp_avg_sq), in its rms"
     )
-    second_octaves: float = Field(3.0, gt=0, le=8, description="adaptive: cell width of exp_avg_sq, in octaves")
+    second_octaves: float = Field(
+        3.0, gt=0, le=8, description="adaptive: cell width of exp_avg_sq, in octaves, where nothing is known before it"
+    )
+    second_step: float | None = Field(
+        None, gt=0, le=8, description="adaptive: cell width of exp_avg_sq against the step before, in octaves"
+    )
     key_cells: float = Field(256.0, ge=4, le=4096, description="key frames: cells per rms of a weight")
     alpha: float | None = Field(None, ge=0, description="ExCP's alpha; None scales it so that r_w is 2.5 medians")
     beta: float = Field(2.0, ge=0, description="ExCP's beta")
@@ -67,6 +74,14 @@ class NearSettings(BaseModel):
         if self.rule == "adaptive" and self.bits < 2:
             raise ValueError("rule adaptive needs bits >= 2: one level on each side of zero")
         return self
+
+
+class Need(IntEnum):
+    """How much of a step is to be rebuilt: the weight, the second moment too, everything."""
+
+    WEIGHT = 0
+    SECOND = 1
+    ALL = 2
 
 
 @dataclass
@@ -190,33 +205,56 @@ def _look_up(book: Values, codes: NDArray[Any]) -> Values:
 
 
 # -- one weight with its moments ---------------------------------------------------------------------------------
-def encode(now: Triple, reference: Values | None, settings: NearSettings) -> tuple[bytes, Triple]:
-    """Code a weight [rows, columns] and its moments; return the bytes and what `decode` will give.
+def encode(
+    now: Triple, reference: Values | None, settings: NearSettings, second_before: Values | None = None
+) -> tuple[bytes, Triple, bool]:
+    """Code a weight [rows, columns] and its moments.
 
-    `reference` is the weight as rebuilt one step earlier, None in a key frame. Layout: weight codes; first-moment
-    codes; second-moment codes with the row and column powers they multiply.
+    Layout: weight codes; first-moment codes; second-moment codes, with the row and column powers they multiply if they
+    do not multiply the second moment of the step before.
+
+    Args:
+        reference: the weight as rebuilt one step earlier; None in a key frame.
+        second_before: the second moment as rebuilt one step earlier, if it is known.
+
+    Returns:
+        The bytes, what `decode` will give, and whether decoding needs `second_before`.
     """
     weight, residual, kept = _encode_weight(now, reference, settings)
     rebuilt = Triple(residual if reference is None else reference + residual)
-    if settings.rule == "adaptive":
-        second, rebuilt.second = _encode_second(now.second, settings)
-        first, rebuilt.first = _encode_first(now.first, rebuilt.second, settings)
-    else:
+    if settings.rule != "adaptive":
         first, second = _encode_joint(now, kept, settings, rebuilt)
-    return coder.join([weight, first, second]), rebuilt
+        return coder.join([weight, first, second]), rebuilt, False
+    linked = None if now.second is None else _encode_linked(now.second, second_before, settings)
+    second, rebuilt.second = linked or _encode_second(now.second, settings, reference is None)
+    first, rebuilt.first = _encode_first(now.first, rebuilt.second, settings)
+    return coder.join([weight, first, second]), rebuilt, linked is not None
 
 
-def decode(blob: bytes, reference: Values | None, shape: tuple[int, int], moments: bool = True) -> Triple:
-    """Undo `encode`: the rebuilt weight and, if `moments`, the rebuilt moments. Raises ArtifactError."""
+def decode(
+    blob: bytes,
+    reference: Values | None,
+    shape: tuple[int, int],
+    need: Need = Need.ALL,
+    second_before: Values | None = None,
+) -> Triple:
+    """Undo `encode`: the rebuilt weight and the moments that `need` asks for.
+
+    Args:
+        second_before: given where `encode` said that it is needed.
+
+    Raises:
+        ArtifactError: the bytes are none of `encode`'s.
+    """
     parts = coder.split(blob)
     if len(parts) != 3:
         raise ArtifactError("a near block is malformed")
     count = shape[0] * shape[1]
     weight = decode_values(parts[0], count).reshape(shape)
     now = Triple(weight if reference is None else reference + weight)
-    if moments and parts[2]:
-        now.second = _decode_second(parts[2], shape)
-    if moments and parts[1]:
+    if need >= Need.SECOND and parts[2]:
+        now.second = _decode_second(parts[2], shape, second_before)
+    if need >= Need.ALL and parts[1]:
         now.first = _decode_first(parts[1], now.second, shape)
     return now
 
@@ -341,15 +379,34 @@ def _factors(logarithm: Values, positive: NDArray[np.bool_]) -> tuple[NDArray[np
     return np.rint(4 * row).astype(np.int16), np.rint(4 * column).astype(np.int16)
 
 
-def _encode_second(second: Values | None, settings: NearSettings) -> tuple[bytes, Values | None]:
+def _encode_linked(second: Values, before: Values | None, settings: NearSettings) -> tuple[bytes, Values] | None:
+    """Code by what factor a second moment changed; None where that cannot be, as it was or became zero."""
+    if settings.second_step is None or before is None or not np.array_equal(second > _TINY, before > _TINY):
+        return None
+    growth = np.log2(np.maximum(second, _TINY)) - np.log2(np.maximum(before, _TINY))
+    middle = np.float32(np.median(growth.reshape(-1)[:: max(1, growth.size // 8192)]))
+    width = settings.second_step * (0.25 if second.size < _SMALL else 1.0)
+    codes, book = cells(growth - middle, width, 0.6, 255)
+    inside = codes == 0
+    book[0] = float((growth - middle)[inside].mean()) if inside.any() else 0.0  # what all of them decay by
+    book = np.exp2(book + middle).astype(np.float32)
+    rebuilt = before * book[codes]
+    if not np.array_equal(rebuilt > 0, before > 0) or not np.isfinite(rebuilt).all():
+        return None
+    return coder.join([encode_codes(codes, book)]), rebuilt
+
+
+def _encode_second(second: Values | None, settings: NearSettings, key: bool) -> tuple[bytes, Values | None]:
     if second is None:
         return b"", None
     positive = second > _TINY
     logarithm = np.log2(np.maximum(second, _TINY))
     row, column = _factors(logarithm, positive)
     rest = logarithm - (row[:, None].astype(np.float32) + column.astype(np.float32)) * np.float32(0.25)
-    width = settings.second_octaves * (0.125 if second.size < _SMALL else 1.0)
-    codes, book = cells(rest, width, 0.6, _levels(second, settings))
+    width, levels = settings.second_octaves, _levels(second, settings)
+    if key and settings.second_step is not None:  # what a key frame leaves out, the next step would have to make up for
+        width, levels = settings.second_step, 254
+    codes, book = cells(rest, width * (0.125 if second.size < _SMALL else 1.0), 0.6, levels)
     book = np.exp2(book)
     if not positive.all():
         codes[~positive] = book.size
@@ -363,9 +420,11 @@ def _steps(values: NDArray[np.int16]) -> NDArray[np.int16]:
     return np.diff(values, prepend=np.int16(0))
 
 
-def _decode_second(blob: bytes, shape: tuple[int, int]) -> Values:
+def _decode_second(blob: bytes, shape: tuple[int, int], before: Values | None) -> Values:
     parts = coder.split(blob)
     values = decode_values(parts[0], shape[0] * shape[1]).reshape(shape)
+    if before is not None:
+        values = before * values
     if len(parts) == 1:
         return values
     if len(parts) != 3:

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lessen import files
 from lessen.checkpoints import blocks
 from lessen.checkpoints.archive import Chain
-from lessen.checkpoints.building import FrameBuilder, read_piece, row_digests
+from lessen.checkpoints.building import FrameBuilder, note_digests, read_piece
 from lessen.checkpoints.frames import Frame, writing_frame
 from lessen.checkpoints.groups import FLOATS, Group, find_groups
 from lessen.checkpoints.images import Image, read_image
@@ -253,7 +252,7 @@ class Packer:
             key = len(chain) >= self.settings.key_every or last.signature() != layout.signature()
             if self._reference is None and not key:
                 self._reference_for(last).load(opened, self.log)
-                self._reference_for(last).digests = _digests_of_source(chain[-1], last, footer["sha256"])
+                _note_source(chain[-1], last, footer["sha256"], self._reference_for(last))
         if not key and self._is_elsewhere(layout, handles):
             self.log.note(
                 f"step {snapshot.step} ({snapshot.source}) does not continue step {chain[-1].step}: its weights differ "
@@ -320,16 +319,16 @@ def _stamps(snapshot: Snapshot) -> list[tuple[int, int]]:
     return [(file.stat().st_size, file.stat().st_mtime_ns) for file, _ in snapshot.files]
 
 
-def _digests_of_source(entry: Entry, layout: Layout, expected: Sequence[str]) -> dict[int, NDArray[np.uint64]]:
-    """Return row digests of the checkpoint a step was packed from, if it is still there unchanged."""
+def _note_source(entry: Entry, layout: Layout, expected: Sequence[str], reference: Reference) -> None:
+    """Tell `reference` the rows of the checkpoint a step was packed from, if it is still there unchanged."""
     if not any(blocks.is_table(layout.shape(group)) for group in layout.groups):
-        return {}
+        return
     root = Path(entry.source)
     paths = [root] if root.is_file() else [root / image.path for image in layout.images]
     if not all(path.is_file() for path in paths) or [files.sha256(path) for path in paths] != list(expected):
-        return {}
+        return
     with ExitStack() as stack:
-        return row_digests(layout, [stack.enter_context(path.open("rb", buffering=0)) for path in paths])
+        note_digests(layout, [stack.enter_context(path.open("rb", buffering=0)) for path in paths], reference)
 
 
 def _differences(there: PackSettings, asked: PackSettings) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from lessen import files
 from lessen.checkpoints.archive import Archive
-from lessen.errors import ConfigError, DataError
+from lessen.errors import ConfigError, DataError, LessenError
 from lessen.log import SILENT, Log
 
 Train = Callable[[Path, int, int], Mapping[str, Any]]
@@ -72,7 +73,7 @@ def prove(
 
     Raises:
         DataError: the original is gone or is not what was packed.
-        ConfigError: fewer than two seeds, fewer than one step, or `train` returns no losses.
+        ConfigError: fewer than two seeds, fewer than one step, or `train` raises something or returns no losses.
         ArtifactError: no such step, or damage.
     """
     if seeds < 2 or steps < 1:
@@ -85,8 +86,8 @@ def prove(
             resumed = next(path for path in rebuilt.iterdir() if path.is_file())
         from_original, from_archive = [], []
         for seed in range(seeds):
-            from_original.append(_Continuation(train(source, steps, seed)))
-            from_archive.append(_Continuation(train(resumed, steps, seed)))
+            from_original.append(_Continuation(_continued(train, source, steps, seed)))
+            from_archive.append(_Continuation(_continued(train, resumed, steps, seed)))
             log.progress("continuing from archive and original", seed + 1, seeds)
     gaps = [a.final - b.final for a, b in zip(from_archive, from_original, strict=True)]
     bumps = [a.start - b.start for a, b in zip(from_archive, from_original, strict=True)]
@@ -97,6 +98,20 @@ def prove(
     )  # fmt: skip
 
 
+def _continued(train: Train, checkpoint: Path, steps: int, seed: int) -> Mapping[str, Any]:
+    """Call the user's function. Raises ConfigError naming what it raised and where, for it is theirs to mend."""
+    try:
+        return train(checkpoint, steps, seed)
+    except LessenError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            f"the training function raised {type(error).__name__}: {error} (line {place.lineno} of {place.filename}) "
+            f"when it was given {checkpoint}"
+        ) from error
+
+
 class _Continuation:
     """What one resumed run returned: its final loss, and the mean loss of its first ten steps."""
 
@@ -104,7 +119,10 @@ class _Continuation:
         losses = returned.get("losses") if isinstance(returned, Mapping) else None
         if not isinstance(losses, Sequence) or not losses:
             raise ConfigError('the training function must return {"losses": [one per step], "final": validation loss}')
-        values = [float(value) for value in losses]
+        try:
+            values = [float(value) for value in losses]
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"the training function returned losses that are no numbers: {error}") from error
         last = values[-max(1, len(values) // 4) :]
         self.final = float(returned.get("final", statistics.fmean(last)))
         self.start = statistics.fmean(values[:10])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lessen import files
 from lessen.checkpoints.archive import Chain
-from lessen.checkpoints.blocks import Form, Piece, word
+from lessen.checkpoints.blocks import Form, Piece, is_table, word
 from lessen.checkpoints.layout import Layout
 from lessen.log import Log
 
@@ -20,7 +20,7 @@ class Reference:
     """Rebuilt arrays of one step in one temporary file inside the archive, read and replaced piece by piece."""
 
     def __init__(self, folder: Path, layout: Layout, with_moments: Sequence[bool]) -> None:
-        """Make room for `layout`; groups whose flag in `with_moments` is false keep their weight only.
+        """Make room for `layout`; groups whose flag in `with_moments` is false do not keep their first moment.
 
         Raises:
             OutputError: no room for one uncompressed checkpoint beside the archive.
@@ -31,12 +31,17 @@ class Reference:
         for group, whole in zip(layout.groups, with_moments, strict=True):
             offsets = {}
             for role, place in group.members.items():
-                if whole or role in ("weight", "other"):
+                if whole or role != "first":
                     offsets[role] = size
                     size += layout.array(place).nbytes
             self._offsets.append(offsets)
-        self.digests: dict[int, NDArray[np.uint64]] = {}
-        """By group, a digest of each row of the step as it was packed (not as rebuilt); empty when unknown."""
+        self._digests: dict[int, int] = {}
+        for g, group in enumerate(layout.groups):
+            if is_table(layout.shape(group)):
+                self._digests[g] = size
+                size += 8 * layout.shape(group)[0]
+        self.has_digests = False
+        """Whether the digests of the rows are those of the last step as it was packed (not as rebuilt)."""
         self._path = folder / f"{files.TEMPORARY}{os.getpid()}-reference"
         with files.writing(self._path):
             self._path.unlink(missing_ok=True)
@@ -74,3 +79,16 @@ class Reference:
             for role, offset in self._offsets[group].items():
                 words = np.ascontiguousarray(piece[role])
                 os.pwrite(self._handle.fileno(), words.data.cast("B"), offset + start * words.itemsize)
+
+    def read_digests(self, group: int, first: int, rows: int) -> NDArray[np.uint64] | None:
+        """Return the digests of some rows of a table in the last step; None when they are not known."""
+        if not self.has_digests:
+            return None
+        data = bytearray(8 * rows)
+        os.preadv(self._handle.fileno(), [data], self._digests[group] + 8 * first)
+        return np.frombuffer(data, np.uint64)
+
+    def write_digests(self, group: int, first: int, digests: NDArray[np.uint64]) -> None:
+        """Replace the digests of some rows of a table."""
+        with files.writing(self._path):
+            os.pwrite(self._handle.fileno(), digests.data.cast("B"), self._digests[group] + 8 * first)

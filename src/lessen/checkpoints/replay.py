@@ -34,7 +34,7 @@ _FEWEST = 64
 """With fewer such rows, the tables of their own blocks would cost what the prediction saves."""
 _CLOSE = 10
 """Bits that a predicted second moment may be off. A row that moved twice is off by 13 or more."""
-_SAME, _WIDTH = 3e-6, 4
+_SAME, _WIDTH, _MOST = 3e-6, 4, 4096
 _HEAD = struct.Struct("<2d")
 
 
@@ -159,14 +159,26 @@ def _step_sizes(weight: Words, before: Words, unit: Values) -> tuple[Values, NDA
 
 
 def _neighbours(sizes: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Number the groups of sizes that lie within _SAME of the next, and within _WIDTH in all; below 65536 groups."""
+    """Number the groups of sizes that lie within _SAME of the next, and within _WIDTH in all.
+
+    Where that gives more than _MOST groups (steps so small that rounding hides their size), sizes are taken for the
+    same from farther and farther apart: the prediction is worse, and what is left over is coded.
+    """
     unit = float(np.median(np.abs(sizes))) or 1.0
-    cells = np.clip(sizes / (unit * _SAME), -1e9, 1e9)
+    same = _SAME
+    while True:
+        labels = _grouped(np.clip(sizes / (unit * same), -1e15, 1e15))
+        if int(labels.max(initial=0)) < _MOST:
+            return labels
+        same *= 16
+
+
+def _grouped(cells: NDArray[np.float64]) -> NDArray[np.int64]:
     order = np.argsort(cells, kind="stable")
     ordered = cells[order]
     starts = np.concatenate([[True], np.diff(ordered) > 1])
     run = np.cumsum(starts) - 1
     part = np.floor((ordered - ordered[starts][run]) / _WIDTH)
-    labels = np.empty(sizes.size, np.int64)
+    labels = np.empty(cells.size, np.int64)
     labels[order] = np.cumsum(np.concatenate([[False], (np.diff(run) > 0) | (np.diff(part) > 0)]))
     return labels

@@ -250,5 +250,6 @@ def _function(name: str) -> Any:
         else:
             module = importlib.import_module(module_name)
         return getattr(module, attribute)
-    except (ImportError, OSError, AttributeError, ValueError) as error:
-        raise ConfigError(f"--train {name!r} does not name a function, as in train.py:resume ({error})") from error
+    except Exception as error:  # importing runs the user's own code
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"--train {name!r} does not name a function, as in train.py:resume ({reason})") from error

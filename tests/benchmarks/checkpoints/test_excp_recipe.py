@@ -36,7 +36,7 @@ def test_supports_are_nested_and_values_few():
     assert len(excp.archive(stored)) < 0.4 * len(stored)
     # the rule `tensor` of lessen prunes the very same weights
     triple = near.Triple(now["w"][0], first, second)
-    _, ours = near.encode(triple, before["w"], NearSettings(rule="tensor"))
+    _, ours, _ = near.encode(triple, before["w"], NearSettings(rule="tensor"))
     assert np.array_equal(ours.weight != before["w"], moved)
 
 

@@ -8,6 +8,7 @@ import transformers
 
 from lessen.decoding import Decoder
 from lessen.decoding.call import Call
+from lessen.errors import InputError
 from tiny_models import FLAT, bloom, gpt2, llama, mistral, plain, repeating_prompt
 
 
@@ -221,3 +222,15 @@ def test_many_prompts_are_prefilled_in_several_passes(model, monkeypatch):
     prompts = [repeating_prompt(rnd) for _ in range(7)]
     done = decoder.complete(prompts, max_new_tokens=6)
     assert [each.tokens for each in done] == [plain(model, prompt, 6) for prompt in prompts]
+
+
+@pytest.mark.parametrize("row", [[5, 6, 7, 8, 0, 0], [0, 5, 0, 6, 7, 8]])
+def test_padding_behind_or_inside_a_text_is_refused(decoder, row):
+    """`generate` would go on from the padding, and say something else than for the text alone."""
+    ids = torch.tensor([[9, 8, 9, 8, 9, 8], row])
+    for mask in ((ids != 0).long(), None):
+        with pytest.raises(InputError, match="row 1 has padding behind or inside its text; pad on the left"):
+            decoder.generate(ids, mask, max_new_tokens=4)
+    whole = torch.ones_like(ids)
+    want = decoder.model.generate(ids, attention_mask=whole, max_new_tokens=4, do_sample=False)
+    assert torch.equal(decoder.generate(ids, whole, max_new_tokens=4, do_sample=False), want)

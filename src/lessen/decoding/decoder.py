@@ -157,7 +157,7 @@ class Decoder:
         Warns when a row stops because the model's positions are used up.
 
         Args:
-            input_ids: (batch, length) integers, padded on either side where `attention_mask` is 0.
+            input_ids: (batch, length) integers, padded on the left where `attention_mask` is 0.
             streamer: a transformers streamer; for one prompt only.
             seed: gives every row its own generator (seed + row); without it torch's global one is drawn from.
             options: fields of transformers' GenerationConfig, such as max_new_tokens, do_sample, temperature,
@@ -165,7 +165,7 @@ class Decoder:
 
         Raises:
             ConfigError: an argument that is unknown or cannot be exact (beam search, static caches ...), by name.
-            InputError: an empty prompt, one longer than the context, or foreign token ids.
+            InputError: padding that is not on the left, an empty prompt, one beyond the context, foreign token ids.
             NonFiniteError: the model gave NaN or infinite logits.
         """
         options |= {
@@ -178,6 +178,7 @@ class Decoder:
         input_ids = input_ids.repeat_interleave(copies, 0) if isinstance(input_ids, Tensor) else input_ids
         mask = attention_mask.repeat_interleave(copies, 0) if attention_mask is not None else None
         rows = rows_of(input_ids, mask, settings.pad, settings.eos)
+        _check_padding([each for _, each in rows])
         if streamer is not None:
             if len(rows) != 1:
                 raise ConfigError(f"generate: a streamer follows one sequence, not {len(rows)}")
@@ -304,6 +305,16 @@ class Decoder:
     def _clock(self) -> Callable[[], float]:
         """Return processor time where the model runs on it, else wall time."""
         return time.process_time if self.model.device.type == "cpu" else time.perf_counter
+
+
+def _check_padding(rows: Sequence[Shown]) -> None:
+    """Refuse padding behind or inside a text, after which `generate` goes on from the padding. Raises InputError."""
+    for number, row in enumerate(rows):
+        if row.mask is not None and row.mask != sorted(row.mask):
+            raise InputError(
+                f"row {number} has padding behind or inside its text; pad on the left (padding_side='left'), or give "
+                "the texts without padding to complete()"
+            )
 
 
 def _feed(streamer: Any) -> Callable[[int, int], None]:

@@ -263,7 +263,7 @@ def check_prompts(model: Any, prompts: Sequence[Sequence[int]]) -> list[list[int
 def rows_of(input_ids: Any, attention_mask: Any, pad: int, eos: frozenset[int]) -> list[tuple[list[int], Shown]]:
     """Return, for each row of a (batch, length) tensor, its token ids without padding, and the row as it is shown.
 
-    Without a mask, leading pad tokens are dropped unless the pad token also ends sequences, as transformers does.
+    Without a mask every pad token counts as padding unless it also ends sequences, as in transformers.
 
     Raises:
         InputError: no tensor (batch, length) of integers, or a mask of another shape.
@@ -273,7 +273,7 @@ def rows_of(input_ids: Any, attention_mask: Any, pad: int, eos: frozenset[int]) 
     if attention_mask is None:
         mask = torch.ones_like(input_ids, dtype=torch.bool)
         if pad not in eos:
-            mask = (input_ids != pad).cumsum(1) > 0
+            mask = input_ids != pad
     else:
         if attention_mask.shape != input_ids.shape:
             raise InputError(

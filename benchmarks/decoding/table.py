@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from benchmarks.guides import Guide, read
 
 SETS = {
@@ -55,7 +57,45 @@ def batches() -> str:
     return "\n".join(lines) + "\n"
 
 
-GUIDE = Guide("decoding", {"copying": copying, "batches": batches})
+def peer() -> str:
+    """Return tokens a second of processor time on the same GGUF file, and what llama.cpp gains over lessen."""
+    summary = read("decoding_llamacpp")["summary"]
+    modes = {
+        "plain": "transformers",
+        "lessen": "lessen",
+        "llamacpp": "llama.cpp",
+        "llamacpp_lookup": "its prompt lookup",
+    }
+    lines = [f"| prompts | {' | '.join(modes.values())} | llama.cpp over lessen |", f"|---{'|---' * (len(modes) + 1)}|"]
+    for name, found in summary.items():
+        speeds = " | ".join(f"{found['tokens_per_cpu_s'][mode]:.1f}" for mode in modes)
+        over = cell(found["llamacpp_over_lessen"], found["prompts"])
+        lines.append(f"| {SETS[name]} ({found['prompts']}) | {speeds} | {over} |")
+    return "\n".join(lines) + "\n"
+
+
+def gains() -> str:
+    """Return what each part gains, as ratios of measured processor times whose product is the gain over `generate`."""
+    lines = ["| prompts | lean loop | packing | copying | product: over `generate` |", "|---|---|---|---|---|"]
+    for name, found in read("decoding_llamacpp")["summary"].items():
+        parts = " | ".join(cell(ratio, found["prompts"]) for ratio in found["gain"].values())
+        product = math.prod(ratio[0] for ratio in found["gain"].values())
+        lines.append(f"| {SETS[name]} ({found['prompts']}) | {parts} | {product:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def straight() -> str:
+    """Return the time of a pass as straight lines over that through the model's own forward."""
+    found = read("decoding_straight")["rows"]
+    lines = ["| rows of the pass | time over that through the model's own forward |", "|---|---|"]
+    for rows, pair in found.items():
+        low, high = pair["interval"]
+        lines.append(f"| {rows} | {pair['ratio']:.2f} [{low:.2f}, {high:.2f}] |")
+    return "\n".join(lines) + "\n"
+
+
+TABLES = {"copying": copying, "peer": peer, "gains": gains, "straight": straight, "batches": batches}
+GUIDE = Guide("decoding", TABLES)
 
 if __name__ == "__main__":
     GUIDE.write()

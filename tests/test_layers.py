@@ -76,6 +76,7 @@ def test_every_room_has_its_place():
 def test_imports_point_downwards(path):
     own = room_of(name_of(path))
     for module, line in imports_of(path):
+        assert module in MODULES, f"{path.name}:{line} imports {module}, which does not exist"
         room = room_of(module)
         if room == own and module != "lessen":
             continue

@@ -269,7 +269,7 @@ def test_a_reader_that_leaves_is_no_error():
 
 
 def test_lists_and_mappings_are_values_of_knobs():
-    from lessen.cli.words import parse_call
+    from lessen.cli.arguments import parse_call
 
     assert parse_call("m:a=[1, 2],b={x: 1, y: 2},c='p,q',d=3", "--step") == (
         "m", {"a": [1, 2], "b": {"x": 1, "y": 2}, "c": "p,q", "d": 3}
@@ -304,7 +304,7 @@ def test_a_number_of_thousands_of_digits_is_one_line(capsys, tmp_path):
 
 
 def test_names_cannot_steer_the_terminal(capsys):
-    from lessen.cli.talk import line, say, table
+    from lessen.cli.output import line, say, table
 
     line("a\x1b[31mred\x07")
     say("b\x1b]0;title\x07")

@@ -14,20 +14,20 @@ from typing import Annotated
 import typer
 
 from lessen.cli import (
-    author,
     bars,
     catalogue,
     checkpoint,
     export,
     generate,
     models,
+    new_method,
     rank,
     renumber,
     studies,
     system,
     tokens,
 )
-from lessen.cli.talk import say
+from lessen.cli.output import say
 from lessen.errors import LessenError
 
 DONE, BAD_INPUT, ENVIRONMENT, INTERRUPTED = 0, 2, 3, 4
@@ -52,7 +52,7 @@ def options(
     """Take what comes before a verb."""
 
 
-for group in (studies, models, export, renumber, rank, generate, catalogue, author, system):
+for group in (studies, models, export, renumber, rank, generate, catalogue, new_method, system):
     group.register(app)
 for family in (checkpoint, tokens, bars):
     app.add_typer(family.app)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lessen.cli.talk import AsJson, emit, line, say, table
+from lessen.cli.output import AsJson, emit, line, say, table
 from lessen.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lessen.cli import logs
-from lessen.cli.talk import AsJson, emit, line, size, table
+from lessen.cli.output import AsJson, emit, line, size, table
 
 if TYPE_CHECKING:
     from lessen.method import Method

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lessen.cli.interrupt import interruptible
-from lessen.cli.talk import AsJson, emit, line, size, table
+from lessen.cli.output import AsJson, emit, line, size, table
 
 if TYPE_CHECKING:
     from lessen.checkpoints import PackSettings
@@ -64,7 +64,7 @@ def _settings(mode: str | None, key_every: int | None, knobs: list[str], weights
     from pydantic import ValidationError
 
     from lessen.checkpoints import NearSettings, PackSettings
-    from lessen.cli.words import parse_call
+    from lessen.cli.arguments import parse_call
     from lessen.errors import ConfigError, explain
 
     chosen: dict[str, Any] = {"mode": mode, "key_every": key_every, "weights_only": weights_only or None}

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lessen.cli.arguments import Threads
 from lessen.cli.interrupt import interruptible
-from lessen.cli.talk import AsJson, emit, line, size, table
-from lessen.cli.words import Threads
+from lessen.cli.output import AsJson, emit, line, size, table
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lessen.cli.talk import AsJson, emit, line, say
+from lessen.cli.output import AsJson, emit, line, say
 from lessen.errors import ConfigError, InputError
 
 if TYPE_CHECKING:

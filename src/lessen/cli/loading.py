@@ -13,8 +13,8 @@ from lessen.architectures.folder import is_host, neighbour
 from lessen.architectures.loading import BUILT_IN, load_host
 from lessen.artifact import folder as artifact
 from lessen.artifact.state import load_state
-from lessen.cli.own import is_own, own_model
-from lessen.cli.words import task_of
+from lessen.cli.arguments import task_of
+from lessen.cli.user_code import is_own, own_model
 from lessen.errors import ConfigError
 from lessen.log import SILENT, Log
 from lessen.task import Task

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lessen.cli.arguments import Seed
 from lessen.cli.interrupt import interruptible
-from lessen.cli.talk import AsJson, emit, line, size, table
-from lessen.cli.words import Seed
+from lessen.cli.output import AsJson, emit, line, size, table
 
 if TYPE_CHECKING:
     from lessen.data.encode import SplitRule
@@ -41,7 +41,7 @@ def infer(
 
     Example: lessen data infer clicks.csv --out schema.yaml
     """
-    from lessen.cli.talk import Notes
+    from lessen.cli.output import Notes
     from lessen.data.infer import infer as infer_fields
     from lessen.errors import OutputError
     from lessen.files import atomic_write

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from lessen.cli.arguments import Seed, Threads, new_folder, parse_step
 from lessen.cli.interrupt import interruptible
-from lessen.cli.talk import AsJson, emit, line, size
-from lessen.cli.words import Seed, Threads, new_folder, parse_step
+from lessen.cli.output import AsJson, emit, line, size
 
 
 def register(app: typer.Typer) -> None:
@@ -100,7 +100,7 @@ def profile(
     Example: lessen profile --task ctr-movielens100k
     """
     from lessen.cli.loading import open_model
-    from lessen.cli.own import is_own, own_model
+    from lessen.cli.user_code import is_own, own_model
     from lessen.measure.profile import profile as profile_model
 
     with interruptible():
@@ -134,7 +134,7 @@ def verify(
     """  # fmt: skip
     from lessen.artifact.folder import load
     from lessen.artifact.folder import verify as verify_artifact
-    from lessen.cli.own import is_own, own_model
+    from lessen.cli.user_code import is_own, own_model
 
     base = None
     if model is not None:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from lessen.cli.arguments import new_folder
 from lessen.cli.interrupt import interruptible
-from lessen.cli.talk import AsJson, emit, line, size
-from lessen.cli.words import new_folder
+from lessen.cli.output import AsJson, emit, line, size
 
 
 def register(app: typer.Typer) -> None:

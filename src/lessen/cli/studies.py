@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lessen.cli.interrupt import interruptible
-from lessen.cli.talk import AsJson, emit, line, table
+from lessen.cli.output import AsJson, emit, line, table
 from lessen.errors import GateFailed, Interrupted
 
 if TYPE_CHECKING:

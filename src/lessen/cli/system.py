@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lessen.cli.talk import AsJson, emit, line, table
+from lessen.cli.output import AsJson, emit, line, table
 
 
 def register(app: typer.Typer) -> None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lessen.cli.talk import AsJson, emit, line
-from lessen.cli.words import parse_call
+from lessen.cli.arguments import parse_call
+from lessen.cli.output import AsJson, emit, line
 
 if TYPE_CHECKING:
     from torch import Tensor

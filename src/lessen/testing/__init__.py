@@ -11,7 +11,7 @@ from collections.abc import Callable
 from lessen.errors import TaskError
 from lessen.method import Method
 from lessen.task import Task
-from lessen.testing import battery, knobs, zoo
+from lessen.testing import behaviour, knobs, odd_models
 from lessen.testing.case import Case, ContractError, NotApplicable
 from lessen.testing.toys import TOYS
 
@@ -24,30 +24,30 @@ CHECKS: dict[str, Callable[[Case], None]] = {
         knobs.knobs_round_trip,
         knobs.ranges_are_enforced,
         knobs.every_number_is_bounded,
-        battery.outputs_are_sound,
-        battery.refuses_non_finite,
-        battery.nothing_matched_is_an_error,
-        battery.missing_needs_are_named,
-        battery.empty_training_data_is_refused,
-        battery.callers_model_is_untouched,
-        battery.batches_are_untouched,
-        battery.globals_are_untouched,
-        battery.leaves_no_hooks,
-        battery.same_seed_same_result,
-        battery.twice_finds_nothing_or_changes_nothing,
-        battery.saves_and_loads_bit_for_bit,
-        battery.stored_modules_have_twins,
-        battery.refuses_hostile_configurations,
-        battery.claims_only_what_it_saves,
-        battery.findings_are_json,
-        battery.training_is_accounted,
-        zoo.frozen_parameters,
-        zoo.strided_parameters,
-        zoo.tied_parameters,
-        zoo.shared_modules,
-        zoo.parametrised_modules,
-        zoo.hooked_modules,
-        zoo.own_forward,
+        behaviour.outputs_are_sound,
+        behaviour.refuses_non_finite,
+        behaviour.nothing_matched_is_an_error,
+        behaviour.missing_needs_are_named,
+        behaviour.empty_training_data_is_refused,
+        behaviour.callers_model_is_untouched,
+        behaviour.batches_are_untouched,
+        behaviour.globals_are_untouched,
+        behaviour.leaves_no_hooks,
+        behaviour.same_seed_same_result,
+        behaviour.twice_finds_nothing_or_changes_nothing,
+        behaviour.saves_and_loads_bit_for_bit,
+        behaviour.stored_modules_have_twins,
+        behaviour.refuses_hostile_configurations,
+        behaviour.claims_only_what_it_saves,
+        behaviour.findings_are_json,
+        behaviour.training_is_accounted,
+        odd_models.frozen_parameters,
+        odd_models.strided_parameters,
+        odd_models.tied_parameters,
+        odd_models.shared_modules,
+        odd_models.parametrised_modules,
+        odd_models.hooked_modules,
+        odd_models.own_forward,
     )
 }
 """Every check by name, in the order in which they run."""

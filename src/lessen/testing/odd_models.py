@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lessen.testing.battery import survives
+from lessen.testing.behaviour import survives
 from lessen.testing.case import Case, NotApplicable, expect
 
 

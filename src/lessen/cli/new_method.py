@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lessen.cli.talk import AsJson, emit, line
+from lessen.cli.output import AsJson, emit, line
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +29,7 @@ def new_method(
 
     Example: lessen new-method weight-round --family weights
     """
-    from lessen.cli.skeleton import write
+    from lessen.cli.method_skeleton import write
 
     made = write(name, family, folder)
     if as_json:

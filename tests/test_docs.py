@@ -46,7 +46,7 @@ def test_python_blocks_run_in_order(page, tmp_path, monkeypatch, capsys):
     exec(compile("\n".join(blocks(page, "python")), page, "exec"), {"__name__": "__main__"})
     printed = capsys.readouterr().out
     shown = re.search(r"<!-- example -->\n```text\n(.*?)```", page.read_text(), re.DOTALL)
-    if shown:  # the output that the page shows is real: what no clock and no rounding moves is the same again
+    if shown:  # the page shows a real output: rows that hold no time and no rounding come out the same again
         found = {" ".join(row.split()) for row in printed.splitlines()}
         for row in shown[1].splitlines():
             if row.startswith(("stored", "memory", "parameters", "multiply", "auc:")):

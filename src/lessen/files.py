@@ -78,7 +78,7 @@ def writing(what: Path) -> Iterator[None]:
 def atomic_stream(path: Path) -> Iterator[BinaryIO]:
     """Yield a new file that becomes `path` when the block ends well, and vanishes otherwise.
 
-    Readers see the old or the new content only. What is large is written with `FILES.write`.
+    Readers see the old or the new content only. Large content is written with `FILES.write`.
 
     Raises:
         OutputError: the place cannot be written; nothing is left behind.

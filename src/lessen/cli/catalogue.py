@@ -132,12 +132,14 @@ def _describe_task(name: str, cls: Any) -> dict[str, Any]:
         "metrics": list(getattr(cls, "metrics", {})),
         "options": {
             option: {
-                "default": detail.get("default"), "required": option in schema.get("required", ()),
-                "allowed": allowed(detail), "description": detail.get("description", ""),
+                "default": detail.get("default"),
+                "required": option in schema.get("required", ()),
+                "allowed": allowed(detail),
+                "description": detail.get("description", ""),
             }
             for option, detail in schema.get("properties", {}).items()
         },
-    }  # fmt: skip
+    }
 
 
 def list_data(as_json: AsJson = False) -> None:

@@ -153,10 +153,13 @@ def _disk(place: Path) -> list[Finding]:
     return [
         Finding("disk", "free", gib(free), "note" if low else "ok", "free some space" if low else ""),
         Finding(
-            "disk", "writable", f"{existing}: {'yes' if writable else 'no'}", "ok" if writable else "note",
+            "disk",
+            "writable",
+            f"{existing}: {'yes' if writable else 'no'}",
+            "ok" if writable else "note",
             "" if writable else "give --out a place you may write to",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _environment() -> list[Finding]:

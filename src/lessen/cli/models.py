@@ -131,7 +131,7 @@ def verify(
     Nothing is downloaded and no data are read where the artifact's task can be told from its options.
 
     Example: lessen verify out/demo/artifacts/int8-0
-    """  # fmt: skip
+    """
     from lessen.artifact.folder import load
     from lessen.artifact.folder import verify as verify_artifact
     from lessen.cli.user_code import is_own, own_model

@@ -70,8 +70,11 @@ def rank(
 
     read = ReadSettings(
         format=None if format == "auto" else _one_of("--format", format, FORMATS),  # type: ignore[arg-type]
-        separator=separator, quote=None if quote == "none" else quote, encoding=encoding, header=header,
-    )  # fmt: skip
+        separator=separator,
+        quote=None if quote == "none" else quote,
+        encoding=encoding,
+        header=header,
+    )
     scan = ScanSettings(
         label=None if label == "none" else label, missing=tuple(missing or ("", "{}")), values=values, sample=sample,
         seed=seed, read=read,
@@ -80,8 +83,11 @@ def rank(
     target = _one_of("--write", write, ("parquet", "csv")) if write else None
     if target and out is None:
         raise ConfigError("--write needs --out DIR, the folder to write to")
-    dropped = [_one_of("--drop", name, ("missing", "constant", "duplicate", "noise", "key", "leak"))
-               for name in drop.split(",") if name]  # fmt: skip
+    dropped = [
+        _one_of("--drop", name, ("missing", "constant", "duplicate", "noise", "key", "leak"))
+        for name in drop.split(",")
+        if name
+    ]
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out} already exists and is not empty; remove it or choose another --out")
     with interruptible(), Reporting() as log:

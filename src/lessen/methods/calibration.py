@@ -116,9 +116,10 @@ def output_moments(model: nn.Module, task: Task, sites: list[Site], batches: int
 def recalibrate_batch_norm(model: nn.Module, task: Task, batches: int | None) -> int:
     """Recompute the running statistics of every batch norm on the train split; return how many were recomputed."""
     norms = [
-        module for module in model.modules()
+        module
+        for module in model.modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
-    ]  # fmt: skip
+    ]
     if not norms:
         return 0
     momenta = [module.momentum for module in norms]

@@ -212,7 +212,7 @@ def state_bytes(model: nn.Module) -> int:
 
 
 def blocks(shape: TableShape) -> tuple[Segment, ...]:
-    """Return the fields of a table with the rows of no field between them."""
+    """Return the fields of a table; rows between them that belong to no field form nameless fields of their own."""
     return cover(shape.segments or (Segment("all", 0, shape.rows),), shape.rows)
 
 

@@ -354,11 +354,13 @@ def _planned_steps(recipe: Recipe) -> list[Values]:
     """Return the steps of a recipe that gave no ledger, so that the report can still group it by family."""
     return [
         {
-            "method": step.card.name, "family": step.card.family, "claims": sorted(step.card.claims),
+            "method": step.card.name,
+            "family": step.card.family,
+            "claims": sorted(step.card.claims),
             "knobs": step.knobs(),
         }
         for step in recipe.steps
-    ]  # fmt: skip
+    ]
 
 
 def _as_error(failure: Failure, where: str) -> LessenError:

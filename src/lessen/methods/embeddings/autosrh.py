@@ -216,9 +216,7 @@ class GatedColumnTables(SearchedTables):
         """Return the gated table, started from its weights."""
         assert wanted.counts is not None
         weight = wanted.table.weight.detach().float()
-        return GatedTable(
-            wanted.shape, weight, wanted.counts, self.groups, self.layout, self.sparsity, wanted.target
-        )  # fmt: skip
+        return GatedTable(wanted.shape, weight, wanted.counts, self.groups, self.layout, self.sparsity, wanted.target)
 
     def search(self, model: nn.Module, task: Task, context: Context) -> None:
         """Train a fresh build first, its gates open; then search."""

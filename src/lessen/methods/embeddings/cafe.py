@@ -71,9 +71,9 @@ class HotColdTable(TrainingForm):
         norms = gradient.norm(dim=1).double()
         count = torch.bincount(field, minlength=fields)
         mean = torch.bincount(field, norms, minlength=fields) / count.clamp(min=1)
-        large = torch.tensor([
-            size < block.rows for size, block in zip(self.cold.buckets, self.cold.blocks, strict=True)
-        ])[field]  # fmt: skip
+        large = torch.tensor(
+            [size < block.rows for size, block in zip(self.cold.buckets, self.cold.blocks, strict=True)]
+        )[field]
         ids, place = torch.unique(flat[large], return_inverse=True)
         values = (norms / mean.clamp(min=1e-30)[field])[large]
         return ids, torch.zeros(len(ids), dtype=torch.float64).index_add_(0, place, values)
@@ -185,6 +185,8 @@ class CafeTables(TrainedQuantizer):
         assert isinstance(made, HotColdTable)
         hot = len(made.hot.weight)
         return {
-            "hot": hot, "shared": sum(made.cold.buckets), "threshold": made.threshold,
+            "hot": hot,
+            "shared": sum(made.cold.buckets),
+            "threshold": made.threshold,
             "sketch_bytes": hot * SLOTS * SLOT_BYTES,
-        }  # fmt: skip
+        }

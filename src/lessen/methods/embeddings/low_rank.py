@@ -103,10 +103,12 @@ class LowRankTables(ModuleMethod):
             return size_of(lambda: LowRankEmbedding(shapes[number], rank))
 
         return share_out(
-            sizes, targets(model, sites, self.share), TOLERANCE * self.share * table_bytes(model),
+            sizes,
+            targets(model, sites, self.share),
+            TOLERANCE * self.share * table_bytes(model),
             lambda number, target: solve(partial(size, number), 1, max(1, shapes[number].dim - 1), target),
             lambda number, rank: min(sizes[number], size(number, rank)),
-        )  # fmt: skip
+        )
 
     def _reject(self, table: Any) -> str | None:
         padding = table.padding_idx

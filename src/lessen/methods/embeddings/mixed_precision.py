@@ -177,7 +177,7 @@ class FixedBitsTable(TrainingForm):
 def frequency_groups(counts: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return for ids sorted from rare to frequent and cut into groups of equal size: the group of each id int64 [rows],
     rows of each group, and the total count of each group divided by the smallest, float32 [groups].
-    """  # fmt: skip
+    """
     size = -(-len(counts) // groups)
     group = torch.empty(len(counts), dtype=torch.int64)
     group[counts.argsort(stable=True)] = torch.arange(len(counts)) // size

@@ -111,8 +111,11 @@ class ProductQuantTables(ModuleMethod):
             weights[order[:hot]] = 1e-6  # rows kept exact need no centroid
         codes, codebook = fit_codes(weight, weights, groups, centroids, self.sample, context.generator)
         context.findings.setdefault("tables", {})[site.path] = {
-            "bytes": after, "groups": groups, "centroids": centroids, "hot": hot,
-        }  # fmt: skip
+            "bytes": after,
+            "groups": groups,
+            "centroids": centroids,
+            "hot": hot,
+        }
         if not hot:
             return ProductQuantizedEmbedding.from_codes(shape, codes, codebook)
         made = TieredEmbedding(shape, hot, ProductQuantizedEmbedding.from_codes(bare(shape), codes, codebook))

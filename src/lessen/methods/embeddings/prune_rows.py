@@ -89,9 +89,11 @@ class PruneRows(ModuleMethod):
         own[kept] = True
         seen = int(counts.sum())
         context.findings.setdefault("tables", {})[site.path] = {
-            "rows": rows, "of": shape.rows, "index": index,
+            "rows": rows,
+            "of": shape.rows,
+            "index": index,
             "lookups_kept": round(float(counts[own].sum()) / seen, 4) if seen else 0.0,
-        }  # fmt: skip
+        }
         return self._build(shape, weight, kept, index)
 
     def _plan(self, shape: TableShape, target: int | None) -> tuple[str, int]:

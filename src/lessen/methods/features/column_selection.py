@@ -80,8 +80,10 @@ class ColumnSelection(Method):
             after = task.score(narrow, "validation")
         context.findings["fields"] = {"kept": kept, "dropped": [name for name in effects if name not in kept]}
         context.findings["check"] = {
-            "score_before": before, "score_after": after, "passed": after >= before - self.tolerance
-        }  # fmt: skip
+            "score_before": before,
+            "score_after": after,
+            "passed": after >= before - self.tolerance,
+        }
         return narrow
 
     def _effects(self, model: nn.Module, task: ClickTask, context: Context) -> dict[str, tuple[Effect, list[str]]]:

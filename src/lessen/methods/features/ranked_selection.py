@@ -70,10 +70,12 @@ class RankedSelection(Method):
             data |= {name: _bins(train.numeric[:, place]) for place, name in enumerate(task.layout.numeric)}
         frame = pl.DataFrame(data).with_columns(pl.Series(_LABEL, train.label.int().numpy()))
         settings = RankSettings(
-            scan=ScanSettings(label=_LABEL, seed=context.seed), crosses=self.crosses,
+            scan=ScanSettings(label=_LABEL, seed=context.seed),
+            crosses=self.crosses,
             select=self.keep if self.by in ("3mr", "forward") else 0,
-            redundancy=max(self.keep, 40), transforms="none",
-        )  # fmt: skip
+            redundancy=max(self.keep, 40),
+            transforms="none",
+        )
         return rank_frame(frame, settings, context.log)
 
     def _chosen(self, ranking: Ranking) -> set[str]:

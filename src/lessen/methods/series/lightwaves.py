@@ -58,9 +58,11 @@ class LightWaveS(Method):
         chosen = choosing.choose(bank, series, codes, **sizes, seed=context.seed)
         made, penalty = ridge_head(choosing.features_of(chosen, series), codes, head.module.out_features)
         context.findings |= {
-            "features": chosen.features, "kernels": chosen.kernels, "channels": chosen.used_channels,
+            "features": chosen.features,
+            "kernels": chosen.kernels,
+            "channels": chosen.used_channels,
             "penalty": round(penalty, 6),
-        }  # fmt: skip
+        }
         chosen.to(bank.mean.device)
         model = replace_everywhere(model, bank, chosen.train(bank.training))
         made.to(head.module.weight)

@@ -174,10 +174,12 @@ class Chance:
         if reached:
             return (1 + reached) / (DRAWS + 1)
         mean, variance = float(null.mean()), max(float(null.var()), 1e-300)
-        return float(torch.special.gammaincc(
-            torch.tensor(mean**2 / variance, dtype=torch.float64),
-            torch.tensor(scores.mutual * mean / variance, dtype=torch.float64),
-        ))  # fmt: skip
+        return float(
+            torch.special.gammaincc(
+                torch.tensor(mean**2 / variance, dtype=torch.float64),
+                torch.tensor(scores.mutual * mean / variance, dtype=torch.float64),
+            )
+        )
 
     def _relabelled(self, values: Ints) -> Floats:
         """Return the corrected score of DRAWS random relabellings of a column with these value counts."""
@@ -219,8 +221,9 @@ def _windowed_mean(counts: Ints, low: Ints, high: Ints, size: int, rows: int) ->
     starts = np.cumsum(lengths) - lengths
     k = np.arange(int(lengths.sum())) - np.repeat(starts - low, lengths)
     c = np.repeat(counts, lengths)
-    weight = -(_log_factorial(k) + _log_factorial(size - k) + _log_factorial(c - k)
-               + _log_factorial(rows - size - c + k))  # fmt: skip
+    weight = -(
+        _log_factorial(k) + _log_factorial(size - k) + _log_factorial(c - k) + _log_factorial(rows - size - c + k)
+    )
     weight = np.exp(weight - np.repeat(np.maximum.reduceat(weight, starts), lengths))
     ratio = k / c
     surprise = -ratio * np.log(np.where(k > 0, ratio, 1.0))

@@ -56,9 +56,11 @@ class Label:
         if not len(distinct):
             return np.full(len(text), NO_CLASS, dtype=np.uint8)
         codes = text.replace_strict(
-            distinct, pl.Series([known[value] for value in spelled], dtype=pl.UInt8), default=NO_CLASS,
+            distinct,
+            pl.Series([known[value] for value in spelled], dtype=pl.UInt8),
+            default=NO_CLASS,
             return_dtype=pl.UInt8,
-        )  # fmt: skip
+        )
         return np.asarray(codes.fill_null(NO_CLASS).to_numpy())
 
     def _numbers(self, column: pl.Series) -> NDArray[np.uint8]:

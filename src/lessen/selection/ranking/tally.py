@@ -156,9 +156,12 @@ class Tally:
         cells = [t.cells[np.repeat(keep, size)] for (t, keep, _), size in zip(parts, sizes, strict=True)]
         kept = np.concatenate([size[keep] for (_, keep, _), size in zip(parts, sizes, strict=True)])
         return Contingency(
-            np.concatenate([t.values[keep] for t, keep, _ in parts]), np.concatenate(cells), classes,
-            np.cumsum(kept) - kept, np.concatenate([np.full(int(keep.sum()), weight) for _, keep, weight in parts]),
-        )  # fmt: skip
+            np.concatenate([t.values[keep] for t, keep, _ in parts]),
+            np.concatenate(cells),
+            classes,
+            np.cumsum(kept) - kept,
+            np.concatenate([np.full(int(keep.sum()), weight) for _, keep, weight in parts]),
+        )
 
     def _table(self, classes: NDArray[np.int64]) -> tuple[Contingency, Keys]:
         """Return the counts of labelled rows and the key of each cell."""

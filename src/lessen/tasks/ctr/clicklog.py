@@ -75,9 +75,12 @@ class ClickLog(ClickTask):
         self.options = options or ClickLogOptions()
         self.batch_size = self.options.batch_size
         self.settings = FitSettings(
-            epochs=self.options.epochs, learning_rate=self.options.learning_rate, table_l2=self.options.table_l2,
-            table_updates="lazy-adam", patience=1,
-        )  # fmt: skip
+            epochs=self.options.epochs,
+            learning_rate=self.options.learning_rate,
+            table_l2=self.options.table_l2,
+            table_updates="lazy-adam",
+            patience=1,
+        )
         layout = _layout(field_sizes(self.options.ids, self.options.fields))
         if layout.rows >= 2**31:
             raise ConfigError(f"ctr-clicklog: {layout.rows} table rows do not fit int32 ids; use fewer ids")

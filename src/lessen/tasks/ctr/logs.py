@@ -62,9 +62,12 @@ class LogClicks(ClickTask):
         self.dataset = Dataset(Path(options.data))
         self.batch_size = options.batch_size
         self.settings = FitSettings(
-            epochs=options.epochs, learning_rate=options.learning_rate, table_l2=options.table_l2,
-            table_updates=options.table_updates, patience=options.patience,
-        )  # fmt: skip
+            epochs=options.epochs,
+            learning_rate=options.learning_rate,
+            table_l2=options.table_l2,
+            table_updates=options.table_updates,
+            patience=options.patience,
+        )
         arguments = {"dim": options.dim, "std": 1e-4, **options.arguments}
         _check_arguments(options.model, arguments)
         super().__init__(options.model, self.dataset.layout, {}, arguments)

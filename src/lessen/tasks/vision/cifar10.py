@@ -89,9 +89,10 @@ class Cifar10Task(Task):
 
     def _split(self, split: Split) -> Images:
         limits = {
-            "train": self.options.train_examples, "validation": self.options.validation_examples,
+            "train": self.options.train_examples,
+            "validation": self.options.validation_examples,
             "test": self.options.test_examples,
-        }  # fmt: skip
+        }
         if split not in limits:
             raise TaskError(f"task {self.name!r} has no split {split!r}; allowed: {', '.join(limits)}")
         images: Images = getattr(_cifar10(), split)

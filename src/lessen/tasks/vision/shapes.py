@@ -104,9 +104,11 @@ def shapes(count: int, style: Style, seed: int) -> tuple[Tensor, Tensor]:
     across, down = x - centre[:, 0], y - centre[:, 1]
     radius, reach = torch.sqrt(across**2 + down**2), torch.maximum(across.abs(), down.abs())
     inside = [
-        size - radius, size * math.sqrt(math.pi) / 2 - reach,
-        torch.minimum(size * 0.35 - torch.minimum(across.abs(), down.abs()), size - reach), 0.8 - (radius - size).abs(),
-    ]  # fmt: skip
+        size - radius,
+        size * math.sqrt(math.pi) / 2 - reach,
+        torch.minimum(size * 0.35 - torch.minimum(across.abs(), down.abs()), size - reach),
+        0.8 - (radius - size).abs(),
+    ]
     drawn = torch.stack(inside, dim=1)[torch.arange(count), kinds].mul(2).sigmoid()
     noise = torch.randn(drawn.shape, generator=generator)
     pictures = drawn + 0.15 * noise if style == "filled" else 0.9 - 0.7 * drawn + 0.2 * noise

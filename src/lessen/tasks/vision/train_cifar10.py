@@ -118,8 +118,10 @@ def _groups(model: nn.Module) -> list[ParameterGroup]:
     decayed = [p for p in others if p.dim() > 1 and p.shape[0] > 1]
     plain = [p for p in others if not (p.dim() > 1 and p.shape[0] > 1)]
     return [
-        ParameterGroup(matrices, optimizer="muon"), ParameterGroup(decayed), ParameterGroup(plain, weight_decay=0.0),
-    ]  # fmt: skip
+        ParameterGroup(matrices, optimizer="muon"),
+        ParameterGroup(decayed),
+        ParameterGroup(plain, weight_decay=0.0),
+    ]
 
 
 @torch.no_grad()

@@ -46,9 +46,7 @@ def soft_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Ten
     return temperature**2 * F.kl_div(own, wanted, reduction="batchmean", log_target=True)
 
 
-def decoupled_divergence(
-    student: Tensor, teacher: Tensor, target: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def decoupled_divergence(student: Tensor, teacher: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Return the divergence on "target or not" and that among the other classes, arXiv 2203.08679, Eq. 5 to 7.
 
     Both with the factor T^2. With p the teacher's probability of the target of a row, `soft_divergence` of the row is

@@ -169,10 +169,13 @@ def judged(task: LogClicks, model: nn.Module, split: Split) -> dict[str, Any]:
     """Return AUC and log loss of a split with 95 % intervals over its examples, and their number."""
     scores, targets = task.predictions(model, split)
     return {
-        "auc": AUC(scores, targets), "auc_interval": list(auc_interval(scores, targets)),
-        "logloss": LOGLOSS(scores, targets), "logloss_interval": list(logloss_interval(scores, targets)),
-        "examples": len(targets), "positives": int(targets.sum()),
-    }  # fmt: skip
+        "auc": AUC(scores, targets),
+        "auc_interval": list(auc_interval(scores, targets)),
+        "logloss": LOGLOSS(scores, targets),
+        "logloss_interval": list(logloss_interval(scores, targets)),
+        "examples": len(targets),
+        "positives": int(targets.sum()),
+    }
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -124,17 +124,19 @@ def _by_structure(block: nn.Module) -> Family | None:
         return None
     if norms.parallel or norms.after_attention or not (norms.before_attention and norms.before_feed_forward):
         return None
-    names = [norms.before_attention.path, attention.path, norms.before_feed_forward.path, layer.path]
-    scales = [name for name in SCALES if hasattr(block, name)]
+    names = (norms.before_attention.path, attention.path, norms.before_feed_forward.path, layer.path)
+    scales = tuple(name for name in SCALES if hasattr(block, name))
     held = {name for name, child in block.named_children() if any(True for _ in child.parameters())}
     if any("." in name or not name for name in names) or held != {*names, *scales} or len(scales) not in (0, 2):
         return None
     drop = "dropout" if isinstance(getattr(block, "dropout", None), nn.Dropout) else ""
     parts = (attention.query, attention.key, attention.value, attention.output)
     query, key, value, output = (part.path.removeprefix(f"{attention.path}.") for part in parts)
+    norm1, own, norm2, mlp = names
+    scale1, scale2 = scales or ("", "")
     return Family(
-        type(block).__name__, *names, *(scales or ("", "")), drop, drop, query, key, value, output, class_tokens=0,
-        has_class=False,
+        type(block).__name__, norm1, own, norm2, mlp, scale1, scale2, drop, drop, query, key, value, output,
+        class_tokens=0, has_class=False,
     )  # fmt: skip
 
 

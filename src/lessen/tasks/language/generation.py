@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from lessen.data.text import deal
 from lessen.errors import ConfigError, DataError
 from lessen.metrics import ExactMatch, Outcomes, RougeL, TokenF1
 from lessen.metrics.answers import exact_match, rouge_l, token_f1
-from lessen.task import Split
+from lessen.task import Split, TaskOptions
 from lessen.tasks.language.perplexity import LanguageOptions, LanguageTask
 
 
@@ -44,7 +44,7 @@ class AnswersTask(LanguageTask):
     name = "language-answers"
     metrics = {"exact match": ExactMatch(), "ROUGE-L": RougeL(), "F1 of words": TokenF1()}
     columns = ("right", "rouge_l", "f1", "written")
-    Options = AnswersOptions
+    Options: ClassVar[type[TaskOptions] | None] = AnswersOptions
     options: AnswersOptions
 
     def __init__(self, options: AnswersOptions) -> None:

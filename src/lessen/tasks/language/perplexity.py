@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ class LanguageTask(Task):
     columns = ("nll", "tokens", "right", "bytes")
     settings = FitSettings(epochs=1, learning_rate=1e-5, optimizer="adamw", weight_decay=0.0, clip_norm=1.0)
     pretrained = True
-    Options = LanguageOptions
+    Options: ClassVar[type[TaskOptions] | None] = LanguageOptions
 
     def __init__(self, options: LanguageOptions | None = None) -> None:
         self.options = options or LanguageOptions()

@@ -33,6 +33,7 @@ VERSION = 1
 KEY_BYTES = 16
 PART_BYTES = 16 << 20
 """Rows are gathered up to this size before a part is written."""
+Keys = NDArray[np.uint64]
 Signature = tuple[tuple[str, tuple[int, ...], str], ...]
 
 
@@ -53,10 +54,12 @@ class OutputCache:
         self.folder, self.limit, self.log = folder, limit, log
         self.bytes = 0
         self._parts: list[dict[str, Tensor]] = []
-        self._where: dict[bytes, int] = {}
-        """Part times 2^32 plus row, by key."""
-        self._waiting: dict[Signature, list[tuple[bytes, list[Tensor]]]] = {}
-        self._waiting_keys: set[bytes] = set()
+        self._first, self._second = np.empty(0, np.uint64), np.empty(0, np.uint64)
+        """Both halves of the keys on disk, in order of the first."""
+        self._place = np.empty(0, np.int64)
+        """Where their rows are: part times 2^32 plus row."""
+        self._waiting: dict[Signature, list[tuple[Keys, dict[str, Tensor]]]] = {}
+        self._waiting_first = np.empty(0, np.uint64)
         self._waiting_bytes = 0
         self._owner: dict[str, Any] = {}
         self._told = False
@@ -91,22 +94,34 @@ class OutputCache:
             raise ArtifactError(f"{path} is damaged ({error}); remove it, and its rows are computed again") from error
         if header != {**self._owner, "digest": digest_of_tensors(tensors)} or "keys" not in tensors:
             raise ArtifactError(f"{path} is damaged or of another teacher; remove it, and its rows are computed again")
-        keys = tensors.pop("keys").numpy()
-        for row in range(len(keys)):
-            self._where[keys[row].tobytes()] = (len(self._parts) << 32) + row
+        keys = tensors.pop("keys").numpy().view(np.uint64)
+        first = np.concatenate([self._first, keys[:, 0]])
+        order = np.argsort(first, kind="stable")
+        self._first, self._second = first[order], np.concatenate([self._second, keys[:, 1]])[order]
+        rows = (len(self._parts) << 32) + np.arange(len(keys))
+        self._place = np.concatenate([self._place, rows])[order]
         self._parts.append(tensors)
         self.bytes += path.stat().st_size
 
     # -- rows -----------------------------------------------------------------------------------------------------
-    def find(self, keys: Sequence[bytes]) -> dict[str, Tensor] | None:
+    def _places(self, keys: Keys) -> NDArray[np.int64]:
+        """Return where the rows are on disk, -1 for those that are not."""
+        if not len(self._first):
+            return np.full(len(keys), -1)
+        at = np.minimum(np.searchsorted(self._first, keys[:, 0]), len(self._first) - 1)
+        known = (self._first[at] == keys[:, 0]) & (self._second[at] == keys[:, 1])
+        return np.where(known, self._place[at], -1)
+
+    def find(self, keys: Keys) -> dict[str, Tensor] | None:
         """Return the outputs of all these rows, stacked, or None if one is unknown or their forms differ.
 
         Raises:
             OutputError: rows that wait had to be written, and could not.
         """
-        if not self._waiting_keys.isdisjoint(keys):
+        places = self._places(keys)
+        if self._waiting_bytes and np.isin(keys[places < 0, 0], self._waiting_first).any():
             self.flush()
-        places = np.array([self._where.get(key, -1) for key in keys], dtype=np.int64)
+            places = self._places(keys)
         if not len(places) or places.min() < 0:
             return None
         part_of, row_of = places >> 32, places & 0xFFFFFFFF
@@ -124,46 +139,42 @@ class OutputCache:
                 stacked[name][torch.from_numpy(into)] = tensor[rows]
         return stacked
 
-    def add(self, keys: Sequence[bytes], outputs: dict[str, Tensor]) -> None:
+    def add(self, keys: Keys, outputs: dict[str, Tensor]) -> None:
         """Keep the rows that are new. Raises OutputError when a part cannot be written."""
-        stored = {name: tensor.detach().cpu() for name, tensor in outputs.items()}
-        for number, key in enumerate(keys):
-            if key in self._where or key in self._waiting_keys:
-                continue
-            row = {name: tensor[number].clone() for name, tensor in stored.items()}
-            size = KEY_BYTES + sum(tensor.nbytes for tensor in row.values())
-            if self.bytes + self._waiting_bytes + size > self.limit:
-                if not self._told:
-                    self.log.note(
-                        f"the cache {self.folder} is full ({self.limit:,} bytes); other rows are computed anew"
-                    )
-                    self._told = True
-                break
-            self._waiting.setdefault(_signature(row), []).append((key, [row[name] for name in sorted(row)]))
-            self._waiting_keys.add(key)
-            self._waiting_bytes += size
+        distinct = np.zeros(len(keys), dtype=bool)
+        distinct[np.unique(keys[:, 0], return_index=True)[1]] = True
+        new = np.flatnonzero(distinct & (self._places(keys) < 0) & ~np.isin(keys[:, 0], self._waiting_first))
+        size = KEY_BYTES + sum(tensor[:1].nbytes for tensor in outputs.values())
+        room = max(0, self.limit - self.bytes - self._waiting_bytes) // size
+        if room < len(new) and not self._told:
+            self.log.note(f"the cache {self.folder} is full ({self.limit:,} bytes); other rows are computed anew")
+            self._told = True
+        new = new[:room]
+        if not len(new):
+            return
+        rows = torch.from_numpy(new)
+        kept = {name: tensor.detach().cpu()[rows] for name, tensor in outputs.items()}
+        self._waiting.setdefault(_signature(kept, skip=1), []).append((keys[new], kept))
+        self._waiting_first = np.concatenate([self._waiting_first, keys[new, 0]])
+        self._waiting_bytes += size * len(new)
         if self._waiting_bytes >= PART_BYTES:
             self.flush()
 
     def flush(self) -> None:
         """Write the rows that wait. Raises OutputError."""
-        for signature, rows in self._waiting.items():
-            names = [name for name, _, _ in signature]
-            tensors = {
-                name: torch.stack([values[place] for _, values in rows]).contiguous()
-                for place, name in enumerate(names)
-            }
-            keys = b"".join(key for key, _ in rows)
-            tensors["keys"] = torch.frombuffer(bytearray(keys), dtype=torch.uint8).view(-1, KEY_BYTES)
+        for pieces in self._waiting.values():
+            tensors = {name: torch.cat([kept[name] for _, kept in pieces]) for name in pieces[0][1]}
+            keys = np.ascontiguousarray(np.concatenate([keys for keys, _ in pieces]))
+            tensors["keys"] = torch.from_numpy(keys.view(np.uint8))
             header = {**self._owner, "digest": digest_of_tensors(tensors)}
             path = self.folder / f"part-{uuid.uuid4().hex[:12]}.safetensors"
             atomic_write(path, save(tensors, metadata={"lessen": json.dumps(header)}))
             self._add(path)
-        self._waiting, self._waiting_keys, self._waiting_bytes = {}, set(), 0
+        self._waiting, self._waiting_first, self._waiting_bytes = {}, np.empty(0, np.uint64), 0
 
 
-def row_keys(batch: Any) -> list[bytes]:
-    """Return a key for each row of a batch: a hash of the row in every tensor, with dtypes and shapes.
+def row_keys(batch: Any) -> Keys:
+    """Return a key for each row of a batch, uint64 [rows, 2]: a hash of every tensor's row, with dtypes and shapes.
 
     A key is four times the high half of a multilinear hash modulo 2^64 over the 32-bit words of the row (Lemire and
     Kaser, arXiv 1202.4961), so that two given rows share one with a probability of 2^-128.
@@ -183,8 +194,7 @@ def row_keys(batch: Any) -> list[bytes]:
         total += words @ _coefficients(place, words.shape[1])
     form = repr([(str(tensor.dtype), tuple(tensor.shape[1:])) for tensor in tensors]).encode()
     salt = np.frombuffer(hashlib.blake2b(form, digest_size=KEY_BYTES).digest(), dtype=np.uint32)
-    flat = ((total >> np.uint64(32)).astype(np.uint32) ^ salt).tobytes()
-    return [flat[start : start + KEY_BYTES] for start in range(0, len(flat), KEY_BYTES)]
+    return ((total >> np.uint64(32)).astype(np.uint32) ^ salt).view(np.uint64)
 
 
 @lru_cache(maxsize=32)

@@ -42,7 +42,6 @@ IMAGES = Path(__file__).parents[2] / "docs" / "images"
 FEW = 5
 """Recipes that need no picture."""
 REFUSALS = (BudgetError.__name__, NothingMatchedError.__name__)
-RESAMPLES = 100
 BATCH = 4096
 """Examples of a timed lookup, at most."""
 HEADS = (
@@ -55,7 +54,7 @@ def work(study: Study, folder: StudyFolder, only: str, seconds: float) -> None:
     end = time.monotonic() + seconds
 
     def job(recipe: Recipe, seed: int) -> Job:
-        return Job(source_of(study.task), folder.root.resolve(), recipe, seed, study.threads, RESAMPLES)
+        return Job(source_of(study.task), folder.root.resolve(), recipe, seed, study.threads)
 
     for seed in study.seeds:
         if time.monotonic() < end and known_reference(folder, seed) is None:

@@ -344,3 +344,9 @@ def test_a_record_that_tells_its_own_deviation_is_judged_without_outcomes():
     one = Frontier.from_records([record("a", loss=0.001, difference_sd={"auc": 0.0004})], margin=0.005)["a"]
     assert one.difference["auc"].high == pytest.approx(-0.001 + 1.96 * 0.0004, abs=1e-6)
     assert one.verdict == WITHIN
+
+
+def test_intervals_without_any_width_bound_nothing():
+    row = record("a", quality={"accuracy": 1.0}, quality_ci={"accuracy": [1.0, 1.0]})
+    row["reference"] |= {"quality": {"accuracy": 1.0}, "quality_ci": {"accuracy": [1.0, 1.0]}}
+    assert Frontier.from_records([row], margin=0.01)["a"].verdict == UNKNOWN

@@ -45,7 +45,7 @@ def test_resident_bytes_are_storages(toy):
 
 
 def test_quality_has_intervals_around_the_value(toy):
-    quality = measure_quality(toy, toy.build(), resamples=200)
+    quality = measure_quality(toy, toy.build())
     for name, value in quality.values.items():
         low, high = quality.intervals[name]
         assert low < value < high

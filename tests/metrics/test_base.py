@@ -56,3 +56,18 @@ def test_bootstrap_rows_are_resamples():
     assert weights.shape == (25, 40)
     assert (weights.sum(axis=1) == 40).all()
     assert np.array_equal(weights, bootstrap_weights(40, 25, seed=3))
+
+
+def test_large_sets_are_dealt_into_fewer_groups_and_few_weights_are_held(monkeypatch):
+    from lessen.metrics import GAUC, base
+
+    monkeypatch.setattr(base, "LARGE", 400)
+    monkeypatch.setattr(base, "_HELD", 1000)
+    generator, shapes = np.random.default_rng(0), []
+    outcomes = Outcomes(
+        {"score": generator.normal(size=500), "target": generator.integers(0, 2, 500)}, generator.integers(0, 9, 500)
+    )
+    whole = GAUC.weighted
+    monkeypatch.setattr(type(GAUC), "weighted", lambda self, o, w: shapes.append(w.shape) or whole(o, w))
+    assert len(GAUC.jackknife(outcomes)) == 1 + base.FEW_GROUPS
+    assert max(rows * units for rows, units in shapes) <= 1000

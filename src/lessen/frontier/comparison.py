@@ -149,7 +149,8 @@ def _deviation(record: Mapping[str, Any], name: str) -> float | None:
         return told
     ends = [interval(side.get(name)) for side in (_part(record, "quality_ci"), reference_of(record, "quality_ci"))]
     known = [pair for pair in ends if pair is not None]
-    return sum(high - low for low, high in known) / (2.0 * Z) if len(known) == 2 else None
+    bound = sum(high - low for low, high in known) / (2.0 * Z)
+    return bound if len(known) == 2 and bound > 0 else None  # no error at all says that the examples cannot tell
 
 
 def _part(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,13 +16,11 @@ from lessen.environment import environment
 from lessen.errors import TaskError
 from lessen.measure.latency import Latency, compare_latency
 from lessen.measure.memory import Peak, resident_bytes
-from lessen.metrics import Floats, Metric, Outcomes, bootstrap_weights
-from lessen.metrics.intervals import deviation
+from lessen.metrics import Floats, Metric, Outcomes
+from lessen.metrics.intervals import crossed_interval, deviation
 from lessen.recipe import StepRecord
 from lessen.stored.base import StoredModule
 from lessen.task import Judge, Task
-
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class Quality:
 
     values: dict[str, float]
     intervals: dict[str, tuple[float, float]]
-    """95 % percentile bootstrap over test examples."""
+    """95 % over test examples, as those of differences are made; NaN where the examples give none."""
     outcomes: Outcomes
     jackknife: dict[str, Floats]
     """Each metric on all units, then without each group of them: what paired differences are judged by."""
@@ -90,7 +87,7 @@ class Measurement:
         return asdict(self)
 
 
-def measure_quality(task: Judge, model: nn.Module, *, resamples: int = RESAMPLES) -> Quality:
+def measure_quality(task: Judge, model: nn.Module) -> Quality:
     """Judge `model` on the test split with every metric of the task.
 
     Raises:
@@ -100,13 +97,12 @@ def measure_quality(task: Judge, model: nn.Module, *, resamples: int = RESAMPLES
     """
     task.check_metrics()
     outcomes = task.outcomes(model, "test")
-    weights = _weights(len(outcomes), resamples)
     values, intervals, jackknife = {}, {}, {}
     for name, metric in task.metrics.items():
         jackknife[name] = metric.jackknife(outcomes)
         values[name] = float(jackknife[name][0])
-        low, high = np.nanquantile(metric.weighted(outcomes, weights), (0.025, 0.975))
-        intervals[name] = (float(low), float(high))
+        low, high = crossed_interval(jackknife[name][:, None], metric.resolution(outcomes))
+        intervals[name] = (float("nan") if low is None else low, float("nan") if high is None else high)
     return Quality(values, intervals, outcomes, jackknife)
 
 
@@ -125,11 +121,6 @@ def difference_deviations(
             if sd is not None:
                 found[name] = sd
     return found
-
-
-@lru_cache(maxsize=2)
-def _weights(examples: int, resamples: int) -> Floats:
-    return bootstrap_weights(examples, resamples)
 
 
 def measure_cost(

@@ -25,14 +25,16 @@ from lessen.metrics.outcomes import Array, Outcomes
 
 Floats = NDArray[np.float64]
 Groups = NDArray[np.intp]
-_CHUNK = 50
-"""Rows of weights held at once."""
+_CHUNK, _HELD = 50, 20_000_000
+"""Rows of weights held at once, and weights in them: 160 MB."""
 FEW = 30
 """Units below which a metric without bounds of its own proves nothing."""
 RULE = 3.69
 """-log(0.025): where none of n units lost, at most this many in n do, with the confidence of a 95 % interval's end."""
 GROUPS = 1000
 """Groups of units that are left out in turn; up to this many units each is a group of its own."""
+LARGE, FEW_GROUPS = 200_000, 200
+"""Above this many units fewer groups are left out: each pass is long, and its interval is narrow."""
 
 
 def _register(cls: type[Any], name: str, known: dict[str, Any]) -> None:
@@ -105,8 +107,9 @@ class Metric(ABC):
         NaN where nothing is left to judge.
         """
         found = np.empty(count)
-        for start in range(0, count, _CHUNK):
-            stop = min(start + _CHUNK, count)
+        rows = max(1, min(_CHUNK, _HELD // len(groups)))
+        for start in range(0, count, rows):
+            stop = min(start + rows, count)
             weights = (groups != np.arange(start, stop)[:, None]).astype(np.float64)
             with np.errstate(invalid="ignore", divide="ignore"):
                 found[start:stop] = self.weighted(outcomes, weights)
@@ -308,9 +311,9 @@ def binary(scores: Array, targets: Array, need_both: bool = True) -> tuple[Float
 
 def _dealt(units: int) -> tuple[Groups, int]:
     """Return the group of each unit, and how many there are: of equal size, in an order that no data follow."""
-    if units <= GROUPS:
-        return np.arange(units), units
-    return np.random.default_rng(units).permutation(units) % GROUPS, GROUPS
+    count = min(units, GROUPS if units <= LARGE else FEW_GROUPS)
+    order = np.arange(units) if count == units else np.random.default_rng(units).permutation(units)
+    return order % count, count
 
 
 def bootstrap_weights(examples: int, resamples: int, seed: int = 0) -> Floats:

@@ -67,7 +67,6 @@ class Job:
     recipe: Recipe
     seed: int
     threads: int
-    resamples: int
     judges: tuple[JudgeSource, ...] = ()
     """Judges beside the task."""
 
@@ -217,7 +216,7 @@ def _judged(job: Job, model: nn.Module, name: str) -> tuple[dict[str, Any], dict
     deviations: dict[str, float] = {}
     judges = {"": task, **{judge.name: judge for judge in map(judge_of, job.judges)}}
     for prefix, judge in judges.items():
-        quality = measure_quality(judge, model, resamples=job.resamples)
+        quality = measure_quality(judge, model)
         folder.write_outcomes(name, job.seed, quality, prefix)
         if name == REFERENCE:
             known = standards(judge.metrics, quality.outcomes)

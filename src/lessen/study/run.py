@@ -299,7 +299,7 @@ class _Running:
     def _job(self, recipe: Recipe, seed: int) -> Job:
         return Job(
             source_of(self.task), self.folder.root.resolve(), recipe, seed, self.study.threads,
-            self.study.measure.resamples, tuple(map(judge_source_of, self.study.judges)),
+            tuple(map(judge_source_of, self.study.judges)),
         )  # fmt: skip
 
     def _outcomes(self, what: str, items: list[tuple[Work, Job]]) -> Iterator[tuple[Work, Job, Values | Failure]]:

@@ -31,7 +31,7 @@ class MeasureOptions(BaseModel):
     batches: int = Field(4, ge=1, le=1000, description="test batches that take turns while timing")
     peak_memory: bool = Field(True, description="measure peak memory in a child process (built-in tasks only)")
     baselines: bool = Field(True, description="fit the task's simple baselines on the same features, if it has any")
-    resamples: int = Field(1000, ge=100, le=100_000, description="bootstrap resamples of the quality intervals")
+    resamples: int = Field(1000, ge=100, le=100_000, description="of older study files: intervals need none now")
 
 
 class StudyFile(BaseModel):

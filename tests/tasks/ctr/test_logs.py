@@ -101,7 +101,7 @@ def test_a_weight_counts_its_row_that_often_in_loss_gradient_and_metrics(weighte
         assert torch.allclose(one, other, atol=1e-6)
     scores, targets = task.predictions(model, "test")
     again = np.repeat(np.arange(len(targets)), targets[:, 1].astype(int))
-    for name, value in measure_quality(task, model, resamples=20).values.items():
+    for name, value in measure_quality(task, model).values.items():
         assert value == pytest.approx(task.metrics[name](scores[again], targets[again, 0]), abs=1e-9)
     validation = task.predictions(model, "validation")
     assert task.score(model) == pytest.approx(AUC(*validation), abs=1e-12)
@@ -135,7 +135,7 @@ def test_a_group_in_the_schema_adds_auc_inside_groups(tmp_path: Path) -> None:
     model = task.build()
     stream = StreamedClicks()
     stream.add(*task.predictions(model, "test"), np.array(data.array("test", "group")))
-    values = measure_quality(task, model, resamples=20).values
+    values = measure_quality(task, model).values
     assert list(values) == ["auc", "logloss", "gauc"]
     assert values["gauc"] == pytest.approx(stream.result()["gauc"], abs=1e-9)
     assert values["auc"] != values["gauc"]

@@ -231,3 +231,43 @@ def test_a_zip_without_an_index_and_one_with_a_record_twice_are_refused(tmp_path
     (tmp_path / "y.pt").write_bytes(memory.getvalue())
     with pytest.raises(ArtifactError, match="twice"):
         read_image(tmp_path / "y.pt", "y.pt")
+
+
+# -- distributed checkpoints ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("mode", ["near", "exact"])
+def test_distributed_checkpoints_come_back_and_load(tmp_path, mode):
+    """As torch.distributed.checkpoint writes them; what is unpacked is loaded by it again."""
+    checkpoint = pytest.importorskip("torch.distributed.checkpoint", reason="this torch has no distributed checkpoints")
+    torch.manual_seed(0)
+    net = nn.Linear(96, 64)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    states = {}
+    for step in (1, 2, 3):
+        optimizer.zero_grad()
+        net(torch.randn(32, 96)).square().mean().backward()
+        optimizer.step()
+        names = [name for name, _ in net.named_parameters()]
+        moments = {name: optimizer.state_dict()["state"][k] for k, name in enumerate(names)}
+        states[step] = {
+            "model": {name: tensor.clone() for name, tensor in net.state_dict().items()},
+            "optimizer": {"state": {name: {leaf: value.clone() for leaf, value in part.items()} for name, part in moments.items()}},
+        }  # fmt: skip
+        checkpoint.save(states[step], checkpoint_id=str(tmp_path / "run" / f"step-{step}"))
+    pack(find_snapshots([tmp_path / "run"]), tmp_path / "a", PackSettings(mode=mode))
+    archive = Archive(tmp_path / "a")
+    assert archive.verify() == []
+    assert [entry.key for entry in archive.entries] == [True, False, False]
+    out = archive.unpack(3, tmp_path / "o")
+    weight = states[3]["model"]["weight"]
+    if mode == "exact":
+        for file in (tmp_path / "run" / "step-3").iterdir():
+            assert (out / file.name).read_bytes() == file.read_bytes()
+        assert torch.equal(archive.tensor(3, "model/weight"), weight)
+    back = {"model": {name: torch.zeros_like(tensor) for name, tensor in states[3]["model"].items()}}
+    checkpoint.load(back, checkpoint_id=str(out))
+    error = (back["model"]["weight"] - weight).norm() / weight.norm()
+    assert error == 0 if mode == "exact" else 0 < error < 0.03
+    assert torch.equal(archive.tensor(3, "model/weight"), back["model"]["weight"])
+    (tmp_path / "run" / "step-3" / ".metadata").unlink()
+    with pytest.raises(ArtifactError, match=r"lies without its \.metadata"):
+        read_image(tmp_path / "run" / "step-3" / "__0_0.distcp", "x.distcp")

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lessen.checkpoints import blocks, coder
+from lessen.checkpoints.distributed import windows
 from lessen.checkpoints.frames import FrameWriter
 from lessen.checkpoints.groups import Group
 from lessen.checkpoints.layout import Layout
@@ -107,11 +108,13 @@ class FrameBuilder:
         places = []
         for part, ranges in enumerate(self.layout.skeleton(i)):
             gaps = {offset: bytearray(os.pread(self.handles[i].fileno(), length, offset)) for offset, length in ranges}
-            if image.container == "torch" and self.near is not None:
+            if image.container in ("torch", "distributed") and self.near is not None:
+                file = Path(self.handles[i].name)
+                inner = windows(file) if image.container == "distributed" else None
                 new = {
                     array.offset: self.sums[i][j] for j, array in enumerate(image.arrays) if j in self.layout.coded[i]
                 }
-                refresh_sums(Path(self.handles[i].name), gaps, new)
+                refresh_sums(file, gaps, new, inner)
             dictionary = dictionaries.get(self.layout.slot(image), b"") if part == 0 else b""
             places.append(writer.add(coder.compress(b"".join(gaps.values()), dictionary)))
         return places

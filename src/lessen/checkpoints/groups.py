@@ -209,8 +209,8 @@ def _in_model_order(images: Sequence[Image]) -> list[Place]:
 
     def rank(place: Place) -> tuple[int, list[tuple[int, int | str]]]:
         image, array = images[place[0]], _at(images, place)
-        # safetensors sorts names; torch keeps the order of the model, which offsets reproduce
-        sorts = image.container == "safetensors"
+        # these sort names or store in any order; torch keeps the order of the model, which offsets reproduce
+        sorts = image.container in ("safetensors", "distributed")
         order: list[tuple[int, int | str]] = natural(array.name) if sorts else [(0, place[1])]
         return place[0], order
 

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lessen.checkpoints.distributed import SUFFIX, read_distributed
 from lessen.checkpoints.dtypes import SIZES
 from lessen.checkpoints.torch_files import read_torch
 from lessen.errors import ArtifactError
@@ -78,6 +79,10 @@ def read_image(file: Path, path: str, must_load: bool = True, allow: Collection[
     if is_torch(file.name) and must_load:
         arrays = [Array(*found) for found in read_torch(file, allow)]
         return _checked(Image(path, size, tuple(arrays), container="torch"))
+    if file.suffix == SUFFIX:
+        return _checked(
+            Image(path, size, tuple(Array(*found) for found in read_distributed(file, allow)), "distributed")
+        )
     return Image(path, size, ())
 
 

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lessen.checkpoints.distributed import INDEX, SUFFIX
 from lessen.checkpoints.groups import natural
 from lessen.checkpoints.images import TORCH_SUFFIXES, is_torch
 from lessen.checkpoints.steps import (
@@ -99,7 +100,7 @@ def _settled(found: list[_Candidate]) -> list[Snapshot]:
 def _nothing(paths: Sequence[Path]) -> str:
     below = sorted({child.parent for path in paths if path.is_dir() for child in path.rglob("*") if _is_tensors(child)})
     hint = f"; there are some in {below[0]}: name that folder" if below else ""
-    suffixes = ", ".join(sorted([*TORCH_SUFFIXES, ".safetensors"]))
+    suffixes = ", ".join(sorted([*TORCH_SUFFIXES, ".safetensors", SUFFIX]))
     return f"no checkpoint in {', '.join(map(str, paths))}: looked for {suffixes} and for folders that hold them{hint}"
 
 
@@ -209,7 +210,7 @@ def _stem(path: Path) -> str:
 
 
 def _is_tensors(path: Path) -> bool:
-    return (is_torch(path.name) or path.suffix == ".safetensors") and path.is_file()
+    return (is_torch(path.name) or path.suffix in (".safetensors", SUFFIX)) and path.is_file()
 
 
 def _is_foreign(file: Path) -> bool:
@@ -224,13 +225,14 @@ def _is_foreign(file: Path) -> bool:
 def _is_checkpoint(folder: Path) -> bool:
     """Say whether a folder is one checkpoint: weights or shards under names that tell no step."""
     names = [_stem(child) for child in folder.iterdir() if _is_tensors(child)]
-    distributed = (folder / ".metadata").is_file() and any(folder.glob("*.distcp"))
+    distributed = (folder / INDEX).is_file() and any(folder.glob(f"*{SUFFIX}"))
     return distributed or (any(_WHOLE.match(name) for name in names) and not _is_run(folder))
 
 
 def _is_run(folder: Path) -> bool:
     """Say whether the files of a folder tell more than one step by their names."""
-    names = [_stem(child) for child in folder.iterdir() if _is_tensors(child) and not _OPAQUE.match(child.name)]
+    loose = [child for child in folder.iterdir() if _is_tensors(child) and not _OPAQUE.match(child.name)]
+    names = [_stem(child) for child in loose if child.suffix != SUFFIX]  # those count ranks
     steps = {step_in_name(name) for name in names if not _PART.search(name) and not _COPY.search(name)}
     return len(steps - {None}) > 1
 

@@ -8,11 +8,12 @@ The index is read as data (`pickles`), never executed, and each tensor is looked
 
 from __future__ import annotations
 
+import io
 import math
 import struct
 import zipfile
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,22 +51,23 @@ class _Storage:
 class TorchFile:
     """The index and the records of a torch file, read without executing anything of it."""
 
-    def __init__(self, file: Path, allow: Collection[str] = ()) -> None:
+    def __init__(self, file: Path, allow: Collection[str] = (), window: tuple[int, int] | None = None) -> None:
         """Read the index of `file`.
 
         Args:
             allow: dotted names of classes that it may hold besides the usual ones; none is ever imported.
+            window: offset and length of a torch file inside `file`; None where it is the whole.
 
         Raises:
             ArtifactError: not a complete torch file, or opening it would run code, which the message names.
         """
         self.file = file
-        if not _is_zip(file):
+        if not _is_zip(file, window):
             raise ArtifactError(
                 f"{file} is not a complete torch zip file: cut short, or saved by torch before 1.6 (load and save it "
                 "again)"
             )
-        self.records, index, self.swapped = _records(file)
+        self.records, index, self.swapped = _records(file, window)
         self.tree, names = read_pickle(index, str(file))
         if unknown := strangers(names, allow):
             raise ArtifactError(
@@ -266,19 +268,63 @@ def _plainness(name: str) -> tuple[int, str]:
 
 
 # -- the zip around it ---------------------------------------------------------------------------------------------
-def _is_zip(file: Path) -> bool:
+class Window(io.RawIOBase):
+    """A part of a file, read as if it were a file."""
+
+    def __init__(self, file: Path, window: tuple[int, int] | None) -> None:
+        """Open `file`; `window` is (offset, length), None the whole."""
+        self._handle = file.open("rb")
+        self._offset, self._length = window or (0, file.stat().st_size)
+        self._at = 0
+
+    def readable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def tell(self) -> int:
+        """Return the place in the part."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place in the part. Raises OSError before its start."""
+        at = offset + (0, self._at, self._length)[whence]
+        if at < 0:
+            raise OSError("a place before the start")
+        self._at = at
+        return at
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what there is."""
+        self._handle.seek(self._offset + self._at)
+        data = self._handle.read(max(0, min(len(buffer), self._length - self._at)))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._handle.close()
+        super().close()
+
+
+def _is_zip(file: Path, window: tuple[int, int] | None) -> bool:
     try:
-        return zipfile.is_zipfile(file)
-    except zipfile.BadZipFile:
+        with Window(file, window) as handle:
+            return zipfile.is_zipfile(handle)
+    except (zipfile.BadZipFile, OSError):
         return False
 
 
-def _records(file: Path) -> tuple[dict[str, tuple[int, int]], bytes, bool]:
+def _records(file: Path, window: tuple[int, int] | None) -> tuple[dict[str, tuple[int, int]], bytes, bool]:
     """Return (offset, bytes) of the records by key, the index, and whether numbers are in the other byte order."""
     records: dict[str, tuple[int, int]] = {}
-    index, swapped = b"", False
+    index, swapped, begin = b"", False, window[0] if window else 0
     try:
-        with zipfile.ZipFile(file) as archive, file.open("rb") as handle:
+        with Window(file, window) as handle, zipfile.ZipFile(handle) as archive:
             for info in archive.infolist():
                 folder, _, name = info.filename.rpartition("/")
                 if name == "data.pkl":
@@ -292,7 +338,7 @@ def _records(file: Path) -> tuple[dict[str, tuple[int, int]], bytes, bool]:
                         )
                     if name in records:
                         raise ArtifactError(f"{file} holds record {name!r} twice; save it again with torch.save")
-                    records[name] = (_start(handle, info), info.file_size)
+                    records[name] = (begin + _start(handle, info), info.file_size)
     except ArtifactError:
         raise
     except Exception as error:  # zipfile lets through whatever goes wrong below it
@@ -316,28 +362,31 @@ def _start(handle: Any, info: zipfile.ZipInfo) -> int:
     return int(info.header_offset + 30 + names + extra)
 
 
-def refresh_sums(file: Path, gaps: dict[int, bytearray], sums: Mapping[int, int]) -> None:
-    """Give the records of a torch zip file whose data change new CRC-32 values, in the bytes around them.
+def refresh_sums(
+    file: Path, gaps: dict[int, bytearray], sums: Mapping[int, int], windows: Sequence[tuple[int, int]] | None = None
+) -> None:
+    """Give the records of a torch file whose data change new CRC-32 values, in the bytes around them.
 
     Args:
         gaps: the bytes outside arrays, by file offset; changed in place.
         sums: CRC-32 of the new data by file offset of the record.
+        windows: (offset, length) of the torch files inside the file; None where it is one.
     """
     starts = sorted(gaps)
-    with zipfile.ZipFile(file) as archive, file.open("rb") as handle:
-        at = archive.start_dir
-        for info in archive.infolist():
-            handle.seek(info.header_offset + 26)
-            start = info.header_offset + 30 + sum(struct.unpack("<HH", handle.read(4)))
-            handle.seek(at + 28)
-            length = 46 + sum(struct.unpack("<HHH", handle.read(6)))
-            if start in sums:
-                value = struct.pack("<I", sums[start])
-                _overwrite(gaps, starts, at + 16, value)
-                handle.seek(start + info.file_size)
-                if handle.read(4) == b"PK\x07\x08":
-                    _overwrite(gaps, starts, start + info.file_size + 4, value)
-            at += length
+    for window in windows if windows is not None else [(0, file.stat().st_size)]:
+        with Window(file, window) as handle, zipfile.ZipFile(handle) as archive:
+            at = archive.start_dir
+            for info in archive.infolist():
+                start = _start(handle, info)
+                handle.seek(at + 28)
+                length = 46 + sum(struct.unpack("<HHH", handle.read(6)))
+                if window[0] + start in sums:
+                    value = struct.pack("<I", sums[window[0] + start])
+                    _overwrite(gaps, starts, window[0] + at + 16, value)
+                    handle.seek(start + info.file_size)
+                    if handle.read(4) == b"PK\x07\x08":
+                        _overwrite(gaps, starts, window[0] + start + info.file_size + 4, value)
+                at += length
 
 
 def _overwrite(gaps: dict[int, bytearray], starts: list[int], offset: int, value: bytes) -> None:

@@ -104,6 +104,8 @@ class Method(BaseModel):
     """Where a user's own method was named, FILE.py:NAME: recipe files write that in place of its slug."""
     version: ClassVar[int] = 1
     """Raised when the meaning of a knob or the numbers it produces change; written into recipe files."""
+    keeps_base: ClassVar[bool] = False
+    """Whether what it makes is stored as a delta: tensors that equal the base's are named, and the base is needed."""
     later_knobs: ClassVar[frozenset[str]] = frozenset()
     """Knobs that came after results were published; None, where they change nothing, is left out of a recipe's hash."""
 

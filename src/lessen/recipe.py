@@ -21,6 +21,7 @@ from lessen.methods.sites import state_bytes
 from lessen.task import Task
 from lessen.train.device import device_of
 
+KEYS = ("name", "curve", "steps")
 VERSION = "version"
 """Key beside the knobs of a method in a recipe file."""
 
@@ -47,6 +48,8 @@ class Recipe:
 
     steps: Sequence[Method]
     name: str = ""
+    curve: str = ""
+    """Name that recipes share which are rates of one codec: their points are one line."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", tuple(self.steps))
@@ -59,10 +62,15 @@ class Recipe:
         body = [[step.card.name, step.version, step.knobs()] for step in self.steps]
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
 
+    @property
+    def keeps_base(self) -> bool:
+        """Whether the result is stored as a delta to the model that it started from."""
+        return any(step.keeps_base for step in self.steps)
+
     def describe(self) -> dict[str, Any]:
         """Return the YAML form: `{name, steps: [{method: {knob: value, version: n}}]}`, every knob resolved."""
         steps = [{step.written: {**step.knobs(), VERSION: step.version}} for step in self.steps]
-        return {"name": self.name, "steps": steps}
+        return {"name": self.name, **({"curve": self.curve} if self.curve else {}), "steps": steps}
 
     @classmethod
     def parse(cls, value: Any, where: str = "recipe", *, own: bool = False) -> Recipe:
@@ -74,13 +82,13 @@ class Recipe:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where}: expected a mapping with name and steps, found {type(value).__name__}")
         for key in value:
-            if key not in ("name", "steps"):
-                raise ConfigError(f"{where}: unknown key {key!r}; {nearest(str(key), ('name', 'steps'))}")
+            if key not in KEYS:
+                raise ConfigError(f"{where}: unknown key {key!r}; {nearest(str(key), KEYS)}")
         steps = value.get("steps")
         if not isinstance(steps, list):
             raise ConfigError(f"{where}: steps must be a list of methods")
         parsed = [parse_step(step, f"{where}: step {number}", own=own) for number, step in enumerate(steps, 1)]
-        return cls(parsed, name=str(value.get("name", "")))
+        return cls(parsed, name=str(value.get("name", "")), curve=str(value.get("curve", "")))
 
     def apply(
         self, model: nn.Module, task: Task, *, seed: int = 0, log: Log = SILENT

@@ -85,6 +85,7 @@ class Trade:
             reference=self._reference() if delta else None,
             task=self.task.describe() if self.task.Options else None,
             probe=self.task.inputs(self.task.example_batch()),
+            reference=base_of(self.base) if self.recipe.keeps_base else None,
             extra={
                 "recipe.yaml": files.dump_yaml(self.recipe.describe()),
                 "measurement.json": files.dump_json(self.measurement.record()),
@@ -178,11 +179,14 @@ def compare(
     before, after = measure_quality(task, base), measure_quality(task, small)
     differences, judgement = _judged(task, before, after, margin)
     latency = measure_latency(task, base, small, threads=threads)
-    costs = {
-        "reference": reference_latency(asdict(_cost(task, base, base)), latency),
-        "compact": with_latency(asdict(_cost(task, small, base, ledger)), latency),
-    }
     recipe = recipe or Recipe([], name="given")
+    named = base_of(base) if recipe.keeps_base else None
+    costs = {
+        "reference": reference_latency({**asdict(_cost(task, base, base)), **task.costs(before.outcomes)}, latency),
+        "compact": with_latency(
+            {**asdict(_cost(task, small, base, ledger, named)), **task.costs(after.outcomes)}, latency
+        ),
+    }
     measurement = Measurement(
         study="", task=task.describe(), recipe=recipe.name, recipe_hash=recipe.hash, seed=seed,
         steps=ledger_records(ledger), quality=after.values, quality_ci=after.intervals, cost=costs["compact"],
@@ -219,9 +223,12 @@ def _smallest(known: Mapping[str, float | None]) -> float:
     return float("inf") if known["resolution"] is None else known["resolution"]
 
 
-def _cost(task: Task, model: nn.Module, base: nn.Module, ledger: Sequence[StepRecord] = ()) -> Cost:
+def _cost(
+    task: Task, model: nn.Module, base: nn.Module, ledger: Sequence[StepRecord] = (), named: BaseReference | None = None
+) -> Cost:
     described = task.describe() if task.Options else None
-    return measure_cost(task, model, stored_bytes=artifact.stored_size(model, base, described), ledger=ledger)
+    stored = artifact.stored_size(model, base, described, named)
+    return measure_cost(task, model, stored_bytes=stored, ledger=ledger)
 
 
 def _cost_row(kind: CostKind, before: float | None, cost: Mapping[str, Any]) -> str:

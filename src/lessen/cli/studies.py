@@ -14,7 +14,8 @@ from lessen.errors import GateFailed, Interrupted
 
 if TYPE_CHECKING:
     from lessen.frontier import Frontier
-    from lessen.study import StudyResult
+    from lessen.log import Log
+    from lessen.study import Study, StudyResult
 
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for everything the study writes.")]
 EngineName = Annotated[str, typer.Option("--engine", help="Where jobs run: local or ray.")]
@@ -87,7 +88,12 @@ def report(
     Example: lessen report out/tables out/tables-low-rank --out out/both
     """
     from lessen.frontier import Frontier
+    from lessen.study.parts import folders_of
 
+    parts = folders_of(folders[0]) if len(folders) == 1 else None
+    if parts is not None:
+        _finish_joint(folders[0].name, {part.name: Frontier.load(part) for part in parts}, out or folders[0], as_json)
+        return
     frontier = Frontier.load(*folders)
     _finish(frontier, _write_report(frontier, out or folders[0]), as_json)
 
@@ -96,34 +102,72 @@ def _run(
     path: Path, out: Path, engine: str, jobs: int | None, *, resume: bool, as_json: bool, again: str,
     only: str | None = None, seconds: float | None = None,
 ) -> None:  # fmt: skip
-    from lessen.cli.doctor import available_cores
     from lessen.cli.progress import Reporting
-    from lessen.study import Study
-    from lessen.study import run as run_study
-    from lessen.study.engine import make_engine
+    from lessen.study.parts import Parts, load
 
+    again = f"{again} --out {shlex.quote(str(out))}"
     with interruptible():
         try:
             with Reporting() as log:
-                study = Study.load(path)
-                workers = jobs if jobs is not None else max(1, available_cores() // study.threads)
-                place = make_engine(engine, min(workers, max(1, len(study.runs()))) if workers >= 1 else workers)
-                result = run_study(study, out, engine=place, resume=resume, only=only, seconds=seconds, log=log)
-                log.note("writing the report")
-                frontier = _frontier(result, study.task.metrics)
-                page = _write_report(frontier, out) if frontier else None
+                study = load(path)
+                if isinstance(study, Parts):
+                    places = study.open(out, resume=resume)
+                    found = {}
+                    for part, place in zip(study.studies, places, strict=True):
+                        log.note(f"part {part.name}")
+                        result = _one(part, place, engine, jobs, resume=True, log=log)
+                        frontier = _frontier(result, part.task.metrics)
+                        if frontier is not None:
+                            _write_report(frontier, place)
+                            found[part.name] = frontier
+                else:
+                    result = _one(study, out, engine, jobs, resume=resume, only=only, seconds=seconds, log=log)
+                    log.note("writing the report")
+                    frontier = _frontier(result, study.task.metrics)
+                    page = _write_report(frontier, out) if frontier else None
         except KeyboardInterrupt:
-            kept = len(list((out / "runs").glob("*.json")))
-            raise Interrupted(
-                f"stopped; {kept} finished runs are kept; continue with: {again} --out {shlex.quote(str(out))}"
-            ) from None
+            kept = len(list(out.rglob("runs/*.json")))
+            raise Interrupted(f"stopped; {kept} finished runs are kept; continue with: {again}") from None
+    if isinstance(study, Parts):
+        _finish_joint(study.name, found, out, as_json)
+        return
     if result.left:
-        line(f"{result.left} of {len(study.runs())} runs are left; go on with: {again} --out {shlex.quote(str(out))}")
+        line(f"{result.left} of {len(study.runs())} runs are left; go on with: {again}")
     if result.left and not result.records:
         return
     if frontier is None or page is None:
         raise GateFailed(f"no recipe could be measured; the reasons are in {out / 'measurements.jsonl'}")
     _finish(frontier, page, as_json)
+
+
+def _one(
+    study: Study, out: Path, engine: str, jobs: int | None, *, resume: bool, log: Log,
+    only: str | None = None, seconds: float | None = None,
+) -> StudyResult:  # fmt: skip
+    from lessen.cli.doctor import available_cores
+    from lessen.study import run as run_study
+    from lessen.study.engine import make_engine
+
+    workers = jobs if jobs is not None else max(1, available_cores() // study.threads)
+    place = make_engine(engine, min(workers, max(1, len(study.runs()))) if workers >= 1 else workers)
+    return run_study(study, out, engine=place, resume=resume, only=only, seconds=seconds, log=log)
+
+
+def _finish_joint(title: str, parts: dict[str, Frontier], out: Path, as_json: bool) -> None:
+    """Write the page of all parts and show what came out; raise GateFailed when a part was not measured."""
+    from lessen.report import table as report_table
+    from lessen.report.joint import write_joint
+
+    if not parts:
+        raise GateFailed(f"no recipe of any part could be measured; the reasons are in {out}/*/measurements.jsonl")
+    page = write_joint(title, parts, out)
+    if as_json:
+        emit({"report": str(page), "parts": {name: report_table.rows(found) for name, found in parts.items()}})
+        return
+    for name, frontier in parts.items():
+        line(f"\n{name}")
+        show(frontier)
+    line(f"\nreport: {page}")
 
 
 def _frontier(result: StudyResult, metrics: Any) -> Frontier | None:
@@ -171,8 +215,8 @@ def show(frontier: Frontier) -> None:
         (
             "*" if row["front"] else "",
             row["label"],
-            row["costs"]["stored_bytes"]["after"],
-            row["costs"]["stored_bytes"]["share"],
+            row["costs"].get(frontier.cost, {}).get("after", "–"),
+            row["costs"].get(frontier.cost, {}).get("share", "–"),
             row["latency"],
             row["difference"],
             row["verdict"],
@@ -180,5 +224,8 @@ def show(frontier: Frontier) -> None:
         for row in trade_rows(frontier)
     ]
     metric = frontier.title(frontier.primary)
-    table(("", "recipe", ">stored", ">of reference", ">latency ratio", f">{metric} difference [95 %]", "verdict"), rows)
-    line(f"* on the frontier of stored bytes and {metric}")
+    title = words.cost_name(frontier.cost)
+    table(
+        ("", "recipe", f">{title}", ">of reference", ">latency ratio", f">{metric} difference [95 %]", "verdict"), rows
+    )
+    line(f"* on the frontier of {title} and {metric}")

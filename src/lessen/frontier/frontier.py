@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lessen.costs import CostKind, cost_kind, cost_kinds
+from lessen.costs import STORED, CostKind, cost_kind, cost_kinds
 from lessen.errors import ConfigError, DataError, nearest
 from lessen.frontier.comparison import Comparison, reference_of
 from lessen.frontier.evidence import check_evidence, check_figures
@@ -48,6 +48,8 @@ class Frontier:
         self.primary = _primary(self.studies)
         self.margin = _margin(self.studies, margin, self.primary)
         self.doubts: tuple[str, ...] = ()
+        self.cost = str(self._setting("cost", STORED.name))
+        """The cost that this study is about: the axis of its picture."""
         points = [point for study in self.studies for point in self._study_points(study)]
         self.gates = parse_gates(gates if gates is not None else self._setting("budget", ""))
         _check_gates(self.gates, points)

@@ -21,7 +21,7 @@ WIDE = 0.1
 
 def trade_rows(frontier: Frontier) -> list[dict[str, Any]]:
     """Return one row a recipe: for quality and each cost the figure before, after and the difference."""
-    on_front = {point.label for point in frontier.front()}
+    on_front = {point.label for point in frontier.front(frontier.cost)}
     return [_trade_row(frontier, point, point.label in on_front) for point in frontier]
 
 

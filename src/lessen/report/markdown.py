@@ -37,6 +37,7 @@ def context(frontier: Frontier) -> dict[str, Any]:
         "summary": content.summary(frontier),
         "doubts": frontier.doubts[1:],
         "metric": frontier.title(frontier.primary),
+        "cost": words.cost_name(frontier.cost),
         "rows": rows,
         "undecided": content.undecided(frontier),
         "flagged": [(row["label"], flag) for row in rows for flag in row["flags"]],

@@ -28,7 +28,7 @@ _MANY = 24
 """Above this many recipes only those on the front are labelled."""
 
 
-def picture(frontier: Frontier, form: str, cost: str = "stored_bytes") -> bytes:
+def picture(frontier: Frontier, form: str, cost: str | None = None) -> bytes:
     """Return the plot as `png` (1800 pixels wide) or `svg`, the same bytes for the same measurements."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -46,8 +46,9 @@ def picture(frontier: Frontier, form: str, cost: str = "stored_bytes") -> bytes:
     return target.getvalue()
 
 
-def draw(figure: Any, frontier: Frontier, cost: str = "stored_bytes") -> None:
-    """Draw the plot into an empty matplotlib figure."""
+def draw(figure: Any, frontier: Frontier, cost: str | None = None) -> None:
+    """Draw the plot into an empty matplotlib figure; the cost is the one that the study is about unless given."""
+    cost = cost or frontier.cost
     placed = [p for p in frontier.measured if p.axis(cost) is not None and frontier.primary in p.difference]
     axes = figure.add_axes((0.088, 0.125, 0.888, 0.685))
     _titles(figure, frontier, cost, placed)

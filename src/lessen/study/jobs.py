@@ -22,6 +22,8 @@ from torch import nn
 
 from lessen import files
 from lessen.artifact import folder as artifact
+from lessen.artifact.delta import base_of
+from lessen.artifact.layout import BaseReference
 from lessen.errors import ArtifactError, EnvironmentFault, LessenError, OutputError
 from lessen.frontier.evidence import EVIDENCE, evidence_of, fault_of, sealed
 from lessen.frontier.records import REFERENCE, outcome_path
@@ -194,7 +196,8 @@ def _compress_one(job: Job) -> dict[str, Any]:
     folder.discard(place)
     reference = artifact.load(folder.reference(job.seed), model=task.build())
     compact, ledger = job.recipe.apply(reference, task, seed=job.seed, log=LOG.get())
-    stored = _save(place, compact, reference, task, {"recipe.yaml": files.dump_yaml(job.recipe.describe())})
+    extra = {"recipe.yaml": files.dump_yaml(job.recipe.describe())}
+    stored = _save(place, compact, reference, task, extra, base_of(reference) if job.recipe.keeps_base else None)
     kept = artifact.load(place, model=reference)  # what is judged is what lies on disk
     judged, costs = _judged(job, kept, name)
     cost = measure_cost(task, kept, stored_bytes=stored, ledger=ledger)
@@ -242,9 +245,13 @@ def _fit_baselines(job: Job) -> dict[str, Any]:
     return task_of(job.source).baselines(LOG.get())
 
 
-def _save(place: Path, model: nn.Module, base: nn.Module, task: Task, extra: Mapping[str, str]) -> int:
+def _save(
+    place: Path, model: nn.Module, base: nn.Module, task: Task, extra: Mapping[str, str],
+    reference: BaseReference | None = None,
+) -> int:  # fmt: skip
     probe = task.inputs(task.example_batch())
-    return artifact.save(place, model, base, task=description_of(task), probe=probe, extra=extra)
+    described = description_of(task)
+    return artifact.save(place, model, base, task=described, probe=probe, extra=extra, reference=reference)
 
 
 def description_of(task: Task) -> dict[str, Any] | None:

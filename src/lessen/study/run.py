@@ -231,7 +231,8 @@ class _Running:
             difference_sd=value.get("difference_sd", {}), status="failed" if error else "ok", error=error,
         )  # fmt: skip
         evidence = {**(reference.get(EVIDENCE) or {}), **(value.get(EVIDENCE) or {})}
-        return sealed(plain({**measurement.record(), "lower_is_better": lower, EVIDENCE: evidence}))
+        curve = {"curve": recipe.curve} if recipe.curve else {}
+        return sealed(plain({**measurement.record(), "lower_is_better": lower, **curve, EVIDENCE: evidence}))
 
     @cached_property
     def _metrics(self) -> dict[str, Values]:

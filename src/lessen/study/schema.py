@@ -44,6 +44,7 @@ class StudyFile(BaseModel):
     seeds: list[Annotated[int, Field(ge=0, le=2**31)]] = Field([0, 1, 2], min_length=1, max_length=1000)
     margin: float | dict[str, float] | None = Field(None, description="largest acceptable loss of the first metric")
     budget: str | list[str] = Field("", description="gates such as 'stored_bytes<=0.5x, auc>=-0.003'")
+    cost: str = Field("stored_bytes", description="kind of cost that the study is about: an axis of its pictures")
     recipes: list[Any] = Field(min_length=1, max_length=10_000)
     threads: int = Field(1, ge=1, le=1024, description="torch threads of one training or compression job")
     measure: MeasureOptions = MeasureOptions()
@@ -63,6 +64,8 @@ class Study:
     measure: MeasureOptions = field(default_factory=MeasureOptions)
     judges: Sequence[Judge] = ()
     """Judges that look at every model beside the task; their metrics are called `judge.metric`."""
+    cost: str = "stored_bytes"
+    """Kind of cost that the study is about: an axis of its pictures."""
 
     def __post_init__(self) -> None:
         _check_unique(self.name, self.recipes, self.seeds)
@@ -99,7 +102,7 @@ class Study:
         try:
             budget = [gate.text for line in lines for gate in parse_gates(line)]
             judges = [get_judge(item, f"{where}: judge {at}", own=True) for at, item in enumerate(raw.judges, 1)]
-            return cls(raw.study, task, recipes, raw.seeds, margin, budget, raw.threads, raw.measure, judges)
+            return cls(raw.study, task, recipes, raw.seeds, margin, budget, raw.threads, raw.measure, judges, raw.cost)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
 
@@ -112,6 +115,7 @@ class Study:
             "margin": self.margin,
             "budget": list(self.budget),
             "threads": self.threads,
+            **({"cost": self.cost} if self.cost != "stored_bytes" else {}),
             "measure": self.measure.model_dump(),
             **({"judges": [dict(j.origin or j.describe()) for j in self.judges]} if self.judges else {}),
             "recipes": [recipe.describe() for recipe in self.recipes],

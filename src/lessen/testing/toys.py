@@ -158,7 +158,7 @@ def neighbours() -> Task:
 
 def another_style() -> Task:
     """Return a network of one style with the data of another, for methods that adapt or choose what is learned."""
-    return _quick(ShapesTask(ShapesOptions(examples=320, style="inverted", pretrained="filled")), 2)
+    return _quick(ShapesTask(ShapesOptions(examples=320, style="faded", pretrained="filled")), 2)
 
 
 def _quick(task: Task, epochs: int) -> Task:

@@ -25,7 +25,7 @@ def test_a_correction_is_zero_at_first_and_low_rank_later():
 
 
 def test_it_learns_another_style_and_leaves_the_weights_alone():
-    task = ShapesTask(ShapesOptions(examples=1600, style="inverted", pretrained="filled"))
+    task = ShapesTask(ShapesOptions(examples=1600, style="faded", pretrained="filled"))
     start = task.reference(0)
     adapted, ledger = Recipe([LoRA(rank=4)]).apply(start, task)
     before, after = (measure_quality(task, model).values["accuracy"] for model in (start, adapted))

@@ -33,6 +33,7 @@ class LoRA(ModuleMethod):
         needs=frozenset({"gradients", "training"}),
         claims=frozenset({"quality"}),
     )
+    keeps_base = True
     rank: int = Field(4, ge=1, le=4096, description="rank of a correction; a layer's smaller side caps it")
     alpha: float = Field(8.0, gt=0, le=1e4, description="corrections are multiplied by alpha / rank")
     epochs: int | None = Field(None, ge=1, le=10_000, description="epochs at most; the task's own by default")

@@ -18,8 +18,8 @@ from lessen.task import TIMED, Split, Task, TaskOptions, Workload
 from lessen.train.settings import FitSettings
 
 BYTES, CONTEXT = 256, 128
-LONGEST = 4096
-"""Bytes of a document that are judged; the manual's longest articles have 50,000."""
+LONGEST = 2048
+"""Bytes of a document: longer articles are cut into several."""
 
 
 class ByteTransformer(nn.Module):
@@ -70,7 +70,7 @@ class ManualOptions(TaskOptions):
 
     width: int = Field(64, ge=8, le=4096, multiple_of=4, description="width of the network")
     depth: int = Field(2, ge=1, le=64, description="blocks")
-    documents: int = Field(12, ge=2, le=30, description="documents of the test and of the validation split")
+    documents: int = Field(40, ge=2, le=1000, description="documents of the test and of the validation split at most")
     steps: int = Field(150, ge=1, le=10**6, description="training steps of 16 windows")
 
 
@@ -94,12 +94,15 @@ class ManualTask(Task):
         return ByteTransformer(self.options.width, self.options.depth)
 
     def texts(self, split: Split) -> list[str]:
-        """Return the articles of a split."""
+        """Return the documents of a split: whole articles to train on, their pieces to judge by."""
         found = deal(_articles(), split)
-        return found if split == "train" else found[: self.options.documents]
+        if split == "train":
+            return found
+        pieces = [article[start : start + LONGEST] for article in found for start in range(0, len(article), LONGEST)]
+        return [piece for piece in pieces if len(piece) > CONTEXT][: self.options.documents]
 
     def batches(self, split: Split, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield 16 windows of the joined train split, drawn by `seed`; of other splits, the windows of each article."""
+        """Yield 16 windows of the joined train split, drawn by `seed`; of other splits, those of each document."""
         if split != "train":
             for text in self.texts(split):
                 yield from _windows(text)
@@ -117,7 +120,7 @@ class ManualTask(Task):
 
     @torch.no_grad()
     def outcomes(self, model: nn.Module, split: Split = "test") -> Outcomes:
-        """Return, for each article, the sums over its bytes: nll in nats, tokens, right, bytes."""
+        """Return, for each document, the sums over its bytes: nll in nats, tokens, right, bytes."""
         was_training = model.training
         model.eval()
         rows = []
@@ -143,7 +146,8 @@ class ManualTask(Task):
 
     def notes(self) -> list[str]:
         """Return what is judged."""
-        return [f"{self.options.documents} articles of the manual that this Python ships, at most {LONGEST} bytes each"]
+        count = len(self.texts("test"))
+        return [f"{count} documents of at most {LONGEST} bytes from the manual that this Python ships"]
 
 
 @lru_cache(maxsize=1)
@@ -159,7 +163,7 @@ def _ids(text: str) -> Tensor:
 
 def _windows(text: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (ids, the bytes after them), int64 [1, T] each: windows side by side, the first byte never judged."""
-    ids = _ids(text)[:LONGEST]
+    ids = _ids(text)
     for start in range(0, len(ids) - 1, CONTEXT):
         piece = ids[start : start + CONTEXT + 1]
         yield piece[None, :-1], piece[None, 1:]

@@ -17,13 +17,13 @@ from lessen.train.settings import FitSettings
 
 SIDE = 16
 KINDS = ("disc", "square", "cross", "ring")
-Style = Literal["filled", "inverted"]
+Style = Literal["filled", "faded"]
 
 
 class ShapesOptions(TaskOptions):
     """What a study may set under `task:`."""
 
-    style: Style = Field("filled", description="filled: bright on dark; inverted: dark on bright, with more noise")
+    style: Style = Field("filled", description="filled: bright on dark; faded: six tenths of the contrast")
     pretrained: Style | None = Field(None, description="train the reference on this style in place of `style`")
     examples: int = Field(1600, ge=40, le=10**7, description="train examples; test and validation: half as many")
     seed: int = Field(0, ge=0, le=2**31, description="of the pictures")
@@ -54,7 +54,7 @@ class ShapesTask(Task):
 
     name = "shapes"
     metrics = {"accuracy": ACCURACY}
-    settings = FitSettings(epochs=8, learning_rate=3e-3, patience=3)
+    settings = FitSettings(epochs=12, learning_rate=3e-3, patience=3)
     Options = ShapesOptions
 
     def __init__(self, options: ShapesOptions | None = None) -> None:
@@ -111,5 +111,5 @@ def shapes(count: int, style: Style, seed: int) -> tuple[Tensor, Tensor]:
     ]
     drawn = torch.stack(inside, dim=1)[torch.arange(count), kinds].mul(2).sigmoid()
     noise = torch.randn(drawn.shape, generator=generator)
-    pictures = drawn + 0.15 * noise if style == "filled" else 0.9 - 0.7 * drawn + 0.2 * noise
+    pictures = drawn + 0.15 * noise if style == "filled" else 0.6 * drawn + 0.15 * noise
     return pictures[:, None], kinds

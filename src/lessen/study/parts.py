@@ -1,0 +1,88 @@
+"""A study in parts: several kinds of model, each judged in its own way, in one file, one folder and one page.
+
+study: one-frontier
+seeds: [0, 1]                      what every part takes unless it says otherwise
+parts:
+  - study: language                a study file as any other, run in <out>/language
+    task: language-tiny
+    recipes: [...]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lessen import files
+from lessen.errors import ConfigError, OutputError, nearest
+from lessen.study.folder import STUDY
+from lessen.study.schema import Study, slug
+
+SHARED = ("seeds", "threads", "measure", "device")
+KEYS = ("study", "parts", *SHARED)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Studies of several tasks under one name."""
+
+    name: str
+    studies: Sequence[Study]
+
+    @classmethod
+    def parse(cls, value: Mapping[Any, Any], where: str) -> Parts:
+        """Build every part from the YAML form, checked as a whole before anything runs. Raises ConfigError."""
+        for key in value:
+            if key not in KEYS:
+                raise ConfigError(f"{where}: a study in parts has no key {key!r}; {nearest(str(key), KEYS)}")
+        parts = value["parts"]
+        if not isinstance(parts, list) or not parts or not all(isinstance(part, Mapping) for part in parts):
+            raise ConfigError(f"{where}: parts must be a list of studies, at least one")
+        shared = {key: value[key] for key in SHARED if key in value}
+        studies = [Study.parse({**shared, **part}, f"{where}: part {at}") for at, part in enumerate(parts, 1)]
+        names = [slug(study.name).casefold() for study in studies]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"{where}: two parts are called {name!r}; give each a name of its own")
+        return cls(str(value.get("study", "parts")), studies)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the name and the folders of the parts: what a report reads."""
+        return {"study": self.name, "parts": [study.name for study in self.studies]}
+
+    def open(self, out: Path, *, resume: bool) -> list[Path]:
+        """Take the folder `out` for these parts and return one folder for each.
+
+        Raises:
+            OutputError: it cannot be written, holds something else, other parts, or these without `resume`.
+        """
+        path = out / STUDY
+        held = {item.name for item in out.iterdir()} if out.is_dir() else set()
+        if held and not path.is_file():
+            raise OutputError(f"{out} holds other files and no study; choose another --out")
+        if held and files.parse_yaml(files.read_text(path, "study"), str(path)) != self.describe():
+            raise OutputError(f"{out} holds a different study; choose another --out or remove it")
+        if held and not resume:
+            raise OutputError(f"{out} already holds this study; add --resume to continue it or choose another --out")
+        files.atomic_write(path, files.dump_yaml(self.describe()))
+        return [out / slug(study.name) for study in self.studies]
+
+
+def load(path: Path) -> Study | Parts:
+    """Read a study file of either form. Raises ConfigError naming file, key and what is allowed."""
+    value = files.parse_yaml(files.read_text(path, "study"), str(path))
+    if isinstance(value, Mapping) and "parts" in value:
+        return Parts.parse(value, str(path))
+    return Study.parse(value, str(path))
+
+
+def folders_of(out: Path) -> list[Path] | None:
+    """Return the folders of a study in parts that lies in `out`, or None where it holds no such study."""
+    path = out / STUDY
+    if not path.is_file():
+        return None
+    value = files.parse_yaml(files.read_text(path, "study"), str(path))
+    parts = value.get("parts") if isinstance(value, Mapping) else None
+    return [out / slug(str(name)) for name in parts] if isinstance(parts, list) else None

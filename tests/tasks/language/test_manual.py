@@ -15,7 +15,7 @@ from lessen.tasks.language.manual import ManualOptions, ManualTask
 
 @pytest.fixture(scope="module")
 def task():
-    return ManualTask(ManualOptions(documents=3, steps=30, width=32))
+    return ManualTask(ManualOptions(documents=3, steps=50, width=32))
 
 
 def test_a_byte_sees_none_after_it(task):

@@ -82,10 +82,9 @@ class Trade:
             path,
             self.model,
             self.base,
-            reference=self._reference() if delta else None,
+            reference=self._reference() if delta or self.recipe.keeps_base else None,
             task=self.task.describe() if self.task.Options else None,
             probe=self.task.inputs(self.task.example_batch()),
-            reference=base_of(self.base) if self.recipe.keeps_base else None,
             extra={
                 "recipe.yaml": files.dump_yaml(self.recipe.describe()),
                 "measurement.json": files.dump_json(self.measurement.record()),

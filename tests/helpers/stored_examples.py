@@ -83,7 +83,7 @@ def tensor_train(shape):
 
 
 def two_stored_tiers(shape):
-    shape = TableShape(shape.rows, shape.dim, mode=shape.mode)
+    shape = TableShape(shape.rows, shape.dim, mode=shape.mode, include_last_offset=shape.include_last_offset)
     hot = FORMS["int8"](TableShape(11, shape.dim))
     made = TieredEmbedding(shape, 11, FORMS["hashed"](bare(shape)), hot)
     made.hot_ids.copy_(torch.arange(2, 90, 8))

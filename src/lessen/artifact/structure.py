@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lessen.artifact.plain import HOLDERS, PLAIN, build_plain, plain_config, plain_name
 from lessen.artifact.tensors import Form, Weights
 from lessen.errors import ArtifactError
-from lessen.stored.base import STORED, StoredModule, load_builtin_kinds
+from lessen.stored.base import STORED, StoredModule, StoredPatch, load_builtin_kinds
 
 MAX_NAME = 512
 
@@ -69,7 +69,7 @@ def describe(model: nn.Module, base: nn.Module) -> list[ModuleRecord]:
 
 def is_patch(record: ModuleRecord) -> bool:
     """Tell whether a record is of a class that adds itself to a model, rather than of a module that was replaced."""
-    return callable(getattr(STORED.get(record.kind), "attach", None))
+    return issubclass(STORED.get(record.kind, nn.Module), StoredPatch)
 
 
 def _require_registered(path: str, module: StoredModule) -> None:
@@ -258,9 +258,10 @@ def _other_paths(base: nn.Module, recorded: set[str]) -> dict[str, list[str]]:
 def place(model: nn.Module, path: str, module: nn.Module) -> None:
     """Put `module` at the dotted `path` of `model`. Raises ArtifactError when the parent does not exist."""
     parent_path, _, name = path.rpartition(".")
-    attach = getattr(module, "attach", None)
-    if callable(attach) and not parent_path:
-        attach(model)  # a patch adds itself
+    if isinstance(module, StoredPatch):
+        if parent_path:
+            raise ArtifactError(f"structure.json: {path!r} is a patch, which only the whole model can hold")
+        module.attach(model)
         return
     try:
         parent = model.get_submodule(parent_path)

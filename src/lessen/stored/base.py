@@ -153,6 +153,14 @@ def _same_tensor(name: str, found: Tensor | None, expected: Tensor | None) -> No
         raise ValueError(f"{name} is not a plain dense tensor")
 
 
+class StoredPatch(StoredModule):
+    """What changes how a model runs without replacing a module, such as a reduction of its tokens."""
+
+    def attach(self, model: nn.Module) -> Any:
+        """Put the patch into `model` and make it a child of the model, so that an artifact records it."""
+        raise NotImplementedError(f"{type(self).__name__}.attach")
+
+
 SIZES = ("num_embeddings", "embedding_dim", "mode", "in_features", "out_features", "num_features")
 
 

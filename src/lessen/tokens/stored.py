@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from lessen.stored.base import StoredModule, stored
+from lessen.stored.base import StoredPatch, stored
 from lessen.tokens.patch import MARK, Patch, reduce_tokens
 from lessen.tokens.reducers import Reducer, reducer_from
 
@@ -15,7 +15,7 @@ CHILD = "token_reduction"
 
 
 @stored
-class TokenReduction(StoredModule):
+class TokenReduction(StoredPatch):
     """A child of the model that holds no tensor, only which reducer runs in its tower."""
 
     kind = "token-reduction"

@@ -1,11 +1,11 @@
 """How often does the 95 % interval hold the truth, and how often is a verdict wrong? Truth exactly at the margin.
 
-    python benchmarks/verdict/coverage.py [--trials 2000] [--only auc] [--out benchmarks/results]
+    python -m benchmarks.verdict.coverage [--trials 2000] [--only auc] [--out benchmarks/results]
 
 Each trial draws a test set, models of up to 20 seeds and their compact forms, whose true loss is the margin plus a draw
 of each seed, and judges by the functions of lessen. `ratio` is the error of a loss over the shared examples by the
 spread of the losses over seeds. "own" seeds answer the examples by noise of their own and differ by nothing else; "few"
-is a small or lumpy test set. Writes verdict_coverage.json and the table of docs/concepts.md.
+is a small or lumpy test set. Writes verdict_coverage.json; `python -m benchmarks.verdict.table` shows it in the docs.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def main() -> None:
     start = time.perf_counter()
     rows = study(given.trials, given.only)
     record = {
-        "command": f"python benchmarks/verdict/coverage.py --trials {given.trials}", "trials": given.trials,
+        "command": f"python -m benchmarks.verdict.coverage --trials {given.trials}", "trials": given.trials,
         "seconds": time.perf_counter() - start, "z": Z, "environment": environment(1), "rows": rows,
     }  # fmt: skip
     (given.out / "verdict_coverage.json").write_text(json.dumps(record, indent=1) + "\n")

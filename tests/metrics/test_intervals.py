@@ -72,6 +72,8 @@ def test_few_flipped_answers_get_an_exact_intervals_end(lost, gained):
     low, high = crossed_interval(found[1] - found[0], ACCURACY.resolution(pair[0]))
     end = -low * n
     assert end > lost - gained + Z * math.sqrt(lost + gained)
+    if lost > 3 and not gained:
+        assert -high * n == pytest.approx(stats.chi2.ppf(0.025, 2 * lost) / 2, rel=0.08)
     if not gained:
         assert end == pytest.approx(stats.chi2.ppf(0.975, 2 * lost + 2) / 2, rel=0.08)
     assert low <= (gained - lost) / n <= high

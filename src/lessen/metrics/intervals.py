@@ -56,8 +56,10 @@ def crossed_interval(values: Floats, unseen: float = 0.0) -> Ends:
     variance = max(alone, shared + spread)
     if variance == 0.0:
         return (float(whole[0]) - unseen, float(whole[0]) + unseen) if math.isfinite(unseen) else (None, None)
-    middle = float(whole.mean()) + Z**2 / 2.0 * third / variance
-    return middle - half, middle + half
+    tilt = third / variance  # one lump, with its sign, where a few units on one side are all that moved
+    middle = float(whole.mean()) + Z**2 / 2.0 * tilt
+    # counts are whole: the end towards which they are few lies half a lump further out
+    return middle - half - max(0.0, tilt) / 2.0, middle + half - min(0.0, tilt) / 2.0
 
 
 def deviation(values: Floats, unseen: float = 0.0) -> float | None:

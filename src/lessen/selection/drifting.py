@@ -173,7 +173,7 @@ class DriftingSelector:
         old = self._binned(window)
         new = _bins(window, found)
         worse = _entropy(new, self.settings.bins) - _entropy(old, self.settings.bins) > _STALE
-        for feature in np.flatnonzero(worse):
+        for feature in np.flatnonzero(worse).tolist():
             self.counts[feature] = self._moved(feature, old[:, feature], new[:, feature], found[:, feature])
             self._edges[:, feature] = found[:, feature]
 
@@ -182,7 +182,7 @@ class DriftingSelector:
         bins = self.settings.bins
         share = np.bincount(old * bins + new, minlength=bins * bins).reshape(bins, bins).astype(np.float64)
         assert self._edges is not None
-        for empty in np.flatnonzero(share.sum(axis=1) == 0):  # no row of the window says where it goes: its edge does
+        for empty in np.flatnonzero(share.sum(axis=1) == 0).tolist():  # no row of the window says where it goes: its edge does
             edge = self._edges[min(empty, bins - 2), feature]
             share[empty, int((edge > edges).sum())] = 1.0
         return np.asarray((share / share.sum(axis=1, keepdims=True)).T @ self.counts[feature])
@@ -288,7 +288,7 @@ def _entropy(binned: NDArray[np.int64], bins: int) -> Floats:
     features = binned.shape[1]
     cells = np.bincount((np.arange(features) * bins + binned).reshape(-1), minlength=features * bins)
     share = cells.reshape(features, bins) / len(binned)
-    return -_xlogx(share).sum(axis=1)
+    return np.asarray(-_xlogx(share).sum(axis=1))
 
 
 def _xlogx(counts: Floats) -> Floats:

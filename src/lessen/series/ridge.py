@@ -38,7 +38,7 @@ def fit_ridge(features: Floats, labels: NDArray[np.int64], classes: int) -> tupl
 def ridge_head(features: Tensor, labels: NDArray[np.int64], classes: int) -> tuple[nn.Linear, float]:
     """Return the fitted layer that reads `features` [n, p], and its penalty."""
     weights, bias, penalty = fit_ridge(features.double().numpy(), labels, classes)
-    head: nn.Linear = nn.Linear(*weights.shape, device="meta").to_empty(device="cpu")
+    head: nn.Linear = nn.Linear(weights.shape[0], classes, device="meta").to_empty(device="cpu")
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weights.T))
         head.bias.copy_(torch.from_numpy(bias))

@@ -122,7 +122,7 @@ class WaveletBank(StoredModule):
     @property
     def used_channels(self) -> list[int]:
         """Channels that have to be measured at all, rising."""
-        return torch.unique(self.channel.long()).tolist()
+        return [int(channel) for channel in torch.unique(self.channel.long())]
 
     def feature_rows(self) -> Tensor:
         """Return where each feature comes from, int64 [features, 4]: channel, dilation index, kernel, bit."""

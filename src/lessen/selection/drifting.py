@@ -182,7 +182,8 @@ class DriftingSelector:
         bins = self.settings.bins
         share = np.bincount(old * bins + new, minlength=bins * bins).reshape(bins, bins).astype(np.float64)
         assert self._edges is not None
-        for empty in np.flatnonzero(share.sum(axis=1) == 0).tolist():  # no row of the window says where it goes: its edge does
+        # a bin of which the window holds no row goes where its edge lies
+        for empty in np.flatnonzero(share.sum(axis=1) == 0).tolist():
             edge = self._edges[min(empty, bins - 2), feature]
             share[empty, int((edge > edges).sum())] = 1.0
         return np.asarray((share / share.sum(axis=1, keepdims=True)).T @ self.counts[feature])

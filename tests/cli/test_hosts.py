@@ -154,6 +154,16 @@ def test_a_model_without_linear_layers_of_torchs_own_is_told_so(tmp_path, capsys
     assert "lm_head: its weight is tied to another module" in err
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_a_host_that_keeps_a_cache_is_exported_without_one(tmp_path, capsys, name):
+    pytest.importorskip("onnxruntime", reason="the [onnx] extra is not installed")
+    host(name).save_pretrained(tmp_path / "host")
+    status, out, err = run("export", str(tmp_path / "host"), "--out", str(tmp_path / "host.onnx"), capsys=capsys)
+    assert status == 0, err
+    assert "outputs differ from torch's by at most" in out
+
+
 def test_an_artifact_of_a_host_is_loaded_and_compressed_again(tmp_path, capsys):
     host("llama").save_pretrained(tmp_path / "host")
     first = [

@@ -19,7 +19,8 @@ from lessen.architectures.samples import sample_inputs
 from lessen.errors import NonFiniteError, TaskError
 from lessen.log import SILENT, Log
 from lessen.metrics import CosineAgreement, Outcomes, RelativeError
-from lessen.task import TIMED, Split, Task, TaskOptions, Workload
+from lessen.task import TIMED, Split, Task, TaskOptions, Workload, call_model
+from lessen.train.device import device_of, to_device
 
 SEEDS = {"validation": 1, "test": 2}
 
@@ -88,7 +89,7 @@ class AgreementTask(Task):
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the mean squared difference to the uncompressed model's answers."""
-        return (self.forward(model, batch) - self.target(batch)).float().square().mean()
+        return (self.forward(model, batch) - self.target(batch).to(device_of(model))).float().square().mean()
 
     def workloads(self, items: int = TIMED) -> Mapping[str, Workload]:  # noqa: ARG002 - noise does not repeat
         """Return `forward` on one batch."""
@@ -106,6 +107,10 @@ class AgreementTask(Task):
             "quality on data"
         ]
 
+    def forward(self, model: nn.Module, batch: Any) -> Tensor:
+        """Call `model` on a batch, where the model is."""
+        return call_model(model, to_device(batch, device_of(model)))
+
     @torch.no_grad()
     def outcomes(self, model: nn.Module, split: Split = "test") -> Outcomes:
         """Return, for each input, the cosine between both models' answers, their squared difference and its scale."""
@@ -117,7 +122,7 @@ class AgreementTask(Task):
     def _compared(answer: Tensor, wanted: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if answer.shape != wanted.shape:
             raise TaskError(f"the model answers {list(answer.shape)}, the uncompressed one {list(wanted.shape)}")
-        given, right = answer.double().flatten(1), wanted.double().flatten(1)
+        given, right = answer.cpu().double().flatten(1), wanted.cpu().double().flatten(1)
         if not bool(torch.isfinite(given).all()):
             raise NonFiniteError("the model gave NaN or infinity on made-up inputs")
         cosine = torch.cosine_similarity(given, right, dim=1)

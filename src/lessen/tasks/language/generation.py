@@ -20,6 +20,7 @@ from lessen.metrics import ExactMatch, Outcomes, RougeL, TokenF1
 from lessen.metrics.answers import exact_match, rouge_l, token_f1
 from lessen.task import Split, TaskOptions
 from lessen.tasks.language.perplexity import LanguageOptions, LanguageTask
+from lessen.train.device import device_of
 
 
 class AnswersOptions(LanguageOptions):
@@ -80,7 +81,7 @@ class AnswersTask(LanguageTask):
     @torch.no_grad()
     def answer(self, model: Any, prompt: str) -> tuple[str, int]:
         """Return what the model writes after `prompt`, cut at `stop`, and the tokens that it wrote."""
-        ids = self._encoded(prompt)
+        ids = self._encoded(prompt).to(device_of(model))
         written = model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=self.options.max_new_tokens,
             do_sample=False, pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,

@@ -20,6 +20,7 @@ from lessen.metrics import BITS_PER_BYTE, NEXT_TOKEN, PERPLEXITY, Outcomes
 from lessen.task import TIMED, Split, Task, TaskOptions, Workload
 from lessen.tasks.language.timing import decode, prefill
 from lessen.tasks.language.windows import UNJUDGED, Window, judged, packed, windows
+from lessen.train.device import device_of, to_device
 from lessen.train.settings import FitSettings
 
 
@@ -148,8 +149,8 @@ class LanguageTask(Task):
     def _judged(self, model: nn.Module, ids: Tensor) -> tuple[float, int, int]:
         parts = []
         for each in self._windows(ids):
-            batch = _batch(each.ids[None], each.labels[None])
-            parts.append(judged(self.forward(model, batch)[0], each.labels))
+            batch = to_device(_batch(each.ids[None], each.labels[None]), device_of(model))
+            parts.append(judged(self.forward(model, batch)[0], self.target(batch)[0]))
         nll, tokens, right = zip(*parts, strict=True)
         return sum(nll), sum(tokens), sum(right)
 

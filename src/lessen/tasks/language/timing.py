@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from lessen.decoding.view import cache_argument
+from lessen.train.device import device_of
 
 
 @torch.no_grad()
 def prefill(model: Any, ids: Tensor) -> Tensor:
     """Read a prompt int64 [1,T] and return the logits of the token after it, [1,V] where the model can give one."""
-    return torch.as_tensor(model(input_ids=ids, use_cache=True).logits[:, -1])
+    return torch.as_tensor(model(input_ids=ids.to(device_of(model)), use_cache=True).logits[:, -1])
 
 
 def decode(tokens: int) -> Callable[[nn.Module, Tensor], Tensor]:
@@ -31,7 +32,7 @@ def decode(tokens: int) -> Callable[[nn.Module, Tensor], Tensor]:
     def call(model: Any, ids: Tensor) -> Tensor:
         known, name = read.setdefault(model, {}), cache_argument(model)
         if id(ids) not in known:
-            output = model(input_ids=ids, use_cache=True)
+            output = model(input_ids=ids.to(device_of(model)), use_cache=True)
             known[id(ids)] = (output[name], output.logits[:, -1:].argmax(dim=2))
         cache, token = known[id(ids)]
         cache = copy.deepcopy(cache)

@@ -23,6 +23,7 @@ from lessen.metrics import MRR, NDCG, Outcomes, Recall, Spearman
 from lessen.metrics.retrieval import ranked
 from lessen.task import TIMED, Split, Task, TaskOptions, Workload, call_model
 from lessen.tasks.retrieval.encoding import Pooling, SentenceEncoder
+from lessen.train.device import device_of, to_device
 from lessen.train.settings import FitSettings
 
 TEMPERATURE = 0.05
@@ -80,7 +81,7 @@ class SentenceTask(Task):
 
     def forward(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the pooled vectors of a batch, float32 [B,d]."""
-        hidden = call_model(model, batch)
+        hidden = call_model(model, to_device(batch, device_of(model)))
         if hidden.dim() != 3:
             raise TaskError(
                 f"{self.options.model} gives {list(hidden.shape)} and not hidden states [texts, tokens, width]"

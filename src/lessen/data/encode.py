@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lessen.data.encoder import Encoder, Fitter, checked
-from lessen.data.folder import VERSION, Dataset, SplitWriter, write_description
+from lessen.data.encoder import VERSION, Encoder, Fitter, checked
+from lessen.data.folder import Dataset, SplitWriter, write_description
 from lessen.data.numbers import parse_times, uniform, usable
 from lessen.data.pieces import Absent, log_pieces
 from lessen.data.readers import PIECE_BYTES, Faults, Piece, RowError, find_files

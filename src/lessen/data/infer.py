@@ -100,7 +100,7 @@ def infer(
     top = {"format": settings.format, "quote": settings.quote or "none", "encoding": encoding, "missing": tuple(words)}
     if settings.separator is not None:
         top["separator"] = settings.separator
-    return Inference(check_schema(Schema(**top, fields=tuple(fields))), reasons)  # type: ignore[arg-type]
+    return Inference(check_schema(Schema(**top, fields=tuple(fields))), reasons)
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _flat(column: pl.Series, kind: Format | None, lists: dict[str, int], nested:
         column = column.str.strip_prefix("[").str.strip_suffix("]").str.replace_all('"', "").str.replace_all(", ", "|")
         lists[name] = max(lists.get(name, 1), int(column.str.count_matches("|", literal=True).max() or 0) + 1)  # type: ignore[arg-type]
         return column
-    if isinstance(column.dtype, (pl.List, pl.Array)) and not column.dtype.inner.is_nested():  # type: ignore[union-attr]
+    if isinstance(column.dtype, (pl.List, pl.Array)) and not column.dtype.inner.is_nested():
         column = as_text(column.to_frame(), "sample")[name]
         lists[name] = max(lists.get(name, 1), int(column.list.len().max() or 1))  # type: ignore[arg-type]
         return column.list.join("|")

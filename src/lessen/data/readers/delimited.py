@@ -163,11 +163,11 @@ def _without_ragged(
     last = np.flatnonzero(ends)
     cells = np.diff(np.searchsorted(np.flatnonzero(cut), last), prepend=0) + 1
     bad = np.flatnonzero(cells != columns)
-    lines = None
+    lines: NDArray[np.int64] | None = None
     if quoted or len(bad):
-        before = np.searchsorted(np.flatnonzero(newline), np.r_[-1, last[:-1]], side="right")
+        before = np.asarray(np.searchsorted(np.flatnonzero(newline), np.r_[-1, last[:-1]], side="right"))
         if len(bad) or int(before[-1]) != len(last) - 1:
-            lines = line + before.astype(np.int64)
+            lines = np.asarray(before, dtype=np.int64) + line
     if not len(bad) or lines is None:
         return block, lines
     error = _ragged(path, block, int(lines[bad[0]]), int(cells[bad[0]]), columns, separator, quote)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lessen.method import Card, Context
 from lessen.methods import retrain
-from lessen.methods.features._shared.gates import GatedTable, GateOptimizer
+from lessen.methods.features._shared.gates import GateOptimizer, RowGatedTable
 from lessen.methods.modules import ModuleMethod
 from lessen.methods.sites import TABLES, Site, blocks, module_bytes, replace, require, too_small
 from lessen.stored.tables.pruned_embedding import PrunedEmbedding
@@ -27,16 +27,17 @@ class OptFS(ModuleMethod):
     """Two trainings: a search with soft gates that harden, and a retraining of the kept rows from an early checkpoint.
 
     Published penalties (1e-9 to 1e-8) live below the eps of Adam and prune nothing on small data, so the size is asked
-    for instead: `keep` is the share of rows, and at each step the penalty is the one that balances that share of the
-    averaged gate gradients; at the end the rows of largest gate stay. With `penalty` set, that constant is used and
+    for instead: `keep` is the share of rows, and the penalty is steered so that this share of the gates is open at the
+    end; what is missing or too many is settled by the size of the gates. With `penalty` set, that constant is used and
     rows with a positive gate stay, as published. The gates' learning rate is chosen so that a value which training
     never sees closes after `cross_after` of the search; the paper shares the weights' learning rate, whose reach
-    depends on the size of the data.
+    depends on the size of the data. `by: frequency` is the control that every selection of rows has to beat: the most
+    frequent rows, without a search.
 
     Rows that go read zero, not the out-of-vocabulary row. The map of ids costs 4 bytes an id, counted;
     `vocabulary.rewrite` moves it into preprocessing, and serving then has a plain small table.
 
-    Source: Lyu et al., WWW 2023, arXiv 2301.10909. Differs in the solved penalty and the gates' learning rate.
+    Source: Lyu et al., WWW 2023, arXiv 2301.10909. Differs in the steered penalty and the gates' learning rate.
     """
 
     card = Card(
@@ -50,6 +51,7 @@ class OptFS(ModuleMethod):
     )
     keep: float = Field(0.3, gt=0, lt=1, description="share of rows to keep, over all tables together")
     penalty: float | None = Field(None, gt=0, le=1, description="constant penalty per open gate, in place of keep")
+    by: Literal["gates", "frequency"] = Field("gates", description="what ranks the rows; frequency is the control")
     search_epochs: int = Field(6, ge=2, le=1000, description="epochs of the search")
     rewind_epoch: int = Field(1, ge=0, le=999, description="epochs of the search whose weights retraining starts from")
     temperature: float = Field(100.0, gt=1, le=1e6, description="final steepness of the gates")
@@ -64,11 +66,14 @@ class OptFS(ModuleMethod):
         model = retrain.fresh(model, task, context)
         tables = []
         for site in self._sites(model, context):
-            gated = GatedTable(site.module, self.initial)
+            gated = RowGatedTable(site.module, self.initial)
             model = replace(model, site, gated)
             tables.append((site, gated))
-        rewound = self._search(model, [table for _, table in tables], task, context)
-        model.load_state_dict(rewound)
+        if self.by == "gates":
+            rewound = self._search(model, [table for _, table in tables], task, context)
+            model.load_state_dict(rewound)
+        else:
+            _count(model, [table for _, table in tables], task)
         self._cut([table for _, table in tables], context)
         retrain.train(model, task, context)
         return self._store(model, tables, before, context)
@@ -80,13 +85,13 @@ class OptFS(ModuleMethod):
     def _reject(self, table: Any) -> str | None:
         if not table.weight.requires_grad:
             return "is frozen: its rows could not be retrained"
-        share = self.keep if self.penalty is None else 0.0
+        share = self.keep if self.penalty is None or self.by == "frequency" else 0.0
         rows = table.num_embeddings
         if 4 * rows * table.embedding_dim * (1 - share) <= 4 * rows:
             return "has rows so short that the map of ids would take what dropped rows free"
         return too_small(table, self.min_rows)
 
-    def _search(self, model: nn.Module, tables: list[GatedTable], task: Task, context: Context) -> dict[str, Tensor]:
+    def _search(self, model: nn.Module, tables: list[RowGatedTable], task: Task, context: Context) -> dict[str, Tensor]:
         """Train with soft gates and return the weights at the rewind point."""
         steps = sum(1 for _ in task.batches("train"))
         rate = self.initial / (self.cross_after * max(steps * self.search_epochs, 1))
@@ -100,12 +105,12 @@ class OptFS(ModuleMethod):
         context.findings["penalty"] = {"first": gates.used[0], "last": gates.used[-1]}
         return hook.saved
 
-    def _cut(self, tables: list[GatedTable], context: Context) -> None:
+    def _cut(self, tables: list[RowGatedTable], context: Context) -> None:
         """Make the gates hard: positive ones stay, or the largest when a share was asked for."""
         logits = torch.cat([table.logits.detach() for table in tables])
         positive = float((logits > 0).float().mean())
         bound = 0.0
-        if self.penalty is None:
+        if self.penalty is None or self.by == "frequency":
             bound = float(logits.kthvalue(max(1, len(logits) - max(1, round(self.keep * len(logits))))).values)
         for table in tables:
             table.keep = table.logits.detach() > bound
@@ -115,7 +120,7 @@ class OptFS(ModuleMethod):
         context.findings["gates"] = {"positive": round(positive, 4), "kept": kept, "of": len(logits)}
 
     def _store(
-        self, model: nn.Module, tables: list[tuple[Site, GatedTable]], before: list[int], context: Context
+        self, model: nn.Module, tables: list[tuple[Site, RowGatedTable]], before: list[int], context: Context
     ) -> nn.Module:
         """Replace gated tables by kept rows, one zero row and the map of ids."""
         saved = 0
@@ -164,7 +169,20 @@ def _train(model: nn.Module, task: Task, context: Context, settings: FitSettings
     context.train_seconds += time.perf_counter() - start
 
 
-def stored_rows(table: GatedTable) -> PrunedEmbedding:
+@torch.no_grad()
+def _count(model: nn.Module, tables: list[RowGatedTable], task: Task) -> None:
+    """Set each gate to how often training asks for its row; of equals the first stay."""
+    for table in tables:
+        table.seen = torch.zeros(table.num_embeddings)
+    for batch in task.batches("train"):
+        task.predict(model, batch)
+    for table in tables:
+        assert table.seen is not None
+        table.logits = table.seen.double() - torch.arange(table.num_embeddings) / (2.0 * table.num_embeddings)
+        table.seen = None
+
+
+def stored_rows(table: RowGatedTable) -> PrunedEmbedding:
     """Return the kept rows, already multiplied by the gate, in order of id, and one zero row for all others."""
     if table.keep is None:
         raise ValueError("the gates are still soft; cut them first")
@@ -175,7 +193,7 @@ def stored_rows(table: GatedTable) -> PrunedEmbedding:
     return PrunedEmbedding.from_dense(table.shape, torch.cat([rows, torch.zeros(1, rows.shape[1])]), position)
 
 
-def _by_field(table: GatedTable) -> dict[str, Any]:
+def _by_field(table: RowGatedTable) -> dict[str, Any]:
     keep = table.keep if table.keep is not None else torch.ones(table.num_embeddings, dtype=torch.bool)
     return {
         block.name: {"kept": int(keep[block.start : block.start + block.rows].sum()), "of": block.rows}

@@ -8,6 +8,7 @@ The gates are no parameters of the model: they have their own Adam, no weight de
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn import functional
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape
 
 
-class GatedTable(StoredEmbedding):
+class RowGatedTable(StoredEmbedding):
     """A table whose rows pass a gate. It lives during training only and is never saved."""
 
     def __init__(self, table: nn.Module, initial: float) -> None:
@@ -27,6 +28,8 @@ class GatedTable(StoredEmbedding):
         self.logits = torch.full((self.num_embeddings,), initial, requires_grad=True)
         self.temperature = 1.0
         self.keep: Tensor | None = None
+        self.seen: Tensor | None = None
+        """Lookups of each row, counted where this is not None: float32 [rows]."""
 
     @property
     def rows(self) -> Tensor:
@@ -44,6 +47,8 @@ class GatedTable(StoredEmbedding):
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Return gated rows: [*] to [*, dim]."""
+        if self.seen is not None:
+            self.seen += torch.bincount(ids.flatten(), minlength=self.num_embeddings)
         found = functional.embedding(ids, self.rows, self.padding_idx)
         if self.keep is not None:
             factor = self.keep[ids].to(found.dtype)
@@ -55,48 +60,58 @@ class GatedTable(StoredEmbedding):
 class GateOptimizer:
     """Adam on the gates of all tables under the penalty lambda * sum over every row of sigmoid(tau * g).
 
-    The sum runs over the whole vocabulary, so that rows no batch asks for are pushed out too. With a `share` lambda is
-    solved for at each step: the value at which the averaged gradient would close all but that share of the gates.
+    The sum runs over the whole vocabulary, so that rows no batch asks for are pushed out too. Without a penalty lambda
+    is steered: it grows while more gates than `share` are on their way to stay open, one epoch ahead at their present
+    speed, and shrinks while fewer are. So the sign of a gate decides, as under a constant penalty, and the share comes
+    out; the size of a logit says little, since Adam moves all of them at about one speed.
+
+    Args:
+        memory: steps of an epoch.
     """
 
     def __init__(
-        self, tables: Sequence[GatedTable], learning_rate: float, penalty: float | None, share: float, memory: int
+        self, tables: Sequence[RowGatedTable], learning_rate: float, penalty: float | None, share: float, memory: int
     ) -> None:
         self.tables = list(tables)
         self.adam = torch.optim.Adam([table.logits for table in tables], lr=learning_rate)
         self.penalty, self.share = penalty, share
-        self.decay = 1.0 - 1.0 / max(memory, 2)
-        self.mean = [torch.zeros_like(table.logits) for table in tables]
+        self.epoch = max(memory, 2)
+        self.speed = [torch.zeros_like(table.logits) for table in tables]
+        self.steered = math.log(_FIRST)
         self.used: list[float] = []
 
     def step(self) -> None:
         """Move the gates by the gradient that the loss left on them plus that of the penalty; clear it."""
-        slopes = []
-        for table, mean in zip(self.tables, self.mean, strict=True):
-            logits = table.logits.detach()
-            gate = torch.sigmoid(table.temperature * logits)
+        slopes, before = [], [table.logits.detach().clone() for table in self.tables]
+        for table in self.tables:
+            gate = torch.sigmoid(table.temperature * table.logits.detach())
             slopes.append(table.temperature * gate * (1.0 - gate))
             if table.logits.grad is None:
-                table.logits.grad = torch.zeros_like(logits)
-            mean.mul_(self.decay).add_(table.logits.grad, alpha=1.0 - self.decay)
-        weight = self.penalty if self.penalty is not None else self._solve(slopes)
+                table.logits.grad = torch.zeros_like(gate)
+        weight = self.penalty if self.penalty is not None else math.exp(self.steered)
         self.used.append(weight)
         for table, slope in zip(self.tables, slopes, strict=True):
             if table.logits.grad is not None:
                 table.logits.grad.add_(slope, alpha=weight)
         self.adam.step()
         self.adam.zero_grad()
+        if self.penalty is None:
+            self._steer(before)
 
-    def _solve(self, slopes: list[Tensor]) -> float:
-        """Return the smallest penalty under which only `share` of the rows still gain from staying open."""
-        # rows whose gate is saturated cannot be moved and would only blur the quantile
-        settled = 1.0 - self.decay ** (len(self.used) + 1)
-        gain = torch.cat(
-            [-mean / settled / slope.clamp(min=1e-6) for mean, slope in zip(self.mean, slopes, strict=True)]
-        )
-        rank = min(len(gain), max(1, round((1.0 - self.share) * len(gain))))
-        return max(float(gain.kthvalue(rank).values), _SMALLEST)
+    def _steer(self, before: list[Tensor]) -> None:
+        """Move lambda by how far the share of gates that will be open is from the one asked for."""
+        opening, total = 0, 0
+        for table, speed, old in zip(self.tables, self.speed, before, strict=True):
+            logits = table.logits.detach()
+            speed.lerp_(logits - old, min(8.0 / self.epoch, 1.0))
+            opening += int((logits + speed * self.epoch > 0).sum())
+            total += len(logits)
+        change = _GAIN / self.epoch * (opening / total - self.share)
+        self.steered = min(max(self.steered + change, math.log(_SMALLEST)), 0.0)
 
 
+_FIRST = 1e-6
 _SMALLEST = 1e-7
 """Above this Adam no longer sees the size of the penalty on rows that get no gradient from data."""
+_GAIN = 6.0
+"""Powers of e by which lambda moves in an epoch in which every gate is on the wrong side."""

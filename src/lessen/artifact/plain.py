@@ -101,11 +101,8 @@ def build_plain(name: str, config: Mapping[str, Any]) -> nn.Module:
         length = config.get("length")
         if set(config) != {"length"} or type(length) is not int or not 0 <= length <= 10_000:
             raise ValueError(f"a {name} needs its length, 0 to 10000, found {dict(config)!r}")
-        return (
-            plain.cls([nn.Identity() for _ in range(length)])
-            if plain.cls is nn.ModuleList
-            else plain.cls(*(nn.Identity() for _ in range(length)))
-        )
+        parts = [nn.Identity() for _ in range(length)]
+        return nn.ModuleList(parts) if plain.cls is nn.ModuleList else nn.Sequential(*parts)
     unknown = sorted(set(config) - {*plain.always, *plain.also})
     if unknown:
         raise ValueError(f"a {name} takes no {unknown[0]!r}")

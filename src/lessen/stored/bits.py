@@ -65,7 +65,8 @@ def ones(words: Tensor) -> Tensor:
 def _single(values: Tensor, bits: int, step: int = 1) -> Tensor:
     """Cut values uint8 [*, n] of `bits` bits into pieces of `step` bits, the lowest first: [*, n * bits / step]."""
     shifts = torch.arange(0, bits, step, dtype=torch.uint8, device=values.device)
-    return ((values.unsqueeze(-1) >> shifts) & (2**step - 1)).flatten(-2)
+    pieces: Tensor = (values.unsqueeze(-1) >> shifts) & (2**step - 1)
+    return pieces.flatten(-2)
 
 
 def _check(bits: int) -> None:

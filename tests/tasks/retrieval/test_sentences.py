@@ -138,6 +138,13 @@ def test_similarity_compares_with_peoples_ratings(folder, monkeypatch):
     assert "training" not in capabilities(judge)
 
 
+class Pooled(torch.nn.Module):
+    """Gives one vector a text by itself."""
+
+    def forward(self, **_):
+        return torch.zeros(8, 3)
+
+
 def test_what_does_not_fit_is_refused(folder, text, tmp_path):
     with pytest.raises(ConfigError, match="normalise=false is not accepted"):
         get_task({"name": "similarity", "model": str(folder), "normalise": False})
@@ -152,7 +159,7 @@ def test_what_does_not_fit_is_refused(folder, text, tmp_path):
         task(tmp_path / "eye", text).example_batch()
     judge = task(folder, text)
     with pytest.raises(TaskError, match=r"gives \[8, 3\] and not hidden states"):
-        judge.forward(lambda **_: torch.zeros(8, 3), judge.example_batch())
+        judge.forward(Pooled(), judge.example_batch())
 
 
 @pytest.mark.slow

@@ -19,20 +19,24 @@ def sizes() -> str:
     """Return bytes and speed of every method on the language model, and what one late step costs."""
     found = read("checkpoints_sizes")
     lines = [
-        "| method | MB a step | times smaller | pack, MB per CPU-second | unpack the series | the last step alone |",
-        "|---|---|---|---|---|---|",
+        "| method | MB a step | times smaller, late half | whole archive | pack, MB per CPU-second "
+        "| unpack the series | the last step alone |",
+        "|---|---|---|---|---|---|---|",
     ]
     whole = statistics.fmean(found["peers"]["torch.save"]["bytes"])
     for name, row in found["peers"].items():
         mean = whole / row["late_half_ratio"]
         speed = "" if name == "torch.save" else f"{whole * len(row['bytes']) / sum(row['cpu_seconds']) / MEGA:.0f}"
-        lines.append(f"| {name} | {mean / MEGA:.2f} | {row['late_half_ratio']:.2f} | {speed} | | |")
+        every = sum(found["peers"]["torch.save"]["bytes"]) / sum(row["bytes"]) if len(row["bytes"]) == 20 else None
+        total = f"{every:.2f}" if every else ""
+        lines.append(f"| {name} | {mean / MEGA:.2f} | {row['late_half_ratio']:.2f} | {total} | {speed} | | |")
     for name, row in found["lessen"].items():
         seconds, frames = row["unpack_last_cpu_seconds"], row["unpack_last_frames"]
         decoded = row["unpack_last_decoded_bytes"] / seconds / MEGA
+        total = sum(row["raw_bytes"]) / sum(row["bytes"])
         lines.append(
             f"| {code(name)} | {whole / row['late_half_ratio'] / MEGA:.2f} | {row['late_half_ratio']:.2f} "
-            f"| {row['pack_mb_per_cpu_second']:.0f} | {row['unpack_all_mb_per_cpu_second']:.0f} "
+            f"| {total:.2f} | {row['pack_mb_per_cpu_second']:.0f} | {row['unpack_all_mb_per_cpu_second']:.0f} "
             f"| {seconds:.2f} s for {frames} frames: {decoded:.0f} MB rebuilt per CPU-second |"
         )
     zipnn, zstd = (found[f"exact_smaller_than_{peer}"] for peer in ("ZipNN", "safetensors + zstd -3"))
@@ -92,7 +96,23 @@ def memory() -> str:
     return "\n".join(lines) + "\n"
 
 
-GUIDE = Guide("checkpoints", {"sizes": sizes, "gap": gap, "ctr": ctr, "memory": memory})
+def moments() -> str:
+    """Return what mode near leaves of weights, second moments and Adam's next step."""
+    found = read("checkpoints_moments")
+    lines = [
+        "| settings | times smaller, late half | whole archive | error of exp_avg_sq | Adam's next step: cosine | its length "
+        "| error of a weight, in movements of one interval |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in found["rows"].items():
+        lines.append(
+            f"| {code(name)} | {row['late_half_ratio']:.1f} | {row['whole_ratio']:.1f} | {row['second_error']:.0%} "
+            f"| {row['step_cosine']:.2f} | {row['step_length']:.2f} | {row['weight_error']:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+GUIDE = Guide("checkpoints", {"sizes": sizes, "moments": moments, "gap": gap, "ctr": ctr, "memory": memory})
 
 if __name__ == "__main__":
     GUIDE.write()

@@ -159,7 +159,7 @@ def _tables_fit(footer: dict[str, Any], layout: Layout) -> bool:
         )
 
     arrays = [len(image.arrays) for image in layout.images]
-    sums, digests = footer.get("sums"), footer.get("sha256")
+    sums, digests, origins = footer.get("sums"), footer.get("sha256"), footer.get("origins")
     return (
         rows(footer.get("pieces"), [count_pieces(layout.shape(group)) for group in layout.groups], 4)
         and rows(footer.get("skeletons"), [sum(1 for _ in layout.skeleton(i)) for i in range(len(layout.images))], 3)
@@ -169,6 +169,7 @@ def _tables_fit(footer: dict[str, Any], layout: Layout) -> bool:
         and isinstance(digests, list)
         and len(digests) == len(arrays)
         and footer.get("mode") in ("exact", "near")
+        and (origins is None or (isinstance(origins, list) and [len(row) for row in origins] == arrays))
     )
 
 

@@ -39,7 +39,7 @@ class Moved:
             for j, value in enumerate(row)
             if j in last.coded[i] and (i, j) not in inexact
         }
-        self._origins: Any = footer.get("origins")
+        self._origins: list[list[int]] | None = footer.get("origins")
         self._loose = {
             (last.slot(image), array.name)
             for i, image in enumerate(last.images)

@@ -158,8 +158,8 @@ class _Search:
                 refusals.append(error)
         if refusals and not found:
             raise refusals[0]
-        for error in refusals:
-            self.log.note(f"left out: {error}")
+        for refusal in refusals:
+            self.log.note(f"left out: {refusal}")
 
     def _single(self, file: Path, alone: bool = True) -> _Candidate:
         told = Told()

@@ -7,7 +7,7 @@ import pickle
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 
@@ -42,6 +42,7 @@ class _Through(io.RawIOBase):
     """Passes what torch writes to the one file layer, and keeps the error that torch would hide behind its own."""
 
     def __init__(self, handle: BinaryIO) -> None:
+        """Write to `handle`."""
         self.handle = handle
         self.error: OSError | None = None
 
@@ -67,7 +68,7 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
     with files.atomic_stream(path) as handle:
         through = _Through(handle)
         try:
-            torch.save(dict(state), through)
+            torch.save(dict(state), cast(BinaryIO, through))
             handle.flush()
             load_state(Path(handle.name), mapped=True)
         except Exception as error:  # whatever an object's own pickling raises

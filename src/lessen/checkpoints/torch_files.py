@@ -78,7 +78,7 @@ class TorchFile:
     def arrays(self) -> list[Found]:
         """Return the arrays of the file by offset; a record that no tensor names is an array of bytes."""
         storages = self._storages()
-        found = []
+        found: list[Found] = []
         ordered = sorted(self.records.items(), key=lambda item: item[1])
         for number, (key, (offset, nbytes)) in enumerate(ordered):
             storage = storages.get(key)

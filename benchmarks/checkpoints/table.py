@@ -100,8 +100,8 @@ def moments() -> str:
     """Return what mode near leaves of weights, second moments and Adam's next step."""
     found = read("checkpoints_moments")
     lines = [
-        "| settings | times smaller, late half | whole archive | error of exp_avg_sq | Adam's next step: cosine | its length "
-        "| error of a weight, in movements of one interval |",
+        "| settings | times smaller, late half | whole archive | error of exp_avg_sq "
+        "| Adam's next step: cosine | its length | error of a weight, in movements of one interval |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, row in found["rows"].items():

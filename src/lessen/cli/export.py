@@ -102,13 +102,13 @@ def _write_fbgemm(model: nn.Module, out: Path, as_json: bool) -> None:
 
 def time_both(model: nn.Module, task: Task, path: Path, rows: int, threads: int) -> Latency:
     """Time batches of `rows` examples under torch and under onnxruntime in alternation; torch is the reference."""
-    from lessen.export.onnx import first_rows, serve
+    from lessen.export.onnx import first_rows, named, serve
     from lessen.measure.latency import compare_latency
     from lessen.task import call_model
 
     work = task.workloads().get("forward")
     batches = work.items if work is not None else [task.example_batch()]
-    inputs = [first_rows(task.inputs(batch), rows) for batch in batches]
+    inputs = [first_rows(named(model, task.inputs(batch)), rows) for batch in batches]
     return compare_latency(
         lambda batch: call_model(model, batch), serve(path, threads), inputs, threads=threads, batch_examples=rows
     )

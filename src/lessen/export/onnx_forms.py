@@ -50,10 +50,16 @@ def exportable(model: nn.Module) -> nn.Module:
         for name, child in list(parent.named_children()):
             form = FORMS.get(getattr(child, "kind", ""))
             if form is not None:
-                setattr(parent, name, form(child))
+                setattr(parent, name, _answering(form(child), child))
             elif isinstance(child, StoredModule):
                 _check_traceable(child, f"{path}.{name}".lstrip("."))
     return model
+
+
+def _answering(form: nn.Module, module: nn.Module) -> nn.Module:
+    """Return the form of a table in the table's own type of answer, where that is not float32."""
+    kept = isinstance(module, StoredEmbedding) and module.shape.dtype != torch.float32
+    return Typed(form, module.shape.dtype) if kept and isinstance(module, StoredEmbedding) else form
 
 
 def _check_traceable(module: StoredModule, path: str) -> None:
@@ -321,12 +327,46 @@ class TieredRows(nn.Module):
         return rows.reshape(*ids.shape, self.dim)
 
 
-def _by_row(layer: Int8Linear) -> Int8Linear:
-    if layer.activations != "row":
-        raise ConfigError(
-            "an int8-linear with one activation scale a batch has no ONNX form; use linear-int8:activations=row"
-        )
-    return layer
+class Int8Rows(nn.Module):
+    """An int8 linear layer with a scale a row of its input: `codes` int8 [out, in], `scales` and `bias` [out].
+
+    onnxruntime takes MatMulInteger, the product of two scales and a bias for one operation that knows a single scale
+    for all rows, and then answers wrongly. The scales are multiplied one after another here, which it leaves alone.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    bias: Tensor
+
+    def __init__(self, layer: Int8Linear) -> None:
+        super().__init__()
+        if layer.activations != "row":
+            raise ConfigError(
+                "an int8-linear with one activation scale a batch has no ONNX form; use linear-int8:activations=row"
+            )
+        self.register_buffer("codes", layer.codes)
+        self.register_buffer("scales", layer.scales)
+        self.register_buffer("bias", layer.bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map float [*, in] to float32 [*, out]."""
+        flat = inputs.reshape(-1, self.codes.shape[1]).float()
+        scale = flat.abs().amax(dim=1, keepdim=True).clamp(min=1e-30) / 127.0
+        products = torch._int_mm(torch.round(flat / scale).to(torch.int8), self.codes.t()).float()
+        return (products * self.scales * scale + self.bias).reshape(*inputs.shape[:-1], self.codes.shape[0])
+
+
+class Typed(nn.Module):
+    """A compact table in its ONNX form that answers in the type of the table it replaced."""
+
+    def __init__(self, form: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.form, self.dtype = form, dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return rows [*, dim] of the type."""
+        rows: Tensor = self.form(ids)
+        return rows.to(self.dtype)
 
 
 FORMS: dict[str, Callable[[Any], nn.Module]] = {
@@ -341,7 +381,7 @@ FORMS: dict[str, Callable[[Any], nn.Module]] = {
     MixedWidthEmbedding.kind: MixedWidthRows,
     SparseEmbedding.kind: SparseRows,
     TieredEmbedding.kind: TieredRows,
-    Int8Linear.kind: _by_row,
+    Int8Linear.kind: Int8Rows,
 }
 
 

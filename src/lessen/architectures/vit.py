@@ -111,9 +111,12 @@ def family_of(block: nn.Module) -> Family | None:
 def _by_structure(block: nn.Module) -> Family | None:
     """Return the family of a block that computes the equation above and nothing else, or None.
 
-    Its forward takes hidden states and a mask only: positions that are handed to it would be lost.
+    Its forward takes hidden states, and a mask only where none need be given: positions that are handed to it would be
+    lost, and a mask that it needs means padded batches.
     """
-    if not set(inspect.signature(inspect.unwrap(type(block).forward)).parameters) <= BLOCK_ARGUMENTS:
+    takes = inspect.signature(inspect.unwrap(type(block).forward)).parameters
+    needed = [one for one in takes.values() if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+    if not set(takes) <= BLOCK_ARGUMENTS or len(needed) != 2:
         return None
     try:
         read = read_block(block, "", 0, normed=True)

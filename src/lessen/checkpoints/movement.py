@@ -33,7 +33,7 @@ class Moved:
         }
         self._near = {group.members["weight"] for group in last.groups if group.near and "weight" in group.members}
         inexact = {place for group in last.groups if group.near for place in group.members.values()}
-        self._sums = {
+        self._sums: dict[Place, int] = {
             (i, j): value
             for i, row in enumerate(footer["sums"])
             for j, value in enumerate(row)

@@ -27,11 +27,10 @@ def load_state(file: Path | BinaryIO, mapped: bool = False) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
-        reason = (
-            f"it asks for {wanted.group(1)}" if wanted else str(error).rpartition("WeightsUnpickler error:")[2][:200]
-        )
+        if wanted is None:
+            raise ArtifactError(f"{file} is damaged or no torch checkpoint") from error
         raise ArtifactError(
-            f"{file} is refused: to open it would run code of the file ({reason.strip()}); "
+            f"{file} is refused: to open it would run code of the file (it asks for {wanted.group(1)}); "
             "save tensors, numbers, strings, lists and dicts only"
         ) from error
     except Exception as error:  # torch's reader has no error class of its own

@@ -133,6 +133,8 @@ class Task(Judge):
 
     settings: FitSettings = FitSettings()
     """How the reference, and every method that retrains, is trained."""
+    device: str | torch.device = "cpu"
+    """Where the reference is trained; a judge works where the model is, and batches follow the model."""
     provides: frozenset[str] = frozenset({"labels", "gradients", "training", "calibration"})
     pretrained: ClassVar[bool] = False
     """Whether `reference` returns weights that come with the package rather than train some."""
@@ -189,8 +191,9 @@ class Task(Judge):
         return torch.as_tensor(batch[1])
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Call `model` on the inputs of `batch`."""
-        return call_model(model, self.inputs(batch))
+        """Call `model` on the inputs of `batch`, where the model is."""
+        inputs, device = self.inputs(batch), device_of(model)
+        return call_model(model, inputs if device.type == "cpu" else to_device(inputs, device))
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the scores that the metrics judge, one row an example, float32."""
@@ -261,7 +264,7 @@ class Task(Judge):
         """Return the trained, uncompressed model. Override it to return a model you already have."""
         torch.manual_seed(seed)
         model = self.build()
-        self.train(model, seed=seed, log=log)
+        self.train(model, seed=seed, log=log, device=self.device)
         return model.eval()
 
     # -- judging ----------------------------------------------------------------------------------------------

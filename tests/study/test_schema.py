@@ -94,3 +94,12 @@ def test_what_may_be_added_to_a_study_and_what_may_not(tmp_path):
     changed = [{"name": "int8", "steps": []}, old["recipes"][1]]
     assert "'int8' changed" in difference(old, {**old, "recipes": changed})
     assert "task was" in difference(old, {**old, "task": {"name": "other"}})
+
+
+def test_a_device_that_is_not_there_is_refused_before_any_work(tmp_path):
+    for name in ("cuda:7", "nowhere", "meta"):
+        with pytest.raises(ConfigError, match=f"device '{name}'") as caught:
+            load(tmp_path, TEXT.replace("seeds:", f"device: {name}\nseeds:"))
+        assert "\n" not in str(caught.value)
+    assert "device" not in load(tmp_path, TEXT).describe()
+    assert load(tmp_path, TEXT.replace("seeds:", "device: cpu\nseeds:")).device == "cpu"

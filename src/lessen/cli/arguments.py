@@ -20,6 +20,7 @@ _OWN = re.compile(r"([^:=,]+\.py:[A-Za-z_]\w*)(?::(.*))?$", re.DOTALL)
 """FILE.py:NAME, and what follows it."""
 MAX_THREADS, MAX_SEED = 1024, 2**31
 Threads = Annotated[int, typer.Option("--threads", min=1, max=MAX_THREADS, help="torch threads.")]
+Device = Annotated[str, typer.Option("--device", help="Where models run: cpu, cuda, cuda:1, mps.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of everything that is drawn.")]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lessen.cli.arguments import Seed, Threads, new_folder, parse_step
+from lessen.cli.arguments import Device, Seed, Threads, new_folder, parse_step
 from lessen.cli.interrupt import interruptible
 from lessen.cli.output import AsJson, emit, line, size
 
@@ -49,6 +49,7 @@ def compress(
     ] = False,
     seed: Seed = 0,
     threads: Threads = 1,
+    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Compress one model, measure it beside the original, and keep the result as an artifact.
@@ -61,13 +62,15 @@ def compress(
     from lessen.measure.latency import pinned_threads
     from lessen.recipe import Recipe
     from lessen.trade import compress as compress_model
+    from lessen.train.device import find_device
 
     check_margin(margin, "--margin")
+    place = find_device(device)
     recipe = Recipe.parse({"steps": [parse_step(text) for text in step]}, "--step", own=True)
     new_folder(out)
     with interruptible(), Reporting() as log, pinned_threads(threads):
         original, judge = open_model(model, task, seed=seed, log=log)
-        trade = compress_model(original, judge, recipe, margin=margin, seed=seed, threads=threads, log=log)
+        trade = compress_model(original.to(place), judge, recipe, margin=margin, seed=seed, threads=threads, log=log)
         stored = trade.save(out, delta=delta)
     if as_json:
         record = trade.measurement.record()

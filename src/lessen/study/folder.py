@@ -165,7 +165,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
     Margin and budget may change, and recipes and seeds may be added: what was measured stays true.
     """
-    for key in ("study", "task", "threads", "measure", "judges"):
+    for key in ("study", "task", "threads", "measure", "judges", "device"):
         if old.get(key) != new.get(key):
             return f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
     before = {item.get("name"): item for item in old.get("recipes") or ()}

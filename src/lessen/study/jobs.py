@@ -37,6 +37,7 @@ from lessen.recipe import Recipe
 from lessen.study.folder import StudyFolder, read_json
 from lessen.task import Judge, Task
 from lessen.tasks import get_task
+from lessen.train.device import find_device
 
 LOG: ContextVar[Log] = ContextVar("LOG", default=SILENT)
 """Progress inside a job; set only where the job runs in the process that talks to the user."""
@@ -71,6 +72,8 @@ class Job:
     threads: int
     judges: tuple[JudgeSource, ...] = ()
     """Judges beside the task."""
+    device: str = "cpu"
+    """Where models are trained, compressed and judged; what is stored is read back onto it."""
 
 
 Work = Callable[[Job], "dict[str, Any] | Failure"]
@@ -175,30 +178,32 @@ def _guarded(work: Any, job: Job) -> dict[str, Any] | Failure:
 
 
 def _train_reference(job: Job) -> dict[str, Any]:
-    folder, task = StudyFolder(job.root), task_of(job.source)
+    folder, task, device = StudyFolder(job.root), task_of(job.source), find_device(job.device)
     place = folder.reference(job.seed)
     folder.discard(place)
     start = time.perf_counter()
-    model = task.reference(job.seed, LOG.get())
+    model = task.view(device=device).reference(job.seed, LOG.get()).to(device)
     seconds = time.perf_counter() - start
     check_finite(model, f"the reference of seed {job.seed}")
     judged, costs = _judged(job, model, REFERENCE)
     stored = artifact.stored_size(model, model, description_of(task))
     cost = asdict(measure_cost(task, model, stored_bytes=stored)) | {"train_s": seconds} | costs
     found = sealed({"seed": job.seed, **judged, "cost": cost})
+    model = model.to("cpu")
     _save(place, model, model, task, {"measurement.json": files.dump_json(found)})
     return plain(found)
 
 
 def _compress_one(job: Job) -> dict[str, Any]:
     folder, task, name = StudyFolder(job.root), task_of(job.source), job.recipe.name
-    place = folder.artifact(name, job.seed)
+    place, device = folder.artifact(name, job.seed), find_device(job.device)
     folder.discard(place)
     reference = artifact.load(folder.reference(job.seed), model=task.build())
-    compact, ledger = job.recipe.apply(reference, task, seed=job.seed, log=LOG.get())
+    compact, ledger = job.recipe.apply(reference.to(device), task, seed=job.seed, log=LOG.get())
+    compact, reference = compact.to("cpu"), reference.to("cpu")
     extra = {"recipe.yaml": files.dump_yaml(job.recipe.describe())}
     stored = _save(place, compact, reference, task, extra, base_of(reference) if job.recipe.keeps_base else None)
-    kept = artifact.load(place, model=reference)  # what is judged is what lies on disk
+    kept = artifact.load(place, model=reference).to(device)  # what is judged is what lies on disk
     judged, costs = _judged(job, kept, name)
     cost = measure_cost(task, kept, stored_bytes=stored, ledger=ledger)
     found = sealed({

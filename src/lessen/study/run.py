@@ -51,6 +51,7 @@ from lessen.study.jobs import (
     train_reference,
 )
 from lessen.study.schema import Study
+from lessen.train.device import find_device
 
 Values = dict[str, Any]
 
@@ -114,7 +115,7 @@ class _Running:
         self, study: Study, folder: StudyFolder, engine: Engine, log: Log, chosen: frozenset[str], end: float | None
     ) -> None:
         self.study, self.folder, self.engine, self.log = study, folder, engine, log
-        self.chosen, self.end = chosen, end
+        self.chosen, self.end, self.device = chosen, end, find_device(study.device)
         self.task = study.task
         self._peaks: dict[int, Values] = {}
         self.order = [(recipe.name, seed) for recipe, seed in study.runs()]
@@ -195,7 +196,8 @@ class _Running:
         before = {**reference["cost"], **self._reference_peak(seed, meter)}
         after = {**value["cost"], **_peak(meter, place)}
         base = self._load_reference(seed)
-        latency = self._latency(base, artifact.load(place, model=base))
+        compact = artifact.load(place, model=base).to(self.device)
+        latency = self._latency(base.to(self.device), compact)
         cost, reference_cost = with_latency(after, latency), reference_latency(before, latency)
         record = self._record(recipe, seed, value, {**reference, "cost": reference_cost}, cost=cost)
         text = files.dump_json(record)
@@ -281,7 +283,7 @@ class _Running:
         """Run each reference against a copy of itself: what differs is noise."""
         timings, moved = [], {name: [0.0] for name in self.task.metrics}
         for seed in self.study.seeds:
-            model = self._load_reference(seed)
+            model = self._load_reference(seed).to(self.device)
             timings.append(next(iter(self._latency(model, copy.deepcopy(model)).values())))
             first, second = (self.task.outcomes(model) for _ in range(2))
             first.check_same_units(second)
@@ -300,7 +302,7 @@ class _Running:
     def _job(self, recipe: Recipe, seed: int) -> Job:
         return Job(
             source_of(self.task), self.folder.root.resolve(), recipe, seed, self.study.threads,
-            tuple(map(judge_source_of, self.study.judges)),
+            tuple(map(judge_source_of, self.study.judges)), self.study.device,
         )  # fmt: skip
 
     def _outcomes(self, what: str, items: list[tuple[Work, Job]]) -> Iterator[tuple[Work, Job, Values | Failure]]:

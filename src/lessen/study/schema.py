@@ -20,6 +20,7 @@ from lessen.judges import get_judge
 from lessen.recipe import Recipe
 from lessen.task import Judge, Task
 from lessen.tasks import get_task
+from lessen.train.device import find_device
 
 
 class MeasureOptions(BaseModel):
@@ -48,6 +49,7 @@ class StudyFile(BaseModel):
     recipes: list[Any] = Field(min_length=1, max_length=10_000)
     threads: int = Field(1, ge=1, le=1024, description="torch threads of one training or compression job")
     measure: MeasureOptions = MeasureOptions()
+    device: str = Field("cpu", description="where models are trained, compressed, judged and timed: cpu, cuda, cuda:1")
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,12 @@ class Study:
     """Judges that look at every model beside the task; their metrics are called `judge.metric`."""
     cost: str = "stored_bytes"
     """Kind of cost that the study is about: an axis of its pictures."""
+    device: str = "cpu"
+    """Where models are trained, compressed, judged and timed."""
 
     def __post_init__(self) -> None:
         _check_unique(self.name, self.recipes, self.seeds)
+        find_device(self.device)
         _check_judges(self.task, self.judges)
         known = {
             *self.task.metrics,
@@ -102,7 +107,19 @@ class Study:
         try:
             budget = [gate.text for line in lines for gate in parse_gates(line)]
             judges = [get_judge(item, f"{where}: judge {at}", own=True) for at, item in enumerate(raw.judges, 1)]
-            return cls(raw.study, task, recipes, raw.seeds, margin, budget, raw.threads, raw.measure, judges, raw.cost)
+            return cls(
+                raw.study,
+                task,
+                recipes,
+                raw.seeds,
+                margin,
+                budget,
+                raw.threads,
+                raw.measure,
+                judges,
+                raw.cost,
+                raw.device,
+            )
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
 
@@ -115,6 +132,7 @@ class Study:
             "margin": self.margin,
             "budget": list(self.budget),
             "threads": self.threads,
+            **({"device": self.device} if self.device != "cpu" else {}),
             **({"cost": self.cost} if self.cost != "stored_bytes" else {}),
             "measure": self.measure.model_dump(),
             **({"judges": [dict(j.origin or j.describe()) for j in self.judges]} if self.judges else {}),

@@ -11,11 +11,10 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from lessen.errors import ConfigError, LessenError, nearest
 
-Made = TypeVar("Made")
 PLACE = re.compile(r"(?P<module>[^:=,]+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)")
 
 
@@ -46,7 +45,7 @@ def call(text: str, value: Any, **options: Any) -> Any:
         raise ConfigError(f"{text}() failed: {type(error).__name__}: {error}") from error
 
 
-def made(text: str, kind: type[Made], called: str, options: Mapping[str, Any]) -> Made:
+def made(text: str, kind: type[Any], called: str, options: Mapping[str, Any]) -> Any:
     """Return the object of class `kind` at the place `text`, or that what stands there makes with `options`.
 
     Raises:

@@ -67,7 +67,7 @@ def export(
     with interruptible():
         network, judge = open_model(model, task)
         for config in (getattr(module, "config", None) for module in network.modules()):
-            if getattr(config, "use_cache", False):
+            if config is not None and getattr(config, "use_cache", False):
                 config.use_cache = False  # of this copy: a graph reads whole texts and gives no key-value cache back
         example = judge.example_batch()
         difference = export_onnx(network, judge.inputs(example), out)

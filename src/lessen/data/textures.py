@@ -27,10 +27,10 @@ def _one(x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
     slopes = draw(3, 2, 1, 1) * 0.8 - 0.4
     picture = draw(3, 1, 1) * 0.6 + 0.2 + slopes[:, 0] * x + slopes[:, 1] * y
     for _ in range(1 + int(draw(1) * 3)):
-        angle, offset = draw(2) * torch.tensor([2 * math.pi, 1.0])
+        angle, offset = (draw(2) * torch.tensor([2 * math.pi, 1.0])).unbind()
         inside = (x * torch.cos(angle) + y * torch.sin(angle) > offset - 0.3).float()
         picture = torch.lerp(picture, draw(3, 1, 1).expand_as(picture), inside * 0.8)
-    angle, frequency, strength = draw(3) * torch.tensor([math.pi, 24.0, 0.15])
+    angle, frequency, strength = (draw(3) * torch.tensor([math.pi, 24.0, 0.15])).unbind()
     along = x * torch.cos(angle) + y * torch.sin(angle)
     picture = picture + strength * torch.sin(math.pi * frequency * along)
     noise = torch.randn(picture.shape, generator=generator) * (draw(1) * 0.06)

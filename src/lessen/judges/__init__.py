@@ -46,7 +46,7 @@ def get_judge(description: Any, where: str = "judge", *, own: bool = False) -> J
     name = str(description["name"])
     options = {str(key): value for key, value in description.items() if key != "name"}
     if own and usercode.is_own(name):
-        made = usercode.made(name, Judge, "lessen.Judge", options)
+        made: Judge = usercode.made(name, Judge, "lessen.Judge", options)
         made.origin = {"name": name, **options}
         return made
     cls = builtin_judges().get(name)

@@ -192,7 +192,8 @@ def _in_a_process(task: Mapping[str, Any], artifact: Path, seconds: int) -> dict
     command = [sys.executable, "-m", "lessen.measure.memory", "once", json.dumps(dict(task)), str(artifact)]
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=seconds, check=False)
-        return json.loads(done.stdout or "null")
+        found: dict[str, int] | None = json.loads(done.stdout or "null")
+        return found
     except (subprocess.TimeoutExpired, ValueError):
         return None
 

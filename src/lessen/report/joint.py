@@ -107,8 +107,10 @@ def _picture(parts: Mapping[str, Frontier], form: str) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    settings = {"font.family": "DejaVu Sans", "font.size": 9.0, "svg.hashsalt": "lessen", "text.parse_math": False,
-                "axes.edgecolor": HAIR, "text.color": INK, "xtick.color": SOFT, "ytick.color": SOFT}  # fmt: skip
+    settings: dict[Any, Any] = {
+        "font.family": "DejaVu Sans", "font.size": 9.0, "svg.hashsalt": "lessen", "text.parse_math": False,
+        "axes.edgecolor": HAIR, "text.color": INK, "xtick.color": SOFT, "ytick.color": SOFT,
+    }  # fmt: skip
     target = io.BytesIO()
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(9.0, 5.4), dpi=200, facecolor=PAPER)

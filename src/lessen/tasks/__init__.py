@@ -41,7 +41,7 @@ def get_task(description: Any, where: str = "task", *, own: bool = False) -> Tas
     """
     name, options = _named(description, where)
     if own and usercode.is_own(name):
-        task = usercode.made(name, Task, "lessen.Task", options)
+        task: Task = usercode.made(name, Task, "lessen.Task", options)
         task.origin = {"name": name, **options}
         return task
     cls, chosen = _chosen(name, options, where)

@@ -43,7 +43,7 @@ def nothing_matched_is_an_error(case: Case) -> None:
     """A model with nothing to act on, even an empty one, gives NothingMatchedError that names the method."""
     if not case.method.card.module_types and "blocks" not in case.method.card.acts_on:
         raise NotApplicable("the card names no part of a model")
-    knobs = {name: None for name in ("only", "skip") if name in type(case.method).model_fields}
+    knobs: dict[str, None] = {name: None for name in ("only", "skip") if name in type(case.method).model_fields}
     method = case.method.model_copy(update=knobs)  # a pattern that matches no path is another error
     for model in (nn.Sequential(nn.Tanh()), nn.Module()):
         try:

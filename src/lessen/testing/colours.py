@@ -53,7 +53,7 @@ class ColourTask(Task):
         order = torch.arange(start, start + SIZES[split])
         if split == "train":
             order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(seed))]
-        for rows in order.split(64):
+        for rows in torch.split(order, 64):
             yield self.images[rows], self.labels[rows]
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:

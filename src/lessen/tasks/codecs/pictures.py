@@ -66,7 +66,8 @@ class PicturesTask(Task):
     def batches(self, split: Split, seed: int = 0) -> Iterator[Tensor]:  # noqa: ARG002 - drawn once
         """Yield batches of 16 pictures, uint8 [B, 3, side, side]; other pictures in every split."""
         number = ("test", "validation", "train").index(split)
-        yield from textures(self.options.pictures, self.options.side, 3 * self.options.seed + number).split(16)
+        drawn = textures(self.options.pictures, self.options.side, 3 * self.options.seed + number)
+        yield from torch.split(drawn, 16)
 
     def inputs(self, batch: Tensor) -> Tensor:
         """Return the pictures."""
@@ -106,7 +107,7 @@ class PicturesTask(Task):
         batch = self.example_batch()
         pictures = [batch[number % len(batch)] for number in range(items)]
         return {
-            "encode": Workload(lambda model, picture: model.codec.compress(picture), pictures, 1, "pictures"),
+            "encode": Workload(_encode, pictures, 1, "pictures"),
             "decode": Workload(_decode, pictures, 1, "pictures"),
         }
 
@@ -117,6 +118,10 @@ class PicturesTask(Task):
     def notes(self) -> list[str]:
         """Return what the pictures are."""
         return [f"{self.options.pictures} drawn pictures of {self.options.side} x {self.options.side}, not photographs"]
+
+
+def _encode(model: Any, picture: Tensor) -> Any:
+    return model.codec.compress(picture)
 
 
 def _decode(model: Any, picture: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class VectorsTask(Task):
         generator = torch.Generator().manual_seed(3 * self.options.seed + number + 1)
         queries = _around(self._centres, self.options.queries, generator)
         nearest = (queries @ self.vectors.t()).topk(self.options.k, dim=1).indices
-        yield from zip(queries.split(50), nearest.split(50), strict=True)
+        yield from zip(torch.split(queries, 50), torch.split(nearest, 50), strict=True)
 
     @torch.no_grad()
     def outcomes(self, model: Any, split: Split = "test") -> Outcomes:
@@ -83,9 +83,13 @@ class VectorsTask(Task):
 
     def workloads(self, items: int = TIMED) -> Mapping[str, Workload]:
         """Return `query`: the k best of one query."""
+
+        def nearest(model: Any, query: Tensor) -> Any:
+            return model.index.search(query, self.options.k)
+
         queries, _ = self.example_batch()
         ones = [queries[number % len(queries)][None] for number in range(items)]
-        return {"query": Workload(lambda model, q: model.index.search(q, self.options.k), ones, 1, "queries")}
+        return {"query": Workload(nearest, ones, 1, "queries")}
 
     def describe(self) -> dict[str, Any]:
         """Return name and options."""

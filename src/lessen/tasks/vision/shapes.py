@@ -82,7 +82,7 @@ class ShapesTask(Task):
         order = torch.arange(len(kinds))
         if split == "train":
             order = torch.randperm(len(kinds), generator=torch.Generator().manual_seed(seed))
-        for chosen in order.split(64):
+        for chosen in torch.split(order, 64):
             yield pictures[chosen], kinds[chosen]
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:

@@ -16,7 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from lessen.selection.ranking.information import Chance, Contingency
-from lessen.selection.ranking.rows import Keys, mix
+from lessen.selection.ranking.rows import Keys
 from lessen.selection.ranking.scan import ScanState
 from lessen.selection.ranking.tally import MAX_CLASSES, NO_CLASS, Tally
 
@@ -97,16 +97,22 @@ def _forms(
     column = sampled.frame[name]
     absent = (column.is_null() | column.is_in(sampled.missing).fill_null(False)).to_numpy()
     if absent.any() and not absent.all():
-        yield "missing or not", _counted(absent.astype(np.int64), sampled), sampled.chance
-    if numeric:
+        yield "missing or not", _counted(absent.astype(np.int64), 2, sampled), sampled.chance
+    if numeric and tally.cardinality > min(BINS):
         values = column.cast(pl.Float64, strict=False).to_numpy().astype(np.float64)
-        known = values[np.isfinite(values)]
-        for bins in BINS:
-            edges = np.unique(np.quantile(known, np.arange(1, bins) / bins)) if len(known) else known
-            codes = np.where(np.isfinite(values), np.searchsorted(edges, values, side="right"), bins + 1)
-            if len(np.unique(codes)) > 1:
-                yield f"{bins} quantile bins", _counted(codes.astype(np.int64), sampled), sampled.chance
+        known = np.isfinite(values)
+        ordered = np.sort(values[known])
+        for bins in BINS if len(ordered) else ():
+            edges = ordered[np.arange(1, bins) * len(ordered) // bins]
+            codes = np.where(known, np.searchsorted(edges, values, side="right"), bins)
+            yield f"{bins} quantile bins", _counted(codes, bins + 1, sampled), sampled.chance
 
 
-def _counted(codes: NDArray[np.int64], sampled: Sampled) -> Contingency:
-    return sampled.tally(mix(codes.view(np.uint64))).contingency(sampled.counts)
+def _counted(codes: NDArray[np.int64], kinds: int, sampled: Sampled) -> Contingency:
+    """Return the counts of small codes against the label."""
+    classes = len(sampled.counts)
+    pairs = codes[sampled.labelled] * classes + sampled.classes[sampled.labelled]
+    table = np.bincount(pairs, minlength=kinds * classes).reshape(kinds, classes)
+    table = table[table.sum(axis=1) > 0]
+    sizes = (table > 0).sum(axis=1)
+    return Contingency(table.sum(axis=1), table[table > 0], sampled.counts, np.cumsum(sizes) - sizes)

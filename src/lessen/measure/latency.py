@@ -106,7 +106,7 @@ def compare_latency(
 
 def _settle() -> None:
     """Wait until a device has done what it was given; the CPU is never behind."""
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch gives it no types
         torch.cuda.synchronize()
     elif torch.backends.mps.is_available():
         torch.mps.synchronize()

@@ -11,6 +11,8 @@ from torch import nn
 from kernel_forms import FORMS, ROWS, fields, generator, random
 from lessen.codecs.stored import JpegCodec
 from lessen.stored.base import StoredModule
+from lessen.stored.linears.group_grid import GroupGrid
+from lessen.stored.linears.group_quantized import GroupQuantizedLinear
 from lessen.stored.linears.half import HalfLinear
 from lessen.stored.linears.int8_linear import Int8Linear
 from lessen.stored.linears.low_rank import LowRankLinear
@@ -133,6 +135,16 @@ def wavelet_bank():
     return made
 
 
+def group_quantized_linear(bits=3, symmetric=False):
+    scales, minimums = random(5, 3).half(), random(5, 3).half()
+    grid = GroupGrid(bits, 5, scales, None if symmetric else minimums)
+    return GroupQuantizedLinear.from_codes(nn.Linear(12, 5), grid, grid.codes(random(5, 12)))
+
+
+def symmetric_quantized_linear():
+    return group_quantized_linear(4, symmetric=True)
+
+
 def half_linear():
     return HalfLinear.from_dense(nn.Linear(12, 5))
 
@@ -152,6 +164,8 @@ def int8_vectors():
 
 
 OTHERS = {
+    "group quantised linear": (group_quantized_linear, lambda: (random(3, 12),)),
+    "symmetric quantised linear": (symmetric_quantized_linear, lambda: (random(3, 12),)),
     "half linear": (half_linear, lambda: (random(3, 12),)),
     "low rank delta": (low_rank_delta, lambda: (random(3, 12),)),
     "flat vectors": (flat_vectors, lambda: (random(3, 12),)),

@@ -1,0 +1,1 @@
+"""What few-bit methods share: how the grid of a group is chosen."""

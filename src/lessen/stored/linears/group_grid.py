@@ -61,14 +61,14 @@ def nearest(weight: Tensor, scales: Tensor, minimums: Tensor | None, bits: int) 
     offset = weight if minimums is None else weight - minimums
     steps = torch.where(scales == 0, 0.0, offset / scales).round_()
     if minimums is None:
-        steps += 2 ** (bits - 1)
+        steps += 1 << (bits - 1)
     return steps.clamp_(0, 2**bits - 1)
 
 
 def decode(codes: Tensor, scales: Tensor, minimums: Tensor | None, bits: int) -> Tensor:
     """Return the float32 values of codes; all shapes broadcast."""
     if minimums is None:
-        return (codes.float() - 2 ** (bits - 1)) * scales
+        return (codes.float() - (1 << (bits - 1))) * scales
     return codes.float() * scales + minimums
 
 

@@ -31,7 +31,7 @@ ORDER = [
     # what comes out, and what it cost
     "measure", "export", "importers", "frontier", "report", "study", "search", "testing", "trade",
     # doors
-    "__init__", "cli", "__main__",
+    "ranking", "__init__", "cli", "__main__",
 ]  # fmt: skip
 RANK = {room: rank for rank, line in enumerate(ORDER) for room in ([line] if isinstance(line, str) else line)}
 FILES = sorted(SOURCE.rglob("*.py"))

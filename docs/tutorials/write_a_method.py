@@ -49,7 +49,7 @@ class GridLinear(StoredModule):
 # silent no-op. `context.findings` goes to the step ledger of the report.
 
 
-class Grid(lessen.Method):
+class Grid(lessen.ModuleMethod):
     """Round linear weights to a symmetric grid (an example, not a recommendation)."""
 
     card = lessen.Card(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lessen.errors import LessenError
     from lessen.measure.profile import profile
     from lessen.method import Card, Context, Method
+    from lessen.methods.modules import ModuleMethod
     from lessen.metrics import ACCURACY, AUC, LOGLOSS, MSE, Metric
     from lessen.recipe import Recipe
     from lessen.task import Judge, Task
@@ -31,6 +32,7 @@ _HOMES = {
     "lessen.measure.profile": ("profile",),
     "lessen.errors": ("LessenError",),
     "lessen.method": ("Card", "Context", "Method"),
+    "lessen.methods.modules": ("ModuleMethod",),
     "lessen.metrics": ("ACCURACY", "AUC", "LOGLOSS", "MSE", "Metric"),
     "lessen.recipe": ("Recipe",),
     "lessen.task": ("Judge", "Task"),
@@ -40,8 +42,8 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [  # noqa: RUF022 - grouped as a reader meets them
-    "Task", "Judge", "Method", "Card", "Context", "Recipe", "FitSettings", "Metric", "AUC", "LOGLOSS", "ACCURACY",
-    "MSE", "get_task", "compress", "compare", "profile", "Trade", "save", "load", "verify", "LessenError",
+    "Task", "Judge", "Method", "ModuleMethod", "Card", "Context", "Recipe", "FitSettings", "Metric", "AUC", "LOGLOSS",
+    "ACCURACY", "MSE", "get_task", "compress", "compare", "profile", "Trade", "save", "load", "verify", "LessenError",
 ]  # fmt: skip
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from lessen import cli
+from lessen.cli.method_skeleton import write
+from lessen.methods import families
+from lessen.testing import check_method
 
 
 def test_skeletons_pass_their_own_tests_and_the_checks(tmp_path, capsys):
-    for name, family in (("my-table-rule", "embeddings"), ("my-rule", "weights")):
+    for name, family in (("my-table-rule", "embeddings"), ("my-rule", "weights"), ("my-data-rule", "data")):
         assert cli.execute(["new-method", name, "--family", family, "--in", str(tmp_path)]) == 0
     assert 'my-rule = "my_rule:MyRule"' in capsys.readouterr().out
     settings = str(Path(__file__).parents[2] / "pyproject.toml")
@@ -34,3 +40,11 @@ def test_in_a_checkout_the_files_go_where_their_siblings_are(tmp_path, capsys):
     before = method.read_bytes()
     assert cli.execute(["new-method", "my-rule", "--family", "tokens", "--in", str(tmp_path)]) == 2
     assert method.read_bytes() == before
+
+
+@pytest.mark.parametrize("family", families())
+def test_a_skeleton_of_every_family_passes_the_contract(family, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    made = write(f"skeleton-of-{family}", family, tmp_path)
+    method = getattr(importlib.import_module(made.method.stem), f"SkeletonOf{family.capitalize()}")()
+    assert "card_is_complete" in check_method(method)

@@ -55,6 +55,63 @@ class $cls(ModuleMethod):
             return f"holds {module.weight.dtype} already"
         $reject
 ''')
+ANY = Template('''"""$title: say in one line what costs less, and how."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import nn
+
+from lessen.method import Card, Context, Method
+from lessen.task import Task
+
+
+class $cls(Method):
+    """Name the paper and its arXiv id here, and what differs from it.
+
+    The rule of this skeleton changes nothing. Override `prepare` to change what is trained on, `apply` to change the
+    model; what either learned goes into `context.findings`, and randomness comes from `context.generator`.
+    """
+
+    card = Card(
+        name="$name",
+        family="$family",
+        summary="Say what it does.",
+        acts_on=("$what",),
+        source="the paper's title and arXiv id",
+        claims=frozenset(),
+    )
+    strength: float = Field(0.5, ge=0, le=1, description="how strongly the rule acts")
+
+    def prepare(self, task: Task, context: Context) -> Task:  # noqa: ARG002
+        """Return the task as later steps train on it."""
+        return task
+
+    def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:  # noqa: ARG002
+        """Return the model that this step makes."""
+        context.findings["strength"] = self.strength
+        return model
+''')
+ANY_TEST = Template('''"""The contract, and what only this method promises."""
+
+from __future__ import annotations
+
+from lessen.recipe import Recipe
+from lessen.testing import check_method, contract_case
+from $module import $cls
+
+
+def test_contract():
+    check_method($cls())
+
+
+def test_what_it_learned_is_in_the_ledger():
+    case = contract_case($cls())
+    _, ledger = Recipe([$cls(strength=0.25)]).apply(case.model, case.task)
+    assert ledger[0].findings == {"strength": 0.25}
+''')
+WORDS = {"codecs": "pictures", "retrieval": "vectors", "tokens": "tokens"}
+"""What methods of a family act on; the others act on data."""
 LINEAR = {
     "imports": "replace", "stored_file": "linears.int8_linear", "stored_class": "Int8Linear",
     "what": "linear layers", "bits": "8", "kinds": "(nn.Linear,)", "knob": "min_weights", "default": "1024",
@@ -121,11 +178,22 @@ def write(name: str, family: str, folder: Path) -> Made:
         if path.exists():
             raise OutputError(f"{path} exists already; choose another name")
     module = f"lessen.methods.{family}.{stem}" if inside else stem
-    shape = TABLES if family == "embeddings" else LINEAR
-    share = "0.75" if shape is TABLES else "0.99"
-    files.atomic_write(method, METHOD.substitute(shape, title=name, cls=cls, name=name, family=family))
-    files.atomic_write(test, TEST.substitute(module=module, cls=cls, share=share))
+    told = {"title": name, "cls": cls, "name": name, "family": family, "module": module}
+    files.atomic_write(method, _method(family, told))
+    files.atomic_write(test, _test(family, told))
     return Made(method, test, "" if inside else f'{name} = "{module}:{cls}"')
+
+
+def _method(family: str, told: dict[str, str]) -> str:
+    if family in ("embeddings", "weights"):
+        return METHOD.substitute(TABLES if family == "embeddings" else LINEAR, **told)
+    return ANY.substitute(told, what=WORDS.get(family, "data"))
+
+
+def _test(family: str, told: dict[str, str]) -> str:
+    if family in ("embeddings", "weights"):
+        return TEST.substitute(told, share="0.75" if family == "embeddings" else "0.99")
+    return ANY_TEST.substitute(told)
 
 
 def _check_names(name: str, family: str) -> None:

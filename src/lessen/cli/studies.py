@@ -23,6 +23,10 @@ Jobs = Annotated[int | None, typer.Option("--jobs", "-j", help="Parallel jobs (d
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the study that the folder holds.")]
 
 
+ROOMS = {"clicks": "demo.yaml", "language": "demo-language.yaml", "vision": "demo-vision.yaml"}
+"""Studies that ship with the package, by what they are about."""
+
+
 def register(app: typer.Typer) -> None:
     """Add the verbs of this file."""
     app.command()(demo)
@@ -30,17 +34,29 @@ def register(app: typer.Typer) -> None:
     app.command()(report)
 
 
-def demo(out: Out = None, jobs: Jobs = None, as_json: AsJson = False) -> None:
-    """Run ten recipes on real data and show the frontier: the study that ships with lessen.
+def demo(
+    out: Out = None,
+    jobs: Jobs = None,
+    room: Annotated[
+        str, typer.Option("--room", help="What is made smaller: clicks (real data), language or vision (both offline).")
+    ] = "clicks",
+    as_json: AsJson = False,
+) -> None:
+    """Run a study that ships with lessen and show the frontier; ten recipes on real clicks unless a room is named.
 
     Continues by itself when it was stopped.
 
-    Example: lessen demo --out out/demo
+    Example: lessen demo --room language --out out/demo-language
     """
     from importlib.resources import as_file, files
 
-    with as_file(files("lessen") / "study" / "demo.yaml") as study:
-        _run(study, out or Path("out/demo"), "local", jobs, resume=True, as_json=as_json, again="lessen demo")
+    from lessen.errors import ConfigError, nearest
+
+    if room not in ROOMS:
+        raise ConfigError(f"no room is called {room!r}; {nearest(room, ROOMS)}")
+    again = "lessen demo" if room == "clicks" else f"lessen demo --room {room}"
+    with as_file(files("lessen") / "study" / ROOMS[room]) as study:
+        _run(study, out or Path("out") / study.stem, "local", jobs, resume=True, as_json=as_json, again=again)
 
 
 def run(

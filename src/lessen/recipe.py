@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from torch import nn
 
@@ -17,6 +20,7 @@ from lessen.errors import ConfigError, TaskError, explain, nearest
 from lessen.log import SILENT, Log
 from lessen.method import Context, Method, check_finite, check_needs
 from lessen.methods import get_method
+from lessen.methods.replaced import called, check_called, check_replaced, tree_of
 from lessen.methods.sites import state_bytes
 from lessen.task import Task
 from lessen.train.device import device_of
@@ -101,6 +105,7 @@ class Recipe:
             NonFiniteError: NaN or infinity in the weights before or after a step, named.
             NothingMatchedError: a step found nothing to act on.
             TaskError: a step needs something that the task does not provide.
+            InputError: the model fails on the task's first batch, or reaches a replaced layer outside its module tree.
         """
         for step in self.steps:
             check_needs(step, task)
@@ -108,13 +113,16 @@ class Recipe:
         check_finite(model, "the model to compress")
         current = private_copy(model)
         ledger: list[StepRecord] = []
+        kept, reads = tree_of(current), called(current, task) if self.steps else None
+        judge = task
         for number, step in enumerate(self.steps):
             context = Context(seed=seed * 1009 + number, log=log, device=device_of(current), original=model)
-            before, start = state_bytes(current), time.perf_counter()
+            before, start, tree = state_bytes(current), time.perf_counter(), tree_of(current)
             task = self._prepared(step, task, context)
             current = step.apply(current, task, context).eval()
             seconds = time.perf_counter() - start
             check_finite(current, f"the result of step {number + 1} ({step.card.name})")
+            check_replaced(model, tree, current, step.card.name)
             ledger.append(
                 StepRecord(
                     step.card.name,
@@ -128,7 +136,25 @@ class Recipe:
                     context.findings,
                 )
             )
+        check_called(reads, current, judge, kept)
         return current, ledger
+
+    def rehearse(self, task: Task) -> None:
+        """Find out on an untrained model, before any training, whether the steps on tables can do what they are asked.
+
+        Ends where a step would train, or where one acts on something else than tables.
+
+        Raises:
+            NothingMatchedError, BudgetError, TaskError: as `apply` would, after the reference was trained.
+        """
+        for step in self.steps:
+            check_needs(step, task)
+        if not self.steps or self.steps[0].card.family != "embeddings":
+            return
+        with suppress(_Trains), torch.random.fork_rng(devices=[]):
+            model = private_copy(task.build())
+            for step in itertools.takewhile(lambda step: step.card.family == "embeddings", self.steps):
+                model = step.apply(model, task.view(train=_stop), Context(original=model))
 
     def _prepared(self, step: Method, task: Task, context: Context) -> Task:
         """Return the task as `step` prepares it. Raises TaskError when it changes what the judge sees."""
@@ -139,6 +165,14 @@ class Recipe:
                 "a recipe may change what is trained on, never what judges it"
             )
         return prepared
+
+
+class _Trains(Exception):
+    """A rehearsal came to a training."""
+
+
+def _stop(*_: Any, **__: Any) -> Any:
+    raise _Trains
 
 
 def parse_step(value: Any, where: str, *, own: bool = False) -> Method:

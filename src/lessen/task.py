@@ -304,8 +304,8 @@ class Task(Judge):
         model.eval()
         scores, targets, device = [], [], device_of(model)
         for batch in self.batches(split):
-            scores.append(self.predict(model, to_device(batch, device)).cpu())
-            targets.append(self.target(batch).cpu())
+            scores.append(_for_numpy(self.predict(model, to_device(batch, device))))
+            targets.append(_for_numpy(self.target(batch)))
         model.train(was_training)
         if not scores:
             raise TaskError(f"task {self.name!r} has an empty {split} split; give it rows or choose another split")
@@ -356,6 +356,13 @@ def main_tensor(output: Any, model: nn.Module) -> Tensor:
     )
 
 
+def _for_numpy(values: Tensor) -> Tensor:
+    """Return values on the CPU in a type that numpy has: bfloat16 and float8, which it lacks, as float32."""
+    values = values.detach().cpu()
+    known = values.dtype in (torch.float64, torch.float32, torch.float16)
+    return values if known or not values.is_floating_point() else values.float()
+
+
 def _hash_into(digest: Any, value: Any) -> None:
     """Feed tensors, arrays and containers into `digest` with their dtype and shape."""
     if isinstance(value, Mapping):
@@ -366,7 +373,9 @@ def _hash_into(digest: Any, value: Any) -> None:
         for item in value:
             _hash_into(digest, item)
     elif isinstance(value, (Tensor, np.ndarray)):
-        array = np.ascontiguousarray(value.detach().cpu().numpy() if isinstance(value, Tensor) else value)
+        if isinstance(value, Tensor) and _for_numpy(value).dtype != value.dtype:
+            digest.update(str(value.dtype).encode())
+        array = np.ascontiguousarray(_for_numpy(value).numpy() if isinstance(value, Tensor) else value)
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(array.tobytes())
     else:

@@ -7,19 +7,23 @@ print(trade)
 from __future__ import annotations
 
 import html
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from lessen import files
 from lessen.architectures.intake import private_copy
 from lessen.artifact import folder as artifact
+from lessen.artifact import probe as probes
 from lessen.artifact.delta import base_of
 from lessen.artifact.layout import BaseReference
 from lessen.costs import CostKind, cost_kinds
+from lessen.errors import ArtifactError
 from lessen.frontier.margin import check_margin
 from lessen.frontier.verdict import Difference, Judgement, judge, no_better_than_chance, paired_difference
 from lessen.log import SILENT, Log
@@ -38,7 +42,7 @@ from lessen.measure.record import (
 from lessen.method import Method
 from lessen.metrics import describe_metrics, standards
 from lessen.recipe import Recipe, StepRecord
-from lessen.task import Task
+from lessen.task import Task, main_tensor
 
 Steps = Recipe | Method | str | Mapping[str, Any] | Sequence[Method | str | Mapping[str, Any]]
 
@@ -77,20 +81,40 @@ class Trade:
 
         Raises:
             OutputError: the directory exists and is not empty, or cannot be written.
+            ArtifactError: what is read back gives other outputs than the model that was measured; nothing is kept.
         """
-        return artifact.save(
+        new = not Path(path).exists()
+        stored = artifact.save(
             path,
             self.model,
             self.base,
             reference=self._reference() if delta or self.recipe.keeps_base else None,
             task=self.task.describe() if self.task.Options else None,
-            probe=self.task.inputs(self.task.example_batch()),
+            probe=probes.inputs_for(self.task, self.model),
             extra={
                 "recipe.yaml": files.dump_yaml(self.recipe.describe()),
                 "measurement.json": files.dump_json(self.measurement.record()),
                 "card.md": self.card(),
             },
         )
+        try:
+            self._check_kept(path)
+        except ArtifactError:
+            shutil.rmtree(path)
+            if not new:
+                Path(path).mkdir()
+            raise
+        return stored
+
+    def _check_kept(self, path: Path | str) -> None:
+        """Compare what lies on disk with the model that was measured, called as the task calls it."""
+        kept, batch = artifact.load(path, model=self.base), self.task.example_batch()
+        work = self.task.workloads(1).get("forward")
+        if work is None:
+            return
+        with torch.no_grad():
+            found, measured = (main_tensor(work.call(one, batch), one) for one in (kept, self.model))
+        probes.compared(found, measured, f"{path}, read back", torch.__version__)
 
     def _reference(self) -> BaseReference:
         """Return how the uncompressed model is found again: by its task, if it is the one that comes with it."""
@@ -153,10 +177,12 @@ def compress(
 
     Raises:
         ConfigError: an unknown method or knob, or a margin that is not positive.
+        ArtifactError: inputs of the model that no artifact can record.
         NothingMatchedError, NonFiniteError, TaskError: see `Recipe.apply` and `measure_quality`.
     """
     recipe, margin = as_recipe(steps), check_margin(margin)
     task.check_metrics()
+    probes.inputs_for(task, private_copy(model))
     small, ledger = recipe.apply(model, task, seed=seed, log=log)
     return compare(model, small, task, margin=margin, recipe=recipe, ledger=ledger, seed=seed, threads=threads)
 

@@ -326,7 +326,8 @@ def _architecture(structure: Structure, folder: Path, filed: Filed) -> nn.Module
     """
     if structure.task is None:
         raise ArtifactError(
-            f"{folder} holds a model of your own; pass its architecture: lessen.load(path, model=MyNet())"
+            f"{folder} holds a model of your own; pass its architecture: lessen.load(path, model=MyNet()), "
+            "or --model FILE.py:NET or --task FILE.py:TASK on the command line"
         )
     build = _of_task(structure, folder, lambda task: architecture_of(task, str(folder / STRUCTURE)))
     model: nn.Module | None = None

@@ -17,13 +17,16 @@ from lessen.cli.arguments import task_of
 from lessen.cli.user_code import is_own, own_model
 from lessen.errors import ConfigError
 from lessen.log import SILENT, Log
+from lessen.recipe import Recipe
 from lessen.task import Task
 from lessen.tasks import get_task
 
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 
 
-def open_model(name: str | None, task: str | None, *, seed: int = 0, log: Log = SILENT) -> tuple[nn.Module, Task]:
+def open_model(
+    name: str | None, task: str | None, *, seed: int = 0, log: Log = SILENT, recipe: Recipe | None = None
+) -> tuple[nn.Module, Task]:
     """Return the model that a command names, in eval mode, and the task that judges it.
 
     Args:
@@ -31,6 +34,7 @@ def open_model(name: str | None, task: str | None, *, seed: int = 0, log: Log = 
             weights for the task's model; None stands for the task's untrained model.
         task: as written for `--task`. An artifact may name its own; a Hugging Face model without one is judged by
             how far it agrees with its uncompressed self (`agreement`).
+        recipe: what will be done to the model: refused before a reference is trained, where that can be told.
 
     Raises:
         ConfigError: nothing is there, a task is missing, or the task judges a model of its own.
@@ -42,6 +46,8 @@ def open_model(name: str | None, task: str | None, *, seed: int = 0, log: Log = 
     if name is None:
         torch.manual_seed(0)
         return judge.build().eval(), judge
+    if name == "reference" and recipe is not None and not judge.pretrained and not Path(name).exists():
+        recipe.rehearse(judge)
     return _load(name, judge, seed, log), judge
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lessen.cli.arguments import Device, Seed, Threads, new_folder, parse_step
+from lessen.cli.arguments import Device, Seed, Threads, new_folder, parse_step, task_of
 from lessen.cli.interrupt import interruptible
 from lessen.cli.output import AsJson, emit, line, size
+from lessen.errors import ConfigError
 
 
 def register(app: typer.Typer) -> None:
@@ -69,7 +71,7 @@ def compress(
     recipe = Recipe.parse({"steps": [parse_step(text) for text in step]}, "--step", own=True)
     new_folder(out)
     with interruptible(), Reporting() as log, pinned_threads(threads):
-        original, judge = open_model(model, task, seed=seed, log=log)
+        original, judge = open_model(model, task, seed=seed, log=log, recipe=recipe)
         trade = compress_model(original.to(place), judge, recipe, margin=margin, seed=seed, threads=threads, log=log)
         stored = trade.save(out, delta=delta)
     if as_json:
@@ -78,7 +80,8 @@ def compress(
               "differences": {name: asdict(found) for name, found in trade.differences.items()}, **record})  # fmt: skip
     else:
         line(str(trade))
-        line(f"\nartifact: {out} (check it with: lessen verify {out})")
+        architecture = f" --task {shlex.quote(task)}" if task is not None and judge.Options is None else ""
+        line(f"\nartifact: {out} (check it with: lessen verify {shlex.quote(str(out))}{architecture})")
 
 
 def profile(
@@ -127,6 +130,10 @@ def verify(
             help="Architecture of an artifact of your own model, or the base of a delta: FILE.py:NAME, or an artifact.",
         ),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", "-t", help="Task whose `build` makes the architecture, in place of --model."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check an artifact: digests, structure, tensors, and that it still gives the outputs that it recorded.
@@ -139,7 +146,9 @@ def verify(
     from lessen.artifact.folder import verify as verify_artifact
     from lessen.cli.user_code import is_own, own_model
 
-    base = None
+    if model is not None and task is not None:
+        raise ConfigError("give --model or --task, not both: each says which architecture the artifact has")
+    base = None if task is None else task_of(task).build()
     if model is not None:
         base = own_model(model) if is_own(model) else load(Path(model))
     found = verify_artifact(artifact) if base is None else verify_artifact(artifact, base)

@@ -6,7 +6,8 @@ and weighed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from lessen.capabilities import capabilities
-from lessen.errors import BudgetError, LessenError, TaskError
+from lessen.errors import BudgetError, LessenError, NothingMatchedError, TaskError
 from lessen.method import Context, Method
 from lessen.methods import builtin_methods
 from lessen.methods.calibration import count_ids
@@ -23,7 +24,7 @@ from lessen.methods.sites import Site, blocks, state_bytes
 from lessen.recipe import Recipe
 from lessen.stored.base import StoredModule
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape
-from lessen.task import Split, Task
+from lessen.task import TIMED, Split, Task, Workload
 
 NOTHING = 1e-9
 """A share that no table can reach, so that a method names the smallest it can."""
@@ -69,6 +70,8 @@ class Forecast:
     smallest: float | None
     """The smallest `share` of the tables' bytes that the method can reach, where it has that knob."""
     remark: str
+    matches: bool = True
+    """Whether the method finds anything in this model to act on."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +97,27 @@ class Profile:
             (f.method, f"{f.bytes:,}", f"{100 * (f.share or 0):.1f} %", _percent(f.smallest), f.remark)
             for f in self.forecasts if f.bytes is not None
         ]  # fmt: skip
-        other = [f"{f.method}: {f.remark}" for f in self.forecasts if f.bytes is None]
+        remarks: dict[str, list[str]] = {}
+        for one in self.forecasts:
+            if one.bytes is None and one.matches:
+                remarks.setdefault(one.remark, []).append(one.method)
+        unfit = [f.method for f in self.forecasts if not f.matches]
         lines = [*_columns(("module", "kind", ">rows", ">width", ">bytes", ">share"), parts)]
         lines.append(f"total {self.total_bytes:,} bytes")
         if uses:
             heads = ("table", "field", ">rows", ">read", ">lookups", ">to the top 1 %", ">rows of 90 %")
             lines += ["", "rows that the train split reads", *_columns(heads, uses)]
         columns = ("method", ">bytes left", ">of now", ">tables down to", "remark")
-        lines += ["", "forecast at default knobs", *_columns(columns, known), "", "no forecast", *other]
+        lines += ["", "forecast at default knobs", *_columns(columns, known), ""]
+        for remark, methods in remarks.items():
+            lines += _listed(f"no forecast, {remark}", methods)
+        if unfit:
+            lines += _listed("find nothing to act on in this model", unfit)
         return "\n".join(lines)
+
+
+def _listed(head: str, names: Sequence[str]) -> list[str]:
+    return textwrap.wrap(f"{head}: {', '.join(names)}", 110, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _percent(share: float | None) -> str:
@@ -140,6 +155,14 @@ class NoTask(Task):
     def loss(self, model: nn.Module, batch: Any) -> Tensor:  # noqa: ARG002
         """Refuse."""
         raise TaskError("no task was given")
+
+    def example_batch(self) -> Any:
+        """Refuse."""
+        raise TaskError("looks at data: give a task")
+
+    def workloads(self, items: int = TIMED) -> Mapping[str, Workload]:  # noqa: ARG002
+        """Return nothing."""
+        return {}
 
 
 def profile(model: nn.Module, task: Task | None = None) -> Profile:
@@ -201,6 +224,7 @@ def _forecast(
 ) -> Forecast:
     card, remark = cls.card, cls.card.summary
     smallest: float | None = None
+    matches = True
     try:
         method = cls()
         found = method.forecast(model, task, Context(known={"id_counts": counts}))
@@ -216,8 +240,9 @@ def _forecast(
     except ValidationError:
         left, remark = None, f"needs knobs: see lessen methods {name}"
     except LessenError as error:
-        left, remark = None, str(error).partition(";")[0]
-    return Forecast(name, card.family, left, None if left is None else left / max(1, total), smallest, remark)
+        left, remark, matches = None, str(error).partition(";")[0], not isinstance(error, NothingMatchedError)
+    share = None if left is None else left / max(1, total)
+    return Forecast(name, card.family, left, share, smallest, remark, matches)
 
 
 def _smallest(cls: type[Method], model: nn.Module, task: Task) -> float | None:

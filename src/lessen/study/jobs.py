@@ -24,6 +24,7 @@ from lessen import files
 from lessen.artifact import folder as artifact
 from lessen.artifact.delta import base_of
 from lessen.artifact.layout import BaseReference
+from lessen.artifact.probe import inputs_for
 from lessen.errors import ArtifactError, EnvironmentFault, LessenError, OutputError
 from lessen.frontier.evidence import EVIDENCE, evidence_of, fault_of, sealed
 from lessen.frontier.records import REFERENCE, outcome_path
@@ -181,6 +182,9 @@ def _train_reference(job: Job) -> dict[str, Any]:
     folder, task, device = StudyFolder(job.root), task_of(job.source), find_device(job.device)
     place = folder.reference(job.seed)
     folder.discard(place)
+    if not task.pretrained:
+        inputs_for(task, task.build().eval())  # refused before it is trained
+        torch.manual_seed(job.seed)
     start = time.perf_counter()
     model = task.view(device=device).reference(job.seed, LOG.get()).to(device)
     seconds = time.perf_counter() - start
@@ -254,7 +258,7 @@ def _save(
     place: Path, model: nn.Module, base: nn.Module, task: Task, extra: Mapping[str, str],
     reference: BaseReference | None = None,
 ) -> int:  # fmt: skip
-    probe = task.inputs(task.example_batch())
+    probe = inputs_for(task, model)
     described = description_of(task)
     return artifact.save(place, model, base, task=described, probe=probe, extra=extra, reference=reference)
 

@@ -1,13 +1,13 @@
 """Frontier of embedding methods: share of the tables' bytes, AUC difference with paired interval, training time.
 
-    python -m benchmarks.embeddings.study studies/embeddings-movielens.yaml OUT [--seconds 200] [--only "10 %"]
+    python -m benchmarks.embeddings.study studies/embeddings-movielens.yaml OUT [--seconds 200] [--only "* 10 %"]
 
-Compresses what OUT lacks of the study's (recipe, seed) pairs, seed by seed of each recipe, until the seconds are over;
-call it again to go on. Then writes NAME.json (each seed), NAME.md and a picture from the recipes with all seeds done.
+Runs the study in OUT as `lessen run STUDY --out OUT --resume` does, and its `--seconds` and `--only`; call it again to
+go on. Then writes NAME.json (each seed), NAME.md and a picture from the recipes with all seeds done: into
+benchmarks/results where all of the study is done, otherwise into OUT: a part never takes the place of the whole.
 Intervals are over seeds and test rows, paired (three seeds make them wide); those of results committed before
 2026-11-30 are Student's over the seeds alone. `--times` also times the lookups of the test ids, compact against full
-tables, paired and in turns, where that was not done. `lessen run` measures the same recipes, with the latency of whole
-models; this script can be cut into pieces.
+tables, paired and in turns, where that was not done.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import argparse
 import itertools
 import json
 import math
-import re
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,56 +25,24 @@ from matplotlib import pyplot
 
 from lessen.artifact import folder as artifact
 from lessen.environment import environment
-from lessen.errors import BudgetError, NothingMatchedError
 from lessen.frontier.records import REFERENCE, outcome_path
 from lessen.frontier.verdict import Difference, paired_difference
 from lessen.measure.latency import compare_latency
 from lessen.metrics.storage import read_jackknife, read_outcomes
 from lessen.recipe import Recipe
 from lessen.study.folder import StudyFolder, read_json
-from lessen.study.jobs import Failure, Job, compress_one, known_compressed, known_reference, source_of, train_reference
+from lessen.study.run import run
 from lessen.study.schema import Study
 
 RESULTS = Path(__file__).parents[1] / "results"
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 FEW = 5
 """Recipes that need no picture."""
-REFUSALS = (BudgetError.__name__, NothingMatchedError.__name__)
 BATCH = 4096
 """Examples of a timed lookup, at most."""
 HEADS = (
     "recipe", "share of table bytes", "AUC difference", "95 % interval", "each seed", "training, s", "lookup time"
 )  # fmt: skip
-
-
-def work(study: Study, folder: StudyFolder, only: str, seconds: float) -> None:
-    """Do what is left, until the time is over."""
-    end = time.monotonic() + seconds
-
-    def job(recipe: Recipe, seed: int) -> Job:
-        return Job(source_of(study.task), folder.root.resolve(), recipe, seed, study.threads)
-
-    for seed in study.seeds:
-        if time.monotonic() < end and known_reference(folder, seed) is None:
-            made = train_reference(job(Recipe([]), seed))
-            if isinstance(made, Failure):
-                raise SystemExit(f"the reference of seed {seed}: {made.message}")
-    for recipe, seed in study.runs():
-        if time.monotonic() > end or not re.search(only, recipe.name) or known_reference(folder, seed) is None:
-            continue
-        refused = read_json(refusal(folder, recipe.name)) or {}
-        if refused.get("hash") == recipe.hash or known_compressed(folder, recipe, seed) is not None:
-            continue
-        made = compress_one(job(recipe, seed))
-        if isinstance(made, Failure) and made.kind in REFUSALS:
-            folder.write_json(refusal(folder, recipe.name), {"hash": recipe.hash, "message": made.message})
-        print(
-            f"{recipe.name}, seed {seed}: {made.message if isinstance(made, Failure) else made['quality']}", flush=True
-        )
-
-
-def refusal(folder: StudyFolder, recipe: str) -> Path:
-    return folder.root / "refused" / folder.compressed_file(recipe, 0).name
 
 
 def time_lookups(study: Study, folder: StudyFolder, rounds: int = 40) -> None:
@@ -88,7 +54,7 @@ def time_lookups(study: Study, folder: StudyFolder, rounds: int = 40) -> None:
         place = timing(folder, recipe.name)
         made = folder.artifact(recipe.name, seed)
         known = (read_json(place) or {}).get("hash") == recipe.hash
-        if known or known_compressed(folder, recipe, seed) is None or not made.exists():
+        if known or folder.finished(recipe.name, recipe.hash, seed) is None:
             continue
         compact = artifact.load(made).get_submodule("vectors")
         found = compare_latency(full, compact, batches, rounds=rounds, batch_examples=len(batches[0]))
@@ -100,18 +66,21 @@ def timing(folder: StudyFolder, recipe: str) -> Path:
     return folder.root / "lookups" / folder.compressed_file(recipe, 0).name
 
 
-def rows_of(study: Study, folder: StudyFolder) -> list[dict[str, Any]]:
-    """Return one row for each recipe that is done for all seeds, or refused; largest share first."""
+def rows_of(study: Study, folder: StudyFolder, failed: dict[str, str]) -> list[dict[str, Any]]:
+    """Return one row for each recipe that is done for all seeds, or refused; largest share first.
+
+    Args:
+        failed: reasons of the recipes that could not be measured, by name.
+    """
     tables = sum(
         4 * part.weight.numel() for part in study.task.build().modules() if isinstance(part, torch.nn.Embedding)
     )
     rows = []
     for recipe in study.recipes:
         row: dict[str, Any] = {"recipe": recipe.name, "composed": len(recipe.steps) > 1}
-        refused = read_json(refusal(folder, recipe.name))
-        seeds = {seed: known_compressed(folder, recipe, seed) for seed in study.seeds}
-        if refused is not None and refused["hash"] == recipe.hash:
-            rows.append({**row, "refused": refused["message"]})
+        seeds = {seed: folder.finished(recipe.name, recipe.hash, seed) for seed in study.seeds}
+        if recipe.name in failed:
+            rows.append({**row, "refused": failed[recipe.name]})
         elif all(seeds.values()):
             timed = read_json(timing(folder, recipe.name)) or {}
             lookup = timed if timed.get("hash") == recipe.hash else {}
@@ -196,32 +165,36 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     pyplot.close(figure)
 
 
+def place_of(study: Study, rows: list[dict[str, Any]], out: Path) -> tuple[Path, Path]:
+    """Return where results and picture are written: among the committed ones only when the study is whole."""
+    name = study.name.replace("-", "_")
+    whole = {row["recipe"] for row in rows} == {recipe.name for recipe in study.recipes}
+    return (RESULTS / name, IMAGES / f"{name}.png") if whole else (out / name, out / f"{name}.png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--seconds", type=float, default=1e9)
-    parser.add_argument("--only", default="", help="regular expression of recipe names")
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--only", help="glob over recipe names")
     parser.add_argument("--times", action="store_true", help="time lookups too: the machine should be quiet")
     args = parser.parse_args()
     torch.set_num_threads(1)
     study, folder = Study.load(args.study), StudyFolder(args.out)
-    args.out.mkdir(parents=True, exist_ok=True)
-    work(study, folder, args.only, args.seconds)
-    if any(known_reference(folder, seed) is None for seed in study.seeds):
-        raise SystemExit("not all references are trained yet; call it again")
+    result = run(study, args.out, resume=True, only=args.only, seconds=args.seconds)
     if args.times:
         time_lookups(study, folder)
-    rows = rows_of(study, folder)
+    rows = rows_of(study, folder, {record["recipe"]: record["error"] for record in result.failed})
     text = markdown(rows)
-    place = RESULTS / study.name.replace("-", "_")
+    place, picture = place_of(study, rows, args.out)
     command = f"python -m benchmarks.embeddings.study studies/{study.name}.yaml OUT"
     record = {"command": command, "environment": environment(1), "task": study.task.describe(), "rows": rows}
     place.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     place.with_suffix(".md").write_text(text)
     if len(rows) > FEW:
-        draw(rows, IMAGES / f"{place.name}.png")
-    print(text)
+        draw(rows, picture)
+    print(f"{text}\n{len(rows)} of {len(study.recipes)} recipes: {place}.json")
 
 
 if __name__ == "__main__":

@@ -69,3 +69,85 @@ def test_compress_takes_a_compiled_model_s_state_and_writes_a_delta(capsys, tmp_
     ).stat().st_size
     assert execute(capsys, "verify", tmp_path / "whole")[0] == 0
     assert execute(capsys, "verify", tmp_path / "delta")[0] == 2
+
+
+OWN = """
+import torch
+from torch import nn
+from lessen.metrics import AUC
+from lessen.task import Task
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(1500, 4)
+        self.out = nn.Linear(4, 1)
+    def forward(self, ids):
+        return self.out(self.table(ids)).squeeze(-1)
+
+class Mine(Task):
+    name = "mine"
+    metrics = {"auc": AUC}
+    def build(self):
+        return Net()
+    def batches(self, split, seed=0):
+        ids = torch.arange(64) * 13 % 1500
+        yield ids, (ids % 2).float()
+    def reference(self, seed=0, log=None):
+        open("trained", "w").close()
+        torch.manual_seed(seed)
+        return Net().eval()
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_of_verify.py").write_text(OWN)
+    return tmp_path
+
+
+def test_an_own_model_is_verified_by_its_task_as_compress_advises(capsys, own):
+    step = ("--step", "emb-rowwise-quant:bits=4")
+    status, text, talk = execute(capsys, "compress", "reference", "-t", "own_of_verify.py:Mine", *step, "--out", "a")
+    assert (status, "lessen verify a --task own_of_verify.py:Mine" in text) == (0, True), talk
+    status, text, talk = execute(capsys, "verify", "a", "--task", "own_of_verify.py:Mine")
+    assert (status, "outputs equal bit for bit" in text) == (0, True), talk
+    status, _, talk = execute(capsys, "verify", "a", "-t", "own_of_verify.py:Mine", "-m", "own_of_verify.py:Net")
+    assert (status, "not both" in talk) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        ("emb-rowwise-quant:share=0.001", "the nearest it can reach"),
+        ("emb-rowwise-quant:min_rows=2000", "found nothing to act on"),
+        ("emb-hash:share=0.0000001", "the nearest it can reach"),
+    ],
+)
+def test_a_budget_out_of_reach_is_refused_before_the_reference_is_trained(capsys, own, step, said):
+    status, _, talk = execute(capsys, "compress", "reference", "-t", "own_of_verify.py:Mine", "-s", step, "-o", "a")
+    assert (status, said in talk, (own / "trained").exists()) == (2, True, False), talk
+
+
+@pytest.mark.parametrize("place", ["/proc/none/x", "folder"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("export", "reference", "-t", "own_of_verify.py:Mine", "--out"),
+        ("export", "reference", "-t", "own_of_verify.py:Mine", "--out", "fine.onnx", "--timings"),
+        ("compress", "reference", "-t", "own_of_verify.py:Mine", "-s", "emb-half", "--out"),
+        ("data", "infer", "rows.csv", "--out"),
+        ("rank", "rows.csv", "--out"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(capsys, own, monkeypatch, command, place):
+    (own / "folder").mkdir()
+    (own / "folder" / "kept").write_text("kept")
+    (own / "rows.csv").write_text("label,a\n1,2\n0,3\n")
+    monkeypatch.setattr("lessen.data.infer.infer", lambda *_, **__: pytest.fail("worked"))
+    monkeypatch.setattr("lessen.selection.ranking.ranking.rank", lambda *_, **__: pytest.fail("worked"))
+    status, _, talk = execute(capsys, *command, place)
+    assert (status, place.split("/none")[0] in talk, (own / "trained").exists()) == (2, True, False), talk
+    assert {path.name for path in own.iterdir()} <= {"folder", "rows.csv", "own_of_verify.py", "__pycache__"}
+    assert [path.name for path in (own / "folder").iterdir()] == ["kept"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -106,3 +107,22 @@ def new_folder(path: Path) -> Path:
         pass
     path.rmdir()
     return path
+
+
+def new_file(path: Path) -> Path:
+    """Return `path` if a file can be written there; found out before long work, and nothing of it stays.
+
+    Raises:
+        OutputError: it is a folder, or its own folder cannot be written.
+    """
+    from lessen import files
+
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; give the name of a file to write")
+    with suppress(_Tried), files.atomic_stream(path):
+        raise _Tried
+    return path
+
+
+class _Tried(Exception):
+    """A file could be opened; nothing is to be kept of it."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lessen.cli.arguments import Threads
+from lessen.cli.arguments import Threads, new_file
 from lessen.cli.interrupt import interruptible
 from lessen.cli.output import AsJson, emit, line, size, table
 
@@ -61,6 +61,8 @@ def export(
 
     if to not in TARGETS:
         raise ConfigError(f"--to {to!r} is not a format lessen writes; the formats are {', '.join(TARGETS)}")
+    for place in filter(None, (out, timings)):
+        new_file(place)
     if to == "fbgemm":
         _write_fbgemm(open_model(model, task)[0], out, as_json)
         return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lessen.cli.arguments import Seed
+from lessen.cli.arguments import Seed, new_file
 from lessen.cli.interrupt import interruptible
 from lessen.cli.output import AsJson, emit, line, size, table
 
@@ -48,6 +48,8 @@ def infer(
 
     if out is not None and out.exists():
         raise OutputError(f"{out} already exists; it may hold your edits: remove it or choose another --out")
+    if out is not None:
+        new_file(out)
     found = infer_fields(files, label, quote, encoding, Notes())
     if out is not None:
         atomic_write(out, found.text())

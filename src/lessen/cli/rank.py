@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lessen.cli.arguments import new_folder
 from lessen.cli.output import AsJson, emit, line, say, table
-from lessen.errors import ConfigError, OutputError
+from lessen.errors import ConfigError
 
 if TYPE_CHECKING:
     from lessen.selection.ranking import Ranking, RankSettings
@@ -88,8 +89,8 @@ def rank(
         for name in drop.split(",")
         if name
     ]
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out} already exists and is not empty; remove it or choose another --out")
+    if out is not None:
+        new_folder(out)
     with interruptible(), Reporting() as log:
         result = compute(data, settings, log)
         if out is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lessen.cli.arguments import parse_call
+from lessen.cli.arguments import new_file, parse_call
 from lessen.cli.output import AsJson, emit, line
 
 if TYPE_CHECKING:
@@ -35,11 +35,11 @@ def show(
     from lessen.files import atomic_write
     from lessen.tokens.picture import draw, trace
 
+    target = new_file(out or image.with_suffix(".tokens.png"))
     pixels = read_picture(image)
     patch, labels = _reduced(step, pixels)
     groups = trace(patch, labels["inputs"])
     counts = patch.reducer.counts(patch.model.position.shape[1], patch.tower.protected)
-    target = out or image.with_suffix(".tokens.png")
     atomic_write(target, draw(pixels, groups, patch.model.grid, patch.tower.protected))
     if as_json:
         names = {key: labels[key] for key in ("before", "after")}

@@ -99,16 +99,23 @@ class StudyFolder:
         """
         with files.writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-        with self._locked():
-            self._check(resolved, resume)
+        with self._locked() as new:
+            try:
+                self._check(resolved, resume)
+            except OutputError:
+                if new:
+                    (self.root / LOCK).unlink(missing_ok=True)
+                raise
             for folder in (self.root, *(path for path in self.root.iterdir() if path.is_dir())):
                 files.remove_stale(folder)
             files.atomic_write(self.root / STUDY, files.dump_yaml(dict(resolved)))
             yield
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[bool]:
+        """Hold the lock file; yields whether it was made now."""
         with files.writing(self.root):
+            new = not (self.root / LOCK).exists()
             handle = (self.root / LOCK).open("a+")
         with handle:  # the kernel releases the lock with the process, however it ends
             try:
@@ -117,7 +124,7 @@ class StudyFolder:
                 raise OutputError(
                     f"another lessen run is working in {self.root}; wait for it or choose another --out"
                 ) from error
-            yield
+            yield new
 
     def _check(self, resolved: Mapping[str, Any], resume: bool) -> None:
         present = {path.name for path in self.root.iterdir()} - {LOCK}

@@ -43,6 +43,7 @@ from lessen.method import Method
 from lessen.metrics import describe_metrics, standards
 from lessen.recipe import Recipe, StepRecord
 from lessen.task import Task, main_tensor
+from lessen.train.device import device_of, to_device
 
 Steps = Recipe | Method | str | Mapping[str, Any] | Sequence[Method | str | Mapping[str, Any]]
 
@@ -108,10 +109,11 @@ class Trade:
 
     def _check_kept(self, path: Path | str) -> None:
         """Compare what lies on disk with the model that was measured, called as the task calls it."""
-        kept, batch = artifact.load(path, model=self.base), self.task.example_batch()
         work = self.task.workloads(1).get("forward")
         if work is None:
             return
+        device = device_of(self.model)
+        kept, batch = artifact.load(path, model=self.base).to(device), to_device(work.items[0], device)
         with torch.no_grad():
             found, measured = (main_tensor(work.call(one, batch), one) for one in (kept, self.model))
         probes.compared(found, measured, f"{path}, read back", torch.__version__)

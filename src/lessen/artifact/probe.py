@@ -28,9 +28,9 @@ def record(model: nn.Module, inputs: Any) -> dict[str, Tensor]:
         ArtifactError: an input is neither a tensor nor a plain value.
         TaskError: the model returns no tensor that can be named, see `main_tensor`.
     """
-    found = {f"input.{key}": value.contiguous() for key, value in _flatten(inputs).items()}
+    found = {f"input.{key}": value.cpu().contiguous() for key, value in _flatten(inputs).items()}
     with torch.no_grad():
-        return {**found, "output": call_model(model, inputs).contiguous()}
+        return {**found, "output": call_model(model, inputs).cpu().contiguous()}
 
 
 def run(model: nn.Module, tensors: Mapping[str, Tensor], where: str, written_with: str) -> float:

@@ -38,6 +38,7 @@ from lessen.tasks.vision.train_cifar10 import Settings, learn
 from lessen.tasks.vision.vit import PlainViT, ViTOptions
 from lessen.tokens import Merge
 from lessen.tokens.compensate import Compensator
+from lessen.tokens.schedules import constant, possible
 from lessen.tokens.stored import TokenReduction, detach
 
 RESULTS = Path(__file__).parents[1] / "results" / "tokens_mismatch.json"
@@ -52,7 +53,8 @@ SCALES = (0.0, 0.5, 1.0, 1.5)
 def merging(model: PlainViT, rate: int) -> PlainViT:
     """Let every block merge `rate` pairs, or as many as there are, as the published code does."""
     if rate:
-        TokenReduction(Merge(removed=(rate,) * len(model.blocks))).attach(model)
+        removed = possible(1 + model.grid[0] * model.grid[1], constant(rate, len(model.blocks)), 1)
+        TokenReduction(Merge(removed=removed)).attach(model)
     return model
 
 

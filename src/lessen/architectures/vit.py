@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -72,8 +72,11 @@ BLOCK_ARGUMENTS = {"self", "x", "hidden_states", "attention_mask", "head_mask", 
 SCALES = ("layer_scale1", "layer_scale2")
 LEADING = ("cls_token", "distillation_token", "register_tokens")
 """Parameters of embeddings that stand before the patches, [1, tokens, width]."""
-POSITIONAL = ("rope", "rel_pos", "relative_position_bias_table", "relative_position_bias", "window_size", "rotary_emb")
-"""Attributes of attention layers whose positions or windows would be lost by moving tokens."""
+POSITIONAL = (
+    "rope", "rel_pos", "relative_position_bias_table", "relative_position_bias", "window_size", "rotary_emb",
+    "shared_rel_pos", "rel_pos_bias", "rotary_pos_emb", "rope_embeddings",
+)  # fmt: skip
+"""Attributes of attention layers, blocks and owners whose positions or windows would be lost by moving tokens."""
 
 
 KNOWN = {family.name for family in (*FAMILIES.values(), TIMM)}
@@ -104,7 +107,8 @@ def family_of(block: nn.Module) -> Family | None:
             return family
     timm_parts = (TIMM.norm1, TIMM.attention, TIMM.norm2, TIMM.mlp)
     if all(hasattr(block, part) for part in timm_parts) and hasattr(getattr(block, TIMM.attention), TIMM.fused):
-        return TIMM
+        optional = {part: getattr(TIMM, part) for part in ("scale1", "scale2", "drop1", "drop2")}
+        return replace(TIMM, **{part: name if hasattr(block, name) else "" for part, name in optional.items()})
     return _by_structure(block)
 
 
@@ -191,9 +195,10 @@ def _tower(model: nn.Module, family: Family, owner: nn.Module, path: str, blocks
     before = {name: p.shape[1] for name, p in _leading(model).items()} if family.name not in KNOWN else {}
     leading = int(getattr(owner, "num_prefix_tokens", sum(before.values()) or family.class_tokens + registers))
     has_class = (family.has_class or "cls_token" in before) and leading > 0
+    if leading and hasattr(owner, "num_prefix_tokens"):  # timm has towers whose only leading tokens are registers
+        has_class = bool(getattr(owner, "has_class_token", getattr(owner, "cls_token", None) is not None))
     pools = not has_class or _pools_patches(model)
-    if leading != family.class_tokens or has_class != family.has_class:
-        family = Family(**{**vars(family), "class_tokens": leading, "has_class": has_class})
+    family = replace(family, class_tokens=leading, has_class=has_class)
     return Tower(
         family, owner, path, blocks, leading, pools, int(projection.in_features),
         int(linears[0].out_features) if linears else 0,
@@ -221,14 +226,19 @@ def _pools_patches(model: nn.Module) -> bool:
 
 
 def _refuse_positional(tower: Tower) -> None:
-    for block in tower.blocks:
-        attention = getattr(block, tower.family.attention)
+    for block in (*tower.blocks, tower.owner):
+        attention = getattr(block, tower.family.attention, None)
         for name in POSITIONAL:
-            if getattr(attention, name, None) is not None or getattr(block, name, None):
+            if getattr(attention, name, None) is not None or _uses(block, name):
                 raise InputError(
                     f"{tower.path}: {type(block).__name__} uses {name}, and positions are lost when tokens move; "
                     "windowed, rotary and relative-position attention cannot be reduced"
                 )
+
+
+def _uses(module: nn.Module, name: str) -> bool:
+    value = getattr(module, name, None)
+    return isinstance(value, (Tensor, nn.Module)) or bool(value)
 
 
 class TowerBlock:
@@ -317,6 +327,11 @@ class TowerBlock:
         if self.family.fused:
             return self._normed(self._split()[1], "k_norm")
         return self._by_head(self.key.value)
+
+    def seen(self) -> bool:
+        """Tell whether the last attention called its projections as modules, so that they could be watched."""
+        watched = (self.key,) if self.family.fused else (self.query, self.key)
+        return all(catch.value.numel() for catch in watched)
 
     def forget(self) -> None:
         """Let go of the projections: held until the next forward they would keep memory from being used again."""

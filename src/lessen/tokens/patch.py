@@ -21,23 +21,13 @@ from torch import Tensor, nn
 
 from lessen.architectures.vit import Tower, TowerBlock, find_tower
 from lessen.errors import InputError
-from lessen.tokens.reducers import Nothing, Reducer, Signals, check_fits, sizes_matter
+from lessen.tokens.arguments import require_only_tokens
+from lessen.tokens.blocks import check_block, equal, reduce_block
+from lessen.tokens.calls import Calls
+from lessen.tokens.reducers import Nothing, Reducer, check_fits
 from lessen.tokens.state import TokenState, require_nothing_dropped
 
 MARK = "_lessen_token_patch"
-
-
-def reduce_block(
-    parts: TowerBlock, x: Tensor, layer: int, reducer: Reducer, state: TokenState
-) -> tuple[Tensor, TokenState]:
-    """Run one block on tokens [B,N,C] with the reduction between its two residuals."""
-    bias = state.bias() if reducer.proportional else None
-    x = x + parts.residual(1, parts.attend(parts.norm1(x), bias))
-    plan = reducer.plan(Signals(parts, x, bias, layer), state)
-    parts.forget()
-    if plan is not None:
-        x, state = state.apply(plan, x, sizes=sizes_matter(reducer))
-    return x + parts.residual(2, parts.mlp(parts.norm2(x))), state
 
 
 @dataclass
@@ -48,20 +38,34 @@ class Patch:
     tower: Tower
     reducer: Reducer
     restore: bool
-    """Whether the last block gives back one token for each input token."""
+    """Whether every block gives one token for each input token, and takes the copies together again."""
     start: TokenState
-    state: TokenState = field(init=False)
+    calls: Calls = field(default_factory=Calls, repr=False)
+    strict: bool = True
+    """Whether a picture with too few tokens for the schedule is refused; if not, blocks reduce as far as they can."""
+    _fitting: set[int] = field(default_factory=set, repr=False)
 
-    def __post_init__(self) -> None:
-        self.state = self.start
+    @property
+    def state(self) -> TokenState:
+        """Sizes, groups and counts at the end of this thread's last call."""
+        return self.calls.finished() or self.start
+
+    def begin(self, tokens: int) -> TokenState:
+        """Return the state of a new call on `tokens` tokens. Raises InputError when the schedule does not fit them."""
+        if self.strict and not torch.compiler.is_compiling() and tokens not in self._fitting:
+            self.reducer.counts(tokens, self.tower.protected)
+            self._fitting.add(tokens)
+        return self.start
 
     def remove(self) -> None:
-        """Undo the patch: the model is what it was before."""
+        """Undo the patch: the model is what it was before. A patch that is no longer in place undoes nothing."""
         for block in self.tower.blocks:
-            forward = block.__dict__.pop("forward", None)
-            if isinstance(forward, BlockForward):
+            forward = block.__dict__.get("forward")
+            if isinstance(forward, BlockForward) and forward.patch is self:
+                del block.__dict__["forward"]
                 forward.parts.detach()
-        self.model.__dict__.pop(MARK, None)
+        if self.model.__dict__.get(MARK) is self:
+            del self.model.__dict__[MARK]
 
 
 class BlockForward:
@@ -70,19 +74,21 @@ class BlockForward:
     def __init__(self, patch: Patch, parts: TowerBlock, layer: int) -> None:
         self.patch, self.parts, self.layer = patch, parts, layer
 
-    def __call__(self, x: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Tensor:
-        """Run the block. Raises InputError for padded batches."""
-        if attention_mask is not None:
-            raise InputError(
-                "the batch is padded (an attention mask was given); images of different sizes cannot be reduced "
-                "together, batch images of one size"
-            )
+    def __call__(self, x: Tensor, *others: Any, **keywords: Any) -> Tensor:
+        """Run the block. Raises InputError for masks, positions and whatever else reduced tokens cannot follow."""
+        require_only_tokens(self.parts.block, others, keywords)
         patch = self.patch
-        # the first block starts a new forward: no hook is needed, and calls that failed halfway leave nothing behind
-        before = patch.start if self.layer == 0 else patch.state
-        x, patch.state = reduce_block(self.parts, x, self.layer, patch.reducer, before)
+        # the first block starts a new call: no hook is needed, and calls that failed halfway leave nothing behind
+        state = patch.begin(x.shape[1]) if self.layer == 0 else patch.calls.recall(x, self.layer)
         last = self.layer == len(patch.tower.blocks) - 1
-        return patch.state.unmerge(x) if last and patch.restore else x
+        if patch.restore:
+            x = state.merge_again(x)
+        x, state = reduce_block(self.parts, x, self.layer, patch.reducer, state)
+        if patch.restore:
+            state = state.settled()
+            x = state.unmerge(x)
+        patch.calls.remember(x, self.layer, state, last=last)
+        return x
 
 
 def reduce_tokens(
@@ -92,28 +98,47 @@ def reduce_tokens(
     """Put `reducer` into the only tower of `model`, in place.
 
     Args:
-        restore: give the consumer of the tower one token for each input token (unmerge). By default this is done
-            exactly where something reads all patches: mean pooling, attention pooling (SigLIP), DINOv2's classifier.
-        tokens: input tokens of the tower, to check the schedule before the first run.
-        example: inputs of the model (a tensor, or keyword arguments); when given, the patch with nothing reduced is
-            run first and must equal the unpatched model bit for bit.
+        restore: give whoever reads the tower, after any block, one token for each input token (unmerge). By default
+            this is done where something reads all patches: feature maps, mean pooling, attention pooling (SigLIP).
+        tokens: input tokens of the tower, to check the schedule before the first run; without, the first run does.
+        example: inputs of the model (a tensor, or keyword arguments). Each block is tried on random tokens in any
+            case; with an example the whole model is run too, and must equal the unpatched model bit for bit.
 
     Raises:
         NothingMatchedError: no tower of a known family.
         InputError: already patched, a schedule that does not fit, a score that needs a class token, positions that
             would be lost, dropped tokens that cannot be restored, or a block that does not run as its family says.
     """
-    if getattr(model, MARK, None) is not None or any("forward" in m.__dict__ for m in model.modules()):
-        raise InputError("the model is already patched; call remove() on its patch first")
+    _refuse_patched(model)
     tower = find_tower(model)
+    _refuse_foreign(tower)
     check_fits(reducer, len(tower.blocks), tower.protected, tower.family.has_class, tokens, f"the tower {tower.path!r}")
     if restore is None:
         restore = tower.pools_patches and not reducer.drops
     elif restore:
         require_nothing_dropped(reducer.drops, reducer.kind)
+    for layer, block in enumerate(tower.blocks):
+        parts = TowerBlock(block, tower.family)
+        check_block(parts, tower.width, tower.protected, reducer.proportional, f"{tower.path}.{layer}")
     if example is not None:
         _check_identity(model, tower, example)
     return _install(model, tower, reducer, restore)
+
+
+def _refuse_patched(model: nn.Module) -> None:
+    if model.__dict__.get(MARK) is not None or any(
+        isinstance(module.__dict__.get("forward"), BlockForward) for module in model.modules()
+    ):
+        raise InputError("the model is already patched; call remove() on its patch first")
+
+
+def _refuse_foreign(tower: Tower) -> None:
+    for layer, block in enumerate(tower.blocks):
+        if "forward" in block.__dict__:
+            raise InputError(
+                f"{tower.path}.{layer}: something else has replaced the forward of this {type(block).__name__} "
+                "(accelerate's hooks do, for offloading); remove it before tokens are reduced"
+            )
 
 
 def _install(model: nn.Module, tower: Tower, reducer: Reducer, restore: bool) -> Patch:
@@ -138,7 +163,7 @@ def _check_identity(model: nn.Module, tower: Tower, example: Any) -> None:
         finally:
             patch.remove()
             model.train(training)
-    if not torch.equal(before, after):
+    if not equal(before, after):
         worst = float((before - after).abs().max())
         raise InputError(
             f"the blocks of {tower.path!r} do more than their family {tower.family.name!r} says: with nothing reduced "

@@ -22,7 +22,8 @@ def trace(patch: Patch, *arguments: Any, **keywords: Any) -> list[Tensor | None]
     groups: list[Tensor | None] = []
 
     def note(*_: Any) -> None:
-        groups.append(patch.state.group)
+        state = patch.calls.newest()
+        groups.append(None if state is None else state.group)
 
     handles = [block.register_forward_hook(note) for block in patch.tower.blocks]
     try:

@@ -39,7 +39,7 @@ def match_alternating(metric: Tensor, removed: int, protected: int) -> tuple[Ten
 
 def merge_similar(metric: Tensor, removed: int, protected: int) -> Plan:
     """Merge the `removed` most similar pairs of even and odd tokens; `metric` is [B,N,d]."""
-    return merge_pairs(metric.shape[1], *match_alternating(metric, removed, protected))
+    return merge_pairs(metric.shape[1], *match_alternating(metric, removed, protected), protected)
 
 
 def match_random(batch: int, tokens: int, removed: int, protected: int, draw: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,17 +53,21 @@ def match_random(batch: int, tokens: int, removed: int, protected: int, draw: Te
     return source, target.long().clamp(max=odd - 1).expand(batch, -1)
 
 
-def merge_pairs(tokens: int, source: Tensor, target: Tensor) -> Plan:
-    """Merge each even `source` into its odd `target`; order: surviving even tokens, then all odd ones.
+def merge_pairs(tokens: int, source: Tensor, target: Tensor, protected: int = 1) -> Plan:
+    """Merge each even `source` into its odd `target`; order: protected ones, surviving even tokens, then all odd ones.
 
     Interleaving is deliberate: the next block splits even/odd again, so that new pairs are compared.
     """
     batch, removed = source.shape
     even = (tokens + 1) // 2
+    leading_odd = protected // 2
     survives = torch.ones(batch, even, dtype=torch.long, device=source.device).scatter(1, source, 0)
     row = torch.empty(batch, tokens, dtype=torch.long, device=source.device)
-    row[:, ::2] = (survives.cumsum(1) - 1).scatter(1, source, target + (even - removed))
+    # odd leading tokens stand before the even ones that follow them: all even places move on by as many
+    row[:, ::2] = (survives.cumsum(1) - 1 + leading_odd).scatter(1, source, target + (even - removed))
     row[:, 1::2] = torch.arange(even - removed, tokens - removed, device=source.device)
+    if leading_odd:
+        row[:, :protected] = torch.arange(protected, device=source.device)
     return Plan(row, tokens - removed)
 
 
@@ -80,8 +84,8 @@ def keep_best(scores: Tensor, kept: int, protected: int, fuse: bool = False) -> 
     chosen = protected + body.topk(kept - protected, dim=-1).indices.sort(-1).values
     source = torch.cat([_leading(scores, protected), chosen], 1)
     rest = kept if fuse else -1
-    places = torch.arange(kept, device=scores.device).expand(len(scores), -1)
-    row = torch.full((len(scores), tokens), rest, dtype=torch.long, device=scores.device).scatter(1, source, places)
+    places = torch.arange(kept, device=scores.device).expand(scores.shape[0], -1)
+    row = torch.full((scores.shape[0], tokens), rest, dtype=torch.long, device=scores.device).scatter(1, source, places)
     if not fuse:
         return Plan(row, kept, source=source, drops=True)
     weight = torch.where(row == kept, scores.float(), 1.0)
@@ -89,7 +93,7 @@ def keep_best(scores: Tensor, kept: int, protected: int, fuse: bool = False) -> 
 
 
 def _leading(like: Tensor, count: int) -> Tensor:
-    return torch.arange(count, device=like.device).expand(len(like), -1)
+    return torch.arange(count, device=like.device).expand(like.shape[0], -1)
 
 
 def rank_and_merge(scores: Tensor, hidden: Tensor, pruned: int, merged: int, protected: int) -> Plan:
@@ -103,10 +107,11 @@ def rank_and_merge(scores: Tensor, hidden: Tensor, pruned: int, merged: int, pro
         scores: [B,N]; hidden: [B,N,C], the features that are compared; counts include the protected tokens.
     """
     tokens = scores.shape[1]
-    lifted = scores.masked_fill(torch.arange(tokens, device=scores.device) < protected, torch.inf)
-    order = lifted.topk(pruned, dim=-1).indices
+    # the leading tokens are set before the others and not lifted above them: equal scores would come in any order
+    ranked = protected + scores[:, protected:].topk(pruned - protected, dim=-1).indices
+    order = torch.cat([_leading(scores, protected), ranked], 1)
     head, tail = order[:, :merged], order[:, merged:pruned]
-    places = torch.arange(merged, device=scores.device).expand(len(scores), -1)
+    places = torch.arange(merged, device=scores.device).expand(scores.shape[0], -1)
     row = torch.full(scores.shape, -1, dtype=torch.long, device=scores.device).scatter(1, head, places)
     if pruned == merged:
         return Plan(row, merged, source=head, drops=pruned < tokens)

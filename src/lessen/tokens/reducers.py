@@ -34,7 +34,7 @@ class Signals:
     def score(self, scorer: scores.Scorer, seed: int) -> Tensor:
         """Return scores [B,N]."""
         if scorer == "random":
-            noise = scores.random_scores(len(self.hidden), self.hidden.shape[1], seed, self.layer)
+            noise = scores.random_scores(self.hidden.shape[0], self.hidden.shape[1], seed, self.layer)
             return noise.to(self.hidden.device)
         if scorer == "class_similarity":
             return scores.class_similarity(self.hidden)
@@ -138,7 +138,7 @@ class Merge(Reducer):
         else:
             metric = signals.parts.keys().sum(2) if self.metric == "keys" else signals.hidden
             return plans.merge_similar(metric, removed, state.protected)
-        return plans.merge_pairs(tokens, source, target)
+        return plans.merge_pairs(tokens, source, target, state.protected)
 
 
 @dataclass(frozen=True)
@@ -231,6 +231,8 @@ class RankMerge(Reducer):
                     f"block {block} cannot merge {pruned - tokens} pairs of {pruned} tokens ({protected} protected); "
                     f"prune more, or merge at most {(pruned - protected) // 2}"
                 )
+            if self.matching == "tail" and tokens == protected < pruned:
+                raise InputError(f"block {block} has nobody left to merge with; prune to {protected}, or merge fewer")
             left.append(tokens)
         return left
 
@@ -286,7 +288,7 @@ class Pool(Reducer):
                 f"{signals.hidden.shape[1] - state.protected} patches are no {self.grid[0]}x{self.grid[1]} grid; "
                 "give pictures of the size the reduction was made for"
             )
-        return plans.pool_grid(self.grid, self.target, state.protected, len(signals.hidden))
+        return plans.pool_grid(self.grid, self.target, state.protected, signals.hidden.shape[0])
 
 
 @dataclass(frozen=True)

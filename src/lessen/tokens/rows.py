@@ -76,9 +76,9 @@ class Plan:
     def _total(self, values: Tensor) -> Tensor:
         """Return the sum of `values` [B,N] over each output, [B,kept]."""
         if not self.drops:
-            return values.new_zeros(len(values), self.kept).scatter_add(1, self.row, values)
+            return values.new_zeros(values.shape[0], self.kept).scatter_add(1, self.row, values)
         inside = torch.where(self.row < 0, self.kept, self.row)
-        return values.new_zeros(len(values), self.kept + 1).scatter_add(1, inside, values)[:, : self.kept]
+        return values.new_zeros(values.shape[0], self.kept + 1).scatter_add(1, inside, values)[:, : self.kept]
 
     def aligned(self, values: Tensor, how: How = "first") -> Tensor:
         """Reduce any tensor [B,N,...] that is aligned with the tokens: positions, rotary tables, masks, labels.
@@ -93,7 +93,7 @@ class Plan:
             result = self._scatter(flat, "amax")
         else:
             result = take(flat, self.first_members())
-        return result.reshape(len(values), self.kept, *values.shape[2:])
+        return result.reshape(values.shape[0], self.kept, *values.shape[2:])
 
     def first_members(self) -> Tensor:
         """Return the index of the first member of each output, int64 [B,kept]."""
@@ -105,7 +105,7 @@ class Plan:
 
     def _scatter(self, values: Tensor, reduce: str) -> Tensor:
         row = torch.where(self.row < 0, self.kept, self.row)[..., None].expand_as(values)
-        empty = values.new_zeros(len(values), self.kept + 1, values.shape[-1])
+        empty = values.new_zeros(values.shape[0], self.kept + 1, values.shape[-1])
         return empty.scatter_reduce(1, row, values, reduce, include_self=False)[:, : self.kept]
 
 

@@ -23,6 +23,8 @@ class TokenState:
     """float32 [B,N]: how many input tokens each token stands for; None means all 1."""
     rows: tuple[Tensor, ...] = ()
     """Row maps of the reductions so far, int64 [B,N_before] each; composed only when somebody asks for `group`."""
+    count: int | None = None
+    """Tokens there are now; None before the first reduction."""
 
     @property
     def group(self) -> Tensor | None:
@@ -38,10 +40,14 @@ class TokenState:
         """Return log(size) as float32 [B,1,1,N], to be added to the logits of each key, or None while all are 1."""
         return None if self.size is None else self.size.log()[:, None, None, :]
 
+    def detached(self) -> TokenState:
+        """Return the state without a graph: a size may depend on weights."""
+        return self if self.size is None else replace(self, size=self.size.detach())
+
     def apply(self, plan: Plan, x: Tensor, *, sizes: bool = True) -> tuple[Tensor, TokenState]:
         """Return the reduced features and the state that belongs to them. `sizes=False` leaves sizes unset."""
         reduced, size = plan.reduce(x, self.size)
-        return reduced, replace(self, size=size if sizes else None, rows=(*self.rows, plan.row))
+        return reduced, replace(self, size=size if sizes else None, rows=(*self.rows, plan.row), count=plan.kept)
 
     def unmerge(self, y: Tensor) -> Tensor:
         """Give every input token the feature of the token it ended in: [B,N,C] to [B,N0,C].
@@ -51,6 +57,16 @@ class TokenState:
         """
         group = self.group
         return y if group is None else take(y, group)
+
+    def settled(self) -> TokenState:
+        """Return the state with its row maps composed into one, so that restoring block after block stays linear."""
+        group = self.group
+        return self if group is None else replace(self, rows=(group,))
+
+    def merge_again(self, y: Tensor) -> Tensor:
+        """Take back `unmerge`: [B,N0,C] to [B,N,C]; every member of a group holds the group's feature."""
+        group = self.group
+        return y if group is None or self.count is None else take(y, Plan(group, self.count).first_members())
 
 
 def follow(group: Tensor, row: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ from lessen.method import Card, Context
 from lessen.methods.tokens._shared.common import BLOCKS, CLAIMS, Scene, TokenMethod, record
 from lessen.task import Task
 from lessen.tokens.compensate import Compensator
+from lessen.tokens.patch import Patch, reduce_tokens
 from lessen.tokens.reducers import Merge, Reducer
-from lessen.tokens.schedules import constant, largest_constant
-from lessen.tokens.stored import TokenReduction, detach
+from lessen.tokens.schedules import constant, largest_constant, possible
+from lessen.tokens.stored import TokenReduction
 from lessen.train.device import device_of
 from lessen.train.fit import fit
 from lessen.train.hooks import Hook
@@ -83,14 +84,17 @@ class ToCom(TokenMethod):
         def loss(plug_in: nn.Module, batch: object) -> Tensor:
             assert isinstance(plug_in, Compensator)
             source, target = self._pair(largest, generator)
-            return self._loss(teacher, student, plug_in, scene, batch, source, target)
+            return self._loss(*patches, plug_in, scene, batch, source, target)
 
+        nothing = Merge(removed=constant(0, depth))
+        patches = reduce_tokens(teacher, nothing), reduce_tokens(student, nothing)
         wanted = [(p, p.requires_grad) for p in student.parameters()]
         student.requires_grad_(False)
         try:
             if self.steps:
                 self._train(plug_in, loss, scene)
         finally:
+            patches[1].remove()
             for parameter, before in wanted:
                 parameter.requires_grad_(before)
         return plug_in.eval()
@@ -120,14 +124,13 @@ class ToCom(TokenMethod):
         return source, target if target != source else (target + 1) % (largest + 1)
 
     def _loss(
-        self, teacher: nn.Module, student: nn.Module, plug_in: Compensator, scene: Scene, batch: object,
-        source: int, target: int,
+        self, teacher: Patch, student: Patch, plug_in: Compensator, scene: Scene, batch: object, source: int,
+        target: int,
     ) -> torch.Tensor:  # fmt: skip
-        depth = scene.shape.depth
         with torch.no_grad():
-            wanted = _merged(teacher, source, depth, scene.task, batch)
+            wanted = _merged(teacher, source, scene, batch)
         with torch.enable_grad(), plug_in.active(source, target, self.scale):
-            given = _merged(student, target, depth, scene.task, batch)
+            given = _merged(student, target, scene, batch)
         return F.kl_div(given.log_softmax(-1), wanted.log_softmax(-1), reduction="batchmean", log_target=True)
 
 
@@ -140,12 +143,8 @@ class _Fresh(Hook):
         model.reset_parameters()
 
 
-def _merged(model: nn.Module, rate: int, depth: int, task: Task, batch: object) -> torch.Tensor:
-    """Return the logits of `model` when every block merges `rate` pairs."""
-    if rate == 0:
-        return task.forward(model, batch)
-    TokenReduction(Merge(removed=constant(rate, depth))).attach(model)
-    try:
-        return task.forward(model, batch)
-    finally:
-        detach(model)
+def _merged(patch: Patch, rate: int, scene: Scene, batch: object) -> torch.Tensor:
+    """Return the logits of a patched model when every block merges `rate` pairs, or as many as it has."""
+    removed = possible(scene.shape.tokens, constant(rate, scene.shape.depth), scene.tower.protected)
+    patch.reducer = Merge(removed=removed)
+    return scene.task.forward(patch.model, batch)

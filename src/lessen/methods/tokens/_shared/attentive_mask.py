@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lessen.architectures.vit import find_tower
 from lessen.errors import InputError
 from lessen.tokens.attentive import AttentionMap, MovingAverage, attentive_plan
-from lessen.tokens.stored import detach
+from lessen.tokens.stored import detach, patch_of
 from lessen.train.hooks import Hook
 
 
@@ -32,6 +32,9 @@ class AttentiveMasking(Hook):
     def __init__(self, model: nn.Module, share: float = 0.5, cell: int = 2, momentum: float = 0.996) -> None:
         self.share, self.cell, self.kept = share, cell, 0
         self.tower = find_tower(model)
+        self.patch = patch_of(model)
+        if self.patch is not None:  # of the patches that are left, blocks reduce as many as there are
+            self.patch.strict = False
         self.average = MovingAverage(model, momentum)
         detach(self.average.model)  # the map needs all tokens in every block
         self.map = AttentionMap(self.average.model)
@@ -61,5 +64,7 @@ class AttentiveMasking(Hook):
 
     def remove(self) -> None:
         """Take the hooks out of the model."""
+        if self.patch is not None:
+            self.patch.strict = True
         for handle in self.handles:
             handle.remove()

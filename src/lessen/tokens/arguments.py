@@ -32,8 +32,8 @@ def require_only_tokens(block: nn.Module, others: Sequence[Any], keywords: Mappi
         raise InputError(f"{what}: reduced tokens cannot follow that; call the model without, or remove the patch")
     if torch.compiler.is_compiling():
         raise InputError(
-            f"{what} while the model is traced: the host builds a mask then even for a full batch, and whether it hides "
-            "anything cannot be read from a trace; export the model unpatched, or a tower that builds no mask"
+            f"{what} while the model is traced: the host builds a mask then even for a full batch, and whether it "
+            "hides anything cannot be read from a trace; export the model unpatched, or a tower that builds no mask"
         )
     raise InputError(
         f"{what}: the batch is padded, causal or masked, and tokens move when they are reduced; batch images of one "

@@ -1,8 +1,8 @@
 """Which state belongs to which tokens. State is the call's and not the model's: threads and recomputation do not mix.
 
-    block k gives tokens  --remember-->  storage of the tokens -> (k, state)
-    block k+1 gets tokens --recall--->   by their storage, wherever and whenever it runs (checkpointed blocks run again
-                                         in the backward pass); moved tokens: what block k of this thread gave last
+block k gives tokens  --remember-->  storage of the tokens -> (k, state)
+block k+1 gets tokens --recall--->   by their storage, wherever and whenever it runs (checkpointed blocks run again
+                                     in the backward pass); moved tokens: what block k of this thread gave last
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from lessen.methods.tokens._shared.common import look
 from lessen.methods.tokens.tocom import ToCom
 from lessen.methods.tokens.tome import ToMe
 from lessen.recipe import Recipe
+from lessen.tokens import Merge, reduce_tokens
 from lessen.tokens.compensate import Compensator
 
 
@@ -67,10 +68,12 @@ def test_the_plug_in_is_that_of_a_plain_loop(trained, task):
     optimizer = torch.optim.AdamW(expected.parameters(), lr=1e-2, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 25, eta_min=1e-4)
     passes = (batch for number in range(25) for batch in task.batches("train", seed=3 * 1_000_003 + number))
+    nothing = Merge(removed=(0,) * scene.shape.depth)
+    teacher, patched = reduce_tokens(copy.deepcopy(trained).eval(), nothing), reduce_tokens(student, nothing)
     for batch in itertools.islice(passes, 25):
         source, target = method._pair(found.largest, generator)
         optimizer.zero_grad()
-        method._loss(copy.deepcopy(trained).eval(), student, expected, scene, batch, source, target).backward()
+        method._loss(teacher, patched, expected, scene, batch, source, target).backward()
         optimizer.step()
         schedule.step()
     for name, tensor in expected.state_dict().items():

@@ -84,7 +84,7 @@ def equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _weighed(parts: TowerBlock, x: Tensor, plain: Tensor) -> bool:
-    """Tell whether keys with bias log(8) are nearer to eight equal keys each than to one, if that makes a difference."""
+    """Tell whether keys with bias log(8) are nearer to eight equal keys than to one, if that matters."""
     some = PATCHES // 2
     size = torch.ones(x.shape[1], device=x.device)
     size[-some:] = 8

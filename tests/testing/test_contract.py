@@ -20,6 +20,10 @@ MORE = {
     "linear-int8 tensor": ("linear-int8", {"activations": "tensor", "min_weights": 64}),
     "linear-half fp16": ("linear-half", {"dtype": "fp16", "skip": "first"}),
     "rtn 2 symmetric": ("rtn", {"bits": 2, "group": 32, "symmetric": True, "ranges": "search", "min_weights": 64}),
+    "gptq 3": (
+        "gptq",
+        {"bits": 3, "group": 32, "symmetric": True, "ranges": "search", "act_order": False, "min_weights": 64},
+    ),
     "jpeg 10": ("jpeg", {"quality": 10}),
     "lora 1": ("lora", {"rank": 1, "alpha": 1.0}),
     "data-random-rows 0.2": ("data-random-rows", {"share": 0.2}),

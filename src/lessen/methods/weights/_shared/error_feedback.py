@@ -1,0 +1,98 @@
+"""Rounding one input column after another, each error made good by the columns that are still to come.
+
+    columns   0 1 2 | 3 4 5 | 6 7 8        in the order of the inputs, or of their curvature
+              q e>e   . . .   . . .        an error e of one column moves the rest of its block at once,
+              = = =   >>> one product >>>  and the later blocks when the block is done
+
+Equations: GPTQ (Frantar et al. 2022, arXiv 2210.17323). With U upper triangular and U^T U the inverse of the damped
+curvature, the error of column i is e = (w - q) / U_ii and column j moves by -e U_ij.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lessen.errors import NonFiniteError
+from lessen.stored.linears.group_grid import GroupGrid, decode, nearest
+
+BLOCK = 128
+"""Columns after which the rest of the weight is moved; it changes no result but by rounding of floats."""
+STRONGER = 10.0
+"""Factor of the damping after each failed factorisation."""
+TRIES = 6
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """How errors spread: the order of columns int64 [in], and U float32 [in, in] in that order."""
+
+    order: Tensor
+    upper: Tensor
+
+
+def feedback(curvature: Tensor, damping: float, by_curvature: bool) -> Feedback:
+    """Return how errors spread under a curvature [in, in], symmetric and not negative.
+
+    An input without curvature gets one of its own: its weights are rounded to nearest and move nothing.
+
+    Args:
+        damping: share of the mean diagonal, zeros aside, that is added to it; ten times more, and again, where the sum
+            has no Cholesky factor.
+        by_curvature: columns in falling order of the diagonal, in place of that of the inputs.
+
+    Raises:
+        NonFiniteError: the curvature holds NaN or infinity, or has no factor at 10^5 times the damping.
+    """
+    curvature = curvature.double()
+    diagonal = curvature.diagonal()
+    order = torch.arange(len(diagonal), device=curvature.device)
+    if by_curvature:
+        order = torch.argsort(diagonal, descending=True, stable=True)
+    curvature = curvature[order][:, order]
+    seen = curvature.diagonal() != 0
+    mean = float(curvature.diagonal()[seen].mean()) if bool(seen.any()) else 1.0
+    curvature.diagonal()[~seen] = mean
+    extra = damping * mean
+    for _ in range(TRIES):
+        damped = curvature + extra * torch.eye(len(order), dtype=curvature.dtype, device=curvature.device)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if not int(failed):
+            inverse = torch.cholesky_inverse(factor)
+            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            if not int(failed):
+                return Feedback(order, upper.float())
+        extra *= STRONGER
+    raise NonFiniteError("the curvature of a layer's inputs has no Cholesky factor; calibrate on other data")
+
+
+def round_with_feedback(weight: Tensor, grid: GroupGrid, spread: Feedback, block: int = BLOCK) -> Tensor:
+    """Return codes uint8 [out, in] of a weight [out, in] on a grid that was fixed before."""
+    order = spread.order
+    inputs = len(order)
+    groups = order // grid.group
+    left = weight.detach().float().t()[order].contiguous()  # [in, out]: what each column has become
+    scales = grid.scales.t().float()
+    minimums = None if grid.minimums is None else grid.minimums.t().float()
+    codes = torch.empty(inputs, weight.shape[0], dtype=torch.uint8, device=weight.device)
+    for start in range(0, inputs, block):
+        end = min(start + block, inputs)
+        errors = torch.empty_like(left[start:end])
+        for column in range(start, end):
+            scale = scales[groups[column]]
+            minimum = None if minimums is None else minimums[groups[column]]
+            code = nearest(left[column], scale, minimum, grid.bits)
+            error = (left[column] - decode(code, scale, minimum, grid.bits)) / spread.upper[column, column]
+            left[column + 1 : end] -= torch.outer(spread.upper[column, column + 1 : end], error)
+            codes[order[column]] = code.to(torch.uint8)
+            errors[column - start] = error
+        left[end:] -= spread.upper[start:end, end:].t() @ errors
+    return codes.t().contiguous()
+
+
+def output_error(change: Tensor, curvature: Tensor) -> float:
+    """Return tr(D H D^T), what a change D [out, in] of a weight does to squared outputs under H [in, in]."""
+    change = change.float()
+    return float((change @ curvature.float()).mul_(change).double().sum())

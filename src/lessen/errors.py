@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 
+MAX_THREADS, MAX_SEED = 1024, 2**31
+"""The largest numbers of threads and seeds that are accepted, at every door."""
+
+
 class LessenError(Exception):
     """Base of all named errors; `exit_status` is what the command line returns for it."""
 

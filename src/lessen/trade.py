@@ -23,10 +23,11 @@ from lessen.artifact import probe as probes
 from lessen.artifact.delta import base_of
 from lessen.artifact.layout import BaseReference
 from lessen.costs import CostKind, cost_kinds
-from lessen.errors import ArtifactError
+from lessen.errors import MAX_SEED, ArtifactError, ConfigError, InputError
 from lessen.frontier.margin import check_margin
 from lessen.frontier.verdict import Difference, Judgement, judge, no_better_than_chance, paired_difference
 from lessen.log import SILENT, Log
+from lessen.measure.latency import check_threads
 from lessen.measure.record import (
     Cost,
     Measurement,
@@ -40,6 +41,7 @@ from lessen.measure.record import (
     with_latency,
 )
 from lessen.method import Method
+from lessen.methods.replaced import called
 from lessen.metrics import describe_metrics, standards
 from lessen.recipe import Recipe, StepRecord
 from lessen.task import Task, main_tensor
@@ -178,13 +180,18 @@ def compress(
         threads: torch threads while timing.
 
     Raises:
-        ConfigError: an unknown method or knob, or a margin that is not positive.
+        ConfigError: an unknown method or knob, a margin that is not positive, or a seed or threads out of range.
+        InputError: no model, no task, or a task that cannot call the model on its first test batch.
         ArtifactError: inputs of the model that no artifact can record.
         NothingMatchedError, NonFiniteError, TaskError: see `Recipe.apply` and `measure_quality`.
     """
     recipe, margin = as_recipe(steps), check_margin(margin)
+    check_given(model, task, seed, threads)
     task.check_metrics()
-    probes.inputs_for(task, private_copy(model))
+    copied = private_copy(model)
+    called(copied, task)
+    probes.inputs_for(task, copied)
+    del copied
     small, ledger = recipe.apply(model, task, seed=seed, log=log)
     return compare(model, small, task, margin=margin, recipe=recipe, ledger=ledger, seed=seed, threads=threads)
 
@@ -202,7 +209,12 @@ def compare(
 ) -> Trade:
     """Measure two models on one task, timed in alternation and judged on the same examples; neither is changed."""
     margin = check_margin(margin)
+    for one in (reference, compact):
+        check_given(one, task, seed, threads)
     base, small = private_copy(reference), private_copy(compact)
+    if recipe is None:
+        for one in (base, small):
+            called(one, task)
     before, after = measure_quality(task, base), measure_quality(task, small)
     differences, judgement = _judged(task, before, after, margin)
     latency = measure_latency(task, base, small, threads=threads)
@@ -233,6 +245,21 @@ def as_recipe(steps: Steps) -> Recipe:
         item if isinstance(item, Method) else Recipe.parse({"steps": [item]}, own=True).steps[0] for item in items
     ]
     return Recipe(parsed)
+
+
+def check_given(model: Any, task: Any, seed: Any, threads: Any) -> None:
+    """Refuse what is no model or no task, and numbers that torch does not take.
+
+    Raises:
+        InputError: which argument, what it is, what it may be.
+    """
+    for name, value, kind in (("model", model, nn.Module), ("task", task, Task)):
+        if not isinstance(value, kind):
+            found = f"the class {value.__name__}; make one: {value.__name__}()" if isinstance(value, type) else value
+            raise InputError(f"the {name} must be a {kind.__module__}.{kind.__name__}, and is {found!s:.100}")
+    check_threads(threads)
+    if type(seed) is not int or abs(seed) > MAX_SEED:
+        raise ConfigError(f"seed = {seed!s:.40} is not accepted: give a whole number up to {MAX_SEED}")
 
 
 def _judged(task: Task, before: Quality, after: Quality, margin: float) -> tuple[dict[str, Difference], Judgement]:

@@ -9,11 +9,12 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lessen.errors import ConfigError, LessenError, nearest
+from lessen.errors import ConfigError, InputError, LessenError, nearest
 
 PLACE = re.compile(r"(?P<module>[^:=,]+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)")
 
@@ -33,6 +34,26 @@ def named(text: str) -> Any:
         names = [name for name in vars(module) if not name.startswith("_")]
         raise ConfigError(f"{found['module']} has no {found['name']!r}; {nearest(found['name'], names)}")
     return getattr(module, found["name"])
+
+
+@contextmanager
+def boundary(what: str) -> Iterator[None]:
+    """Turn whatever the user's own code raises in the block into one line that starts with `what`.
+
+    Used where it is called for the first time, before any module of ours stands in its model.
+
+    Raises:
+        InputError: the class and the words of the exception. Errors of ours and a lack of memory pass.
+    """
+    try:
+        yield
+    except (LessenError, MemoryError):
+        raise
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, of a device
+            raise
+        words = " ".join(str(error).split())[:300]
+        raise InputError(f"{what}: {type(error).__name__}: {words}") from error
 
 
 def call(text: str, value: Any, **options: Any) -> Any:

@@ -124,7 +124,5 @@ def test_a_model_that_fails_on_its_first_batch_is_refused_before_any_step():
             raise ValueError("no such\nrows")
 
     model = Broken(lambda _: None)
-    with pytest.raises(
-        InputError, match="Broken fails on the first test batch of task 'rows': ValueError: no such rows"
-    ):
+    with pytest.raises(InputError, match="cannot call Broken on its first test batch: ValueError: no such rows"):
         STEP.apply(model, Rows(model))

@@ -58,8 +58,8 @@ def check_state(model: nn.Module, where: str) -> None:
     """Refuse a model whose state is not made of plain tensors with memory.
 
     Raises:
-        InputError: the first parameter, buffer or entry of the state that is lazy, on `meta`, quantised by torch, or no
-            tensor at all; says what to do.
+        InputError: the first parameter, buffer or entry of the state that is lazy, sparse, on `meta`, quantised by torch,
+            or no tensor at all; says what to do.
     """
     for name, buffer in model.named_buffers():
         if not isinstance(buffer, Tensor):
@@ -70,6 +70,8 @@ def check_state(model: nn.Module, where: str) -> None:
     for name, value in model.state_dict().items():
         if isinstance(value, torch.dtype) or (isinstance(value, Tensor) and value.is_quantized):
             raise InputError(f"{name} of {where} is quantised by torch; start from the model as it was before")
+        if isinstance(value, Tensor) and value.layout != torch.strided:
+            raise InputError(f"{name} of {where} is sparse; store it dense (value.to_dense()), or outside of the state")
         if isinstance(value, Tensor) and value.is_meta:
             raise InputError(f"{name} of {where} has no memory (device meta); load its weights first")
         if not isinstance(value, (Tensor, bytes)):

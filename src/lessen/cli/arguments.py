@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lessen.errors import ConfigError, OutputError
+from lessen.errors import MAX_SEED, MAX_THREADS, ConfigError, OutputError
 from lessen.usercode import is_own
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 _OWN = re.compile(r"([^:=,]+\.py:[A-Za-z_]\w*)(?::(.*))?$", re.DOTALL)
 """FILE.py:NAME, and what follows it."""
-MAX_THREADS, MAX_SEED = 1024, 2**31
 Threads = Annotated[int, typer.Option("--threads", min=1, max=MAX_THREADS, help="torch threads.")]
 Device = Annotated[str, typer.Option("--device", help="Where models run: cpu, cuda, cuda:1, mps.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of everything that is drawn.")]

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from lessen.errors import MAX_THREADS, ConfigError
+
 Call = Callable[[Any], Any]
 
 
@@ -42,9 +44,16 @@ class Latency:
         return self.batch_examples / self.p50_ms * 1000.0
 
 
+def check_threads(threads: Any) -> None:
+    """Refuse numbers of threads that torch does not take, or dies of. Raises ConfigError."""
+    if type(threads) is not int or not 1 <= threads <= MAX_THREADS:
+        raise ConfigError(f"threads = {threads!s:.40} is not accepted: give a whole number from 1 to {MAX_THREADS}")
+
+
 @contextmanager
 def pinned_threads(threads: int) -> Iterator[None]:
     """Run a block with torch's operator threads set to `threads`, garbage collection paused, then restore both."""
+    check_threads(threads)
     before, collecting = torch.get_num_threads(), gc.isenabled()
     torch.set_num_threads(threads)
     gc.collect()

@@ -25,6 +25,7 @@ from lessen.recipe import Recipe
 from lessen.stored.base import StoredModule
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape
 from lessen.task import TIMED, Split, Task, Workload
+from lessen.usercode import boundary
 
 NOTHING = 1e-9
 """A share that no table can reach, so that a method names the smallest it can."""
@@ -174,8 +175,9 @@ def profile(model: nn.Module, task: Task | None = None) -> Profile:
     """
     judge = task or NoTask()
     total = state_bytes(model)
+    with boundary(f"task {judge.name!r} cannot read the train split with {type(model).__name__}"):
+        counts = _counts(model, judge)
     parts = [part for path, module in model.named_modules() if (part := _part(path, module, total))]
-    counts = _counts(model, judge)
     forecasts = [_forecast(name, cls, model, judge, counts, total) for name, cls in builtin_methods().items()]
     forecasts.sort(key=lambda one: (one.bytes is None, one.bytes or 0, one.method))
     uses = [use for path, count in counts.items() for use in _uses(path, model.get_submodule(path), count)]

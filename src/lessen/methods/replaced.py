@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from lessen.architectures.reached import check_unreached
-from lessen.errors import InputError, LessenError
+from lessen.errors import InputError
 from lessen.stored.base import StoredModule
 from lessen.task import Task
 from lessen.train.device import device_of, to_device
+from lessen.usercode import boundary
 
 Tree = dict[str, nn.Module]
 
@@ -48,21 +49,16 @@ def called(model: nn.Module, task: Task) -> frozenset[str] | None:
     Raises:
         InputError: the model cannot be called with the task's first test batch.
     """
-    work = task.workloads(1).get("forward")
+    what = f"task {task.name!r} cannot call {type(model).__name__} on its first test batch"
+    with boundary(what):
+        work = task.workloads(1).get("forward")
     if work is None or not work.items:
         return None
     tree, seen = tree_of(model), set[nn.Module]()
     handles = [module.register_forward_pre_hook(lambda module, _: seen.add(module)) for module in set(tree.values())]
     try:
-        with torch.no_grad():
+        with boundary(what), torch.no_grad():
             work.call(model, to_device(work.items[0], device_of(model)))
-    except LessenError:
-        raise
-    except Exception as error:  # whatever the user's forward raises
-        raise InputError(
-            f"{type(model).__name__} fails on the first test batch of task {task.name!r}: {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:300]}"
-        ) from error
     finally:
         for handle in handles:
             handle.remove()

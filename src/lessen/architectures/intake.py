@@ -58,8 +58,8 @@ def check_state(model: nn.Module, where: str) -> None:
     """Refuse a model whose state is not made of plain tensors with memory.
 
     Raises:
-        InputError: the first parameter, buffer or entry of the state that is lazy, sparse, on `meta`, quantised by torch,
-            or no tensor at all; says what to do.
+        InputError: the first parameter, buffer or entry of the state that is lazy, sparse, on `meta`, quantised by
+            torch, or no tensor at all; says what to do.
     """
     for name, buffer in model.named_buffers():
         if not isinstance(buffer, Tensor):

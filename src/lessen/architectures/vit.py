@@ -108,7 +108,8 @@ def family_of(block: nn.Module) -> Family | None:
     timm_parts = (TIMM.norm1, TIMM.attention, TIMM.norm2, TIMM.mlp)
     if all(hasattr(block, part) for part in timm_parts) and hasattr(getattr(block, TIMM.attention), TIMM.fused):
         optional = {part: getattr(TIMM, part) for part in ("scale1", "scale2", "drop1", "drop2")}
-        return replace(TIMM, **{part: name if hasattr(block, name) else "" for part, name in optional.items()})
+        held: dict[str, Any] = {part: name if hasattr(block, name) else "" for part, name in optional.items()}
+        return replace(TIMM, **held)
     return _by_structure(block)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
+from torch.multiprocessing.reductions import StorageWeakRef  # torch gives its methods no types
 
 from lessen.errors import InputError
 from lessen.tokens.state import TokenState
@@ -51,7 +51,7 @@ class Calls:
         with self._lock:
             # from the newest: what an entry holds may be all that keeps the storage of an older one
             for known in reversed(list(self._known)):
-                if self._known[known][0].expired():
+                if self._known[known][0].expired():  # type: ignore[no-untyped-call]
                     del self._known[known]
             if key is not None:
                 self._known[key.cdata] = key, layer, state
@@ -68,7 +68,7 @@ class Calls:
         if key is not None:
             with self._lock:
                 found = self._known.get(key.cdata)
-            if found is not None and not found[0].expired() and found[1] == layer - 1:
+            if found is not None and not found[0].expired() and found[1] == layer - 1:  # type: ignore[no-untyped-call]
                 return found[2]
         newest = self._newest()
         if newest is not None and newest[0] == layer - 1:
@@ -94,6 +94,6 @@ class Calls:
 
 def _storage(x: Tensor) -> StorageWeakRef | None:
     try:
-        return StorageWeakRef(x.untyped_storage())
+        return StorageWeakRef(x.untyped_storage())  # type: ignore[no-untyped-call]
     except (NotImplementedError, RuntimeError):  # tensors of functorch have none
         return None

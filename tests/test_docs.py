@@ -77,3 +77,21 @@ def test_links_between_files_lead_somewhere():
 def test_the_demo_table_is_that_of_the_committed_run():
     done = run([sys.executable, "-m", "benchmarks.readme", "--check"], ROOT)
     assert done.returncode == 0, done.stdout
+
+
+def test_the_studies_of_the_page_on_studies_are_valid_and_ones_own_runs(tmp_path, monkeypatch):
+    from lessen import cli
+    from lessen.study.parts import load
+
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "studies.md"
+    (tmp_path / "mine.py").write_text(blocks(page, "python")[0])
+    for number, text in enumerate(blocks(page, "yaml")):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(text)
+        if "mine.py:" in text:
+            path.write_text(text.replace("[0, 1, 2]", "[0]").replace("rows: 4000", "rows: 1200"))
+            assert cli.execute(["run", path.name, "--out", "out", "--jobs", "1", "--only", "int4"]) == 0
+            assert cli.execute(["verify", "out/artifacts/int4-0", "--task", "mine.py:Mine"]) == 0
+        elif "ctr-movielens" not in text:  # whose data are not in every checkout
+            load(path)

@@ -112,3 +112,16 @@ def test_the_committed_proof_is_a_study_in_six_parts():
     assert {"weights", "codecs", "retrieval", "adapt", "data"} <= families
     assert all(isinstance(study, Study) for study in parts.studies)
     assert [judge.name for judge in parts.studies[-1].judges] == ["corrupted"]
+
+
+def test_parts_are_run_in_pieces_too(tmp_path, capsys):
+    (tmp_path / "study.yaml").write_text(TEXT)
+    command = ["run", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out"), "--jobs", "1"]
+    assert cli.execute([*command, "--only", "nothing like it"]) == 2
+    assert "matches no recipe of study 'two kinds'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert cli.execute([*command, "--only", "coarse"]) == 0
+    assert "2 of 3 runs are left" in capsys.readouterr().out
+    done = {path.name for path in (tmp_path / "out").rglob("runs/*.json")}
+    assert done == {"coarse-0.json"}
+    assert not (tmp_path / "out" / "adapter").exists()

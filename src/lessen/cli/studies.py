@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -119,7 +120,7 @@ def _run(
     only: str | None = None, seconds: float | None = None,
 ) -> None:  # fmt: skip
     from lessen.cli.progress import Reporting
-    from lessen.study.parts import Parts, load
+    from lessen.study.parts import Parts, load, unfinished
 
     again = f"{again} --out {shlex.quote(str(out))}"
     with interruptible():
@@ -127,12 +128,19 @@ def _run(
             with Reporting() as log:
                 study = load(path)
                 if isinstance(study, Parts):
+                    chosen = study.holding(only)
                     places = study.open(out, resume=resume)
-                    found = {}
+                    end = None if seconds is None else time.monotonic() + seconds
+                    found, left = {}, 0
                     for part, place in zip(study.studies, places, strict=True):
                         log.note(f"part {part.name}")
-                        result = _one(part, place, engine, jobs, resume=True, log=log)
-                        frontier = _frontier(result, part.task.metrics)
+                        rest = None if end is None else end - time.monotonic()
+                        if part in chosen and (rest is None or rest > 0):
+                            result = _one(part, place, engine, jobs, resume=True, only=only, seconds=rest, log=log)
+                        else:
+                            result = unfinished(part, place)
+                        left += result.left
+                        frontier = _frontier(result, part.task.metrics) if result.records else None
                         if frontier is not None:
                             _write_report(frontier, place)
                             found[part.name] = frontier
@@ -145,9 +153,13 @@ def _run(
             kept = len(list(out.rglob("runs/*.json")))
             raise Interrupted(f"stopped; {kept} finished runs are kept; continue with: {again}") from None
     if isinstance(study, Parts):
-        _finish_joint(study.name, found, out, as_json)
+        runs = sum(len(part.runs()) for part in study.studies)
+        if left and not as_json:
+            line(f"{left} of {runs} runs are left; go on with: {again}")
+        if found or not left:
+            _finish_joint(study.name, found, out, as_json)
         return
-    if result.left:
+    if result.left and not as_json:
         line(f"{result.left} of {len(study.runs())} runs are left; go on with: {again}")
     if result.left and not result.records:
         return

@@ -17,7 +17,8 @@ from typing import Any
 
 from lessen import files
 from lessen.errors import ConfigError, OutputError, nearest
-from lessen.study.folder import STUDY
+from lessen.study.folder import STUDY, StudyFolder
+from lessen.study.run import StudyResult, named
 from lessen.study.schema import Study, slug
 
 SHARED = ("seeds", "threads", "measure", "device")
@@ -52,6 +53,14 @@ class Parts:
         """Return the name and the folders of the parts: what a report reads."""
         return {"study": self.name, "parts": [study.name for study in self.studies]}
 
+    def holding(self, only: str | None) -> list[Study]:
+        """Return the parts with a recipe whose name matches the glob. Raises ConfigError: there is none."""
+        names = [recipe.name for part in self.studies for recipe in part.recipes]
+        found = [part for part in self.studies if any(named(recipe.name, only) for recipe in part.recipes)]
+        if not found:
+            raise ConfigError(f"--only {only!r} matches no recipe of study {self.name!r}; {nearest(only or '', names)}")
+        return found
+
     def open(self, out: Path, *, resume: bool) -> list[Path]:
         """Take the folder `out` for these parts and return one folder for each.
 
@@ -68,6 +77,13 @@ class Parts:
             raise OutputError(f"{out} already holds this study; add --resume to continue it or choose another --out")
         files.atomic_write(path, files.dump_yaml(self.describe()))
         return [out / slug(study.name) for study in self.studies]
+
+
+def unfinished(part: Study, place: Path) -> StudyResult:
+    """Return what is there of a part that is not run now."""
+    found = [StudyFolder(place).finished(recipe.name, recipe.hash, seed) for recipe, seed in part.runs()]
+    records = [record for record in found if record is not None]
+    return StudyResult(place, records, len(found) - len(records))
 
 
 def load(path: Path) -> Study | Parts:

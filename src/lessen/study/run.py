@@ -340,10 +340,15 @@ class _Running:
 
 def _chosen(study: Study, only: str | None) -> frozenset[str]:
     names = [recipe.name for recipe in study.recipes]
-    found = frozenset(name for name in names if only is None or fnmatch.fnmatchcase(name, only))
+    found = frozenset(name for name in names if named(name, only))
     if not found:
         raise ConfigError(f"--only {only!r} matches no recipe of study {study.name!r}; {nearest(only or '', names)}")
     return found
+
+
+def named(recipe: str, only: str | None) -> bool:
+    """Tell whether `--only` asks for the recipe of this name."""
+    return only is None or fnmatch.fnmatchcase(recipe, only)
 
 
 def _peak(meter: PeakMeter | None, place: Path) -> Values:

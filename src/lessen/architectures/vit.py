@@ -10,6 +10,7 @@ other by its structure, if every part of it with parameters has a place in the e
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -72,6 +73,10 @@ BLOCK_ARGUMENTS = {"self", "x", "hidden_states", "attention_mask", "head_mask", 
 SCALES = ("layer_scale1", "layer_scale2")
 LEADING = ("cls_token", "distillation_token", "register_tokens")
 """Parameters of embeddings that stand before the patches, [1, tokens, width]."""
+READ_CLASS = frozenset({"ViT", "DeiT", "ViTMSN", "AST", "Vivit"})
+"""Hugging Face families whose classifiers read leading tokens only."""
+FEATURE_GETTERS = frozenset({"FeatureGetterNet", "FeatureListNet", "FeatureDictNet", "FeatureHookNet"})
+"""What timm wraps around a model that is to give feature maps."""
 POSITIONAL = (
     "rope", "rel_pos", "relative_position_bias_table", "relative_position_bias", "window_size", "rotary_emb",
     "shared_rel_pos", "rel_pos_bias", "rotary_pos_emb", "rope_embeddings",
@@ -96,6 +101,8 @@ class Tower:
     """Whether something after the blocks reads all patches (mean or attention pooling)."""
     width: int = 0
     hidden: int = 0
+    dense: bool = False
+    """Whether feature maps or hidden states of inner blocks are read, patch by patch."""
 
 
 def family_of(block: nn.Module) -> Family | None:
@@ -198,11 +205,12 @@ def _tower(model: nn.Module, family: Family, owner: nn.Module, path: str, blocks
     has_class = (family.has_class or "cls_token" in before) and leading > 0
     if leading and hasattr(owner, "num_prefix_tokens"):  # timm has towers whose only leading tokens are registers
         has_class = bool(getattr(owner, "has_class_token", getattr(owner, "cls_token", None) is not None))
-    pools = not has_class or _pools_patches(model)
+    dense = _reads_maps(model)
+    pools = not has_class or dense or _pools_patches(model, owner)
     family = replace(family, class_tokens=leading, has_class=has_class)
     return Tower(
         family, owner, path, blocks, leading, pools, int(projection.in_features),
-        int(linears[0].out_features) if linears else 0,
+        int(linears[0].out_features) if linears else 0, dense,
     )  # fmt: skip
 
 
@@ -220,10 +228,24 @@ def _leading(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter for name, parameter in named if name in LEADING and parameter.dim() == 3}
 
 
-def _pools_patches(model: nn.Module) -> bool:
-    if getattr(model, "global_pool", "token") not in ("token", ""):
+def _pools_patches(model: nn.Module, owner: nn.Module) -> bool:
+    if any(getattr(module, "global_pool", "token") not in ("token", "") for module in (model, owner)):
         return True
-    return type(model).__name__.endswith("ForImageClassification") and type(model).__name__.startswith("Dinov2")
+    heads = (type(module).__name__.partition("For") for module in model.modules() if hasattr(module, "config"))
+    return any(kind.endswith("Classification") and name not in READ_CLASS for name, _, kind in heads)
+
+
+def _reads_maps(model: nn.Module) -> bool:
+    """Tell whether a model makes feature maps, or picks hidden states: by what Hugging Face and timm call such models.
+
+    A `...For...` that does not classify reads patches: depth, segmentation, masked pictures, language with pictures.
+    """
+    for module in model.modules():
+        name = type(module).__name__
+        task = name.partition("For")[2].partition("With")[0] if hasattr(module, "config") else ""
+        if name.endswith("Backbone") or name in FEATURE_GETTERS or (task and not task.endswith("Classification")):
+            return True
+    return False
 
 
 def _refuse_positional(tower: Tower) -> None:
@@ -352,10 +374,34 @@ class TowerBlock:
 
 
 class Catch:
-    """A forward hook that keeps the last output; an object, so that copying a model copies it too."""
+    """A forward hook that keeps the last output, each thread its own; an object, so that a copied model has one too."""
 
     def __init__(self) -> None:
-        self.value: Tensor = torch.empty(0)
+        self._traced: Tensor = torch.empty(0)
+        self._own = threading.local()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Catch:
+        """Return a new one: what was caught is the original's."""
+        return Catch()
+
+    def __reduce__(self) -> tuple[type[Catch], tuple[()]]:
+        """What was caught does not travel."""
+        return Catch, ()
+
+    @property
+    def value(self) -> Tensor:
+        """What this thread caught last; empty if nothing."""
+        if torch.compiler.is_compiling():  # a trace is one call, and thread-local values cannot be traced
+            return self._traced
+        value: Tensor = getattr(self._own, "value", self._traced)
+        return value
+
+    @value.setter
+    def value(self, value: Tensor) -> None:
+        if torch.compiler.is_compiling():
+            self._traced = value
+        else:
+            self._own.value = value
 
     def __call__(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
         """Keep `output`."""

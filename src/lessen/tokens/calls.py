@@ -44,13 +44,10 @@ class Calls:
         self.traced = None
         self._own.newest = layer, state
         if last:
-            # what is kept until the next call holds no graph, so that a model can be copied after a training step
-            self._own.newest = layer, state.detached()
-            self._own.finished = state.detached()
+            self._own.finished = state
         key = None if last else _storage(x)
         with self._lock:
-            # from the newest: what an entry holds may be all that keeps the storage of an older one
-            for known in reversed(list(self._known)):
+            for known in list(self._known):
                 if self._known[known][0].expired():  # type: ignore[no-untyped-call]
                     del self._known[known]
             if key is not None:
@@ -81,7 +78,7 @@ class Calls:
         return None if newest is None else newest[1]
 
     def finished(self) -> TokenState | None:
-        """Return the state at the end of this thread's last call, without a graph, or None before the first."""
+        """Return the state at the end of this thread's last call, or None before the first."""
         if self.traced is not None:
             return self.traced[1]
         state: TokenState | None = getattr(self._own, "finished", None)

@@ -28,6 +28,12 @@ from lessen.tokens.reducers import Nothing, Reducer, check_fits
 from lessen.tokens.state import TokenState, require_nothing_dropped
 
 MARK = "_lessen_token_patch"
+LEVELS = ("forward_intermediates", "get_intermediate_layers")
+"""Methods of timm's towers that give what inner blocks gave, patch by patch."""
+LEVELS_NEED = (
+    "{} reads inner levels, which have fewer tokens than the grid; patch the model with restore=True, which gives "
+    "every level one token for each input token (a reduction that drops tokens cannot)"
+)
 
 
 @dataclass
@@ -64,8 +70,23 @@ class Patch:
             if isinstance(forward, BlockForward) and forward.patch is self:
                 del block.__dict__["forward"]
                 forward.parts.detach()
+        for name in LEVELS:
+            refusal = self.tower.owner.__dict__.get(name)
+            if isinstance(refusal, LevelsRefused) and refusal.patch is self:
+                del self.tower.owner.__dict__[name]
         if self.model.__dict__.get(MARK) is self:
             del self.model.__dict__[MARK]
+
+
+class LevelsRefused:
+    """Stands for a method that gives inner levels, while they have fewer tokens than the grid."""
+
+    def __init__(self, patch: Patch, name: str) -> None:
+        self.patch, self.name = patch, name
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        """Raise InputError."""
+        raise InputError(LEVELS_NEED.format(self.name))
 
 
 class BlockForward:
@@ -76,7 +97,17 @@ class BlockForward:
 
     def __call__(self, x: Tensor, *others: Any, **keywords: Any) -> Tensor:
         """Run the block. Raises InputError for masks, positions and whatever else reduced tokens cannot follow."""
-        require_only_tokens(self.parts.block, others, keywords)
+        block = self.parts.block
+        require_only_tokens(block, others, keywords)
+        if keywords.get("output_hidden_states") and not self.patch.restore:
+            raise InputError(LEVELS_NEED.format("output_hidden_states"))
+        # transformers checkpoints inside the forward that this one stands for
+        checkpointed = hasattr(type(block).forward, "__wrapped__") and getattr(block, "gradient_checkpointing", False)
+        if checkpointed and block.training and torch.is_grad_enabled():
+            return block._gradient_checkpointing_func(self._run, x)  # type: ignore[no-any-return, operator]
+        return self._run(x)
+
+    def _run(self, x: Tensor) -> Tensor:
         patch = self.patch
         # the first block starts a new call: no hook is needed, and calls that failed halfway leave nothing behind
         state = patch.begin(x.shape[1]) if self.layer == 0 else patch.calls.recall(x, self.layer)
@@ -114,14 +145,14 @@ def reduce_tokens(
     _refuse_foreign(tower)
     check_fits(reducer, len(tower.blocks), tower.protected, tower.family.has_class, tokens, f"the tower {tower.path!r}")
     if restore is None:
-        restore = tower.pools_patches and not reducer.drops
-    elif restore:
+        restore = tower.dense or (tower.pools_patches and not reducer.drops)
+    if restore:
         require_nothing_dropped(reducer.drops, reducer.kind)
     for layer, block in enumerate(tower.blocks):
         parts = TowerBlock(block, tower.family)
         check_block(parts, tower.width, tower.protected, reducer.proportional, f"{tower.path}.{layer}")
     if example is not None:
-        _check_identity(model, tower, example)
+        _check_identity(model, tower, example, restore)
     return _install(model, tower, reducer, restore)
 
 
@@ -148,16 +179,19 @@ def _install(model: nn.Module, tower: Tower, reducer: Reducer, restore: bool) ->
         parts = TowerBlock(block, tower.family)
         parts.attach()
         block.__dict__["forward"] = BlockForward(patch, parts, layer)
+    for name in LEVELS:
+        if not restore and callable(getattr(tower.owner, name, None)):
+            tower.owner.__dict__[name] = LevelsRefused(patch, name)
     model.__dict__[MARK] = patch
     return patch
 
 
-def _check_identity(model: nn.Module, tower: Tower, example: Any) -> None:
+def _check_identity(model: nn.Module, tower: Tower, example: Any, restore: bool) -> None:
     training = model.training
     model.eval()
     with torch.no_grad():
         before = _first(_run(model, example))
-        patch = _install(model, tower, Nothing(blocks=len(tower.blocks)), False)
+        patch = _install(model, tower, Nothing(blocks=len(tower.blocks)), restore)
         try:
             after = _first(_run(model, example))
         finally:

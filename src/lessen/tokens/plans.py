@@ -101,7 +101,7 @@ def rank_and_merge(scores: Tensor, hidden: Tensor, pruned: int, merged: int, pro
 
     This is DiffRate's step (arXiv 2305.17997): features become the plain mean of a group, sizes are summed after
     multiplying each merged one by its cosine. Where its code lets a negative cosine drive a size below 1, here the
-    factor is clamped to [0, 1].
+    factor is clamped to [0, 1]; sizes are counts and carry no gradient.
 
     Args:
         scores: [B,N]; hidden: [B,N,C], the features that are compared; counts include the protected tokens.
@@ -123,7 +123,7 @@ def rank_and_merge(scores: Tensor, hidden: Tensor, pruned: int, merged: int, pro
         similarity = similarity.masked_fill(places[:1] < protected, -torch.inf)
     cosine, target = similarity.max(-1)
     row = row.scatter(1, tail, target)
-    share = torch.ones_like(scores, dtype=torch.float32).scatter(1, tail, cosine.float().clamp(0.0, 1.0))
+    share = torch.ones_like(scores, dtype=torch.float32).scatter(1, tail, cosine.detach().float().clamp(0.0, 1.0))
     plain = Plan(row, merged, drops=pruned < tokens)
     return Plan(row, merged, weight=plain.mean_weights(), share=share, drops=pruned < tokens)
 

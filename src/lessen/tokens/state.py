@@ -20,7 +20,7 @@ class TokenState:
     has_class: bool = True
     """Whether token 0 is a class token."""
     size: Tensor | None = None
-    """float32 [B,N]: how many input tokens each token stands for; None means all 1."""
+    """float32 [B,N]: how many input tokens each token stands for, without gradient; None means all 1."""
     rows: tuple[Tensor, ...] = ()
     """Row maps of the reductions so far, int64 [B,N_before] each; composed only when somebody asks for `group`."""
     count: int | None = None
@@ -39,10 +39,6 @@ class TokenState:
     def bias(self) -> Tensor | None:
         """Return log(size) as float32 [B,1,1,N], to be added to the logits of each key, or None while all are 1."""
         return None if self.size is None else self.size.log()[:, None, None, :]
-
-    def detached(self) -> TokenState:
-        """Return the state without a graph: a size may depend on weights."""
-        return self if self.size is None else replace(self, size=self.size.detach())
 
     def apply(self, plan: Plan, x: Tensor, *, sizes: bool = True) -> tuple[Tensor, TokenState]:
         """Return the reduced features and the state that belongs to them. `sizes=False` leaves sizes unset."""

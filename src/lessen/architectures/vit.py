@@ -293,8 +293,11 @@ class TowerBlock:
 
     def attach(self) -> None:
         """Watch the projections of queries and keys, unless the attention returns them; any kernel will do."""
-        if hasattr(self.attention, "attend"):
-            return
+        if not hasattr(self.attention, "attend"):
+            self.watch()
+
+    def watch(self) -> None:
+        """Watch the projections of queries and keys, whoever runs the attention."""
         if self.family.fused:
             fused = getattr(self.attention, self.family.fused)
             self.handles = [fused.register_forward_hook(self.key)]

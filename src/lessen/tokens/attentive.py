@@ -87,9 +87,8 @@ class AttentionMap:
         self.handles: list[Any] = []
         for block in self.tower.blocks:
             parts = TowerBlock(block, self.tower.family)
-            projections = (getattr(parts.attention, name) for name in (self.tower.family.query, self.tower.family.key))
-            for layer, catch in zip(projections, (parts.query, parts.key), strict=True):
-                self.handles.append(layer.register_forward_hook(catch))
+            parts.watch()
+            self.handles += parts.handles
             self.handles.append(block.register_forward_hook(self._reader(parts)))
 
     def _reader(self, parts: TowerBlock) -> Any:

@@ -165,7 +165,8 @@ def _refuse_patched(model: nn.Module) -> None:
 
 def _refuse_foreign(tower: Tower) -> None:
     for layer, block in enumerate(tower.blocks):
-        if "forward" in block.__dict__:
+        own = block.__dict__.get("forward")
+        if own is not None and getattr(own, "__func__", None) is not type(block).forward:
             raise InputError(
                 f"{tower.path}.{layer}: something else has replaced the forward of this {type(block).__name__} "
                 "(accelerate's hooks do, for offloading); remove it before tokens are reduced"

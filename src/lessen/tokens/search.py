@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lessen.architectures.vit import TowerBlock, find_tower
 from lessen.errors import InputError
 from lessen.log import SILENT, Log
+from lessen.tokens.arguments import require_only_tokens
 from lessen.tokens.macs import TowerShape, full_macs, tower_macs
 from lessen.tokens.plans import inverse_norm
 from lessen.tokens.reducers import RankMerge
@@ -82,8 +83,9 @@ class MaskedForward:
     def __init__(self, search: RateSearch, parts: TowerBlock, layer: int) -> None:
         self.search, self.parts, self.layer = search, parts, layer
 
-    def __call__(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
-        """Run the block with masks instead of removal."""
+    def __call__(self, x: Tensor, *others: Any, **keywords: Any) -> Tensor:
+        """Run the block with masks instead of removal. Raises InputError for what it would not honour."""
+        require_only_tokens(self.parts.block, others, keywords)
         state = self.search.state
         if state is None or self.layer == 0:
             state = MaskedState(*(torch.ones(x.shape[:2], dtype=x.dtype, device=x.device) for _ in range(2)))

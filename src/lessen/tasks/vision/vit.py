@@ -123,7 +123,9 @@ class PlainViT(nn.Module):
                 f"this ViT takes images [batch, 3, {size}, {size}], found {list(images.shape)}; resize them first"
             )
         patches = self.stem(images).flatten(2).transpose(1, 2)
-        return torch.cat([self.class_token.expand(len(images), -1, -1).to(patches.dtype), patches], 1) + self.position
+        return (
+            torch.cat([self.class_token.expand(images.shape[0], -1, -1).to(patches.dtype), patches], 1) + self.position
+        )
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Run the blocks and the last norm on tokens [B,N,C]."""

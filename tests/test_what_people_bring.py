@@ -79,7 +79,14 @@ def sparse(name):
     return model
 
 
+def nested():
+    model = Net()
+    model.register_buffer("parts", torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]))
+    return model
+
+
 BAD = {
+    "nested buffer": (nested, Rows, {}, "parts of the model is nested; store it dense"),
     "padding_idx": (padded, Rows, {}, "cannot call Net on its first test batch: AssertionError: Padding_idx"),
     "padding_idx of a bag": (Bag, Rows, {}, "cannot call Bag on its first test batch: RuntimeError: padding_idx"),
     "no output": (Silent, Rows, {}, "returned a NoneType"),

@@ -103,6 +103,8 @@ SHOWN = 60
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the closest allowed name, or the list of allowed names."""
+    if name.endswith(".py"):
+        return f"for code of your own write {name}:NAME"
     names = sorted(allowed)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:

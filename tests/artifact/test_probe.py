@@ -7,7 +7,7 @@ from torch import nn
 import lessen
 from lessen.artifact import folder as artifact
 from lessen.artifact import probe
-from lessen.errors import ArtifactError
+from lessen.errors import ArtifactError, InputError
 from lessen.metrics import AUC
 from lessen.task import Task
 
@@ -51,6 +51,21 @@ def test_inputs_come_back_as_they_were(inputs, tmp_path):
     probe.run(again, {**tensors, "output": again.out(B).detach()}, "here", "1")
     assert same(again.seen, wanted)
     assert artifact.verify(tmp_path / "kept", Echo()).probe == "equal"
+
+
+@pytest.mark.parametrize("inputs", ["x", torch.ones(3)])
+def test_a_probe_that_the_model_cannot_take_is_one_line(inputs, tmp_path):
+    model = nn.Embedding(4, 2)
+    with pytest.raises(InputError, match="Embedding cannot be called with the inputs to record: "):
+        artifact.save(tmp_path / "kept", model, model, probe=inputs)
+    assert not (tmp_path / "kept").exists()
+
+
+def test_a_nested_tensor_is_refused_by_name(tmp_path):
+    model = nn.Linear(2, 2)
+    model.register_buffer("parts", torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]))
+    with pytest.raises(ArtifactError, match="'parts' cannot be stored: it is a nested tensor"):
+        artifact.save(tmp_path / "kept", model, model)
 
 
 class Rows(Task):

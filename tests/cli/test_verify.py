@@ -130,6 +130,19 @@ def test_a_budget_out_of_reach_is_refused_before_the_reference_is_trained(capsys
     assert (status, said in talk, (own / "trained").exists()) == (2, True, False), talk
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("profile", "own_of_verify.py"), "for a model in it write own_of_verify.py:NAME"),
+        (("profile", "--task", "own_of_verify.py"), "for code of your own write own_of_verify.py:NAME"),
+        (("compress", "reference", "-t", "own_of_verify.py:Mine", "-s", "own_of_verify.py", "-o", "a"), ".py:NAME"),
+    ],
+)
+def test_a_file_without_a_name_says_how_it_is_written(capsys, own, command, said):
+    status, _, talk = execute(capsys, *command)
+    assert (status, said in talk) == (2, True), talk
+
+
 @pytest.mark.parametrize("place", ["/proc/none/x", "folder"])
 @pytest.mark.parametrize(
     "command",

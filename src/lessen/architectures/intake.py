@@ -70,8 +70,9 @@ def check_state(model: nn.Module, where: str) -> None:
     for name, value in model.state_dict().items():
         if isinstance(value, torch.dtype) or (isinstance(value, Tensor) and value.is_quantized):
             raise InputError(f"{name} of {where} is quantised by torch; start from the model as it was before")
-        if isinstance(value, Tensor) and value.layout != torch.strided:
-            raise InputError(f"{name} of {where} is sparse; store it dense (value.to_dense()), or outside of the state")
+        if isinstance(value, Tensor) and (value.is_nested or value.layout != torch.strided):
+            kind = "nested" if value.is_nested else "sparse"
+            raise InputError(f"{name} of {where} is {kind}; store it dense (value.to_dense()), or outside of the state")
         if isinstance(value, Tensor) and value.is_meta:
             raise InputError(f"{name} of {where} has no memory (device meta); load its weights first")
         if not isinstance(value, (Tensor, bytes)):

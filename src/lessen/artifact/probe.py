@@ -14,6 +14,7 @@ from lessen.artifact.structure import refusing
 from lessen.errors import ArtifactError
 from lessen.task import Task, call_model
 from lessen.train.device import device_of, to_device
+from lessen.usercode import boundary
 
 TOLERANCE = 1e-5
 """Share of the largest output by which outputs may differ on another machine; more for coarser types."""
@@ -26,11 +27,15 @@ def record(model: nn.Module, inputs: Any) -> dict[str, Tensor]:
 
     Raises:
         ArtifactError: an input is neither a tensor nor a plain value.
+        InputError: the model cannot be called with them.
         TaskError: the model returns no tensor that can be named, see `main_tensor`.
     """
     found = {f"input.{key}": value.cpu().contiguous() for key, value in _flatten(inputs).items()}
     with torch.no_grad():
-        return {**found, "output": call_model(model, inputs).cpu().contiguous()}
+        what = f"{type(model).__name__} cannot be called with the inputs to record"
+        with boundary(what):
+            output = call_model(model, inputs)
+        return {**found, "output": output.cpu().contiguous()}
 
 
 def run(model: nn.Module, tensors: Mapping[str, Tensor], where: str, written_with: str) -> float:

@@ -152,6 +152,8 @@ def _fault(value: Any) -> str:
         return "its layer has not been called yet and has no shape; call the model once"
     if value.is_meta:
         return "it is on the device 'meta' and has no values; load the weights first"
+    if value.is_nested:
+        return "it is a nested tensor; keep its parts as tensors of their own"
     if value.layout != torch.strided:
         return f"it is {str(value.layout).removeprefix('torch.')}; call .to_dense() on it"
     if value.is_quantized:

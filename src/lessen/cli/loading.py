@@ -103,6 +103,8 @@ def _task_of_artifact(name: str | None) -> dict[str, Any]:
             return task
     if name is not None and not is_own(name) and not Path(name).exists() and name != "reference":
         raise ConfigError(f"no model at {name!r}{neighbour(Path(name))}")
+    if name is not None and name.endswith(".py"):
+        raise ConfigError(f"{name} is Python code; for a model in it write {name}:NAME")
     what = f"{name!r} does not say which task builds it" if name is not None else "give a model or a task"
     raise ConfigError(f"{what}; add --task NAME (see: lessen tasks), or your own: --task FILE.py:NAME")
 

@@ -18,15 +18,18 @@ REDUCERS = {
     "tail": RankMerge(pruned=(60, 50, 40, 30), merged=(55, 45, 35, 20), matching="tail"),
     "pairs": RankMerge(pruned=(60, 50, 40, 30), merged=(55, 45, 35, 25), matching="pairs"),
 }
-LEADING = {"plain": 1, "vit-classifier": 1, "clip": 1, "dinov2": 1, "timm": 1, "registers": 5, "deit": 2}
+LEADING = {"plain": 1, "vit-classifier": 1, "clip": 1, "dinov2": 1, "timm": 1, "registers": 5, "deit": 2, "mae": 1}
 
 
 def host(name):
-    if name != "deit":
+    if name not in ("deit", "mae"):
         return build(name)
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     shape = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 96}
+    if name == "mae":
+        config = transformers.ViTMAEConfig(**shape, image_size=64, patch_size=8, mask_ratio=0.0)
+        return transformers.ViTMAEModel(config).eval()
     return transformers.DeiTModel(transformers.DeiTConfig(**shape, image_size=64, patch_size=8)).eval()
 
 

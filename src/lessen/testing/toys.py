@@ -137,7 +137,7 @@ def waves() -> Task:
 def columns() -> Task:
     """Return a click log of six columns, for methods that choose among fields."""
     return _quick(
-        SyntheticClicks(SyntheticOptions(rows=3000, fields=4, noise_fields=2, rows_per_field=20, strength=2.0)), 2
+        SyntheticClicks(SyntheticOptions(rows=3000, fields=4, noise_fields=2, rows_per_field=50, strength=2.0)), 2
     )
 
 

@@ -105,11 +105,12 @@ def report(
     Example: lessen report out/tables out/tables-low-rank --out out/both
     """
     from lessen.frontier import Frontier
-    from lessen.study.parts import folders_of
+    from lessen.study.parts import parts_of
 
-    parts = folders_of(folders[0]) if len(folders) == 1 else None
+    parts = parts_of(folders[0]) if len(folders) == 1 else None
     if parts is not None:
-        _finish_joint(folders[0].name, {part.name: Frontier.load(part) for part in parts}, out or folders[0], as_json)
+        name, places = parts
+        _finish_joint(name, {part: Frontier.load(place) for part, place in places.items()}, out or folders[0], as_json)
         return
     frontier = Frontier.load(*folders)
     _finish(frontier, _write_report(frontier, out or folders[0]), as_json)

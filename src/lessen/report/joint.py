@@ -143,12 +143,16 @@ def _draw(axes: Any, parts: Mapping[str, Frontier]) -> None:
     axes.set_xticks(ticks, [words.share(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set_yscale("asinh", linear_width=2.0)
-    axes.set_ylim(max(losses) * 1.3 + 0.5, min(losses) * 1.3 - 0.5)
+    bottom, top = max(losses) * 1.3 + 0.5, min(losses) * 1.3 - 0.5
+    axes.set_ylim(bottom, top)
+    marks = [sign * mark for mark in (100, 50, 20, 10, 5, 2, 1, 0) for sign in (-1, 1) if top <= sign * mark <= bottom]
+    axes.set_yticks(sorted(set(marks)), [words.signed(mark, 0) if mark else "0" for mark in sorted(set(marks))])
+    axes.set_yticks([], minor=True)
     axes.set_xlabel("the part's own cost, share of its uncompressed model", color=SOFT)
     axes.set_ylabel("loss of quality in margins, better upwards", color=SOFT)
     axes.grid(axis="both", color=HAIR, lw=0.5, alpha=0.7)
     axes.set_axisbelow(True)
-    axes.legend(loc="lower left", frameon=False, fontsize=8)
+    axes.legend(loc="lower right", frameon=False, fontsize=8)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
 

@@ -92,16 +92,17 @@ def headline(frontier: Frontier) -> str:
         return f"No verdict can be given: {frontier.doubts[0]}."
     if not frontier.measured:
         return "Nothing was measured: every recipe failed."
-    metric, best = frontier.title(frontier.primary), frontier.best()
+    metric, best = frontier.title(frontier.primary), frontier.best(frontier.cost)
     decimals = decimals_for(frontier.margin)
     limit = f"{frontier.margin:g}"
     if best is None:
         return _no_winner(frontier, metric, limit)
     change = best.difference[frontier.primary]
-    price = f"keeps {share(best.axis('stored_bytes'))} of the stored bytes"
-    if "stored_bytes" in best.reference_cost:
-        before, after = best.reference_cost["stored_bytes"].mean, best.cost["stored_bytes"].mean
-        price += f" ({amount('stored_bytes', before)} to {amount('stored_bytes', after)})"
+    cost = frontier.cost
+    price = f"keeps {share(best.axis(cost))} of the {cost_name(cost)}"
+    if cost in best.reference_cost:
+        before, after = best.reference_cost[cost].mean, best.cost[cost].mean
+        price += f" ({amount(cost, before)} to {amount(cost, after)})"
     speed = f" at {latency(best).split(' ')[0]} the latency" if "latency_ratio" in best.cost else ""
     return (
         f"{best.label} {price}{speed}; {metric} moves by {difference(change, decimals)}, within the margin of {limit}."
@@ -124,7 +125,8 @@ def _no_winner(frontier: Frontier, metric: str, limit: str) -> str:
         change = difference(best.difference[frontier.primary], decimals_for(frontier.margin))
         return f"{best.label} gains quality, {metric} {change}, and stores no fewer bytes than the reference."
     if held:
-        return f"Not worth it: no recipe within the {metric} margin of {limit} stores fewer bytes than the reference."
+        saves = "stores fewer bytes" if frontier.cost == "stored_bytes" else f"takes less {cost_name(frontier.cost)}"
+        return f"Not worth it: no recipe within the {metric} margin of {limit} {saves} than the reference."
     if frontier.count(UNKNOWN):
         return f"Not enough data to say: no recipe is proven to stay within the {metric} margin of {limit}."
     return f"Not worth it: every recipe loses more {metric} than the margin of {limit}."

@@ -94,11 +94,13 @@ def load(path: Path) -> Study | Parts:
     return Study.parse(value, str(path))
 
 
-def folders_of(out: Path) -> list[Path] | None:
-    """Return the folders of a study in parts that lies in `out`, or None where it holds no such study."""
+def parts_of(out: Path) -> tuple[str, dict[str, Path]] | None:
+    """Return the name of the study in parts that lies in `out` and the folder of each part, or None."""
     path = out / STUDY
     if not path.is_file():
         return None
     value = files.parse_yaml(files.read_text(path, "study"), str(path))
     parts = value.get("parts") if isinstance(value, Mapping) else None
-    return [out / slug(str(name)) for name in parts] if isinstance(parts, list) else None
+    if not isinstance(parts, list):
+        return None
+    return str(value["study"]), {str(name): out / slug(str(name)) for name in parts}

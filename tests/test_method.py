@@ -86,8 +86,11 @@ def test_recipes_of_committed_studies_keep_their_hashes(name):
     }
     records = [json.loads(line) for line in (folder / "measurements.jsonl").read_text().splitlines()]
     assert records
+    assert any(step.version == 1 for recipe in recipes.values() for step in recipe.steps)
     for record in records:
-        assert recipes[record["recipe"]].hash == record["recipe_hash"], record["recipe"]
+        recipe = recipes[record["recipe"]]
+        if all(step.version == 1 for step in recipe.steps):  # a raised version says that figures would differ
+            assert recipe.hash == record["recipe_hash"], record["recipe"]
 
 
 def test_versions_are_written_and_checked():

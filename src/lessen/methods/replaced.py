@@ -55,7 +55,8 @@ def called(model: nn.Module, task: Task) -> frozenset[str] | None:
     if work is None or not work.items:
         return None
     tree, seen = tree_of(model), set[nn.Module]()
-    handles = [module.register_forward_pre_hook(lambda module, _: seen.add(module)) for module in set(tree.values())]
+    heard = {module for module in tree.values() if not isinstance(module, torch.jit.ScriptModule)}  # take no hooks
+    handles = [module.register_forward_pre_hook(lambda module, _: seen.add(module)) for module in heard]
     try:
         with boundary(what), torch.no_grad():
             work.call(model, to_device(work.items[0], device_of(model)))

@@ -170,7 +170,7 @@ def test_other_rules_keep_the_number_asked_for(task, reference, by):
 
 
 def test_selection_then_row_pruning_compose(task, reference):
-    model, ledger = Recipe([ColumnSelection(), OptFS(keep=0.4, search_epochs=3)]).apply(reference, task)
+    model, ledger = Recipe([ColumnSelection(), OptFS(keep=0.6, search_epochs=3)]).apply(reference, task)
     assert ledger[1].bytes_after < ledger[0].bytes_after < ledger[0].bytes_before
     assert ledger[1].findings["start"] == "given model"
     frozen = task.build()

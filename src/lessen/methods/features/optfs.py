@@ -49,6 +49,7 @@ class OptFS(ModuleMethod):
         needs=frozenset({"labels", "gradients", "training"}),
         claims=frozenset({"bytes"}),
     )
+    version = 2
     keep: float = Field(0.3, gt=0, lt=1, description="share of rows to keep, over all tables together")
     penalty: float | None = Field(None, gt=0, le=1, description="constant penalty per open gate, in place of keep")
     by: Literal["gates", "frequency"] = Field("gates", description="what ranks the rows; frequency is the control")

@@ -82,17 +82,17 @@ def compare_latency(
         inputs: batches that both callables are given, one a round.
         rounds: pairs that count; `warmup` pairs before them do not.
     """
-    times = np.empty((rounds, 2))
+    times, settle = np.empty((rounds, 2)), _settler()
     with pinned_threads(threads), torch.no_grad():
         for number in range(-warmup, rounds):
             batch = inputs[number % len(inputs)]
             order = ((0, reference), (1, compact))
             pair = [0.0, 0.0]
             for which, call in order if number % 2 else reversed(order):
-                _settle()
+                settle()
                 start = time.perf_counter()
                 call(batch)
-                _settle()
+                settle()
                 pair[which] = time.perf_counter() - start
             if number >= 0:
                 times[number] = pair
@@ -113,12 +113,11 @@ def compare_latency(
     )
 
 
-def _settle() -> None:
-    """Wait until a device has done what it was given; the CPU is never behind."""
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch gives it no types
-        torch.cuda.synchronize()
-    elif torch.backends.mps.is_available():
-        torch.mps.synchronize()
+def _settler() -> Callable[[], None]:
+    """Return what waits until a device has done what it was given, asked once: the CPU is never behind."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # untyped in torch
+        return torch.cuda.synchronize
+    return torch.mps.synchronize if torch.backends.mps.is_available() else lambda: None
 
 
 def _median_ranks(count: int) -> tuple[int, int]:

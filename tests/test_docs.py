@@ -16,6 +16,14 @@ TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
 BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
+@pytest.fixture(autouse=True)
+def _a_user_each(monkeypatch):
+    """Two pages may name a metric alike: nobody runs both in one process, which tests do."""
+    from lessen.metrics import Metric
+
+    monkeypatch.setattr(Metric, "_known", dict(Metric._known))
+
+
 def blocks(page: Path, language: str):
     """Return the blocks of a page that run as they stand; one marked `no-run` in its info line is only shown."""
     return [code for name, info, code in BLOCK.findall(page.read_text()) if name == language and "no-run" not in info]

@@ -73,7 +73,8 @@ def test_make_works_from_a_folder_with_a_space(target, tmp_path):
     folder.mkdir()
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copyfile(ROOT / name, folder / name)
-    done = subprocess.run(["make", "-n", target], cwd=folder, capture_output=True, text=True)
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    done = subprocess.run(["make", "-n", target], cwd=folder, capture_output=True, text=True, env=own)
     assert done.returncode == 0, done.stderr
     assert str(folder) not in done.stdout
     assert ".venv/bin/pip" not in done.stdout  # a script's shebang breaks when the folder's name holds a space

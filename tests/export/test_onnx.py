@@ -13,7 +13,7 @@ from lessen.data.columns import IdField, Layout
 from lessen.errors import ConfigError, EnvironmentFault, GateFailed
 from lessen.export import onnx as exporter
 from lessen.export.onnx import export_onnx, serve
-from lessen.export.onnx_forms import PackedRows
+from lessen.export.onnx_tables import PackedRows
 from lessen.stored.fields import Segment
 from lessen.stored.linears.int8_linear import Int8Linear
 from lessen.stored.linears.low_rank import LowRankLinear

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from lessen.errors import ConfigError, EnvironmentFault, GateFailed, MissingExtraError, TaskError
-from lessen.export.onnx_forms import exportable, translations
+from lessen.export.onnx_forms import exportable
+from lessen.export.onnx_operators import translations
 from lessen.files import atomic_write
 from lessen.task import call_model
 

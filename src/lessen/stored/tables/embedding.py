@@ -13,7 +13,8 @@ from lessen.stored import checks, kernels
 from lessen.stored.base import StoredModule
 from lessen.stored.fields import Segment, segments_of
 from lessen.stored.kernels.located import Located
-from lessen.stored.kernels.sources import Floats, Source
+from lessen.stored.kernels.rows import Floats
+from lessen.stored.kernels.sources import Source
 
 MOST_FIELDS = 512
 """Fields that a kernel is written for: its lines grow with them."""

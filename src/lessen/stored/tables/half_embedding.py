@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from lessen.stored import checks
 from lessen.stored.base import stored
-from lessen.stored.kernels.sources import Floats, Source
+from lessen.stored.kernels.rows import Floats
+from lessen.stored.kernels.sources import Source
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}

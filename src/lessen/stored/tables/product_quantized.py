@@ -14,7 +14,8 @@ from torch.nn import functional
 from lessen.stored import bits as packing
 from lessen.stored import checks
 from lessen.stored.base import stored
-from lessen.stored.kernels.sources import Product, Source
+from lessen.stored.kernels.rows import Product
+from lessen.stored.kernels.sources import Source
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape, gather_bytes, inner_table
 
 BAG_BLOCK = 8192

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from lessen.stored import checks
 from lessen.stored.base import stored
-from lessen.stored.kernels.sources import Codes, Source
+from lessen.stored.kernels.rows import Codes
+from lessen.stored.kernels.sources import Source
 from lessen.stored.tables import rowwise
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape
 

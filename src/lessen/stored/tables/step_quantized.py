@@ -14,7 +14,8 @@ from lessen.stored import bits as packing
 from lessen.stored import checks
 from lessen.stored.base import stored
 from lessen.stored.fields import block_of, cover
-from lessen.stored.kernels.sources import Source, Stepped
+from lessen.stored.kernels.rows import Stepped
+from lessen.stored.kernels.sources import Source
 from lessen.stored.tables import rowwise
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape, gather_bytes
 

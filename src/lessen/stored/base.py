@@ -133,10 +133,11 @@ def one_type(module: nn.Module, twin: nn.Module) -> None:
 def _floats(module: nn.Module, inside: set[nn.Module]) -> list[tuple[str, Tensor]]:
     return [
         (f"{path}.{name}" if path else name, tensor)
-        for path, owner in module.named_modules() if owner not in inside
+        for path, owner in module.named_modules()
+        if owner not in inside
         for name, tensor in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False))
         if tensor.is_floating_point()
-    ]  # fmt: skip
+    ]
 
 
 def _same_tensor(name: str, found: Tensor | None, expected: Tensor | None) -> None:

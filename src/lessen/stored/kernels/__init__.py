@@ -26,9 +26,16 @@ _known: dict[tuple[Any, ...], int] = {}
 
 
 def look_up(
-    source: Source, dim: int, ids: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None, *,
-    last: bool = False, mean: bool = False, padding: int | None = None,
-) -> Tensor | None:  # fmt: skip
+    source: Source,
+    dim: int,
+    ids: Tensor,
+    offsets: Tensor | None = None,
+    weights: Tensor | None = None,
+    *,
+    last: bool = False,
+    mean: bool = False,
+    padding: int | None = None,
+) -> Tensor | None:
     """Return bags of rows, float32 [bags, dim], or None where torch's operators must answer.
 
     Args:
@@ -49,18 +56,31 @@ def look_up(
     if bags < 1 or (offsets is not None and int(offsets[0]) != 0):
         return None
     kind = pooling.Pooling(
-        dim, "i32" if ids.dtype == torch.int32 else "i64", offsets is not None,
-        offsets is None and length == 1 and weights is None, weights is not None, mean, padding is not None,
-    )  # fmt: skip
+        dim,
+        "i32" if ids.dtype == torch.int32 else "i64",
+        offsets is not None,
+        offsets is None and length == 1 and weights is None,
+        weights is not None,
+        mean,
+        padding is not None,
+    )
     offsets = None if offsets is None else offsets.contiguous()
     weights = None if weights is None else weights.contiguous()
     out = torch.empty(bags, dim, dtype=torch.float32, device="cpu")
     threads = machine.threads_for(ids.numel() // SHARE)
     head = [
-        ids.data_ptr(), 0 if offsets is None else offsets.data_ptr(), starts, ids.numel(), bags, length,
-        0 if weights is None else weights.data_ptr(), out.data_ptr(), -1 if padding is None else padding,
-        threads == 1, 0,
-    ]  # fmt: skip
+        ids.data_ptr(),
+        0 if offsets is None else offsets.data_ptr(),
+        starts,
+        ids.numel(),
+        bags,
+        length,
+        0 if weights is None else weights.data_ptr(),
+        out.data_ptr(),
+        -1 if padding is None else padding,
+        threads == 1,
+        0,
+    ]
     values = [*head, *source.values("s").values()]
     arguments = (ctypes.c_int64 * len(values))(*values)
     machine.run(_kernel(source, kind), arguments, threads)

@@ -234,9 +234,15 @@ class WeightedHash(Computed):
     """Sums of k weighted rows; `constants` int64 [large blocks, k + 1, 2], the last hash picks a row of weights."""
 
     def __init__(
-        self, constants: Tensor, table: Source, weights: Tensor, order: tuple[int, ...], rows: tuple[int, ...],
-        slots: tuple[int, ...], ids: tuple[int, ...],
-    ) -> None:  # fmt: skip
+        self,
+        constants: Tensor,
+        table: Source,
+        weights: Tensor,
+        order: tuple[int, ...],
+        rows: tuple[int, ...],
+        slots: tuple[int, ...],
+        ids: tuple[int, ...],
+    ) -> None:
         given = (constants.shape, order, rows, slots, ids)
         super().__init__({"constants": constants, "weights": weights}, {"table": table}, given)
         self.hashes, self.order, self.rows, self.slots, self.ids = constants.shape[1] - 1, order, rows, slots, ids
@@ -301,9 +307,15 @@ class QuotientRemainder(Node):
     """Product or sum of a quotient row and a remainder row."""
 
     def __init__(
-        self, quotient: Source, left: Source, rows: int, starts: tuple[int, ...], shared: tuple[int, ...],
-        quotients: tuple[int, ...], multiply: bool,
-    ) -> None:  # fmt: skip
+        self,
+        quotient: Source,
+        left: Source,
+        rows: int,
+        starts: tuple[int, ...],
+        shared: tuple[int, ...],
+        quotients: tuple[int, ...],
+        multiply: bool,
+    ) -> None:
         super().__init__({}, {"quotient": quotient, "left": left}, (rows, starts, shared, quotients, multiply))
         self.rows, self.starts, self.shared, self.quotients = rows, starts, shared, quotients
         self.how = "fmul" if multiply else "fadd"

@@ -57,9 +57,13 @@ class PartlyExact(Located):
     """Rows of their own for the ids of some blocks; `computed` reads all others."""
 
     def __init__(
-        self, exact: Source, computed: Computed, starts: tuple[int, ...], exact_first: tuple[int, ...],
+        self,
+        exact: Source,
+        computed: Computed,
+        starts: tuple[int, ...],
+        exact_first: tuple[int, ...],
         computed_first: tuple[int, ...],
-    ) -> None:  # fmt: skip
+    ) -> None:
         parts: dict[str, Source] = {"computed": computed}
         if max(exact_first) >= 0:
             parts["exact"] = exact

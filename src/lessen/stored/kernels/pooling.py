@@ -157,9 +157,14 @@ def _read(code: Assembly, source: Source, number: str, columns: list[Columns], p
 
 
 def _bag(
-    code: Assembly, source: Source, pooling: Pooling, columns: list[Columns], places: tuple[str, str], row: str,
+    code: Assembly,
+    source: Source,
+    pooling: Pooling,
+    columns: list[Columns],
+    places: tuple[str, str],
+    row: str,
     ahead: Ahead | None,
-) -> None:  # fmt: skip
+) -> None:
     """Write what sums some columns of one bag and stores them; the first block asks for rows ahead."""
     if pooling.single:
         kept = ahead.ask(places[0]) if ahead else []
@@ -178,9 +183,13 @@ def _bag(
 
 
 def _sums(
-    code: Assembly, source: Source, pooling: Pooling, columns: list[Columns], places: tuple[str, str],
+    code: Assembly,
+    source: Source,
+    pooling: Pooling,
+    columns: list[Columns],
+    places: tuple[str, str],
     ahead: Ahead | None,
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """Write the loop over the ids of a bag; return the sums or means."""
     sums = [code.variable(floats(width), "zeroinitializer") for _, width in columns]
     count = code.variable("i64", "0")

@@ -55,9 +55,13 @@ class GroupQuantizedLinear(StoredModule):
     def config(self) -> dict[str, Any]:
         """Return the sizes, the bits of a code, the inputs of a group, and what there is beside codes and scales."""
         return {
-            "in_features": self.in_features, "out_features": self.out_features, "bits": self.bits, "group": self.group,
-            "symmetric": self.symmetric, "bias": self.bias is not None,
-        }  # fmt: skip
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+            "bits": self.bits,
+            "group": self.group,
+            "symmetric": self.symmetric,
+            "bias": self.bias is not None,
+        }
 
     @classmethod
     def from_codes(cls, layer: nn.Linear, grid: GroupGrid, codes: Tensor) -> GroupQuantizedLinear:

@@ -40,9 +40,11 @@ class HalfLinear(StoredModule):
     def config(self) -> dict[str, Any]:
         """Return the sizes, whether there is a bias, and the type."""
         return {
-            "in_features": self.in_features, "out_features": self.out_features, "bias": self.bias is not None,
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+            "bias": self.bias is not None,
             "dtype": self.dtype,
-        }  # fmt: skip
+        }
 
     @classmethod
     def from_dense(cls, layer: nn.Linear, dtype: Half = "bf16") -> HalfLinear:

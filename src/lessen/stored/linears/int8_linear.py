@@ -47,9 +47,7 @@ class Int8Linear(StoredModule):
 
     def config(self) -> dict[str, Any]:
         """Return the sizes and the granularity of activations."""
-        return {
-            "in_features": self.in_features, "out_features": self.out_features, "activations": self.activations,
-        }  # fmt: skip
+        return {"in_features": self.in_features, "out_features": self.out_features, "activations": self.activations}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Int8Linear:

@@ -39,9 +39,12 @@ class LowRankDelta(StoredModule):
     def config(self) -> dict[str, Any]:
         """Return the sizes and the scale."""
         return {
-            "in_features": self.in_features, "out_features": self.out_features, "bias": self.layer.bias is not None,
-            "rank": self.rank, "scale": self.scale,
-        }  # fmt: skip
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+            "bias": self.layer.bias is not None,
+            "rank": self.rank,
+            "scale": self.scale,
+        }
 
     @classmethod
     def around(cls, layer: nn.Linear, rank: int, scale: float, generator: torch.Generator) -> LowRankDelta:

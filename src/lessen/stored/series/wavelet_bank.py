@@ -149,9 +149,12 @@ class WaveletBank(StoredModule):
     def config(self) -> dict[str, Any]:
         """Return the sizes."""
         return {
-            "channels": self.channels, "length": self.length, "used": self.used, "kernels": self.kernels,
+            "channels": self.channels,
+            "length": self.length,
+            "used": self.used,
+            "kernels": self.kernels,
             "features": self.features,
-        }  # fmt: skip
+        }
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> WaveletBank:

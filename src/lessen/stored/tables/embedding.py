@@ -25,9 +25,15 @@ class TableShape:
     """Sizes, pooling and output type of a table, read from a module or from a configuration."""
 
     def __init__(
-        self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, mode: str | None = None,
-        include_last_offset: bool = False, segments: Any = (), output_dtype: str = "float32",
-    ) -> None:  # fmt: skip
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        mode: str | None = None,
+        include_last_offset: bool = False,
+        segments: Any = (),
+        output_dtype: str = "float32",
+    ) -> None:
         self.rows = checks.whole("num_embeddings", num_embeddings, 1)
         self.dim = checks.whole("embedding_dim", embedding_dim, 1, 2**20)
         checks.elements("a table", self.rows, self.dim)
@@ -54,10 +60,14 @@ class TableShape:
         """Return the JSON values that the constructor takes."""
         other = {} if self.dtype == torch.float32 else {"output_dtype": str(self.dtype).removeprefix("torch.")}
         return {
-            "num_embeddings": self.rows, "embedding_dim": self.dim, "padding_idx": self.padding_idx,
-            "mode": self.mode, "include_last_offset": self.include_last_offset,
-            "segments": [list(segment) for segment in self.segments], **other,
-        }  # fmt: skip
+            "num_embeddings": self.rows,
+            "embedding_dim": self.dim,
+            "padding_idx": self.padding_idx,
+            "mode": self.mode,
+            "include_last_offset": self.include_last_offset,
+            "segments": [list(segment) for segment in self.segments],
+            **other,
+        }
 
 
 SHAPE_KEYS = (
@@ -199,9 +209,15 @@ class StoredEmbedding(StoredModule):
         if ids.dim() != (2 if offsets is None else 1):
             return None
         return kernels.look_up(
-            source, self.embedding_dim, ids, None if offsets is None else offsets.to(ids.dtype), weights,
-            last=self.include_last_offset and offsets is not None, mean=self.mode == "mean", padding=self.padding_idx,
-        )  # fmt: skip
+            source,
+            self.embedding_dim,
+            ids,
+            None if offsets is None else offsets.to(ids.dtype),
+            weights,
+            last=self.include_last_offset and offsets is not None,
+            mean=self.mode == "mean",
+            padding=self.padding_idx,
+        )
 
     def _without_padding(self, ids: Tensor, rows: Tensor) -> Tensor:
         """Return rows [*, dim] with zeros where ids [*] are padding."""
@@ -219,9 +235,14 @@ class StoredEmbedding(StoredModule):
             rows = torch.cat([rows, rows.new_zeros(1, self.embedding_dim)])
             positions = positions.masked_fill(flat == self.padding_idx, padding)
         return functional.embedding_bag(
-            positions, rows, offsets, mode=str(self.mode), per_sample_weights=weights,
-            include_last_offset=self.include_last_offset, padding_idx=padding,
-        )  # fmt: skip
+            positions,
+            rows,
+            offsets,
+            mode=str(self.mode),
+            per_sample_weights=weights,
+            include_last_offset=self.include_last_offset,
+            padding_idx=padding,
+        )
 
     def dequantise(self) -> Tensor:
         """Return the dense table [num_embeddings, dim], float32."""

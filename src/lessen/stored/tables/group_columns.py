@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lessen.stored import checks
 from lessen.stored.base import stored
+from lessen.stored.kernels.classed import GroupColumns
 from lessen.stored.kernels.sources import Source
-from lessen.stored.kernels.sparse import GroupColumns
 from lessen.stored.tables import row_classes
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape
 

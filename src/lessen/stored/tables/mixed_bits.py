@@ -13,8 +13,8 @@ from torch import Tensor
 from lessen.stored import bits as packing
 from lessen.stored import checks
 from lessen.stored.base import stored
+from lessen.stored.kernels.classed import MixedBits
 from lessen.stored.kernels.sources import Source
-from lessen.stored.kernels.sparse import MixedBits
 from lessen.stored.tables import row_classes
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape
 
@@ -32,7 +32,7 @@ class MixedBitsEmbedding(StoredEmbedding):
     `steps` float32 [9], one for each number of bits, and `offset` float32 [dim].
 
     Codes of a row follow one another without gaps, low bits first. Padding gives zeros.
-    """  # fmt: skip
+    """
 
     kind = "mixed-bits-embedding"
     zero_padding = True

@@ -61,9 +61,12 @@ class SelectedFields(StoredModule):
     def config(self) -> dict[str, Any]:
         """Return the constructor's arguments as JSON values."""
         return {
-            "columns": self.columns, "sections": [list(section) for section in self.sections],
-            "segments": [list(segment) for segment in self.segments], "dim": self.dim, "numeric": self.numeric,
-        }  # fmt: skip
+            "columns": self.columns,
+            "sections": [list(section) for section in self.sections],
+            "segments": [list(segment) for segment in self.segments],
+            "dim": self.dim,
+            "numeric": self.numeric,
+        }
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> SelectedFields:

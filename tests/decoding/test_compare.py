@@ -124,9 +124,12 @@ def test_stop_strings_and_criteria_end_both_texts(model, tokenizer):
 def test_a_prefix_function_numbers_the_prompts_in_both(model):
     decoder = Decoder(model, costs=FLAT)
     compare(
-        decoder, [[5, 6, 7] * 5, [8, 9]], max_new_tokens=8, eos_token_id=None,
+        decoder,
+        [[5, 6, 7] * 5, [8, 9]],
+        max_new_tokens=8,
+        eos_token_id=None,
         prefix_allowed_tokens_fn=lambda row, ids: list(range(2 + row, 20 + row)),
-    )  # fmt: skip
+    )
     assert decoder.report.comparison.identical == 2
 
 

@@ -127,14 +127,22 @@ def test_generate_returns_what_model_generate_returns(decoder):
 
 @pytest.mark.parametrize(
     "options",
-    [{"max_length": 14}, {"max_length": 14, "forced_eos_token_id": 3}, {"max_new_tokens": 8, "forced_eos_token_id": 3},
-     {"max_new_tokens": 12, "min_length": 14, "eos_token_id": 5}, {"max_new_tokens": 9, "forced_bos_token_id": 7},
-     {"max_new_tokens": 12, "repetition_penalty": 1.4}, {"max_new_tokens": 12, "no_repeat_ngram_size": 2},
-     {"max_new_tokens": 12, "encoder_repetition_penalty": 1.4}, {"max_new_tokens": 12, "min_new_tokens": 6},
-     {"max_new_tokens": 12, "begin_suppress_tokens": [4, 6]},
-     {"max_new_tokens": 12, "exponential_decay_length_penalty": (3, 1.5), "eos_token_id": 5},
-     {"forced_eos_token_id": 3}, {}],
-)  # fmt: skip
+    [
+        {"max_length": 14},
+        {"max_length": 14, "forced_eos_token_id": 3},
+        {"max_new_tokens": 8, "forced_eos_token_id": 3},
+        {"max_new_tokens": 12, "min_length": 14, "eos_token_id": 5},
+        {"max_new_tokens": 9, "forced_bos_token_id": 7},
+        {"max_new_tokens": 12, "repetition_penalty": 1.4},
+        {"max_new_tokens": 12, "no_repeat_ngram_size": 2},
+        {"max_new_tokens": 12, "encoder_repetition_penalty": 1.4},
+        {"max_new_tokens": 12, "min_new_tokens": 6},
+        {"max_new_tokens": 12, "begin_suppress_tokens": [4, 6]},
+        {"max_new_tokens": 12, "exponential_decay_length_penalty": (3, 1.5), "eos_token_id": 5},
+        {"forced_eos_token_id": 3},
+        {},
+    ],
+)
 def test_lengths_and_rules_count_the_padding_of_a_row_as_transformers_does(decoder, options):
     ids = torch.tensor([[0, 0, 0, 0, 5, 6, 7, 8], [9, 8, 9, 8, 9, 8, 9, 8], [0, 0, 0, 0, 0, 0, 0, 12]])
     mask, options = (ids != 0).long(), {"do_sample": False, "eos_token_id": None} | options
@@ -166,9 +174,14 @@ def test_a_prefix_function_with_several_samples_numbers_the_prompts(decoder):
     rows = []
     ids = torch.tensor([[5, 6, 7], [9, 8, 9]])
     out = decoder.generate(
-        ids, do_sample=True, num_return_sequences=2, max_new_tokens=6, eos_token_id=None, seed=0,
+        ids,
+        do_sample=True,
+        num_return_sequences=2,
+        max_new_tokens=6,
+        eos_token_id=None,
+        seed=0,
         prefix_allowed_tokens_fn=lambda row, _: (rows.append(row), [4 + row, 6 + row])[1],
-    )  # fmt: skip
+    )
     assert set(rows) == {0, 1}
     assert set(out[:2, 3:].flatten().tolist()) <= {4, 6}
     assert set(out[2:, 3:].flatten().tolist()) <= {5, 7}

@@ -53,9 +53,17 @@ def test_every_window_and_switch_is_crossed_as_generate_does(kind):
 def test_own_attention_masks_run_one_at_a_time_past_their_window():
     torch.manual_seed(0)
     config = transformers.GPTNeoConfig(
-        vocab_size=40, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]],
-        window_size=16, max_position_embeddings=128, initializer_range=0.3, bos_token_id=0, eos_token_id=1,
-    )  # fmt: skip
+        vocab_size=40,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        window_size=16,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
     model = transformers.GPTNeoForCausalLM(config).eval()
     decoder = Decoder(model, costs=FLAT)
     assert not decoder.engine.batched

@@ -110,9 +110,15 @@ def test_a_seed_gives_each_row_its_own_draw_alone_or_in_a_batch(decoder):
 
 @pytest.mark.parametrize(
     "options",
-    [{"repetition_penalty": 1.5}, {"no_repeat_ngram_size": 3}, {"min_new_tokens": 10}, {"bad_words_ids": [[7]]},
-     {"suppress_tokens": [5, 9]}, {"encoder_repetition_penalty": 1.5}],
-)  # fmt: skip
+    [
+        {"repetition_penalty": 1.5},
+        {"no_repeat_ngram_size": 3},
+        {"min_new_tokens": 10},
+        {"bad_words_ids": [[7]]},
+        {"suppress_tokens": [5, 9]},
+        {"encoder_repetition_penalty": 1.5},
+    ],
+)
 def test_processors_are_applied_position_by_position(decoder, options):
     rnd = random.Random(5)
     prompts = [repeating_prompt(rnd) for _ in range(4)]

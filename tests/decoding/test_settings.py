@@ -87,9 +87,13 @@ def test_a_model_that_leaves_its_cache_out_by_default_is_decoded_with_one():
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({"num_return_sequences": 2}, "num_return_sequences"), ({"num_return_sequences": 2, "do_sample": True}, "generate"),
-     ({"repetition_penalty": 0.0}, "penalty"), ({"suppress_tokens": "x"}, "generate")],
-)  # fmt: skip
+    [
+        ({"num_return_sequences": 2}, "num_return_sequences"),
+        ({"num_return_sequences": 2, "do_sample": True}, "generate"),
+        ({"repetition_penalty": 0.0}, "penalty"),
+        ({"suppress_tokens": "x"}, "generate"),
+    ],
+)
 def test_arguments_of_a_completion_are_refused_by_name(decoder, options, named):
     with pytest.raises(ConfigError, match=named):
         decoder.complete([[5, 6]], max_new_tokens=2, **options)

@@ -15,15 +15,21 @@ MAKERS = {
     "Llama": llama,
     "Llama, tied, biased": lambda: llama(tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
     "Mistral, window": mistral,
-    "Qwen2, window of one layer": lambda: built("Qwen2", sliding_window=8, use_sliding_window=True, max_window_layers=1),
+    "Qwen2, window of one layer": lambda: built(
+        "Qwen2", sliding_window=8, use_sliding_window=True, max_window_layers=1
+    ),
     "Qwen3, norms of heads": lambda: built("Qwen3", head_dim=16),
     "Llama 3 rotation": lambda: llama(
         rope_parameters={
-            "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "rope_type": "llama3",
+            "rope_theta": 500.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
             "original_max_position_embeddings": 16,
         }
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -61,9 +67,14 @@ def half(model):
 
 @pytest.mark.parametrize(
     ("make", "words"),
-    [(gpt2, "not known"), (lambda: built("Gemma2", head_dim=8), "not known"), (lambda: half(llama()), "not float32"),
-     (lambda: watched(llama()), "model.layers.1"), (lambda: replaced(llama()), "model.layers.0.mlp")],
-)  # fmt: skip
+    [
+        (gpt2, "not known"),
+        (lambda: built("Gemma2", head_dim=8), "not known"),
+        (lambda: half(llama()), "not float32"),
+        (lambda: watched(llama()), "model.layers.1"),
+        (lambda: replaced(llama()), "model.layers.0.mlp"),
+    ],
+)
 def test_other_models_run_through_their_own_forward(make, words):
     model = make()
     with pytest.raises(InputError, match=words):

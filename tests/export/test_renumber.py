@@ -29,10 +29,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("renumber")
     generator = np.random.default_rng(0)
     user, item = (np.floor(400 ** generator.random(3000)).astype(int) for _ in range(2))
-    frame = pl.DataFrame({
-        "label": (generator.random(3000) < 0.2 + 0.5 * (user % 2)).astype(int), "price": generator.random(3000),
-        "user": [f"u{i}" for i in user], "item": [f"i{i}" for i in item], "day": [f"d{i % 7}" for i in user],
-    })  # fmt: skip
+    frame = pl.DataFrame(
+        {
+            "label": (generator.random(3000) < 0.2 + 0.5 * (user % 2)).astype(int),
+            "price": generator.random(3000),
+            "user": [f"u{i}" for i in user],
+            "item": [f"i{i}" for i in item],
+            "day": [f"d{i % 7}" for i in user],
+        }
+    )
     frame.write_csv(root / "log.csv")
     names = [FieldSchema(name=name, kind="categorical") for name in ("user", "item", "day")]
     fields = (FieldSchema(name="label", kind="label"), FieldSchema(name="price", kind="numeric"), *names)

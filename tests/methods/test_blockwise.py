@@ -33,8 +33,9 @@ def test_outputs_equal_the_whole_models_bit_for_bit_and_each_block_runs_once_a_b
     stacks = stacks_of(model)
     counting = [
         block.module.register_forward_hook(lambda *_, p=block.path: calls.update({p: calls.get(p, 0) + 1}))
-        for stack in stacks for block in stack.blocks
-    ]  # fmt: skip
+        for stack in stacks
+        for block in stack.blocks
+    ]
     outputs: dict[int, torch.Tensor] = {}
 
     def keep(number, output):
@@ -56,9 +57,12 @@ def test_running_a_step_gives_what_the_block_gives(name):
     seen: dict[str, torch.Tensor] = {}
     stacks = stacks_of(model)
     handles = [
-        block.module.register_forward_hook(lambda m, a, out, p=block.path: seen.update({p: out[0] if isinstance(out, tuple) else out}))
-        for stack in stacks for block in stack.blocks
-    ]  # fmt: skip
+        block.module.register_forward_hook(
+            lambda m, a, out, p=block.path: seen.update({p: out[0] if isinstance(out, tuple) else out})
+        )
+        for stack in stacks
+        for block in stack.blocks
+    ]
     answer(model, batch)
     for handle in handles:
         handle.remove()

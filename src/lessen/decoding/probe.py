@@ -144,9 +144,17 @@ def _generated(model: Any, prompt: Sequence[int], new: int) -> tuple[list[int], 
     """Return the greedy tokens after a prompt and the logits (new, vocabulary) they were chosen from."""
     ids = torch.tensor([list(prompt)], device=model.device)
     out = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, num_beams=1, use_cache=True,
-        output_logits=True, return_dict_in_generate=True, pad_token_id=0, eos_token_id=None,
-    )  # fmt: skip
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=new,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        output_logits=True,
+        return_dict_in_generate=True,
+        pad_token_id=0,
+        eos_token_id=None,
+    )
     return out.sequences[0, len(prompt) :].tolist(), torch.cat(list(out.logits)).float()
 
 

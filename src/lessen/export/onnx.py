@@ -137,9 +137,14 @@ def _graph(model: nn.Module, inputs: Named) -> bytes:
         with warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                _traced(model, arguments, keywords, shapes), dynamo=True, opset_version=OPSET, verbose=False,
-                input_names=names, output_names=["output"], custom_translation_table=translations(),
-            )  # fmt: skip
+                _traced(model, arguments, keywords, shapes),
+                dynamo=True,
+                opset_version=OPSET,
+                verbose=False,
+                input_names=names,
+                output_names=["output"],
+                custom_translation_table=translations(),
+            )
     except Exception as error:
         raise EnvironmentFault(f"the model cannot be exported to ONNX: {_reason(error)}") from error
     assert program is not None

@@ -77,9 +77,10 @@ def check_called(before: frozenset[str] | None, model: nn.Module, task: Task, ke
         InputError: the path of the layer, and what to do.
     """
     new = {
-        path: module for path, module in tree_of(model).items()
+        path: module
+        for path, module in tree_of(model).items()
         if isinstance(module, StoredModule) and path in kept and not isinstance(kept[path], StoredModule)
-    }  # fmt: skip
+    }
     expected = [path for path in new if path in (before or ())]
     now = called(model, task) if expected else None
     for path in expected:

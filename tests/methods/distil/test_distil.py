@@ -101,11 +101,16 @@ def test_all_five_are_in_the_catalogue_and_claim_quality() -> None:
 @pytest.mark.parametrize(
     "method",
     [
-        KD(), DKD(), FitNet(), FitNet(layer="body", teacher_layer="body.3"), RKD(rows=16), RKD(angle=0.0),
+        KD(),
+        DKD(),
+        FitNet(),
+        FitNet(layer="body", teacher_layer="body.3"),
+        RKD(rows=16),
+        RKD(angle=0.0),
         CRD(negatives=64, width=8),
     ],
     ids=["kd", "dkd", "fitnet", "fitnet-maps", "rkd", "rkd-distances", "crd"],
-)  # fmt: skip
+)
 def test_the_teachers_term_falls_on_a_student_that_sees_no_label(
     method, shapes: Shapes, student: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,10 +241,16 @@ class Sentences(Task):
         transformers = pytest.importorskip("transformers")
         return transformers.LlamaForCausalLM(
             transformers.LlamaConfig(
-                vocab_size=24, hidden_size=16, intermediate_size=24, num_hidden_layers=self.layers,
-                num_attention_heads=2, num_key_value_heads=1, bos_token_id=0, eos_token_id=0,
+                vocab_size=24,
+                hidden_size=16,
+                intermediate_size=24,
+                num_hidden_layers=self.layers,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                bos_token_id=0,
+                eos_token_id=0,
             )
-        )  # fmt: skip
+        )
 
     def batches(self, split, seed=0):
         generator = torch.Generator().manual_seed(hash((len(split), seed)) % 1000)

@@ -19,9 +19,15 @@ def form(sharing="feature_dim", start=0.1, keep=40):
 
 @pytest.mark.parametrize(
     ("sharing", "shape"),
-    [("global", (1, 1)), ("dimension", (1, 4)), ("feature", (30, 1)), ("field", (3, 1)), ("field_dim", (3, 4)),
-     ("feature_dim", (30, 4))],
-)  # fmt: skip
+    [
+        ("global", (1, 1)),
+        ("dimension", (1, 4)),
+        ("feature", (30, 1)),
+        ("field", (3, 1)),
+        ("field_dim", (3, 4)),
+        ("feature_dim", (30, 4)),
+    ],
+)
 def test_values_shrink_keep_their_sign_and_vanish_below_their_threshold(sharing, shape):
     table = form(sharing)
     assert table.thresholds.shape == shape

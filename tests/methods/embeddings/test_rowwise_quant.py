@@ -35,12 +35,27 @@ def test_tables_that_must_be_left_alone_are_named_with_a_reason():
     tied = nn.Embedding(1500, 16)
     head = nn.Linear(16, 1500, bias=False)
     head.weight = tied.weight
-    tables = (nn.Embedding(1500, 1), tied, head, nn.Embedding(10, 16), nn.EmbeddingBag(1500, 16, mode="max"),
-              nn.Embedding(1500, 2), nn.Embedding(1500, 16, max_norm=1.0), nn.Embedding(1500, 16))  # fmt: skip
+    tables = (
+        nn.Embedding(1500, 1),
+        tied,
+        head,
+        nn.Embedding(10, 16),
+        nn.EmbeddingBag(1500, 16, mode="max"),
+        nn.Embedding(1500, 2),
+        nn.Embedding(1500, 16, max_norm=1.0),
+        nn.Embedding(1500, 16),
+    )
     made, findings = compress(RowwiseQuantTables(bits=8), *tables)
     assert [type(module).__name__ for module in made] == [
-        "Embedding", "Embedding", "Linear", "Embedding", "EmbeddingBag", "Embedding", "Embedding", "QuantizedEmbedding",
-    ]  # fmt: skip
+        "Embedding",
+        "Embedding",
+        "Linear",
+        "Embedding",
+        "EmbeddingBag",
+        "Embedding",
+        "Embedding",
+        "QuantizedEmbedding",
+    ]
     reasons = findings["skipped"]
     for path, word in zip(
         "013456", ["one column", "tied", "min_rows", "max", "no fewer bytes", "max_norm"], strict=True

@@ -74,13 +74,19 @@ def test_ranked_selection_ranks_numbers_by_their_bins(numbers):
 @pytest.fixture
 def mixed():
     layout = Layout(
-        (IdField("user", "categorical", 0, 1, "user"), IdField("item", "categorical", 1, 1, "item"),
-         IdField("history", "sequence", 2, 3, "item"), IdField("hour", "categorical", 5, 1, "hour")),
+        (
+            IdField("user", "categorical", 0, 1, "user"),
+            IdField("item", "categorical", 1, 1, "item"),
+            IdField("history", "sequence", 2, 3, "item"),
+            IdField("hour", "categorical", 5, 1, "hour"),
+        ),
         (Segment("user", 1, 10), Segment("item", 11, 20), Segment("hour", 31, 24)),
         ("age", "price"),
-    )  # fmt: skip
-    ids = torch.stack([torch.randint(1, 11, (40,)), *(torch.randint(11, 31, (40,)) for _ in range(4)),
-                       torch.randint(31, 55, (40,))], dim=1).int()  # fmt: skip
+    )
+    ids = torch.stack(
+        [torch.randint(1, 11, (40,)), *(torch.randint(11, 31, (40,)) for _ in range(4)), torch.randint(31, 55, (40,))],
+        dim=1,
+    ).int()
     ids[::3, 3:5] = 0
     return Columns(ids, (torch.arange(40) % 2).float(), layout, torch.randn(40, 2))
 
@@ -90,8 +96,9 @@ def test_narrow_vectors_equal_the_full_ones_of_the_kept_fields(mixed, keep):
     full = FieldVectors(mixed.layout, 5)
     layout, pick, shift = narrowed(mixed.layout, keep)
     part = FieldVectors(layout, 5)
-    small = SelectedFields(mixed.layout.width, list(zip(part.widths, part.pooled, strict=True)), layout.segments, 5,
-                           len(layout.numeric))  # fmt: skip
+    small = SelectedFields(
+        mixed.layout.width, list(zip(part.widths, part.pooled, strict=True)), layout.segments, 5, len(layout.numeric)
+    )
     small.pick.copy_(torch.tensor(pick))
     small.shift.copy_(torch.tensor(shift))
     with torch.no_grad():

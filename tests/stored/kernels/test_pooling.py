@@ -217,8 +217,10 @@ def test_tracing_and_exporting_record_torch_operators():
         traced = torch.jit.trace(table, (ids,))
     other = ids.flip(0)
     assert torch.equal(traced(other), table(other))
-    assert torch.equal(torch.export.export(FORMS["fp16"](TableShape(ROWS, 8)), (ids,)).module()(other),
-                       FORMS["fp16"](TableShape(ROWS, 8))(other))  # fmt: skip
+    assert torch.equal(
+        torch.export.export(FORMS["fp16"](TableShape(ROWS, 8)), (ids,)).module()(other),
+        FORMS["fp16"](TableShape(ROWS, 8))(other),
+    )
 
 
 def test_a_forked_child_answers_after_its_parent_used_threads():

@@ -18,9 +18,7 @@ from lessen.stored.tables.tiered_embedding import TieredEmbedding, bare
 
 def test_cover_names_every_row_once():
     parts = cover((Segment("b", 6, 2), Segment("a", 1, 3)), 10)
-    assert parts == (
-        Segment("", 0, 1), Segment("a", 1, 3), Segment("", 4, 2), Segment("b", 6, 2), Segment("", 8, 2),
-    )  # fmt: skip
+    assert parts == (Segment("", 0, 1), Segment("a", 1, 3), Segment("", 4, 2), Segment("b", 6, 2), Segment("", 8, 2))
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])

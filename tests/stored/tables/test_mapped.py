@@ -72,13 +72,17 @@ def test_damaged_files_are_refused(tmp_path, weight):
     length = int.from_bytes(raw[:8], "little")
     header = raw[8 : 8 + length]
     faults = {
-        "empty": b"", "short": raw[:7], "cut": raw[:-1], "longer": raw + b"x", "no header": raw[:8],
+        "empty": b"",
+        "short": raw[:7],
+        "cut": raw[:-1],
+        "longer": raw + b"x",
+        "no header": raw[:8],
         "huge header": (2**60).to_bytes(8, "little") + raw[8:],
         "not json": raw[:8] + b"x" * length + raw[8 + length :],
         "other kind": raw.replace(b"quantized-embedding", b"quantized-embeddinG"),
         "other shape": raw.replace(b'"shape":[1000,', b'"shape":[1001,'),
         "hostile rows": raw.replace(b'\\"num_embeddings\\": 1000', b'\\"num_embeddings\\":-1000'),
-    }  # fmt: skip
+    }
     assert all(name in ("empty", "short") or fault != raw for name, fault in faults.items())
     assert b"num_embeddings" in header
     for name, fault in faults.items():

@@ -105,10 +105,15 @@ def test_repeated_ids_share_their_computation_and_gradients_reach_all_cores():
 @pytest.mark.parametrize(
     ("kind", "change"),
     [
-        (robe, {"size": 3}), (robe, {"size": 2**60}), (robe, {"block": 3}), (robe, {"exact_blocks": [7]}),
-        (train, {"rank": 0}), (train, {"rank": 2.0}), (train, {"exact_blocks": None}),
+        (robe, {"size": 3}),
+        (robe, {"size": 2**60}),
+        (robe, {"block": 3}),
+        (robe, {"exact_blocks": [7]}),
+        (train, {"rank": 0}),
+        (train, {"rank": 2.0}),
+        (train, {"exact_blocks": None}),
     ],
-)  # fmt: skip
+)
 def test_senseless_configurations_are_refused(kind, change):
     table = kind()
     with pytest.raises((ValueError, TypeError)):

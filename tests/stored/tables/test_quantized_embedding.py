@@ -63,13 +63,19 @@ def test_what_cannot_be_right_is_refused():
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"num_embeddings": -1}, "num_embeddings"), ({"num_embeddings": 2**60}, "num_embeddings"),
-        ({"num_embeddings": 2**39, "embedding_dim": 2**19}, "larger than"), ({"embedding_dim": 1.5}, "embedding_dim"),
-        ({"bits": 3}, "bits"), ({"bits": True}, "bits"), ({"mode": "max"}, "max"), ({"padding_idx": 9}, "padding_idx"),
-        ({"segments": [["a", 0, 5], ["b", 3, 2]]}, "overlaps"), ({"segments": "x"}, "segments"),
+        ({"num_embeddings": -1}, "num_embeddings"),
+        ({"num_embeddings": 2**60}, "num_embeddings"),
+        ({"num_embeddings": 2**39, "embedding_dim": 2**19}, "larger than"),
+        ({"embedding_dim": 1.5}, "embedding_dim"),
+        ({"bits": 3}, "bits"),
+        ({"bits": True}, "bits"),
+        ({"mode": "max"}, "max"),
+        ({"padding_idx": 9}, "padding_idx"),
+        ({"segments": [["a", 0, 5], ["b", 3, 2]]}, "overlaps"),
+        ({"segments": "x"}, "segments"),
         ({"num_embeddings": True}, "num_embeddings"),
     ],
-)  # fmt: skip
+)
 def test_senseless_configurations_are_refused_before_memory_is_taken(change, fault):
     config = QuantizedEmbedding.from_dense(nn.Embedding(9, 4), 8).config()
     with pytest.raises((ValueError, TypeError), match=fault):

@@ -60,9 +60,16 @@ def test_bags_and_twin():
 
 
 @pytest.mark.parametrize(
-    "cold", [None, 3, {"kind": "tiered-embedding", "config": {}}, {"kind": "no-such", "config": {}},
-             {"kind": "int8-linear", "config": {"in_features": 3, "out_features": 3}}, {"kind": "fallback-embedding"}]
-)  # fmt: skip
+    "cold",
+    [
+        None,
+        3,
+        {"kind": "tiered-embedding", "config": {}},
+        {"kind": "no-such", "config": {}},
+        {"kind": "int8-linear", "config": {"in_features": 3, "out_features": 3}},
+        {"kind": "fallback-embedding"},
+    ],
+)
 def test_a_cold_table_that_is_none_is_refused(cold):
     with pytest.raises((ValueError, TypeError), match="cold|kind"):
         TieredEmbedding.from_config({**made().config(), "cold": cold})

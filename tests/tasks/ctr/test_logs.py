@@ -43,10 +43,18 @@ def folder(synthetic: SyntheticClicks, tmp_path_factory: pytest.TempPathFactory)
 @pytest.mark.parametrize("updates", ["dense", "lazy-adam", "rowwise-adagrad"])
 def test_trains_from_disk_about_as_well_as_from_memory(folder: Path, synthetic: SyntheticClicks, updates: str) -> None:
     task = get_task(
-        {"name": "ctr-logs", "data": str(folder), "model": "deepfm", "dim": 8, "batch_size": 256, "epochs": 8,
-         "learning_rate": 0.05 if updates == "rowwise-adagrad" else 0.01, "table_updates": updates,
-         "arguments": {"hidden": [32, 16], "std": 0.1}}
-    )  # fmt: skip
+        {
+            "name": "ctr-logs",
+            "data": str(folder),
+            "model": "deepfm",
+            "dim": 8,
+            "batch_size": 256,
+            "epochs": 8,
+            "learning_rate": 0.05 if updates == "rowwise-adagrad" else 0.01,
+            "table_updates": updates,
+            "arguments": {"hidden": [32, 16], "std": 0.1},
+        }
+    )
     auc = AUC(*task.predictions(task.reference(seed=0)))
     assert 0.82 < auc < synthetic.best_auc
     assert task.fingerprint() == task.dataset.fingerprint  # type: ignore[attr-defined]

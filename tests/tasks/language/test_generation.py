@@ -71,11 +71,13 @@ def test_methods_learn_from_text_and_prompts_are_fingerprinted(folder, tmp_path)
 @pytest.mark.parametrize(
     ("raw", "said"),
     [
-        ('{"prompt": "a"}', "line 1: not an object with"), ("[1]", "line 1: not an object with"),
+        ('{"prompt": "a"}', "line 1: not an object with"),
+        ("[1]", "line 1: not an object with"),
         ('{"prompt": "a", "answer": 3}', "the answer a text or a list of texts"),
-        ('{"prompt": "a", "answer": "b"}', "gives 1 test prompts"), ("{", "line 1: not an object with"),
+        ('{"prompt": "a", "answer": "b"}', "gives 1 test prompts"),
+        ("{", "line 1: not an object with"),
     ],
-)  # fmt: skip
+)
 def test_prompts_that_cannot_be_used_are_named(folder, tmp_path, raw, said):
     judge = task(folder, [], tmp_path)
     (tmp_path / "prompts.jsonl").write_text(raw)

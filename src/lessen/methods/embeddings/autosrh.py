@@ -35,9 +35,15 @@ class GatedTable(SearchForm):
     counts: Tensor
 
     def __init__(
-        self, shape: TableShape, weight: Tensor, counts: Tensor, groups: int, layout: Layout, sparsity: float,
+        self,
+        shape: TableShape,
+        weight: Tensor,
+        counts: Tensor,
+        groups: int,
+        layout: Layout,
+        sparsity: float,
         target: int | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(shape)
         self.layout = layout
         self.table = inner_table(shape.rows, shape.dim, weight.clone())

@@ -111,10 +111,15 @@ def quantised(table: Any, counts: Tensor, groups: int, target: int) -> MixedBits
     steps = torch.stack([best_step(weight - offset, weights, bits) for bits in WIDTHS])
     group = field_groups(shape, counts, groups)
     rows = group.bincount()
-    errors = torch.stack([
-        torch.zeros(len(rows), dtype=torch.float64).index_add_(0, group, weights * _error(weight, offset, steps, bits))
-        for bits in WIDTHS
-    ], dim=1)  # fmt: skip
+    errors = torch.stack(
+        [
+            torch.zeros(len(rows), dtype=torch.float64).index_add_(
+                0, group, weights * _error(weight, offset, steps, bits)
+            )
+            for bits in WIDTHS
+        ],
+        dim=1,
+    )
     sizes = rows.unsqueeze(1) * torch.tensor([row_bytes(shape.dim, bits) for bits in WIDTHS])
     chosen = fit_to_size(torch.full_like(rows, MOST_BITS), errors, sizes, target - _fixed(shape))
     return MixedBitsEmbedding.from_dense(shape, weight, chosen[group], steps, offset)

@@ -63,9 +63,15 @@ class BitsSearchTable(SearchForm):
     counts: Tensor
 
     def __init__(
-        self, shape: TableShape, weight: Tensor, counts: Tensor, groups: int, temperature: float, strength: float,
+        self,
+        shape: TableShape,
+        weight: Tensor,
+        counts: Tensor,
+        groups: int,
+        temperature: float,
+        strength: float,
         target: int | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(shape)
         self.temperature, self.strength, self.target = temperature, strength, target
         self.table = inner_table(shape.rows, shape.dim, weight.clone())

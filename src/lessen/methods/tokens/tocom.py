@@ -108,14 +108,19 @@ class ToCom(TokenMethod):
                 loss=loss,
                 validate=None,
                 settings=FitSettings(
-                    steps=self.steps, optimizer="adamw", learning_rate=self.learning_rate, weight_decay=0.05,
-                    schedule="cosine", minimum_learning_rate=0.01 * self.learning_rate, clip_norm=None,
+                    steps=self.steps,
+                    optimizer="adamw",
+                    learning_rate=self.learning_rate,
+                    weight_decay=0.05,
+                    schedule="cosine",
+                    minimum_learning_rate=0.01 * self.learning_rate,
+                    clip_norm=None,
                 ),
                 hooks=(_Fresh(),),
                 seed=seed,
                 log=scene.context.log,
                 device=device_of(scene.model),
-            )  # fmt: skip
+            )
 
     def _pair(self, largest: int, generator: torch.Generator) -> tuple[int, int]:
         drawn = torch.randint(0, largest + 1, (2,), generator=generator).tolist()
@@ -124,9 +129,15 @@ class ToCom(TokenMethod):
         return source, target if target != source else (target + 1) % (largest + 1)
 
     def _loss(
-        self, teacher: Patch, student: Patch, plug_in: Compensator, scene: Scene, batch: object, source: int,
+        self,
+        teacher: Patch,
+        student: Patch,
+        plug_in: Compensator,
+        scene: Scene,
+        batch: object,
+        source: int,
         target: int,
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         with torch.no_grad():
             wanted = _merged(teacher, source, scene, batch)
         with torch.enable_grad(), plug_in.active(source, target, self.scale):

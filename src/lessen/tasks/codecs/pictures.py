@@ -93,10 +93,14 @@ class PicturesTask(Task):
         count = self.options.side**2
         joined = torch.cat(bits)
         pixels = torch.full((len(joined),), count, dtype=torch.int64)
-        return Outcomes({
-            "bits": joined.numpy(), "pixels": pixels.numpy(), "values": (3 * pixels).numpy(),
-            "squared_error": torch.cat(errors).numpy(),
-        })  # fmt: skip
+        return Outcomes(
+            {
+                "bits": joined.numpy(),
+                "pixels": pixels.numpy(),
+                "values": (3 * pixels).numpy(),
+                "squared_error": torch.cat(errors).numpy(),
+            }
+        )
 
     def costs(self, outcomes: Outcomes) -> Mapping[str, float]:
         """Return bits per pixel over all pictures."""

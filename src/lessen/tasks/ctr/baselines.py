@@ -80,9 +80,14 @@ def gradient_boosting(splits: Splits) -> Floats:
     best, scores = -math.inf, np.empty(0)
     for leaves in LEAVES:
         model: Any = HistGradientBoostingClassifier(
-            max_leaf_nodes=leaves, learning_rate=0.1, max_iter=ROUNDS, min_samples_leaf=50, early_stopping=False,
-            categorical_features=native, random_state=0,
-        )  # fmt: skip
+            max_leaf_nodes=leaves,
+            learning_rate=0.1,
+            max_iter=ROUNDS,
+            min_samples_leaf=50,
+            early_stopping=False,
+            categorical_features=native,
+            random_state=0,
+        )
         model.fit(encoded["train"], labels["train"])
         stages = zip(*(model.staged_decision_function(encoded[s]) for s in ("validation", "test")), strict=True)
         for validation, test in stages:

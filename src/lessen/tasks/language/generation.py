@@ -83,9 +83,12 @@ class AnswersTask(LanguageTask):
         """Return what the model writes after `prompt`, cut at `stop`, and the tokens that it wrote."""
         ids = self._encoded(prompt).to(device_of(model))
         written = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=self.options.max_new_tokens,
-            do_sample=False, pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
-        )[0, ids.shape[1] :]  # fmt: skip
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=self.options.max_new_tokens,
+            do_sample=False,
+            pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+        )[0, ids.shape[1] :]
         text = str(self.tokenizer.decode(written, skip_special_tokens=True)).strip()
         if self.options.stop:
             text = text.partition(self.options.stop)[0].strip()

@@ -85,9 +85,14 @@ class ManualTask(Task):
     def __init__(self, options: ManualOptions | None = None) -> None:
         self.options = options or ManualOptions()
         self.settings = FitSettings(
-            steps=self.options.steps, steps_per_epoch=self.options.steps, learning_rate=5e-3, optimizer="adamw",
-            schedule="cosine", warmup_steps=max(1, self.options.steps // 10), clip_norm=1.0,
-        )  # fmt: skip
+            steps=self.options.steps,
+            steps_per_epoch=self.options.steps,
+            learning_rate=5e-3,
+            optimizer="adamw",
+            schedule="cosine",
+            warmup_steps=max(1, self.options.steps // 10),
+            clip_norm=1.0,
+        )
 
     def build(self) -> nn.Module:
         """Return the untrained network."""

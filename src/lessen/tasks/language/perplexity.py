@@ -177,9 +177,10 @@ class LanguageTask(Task):
     def _documents(self, split: Split) -> list[tuple[str, Tensor]]:
         """Return the texts of a split with their tokens, as many as the options say, those too short left out."""
         wanted = {
-            "test": self.options.documents, "validation": self.options.validation_documents,
+            "test": self.options.documents,
+            "validation": self.options.validation_documents,
             "train": self.options.train_documents,
-        }[split]  # fmt: skip
+        }[split]
         if split not in self._read:
             found: list[tuple[str, Tensor]] = []
             for text in deal(self._texts, split):

@@ -16,9 +16,7 @@ from lessen.errors import ConfigError
 from lessen.log import SILENT, Log
 
 Pooling = Literal["mean", "cls", "last"]
-_SAID = {
-    "pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last",
-}  # fmt: skip
+_SAID = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
 _UNKNOWN = ("pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens")
 
 
@@ -75,9 +73,13 @@ class SentenceEncoder:
         """Yield `input_ids` and `attention_mask`, int64 [size,T], in the order of `texts`, padded at the right."""
         for first in range(0, len(texts), size):
             made = self.tokenizer(
-                list(texts[first : first + size]), padding=True, truncation=True, max_length=self.length,
-                padding_side="right", return_tensors="pt",
-            )  # fmt: skip
+                list(texts[first : first + size]),
+                padding=True,
+                truncation=True,
+                max_length=self.length,
+                padding_side="right",
+                return_tensors="pt",
+            )
             yield {"input_ids": made["input_ids"], "attention_mask": made["attention_mask"]}
 
     def vectors(self, hidden: Tensor, mask: Tensor) -> Tensor:

@@ -52,11 +52,21 @@ class Settings:
     def for_loop(self, rows: int) -> FitSettings:
         """Return them as the training loop has them, for a train split of so many rows."""
         return FitSettings(
-            epochs=self.epochs, steps_per_epoch=rows // self.batch, learning_rate=self.learning_rate,
-            optimizer="adamw", weight_decay=self.weight_decay, betas=(0.9, 0.99), clip_norm=None, patience=None,
-            schedule="linear", warmup_steps=self.warmup_steps, minimum_learning_rate=0.0, keep="last",
-            decay_steps=max(1, self.cooldown * (rows // self.batch)), precision="bf16",
-        )  # fmt: skip
+            epochs=self.epochs,
+            steps_per_epoch=rows // self.batch,
+            learning_rate=self.learning_rate,
+            optimizer="adamw",
+            weight_decay=self.weight_decay,
+            betas=(0.9, 0.99),
+            clip_norm=None,
+            patience=None,
+            schedule="linear",
+            warmup_steps=self.warmup_steps,
+            minimum_learning_rate=0.0,
+            keep="last",
+            decay_steps=max(1, self.cooldown * (rows // self.batch)),
+            precision="bf16",
+        )
 
 
 PLAN = ("epochs", "cooldown", "full")
@@ -73,9 +83,13 @@ class Pictures(NamedTuple):
 
 
 def learn(
-    model: PlainViT, data: Images, settings: Settings, validate: Callable[[nn.Module], float] | None = None,
-    hooks: Sequence[Hook] = (), checkpoint: Path | None = None,
-) -> FitResult:  # fmt: skip
+    model: PlainViT,
+    data: Images,
+    settings: Settings,
+    validate: Callable[[nn.Module], float] | None = None,
+    hooks: Sequence[Hook] = (),
+    checkpoint: Path | None = None,
+) -> FitResult:
     """Train `model` in place by the recipe. Everything random is drawn from the loop's generator, which resumes."""
     generator = torch.default_generator
 
@@ -97,9 +111,16 @@ def learn(
 
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return fit(
-        model, batches=batches, loss=loss, validate=validate, settings=settings.for_loop(len(data.labels)),
-        hooks=hooks, parameters=_groups(model), seed=settings.seed, checkpoint=checkpoint,
-    )  # fmt: skip
+        model,
+        batches=batches,
+        loss=loss,
+        validate=validate,
+        settings=settings.for_loop(len(data.labels)),
+        hooks=hooks,
+        parameters=_groups(model),
+        seed=settings.seed,
+        checkpoint=checkpoint,
+    )
 
 
 def drop_patches(tokens: Tensor, keep: int, generator: torch.Generator) -> Tensor:
@@ -185,9 +206,13 @@ def train(package: Path, folder: Path, settings: Settings, options: ViTOptions) 
     torch.manual_seed(settings.seed)
     model = PlainViT(options)
     done = learn(
-        model, data.train, settings, lambda candidate: accuracy(candidate, data.validation),
-        (Keeping(folder, settings),), state,
-    )  # fmt: skip
+        model,
+        data.train,
+        settings,
+        lambda candidate: accuracy(candidate, data.validation),
+        (Keeping(folder, settings),),
+        state,
+    )
     atomic_write(folder / "history.json", dump_json(done.history))
     print(f"test accuracy {accuracy(model, data.test):.4f}", flush=True)
     return model

@@ -24,10 +24,15 @@ QUICK = RunSettings(epochs=1, own_split=True)
 @pytest.mark.parametrize(
     ("dataset", "model"),
     [
-        ("Frappe_x1", "finalmlp"), ("MovielensLatest_x1", "fm"), ("Criteo_x1", "finalmlp"), ("Criteo_x4", "lr"),
-        pytest.param("Criteo_x4_002", "fgcnn", marks=pytest.mark.slow), ("Avazu_x1", "dlrm"), ("Avazu_x4", "autoint+"),
+        ("Frappe_x1", "finalmlp"),
+        ("MovielensLatest_x1", "fm"),
+        ("Criteo_x1", "finalmlp"),
+        ("Criteo_x4", "lr"),
+        pytest.param("Criteo_x4_002", "fgcnn", marks=pytest.mark.slow),
+        ("Avazu_x1", "dlrm"),
+        ("Avazu_x4", "autoint+"),
     ],
-)  # fmt: skip
+)
 def test_files_become_a_result(dataset: str, model: str, tmp_path: Path) -> None:
     recipe = load_recipe(dataset, model)
     data = data_of(recipe.dataset)

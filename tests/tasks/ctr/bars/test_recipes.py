@@ -24,10 +24,13 @@ def test_all_six_data_sets_and_the_anchors_of_the_leaderboard() -> None:
     assert {data_of(name).name for name in variants()} == set(DATASETS)
     assert len(PAIRS) == 92
     anchors = {
-        ("Frappe_x1", "lr"): (0.9356, 0.3076), ("Frappe_x1", "deepfm"): (0.9842, 0.1482),
-        ("Criteo_x4_001", "fm"): (0.8086, 0.4431), ("Criteo_x4_001", "dcnv2"): (0.8145, 0.4376),
-        ("MovielensLatest_x1", "finalmlp"): (0.9720, 0.1966), ("Avazu_x4_002", "fgcnn"): (0.7971, 0.3696),
-    }  # fmt: skip
+        ("Frappe_x1", "lr"): (0.9356, 0.3076),
+        ("Frappe_x1", "deepfm"): (0.9842, 0.1482),
+        ("Criteo_x4_001", "fm"): (0.8086, 0.4431),
+        ("Criteo_x4_001", "dcnv2"): (0.8145, 0.4376),
+        ("MovielensLatest_x1", "finalmlp"): (0.9720, 0.1966),
+        ("Avazu_x4_002", "fgcnn"): (0.7971, 0.3696),
+    }
     for (dataset, model), (auc, logloss) in anchors.items():
         found = published_models(dataset)[model]
         assert (round(found.auc, 4), round(found.logloss, 4)) == (auc, logloss)

@@ -27,8 +27,9 @@ def fit_grid(weight: Tensor, bits: int, group: int, symmetric: bool, ranges: Ran
     the range stays covered. `search` keeps the share of the range whose sum of |error|^2.4 is least, the whole one
     where nothing is better.
     """
-    fitted = [_fit_rows(weight[part].detach().float(), bits, group, symmetric, ranges)
-              for part in row_parts(*weight.shape)]  # fmt: skip
+    fitted = [
+        _fit_rows(weight[part].detach().float(), bits, group, symmetric, ranges) for part in row_parts(*weight.shape)
+    ]
     scales = torch.cat([scale for scale, _ in fitted])
     minimums = None if symmetric else torch.cat([minimum for _, minimum in fitted])
     return GroupGrid(bits, group, scales, minimums)

@@ -70,9 +70,18 @@ def _compare(dataset: str, model: str, runs: list[dict[str, Any]], metric: str) 
     entry = find_sheet(dataset).models.get(model)
     five = entry.five_auc if entry and metric == "auc" else ()
     return Agreement(
-        dataset, model, metric, tuple(run["seed"] for run in runs), value, value - half, value + half, spread,
-        getattr(entry.published, metric) if entry else None, stdev(five) if five else None, _note(entry is None, runs),
-    )  # fmt: skip
+        dataset,
+        model,
+        metric,
+        tuple(run["seed"] for run in runs),
+        value,
+        value - half,
+        value + half,
+        spread,
+        getattr(entry.published, metric) if entry else None,
+        stdev(five) if five else None,
+        _note(entry is None, runs),
+    )
 
 
 def _note(unpublished: bool, runs: list[dict[str, Any]]) -> str:

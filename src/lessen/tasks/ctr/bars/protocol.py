@@ -51,10 +51,17 @@ class BarsClicks(LogClicks):
     def __init__(self, recipe: Recipe, folder: Path, settings: RunSettings) -> None:
         self.recipe = recipe
         options = LogOptions(
-            data=str(folder), model=recipe.network, arguments=recipe.entry.arguments, dim=recipe.dim,
-            batch_size=recipe.batch_size, learning_rate=recipe.training.learning_rate, table_l2=recipe.entry.table_l2,
-            table_updates=settings.updates, epochs=settings.epochs or recipe.training.epochs, patience=recipe.patience,
-        )  # fmt: skip
+            data=str(folder),
+            model=recipe.network,
+            arguments=recipe.entry.arguments,
+            dim=recipe.dim,
+            batch_size=recipe.batch_size,
+            learning_rate=recipe.training.learning_rate,
+            table_l2=recipe.entry.table_l2,
+            table_updates=settings.updates,
+            epochs=settings.epochs or recipe.training.epochs,
+            patience=recipe.patience,
+        )
         super().__init__(options)
 
     def score(self, model: nn.Module, split: Split = "validation") -> float:

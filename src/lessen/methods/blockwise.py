@@ -213,7 +213,7 @@ def _holding(blocks: list[Block], runners: list[_Runner]) -> Iterator[None]:
             runner = runner_here()
             if runner is None:
                 return None
-            call = Call(tuple(map(_without_cache, arguments)), {k: _without_cache(v) for k, v in keywords.items()})
+            call = Call(tuple(map(without_cache, arguments)), {k: without_cache(v) for k, v in keywords.items()})
             runner.hold(block, call)
             return call.arguments, call.keywords
 
@@ -235,7 +235,7 @@ def _holding(blocks: list[Block], runners: list[_Runner]) -> Iterator[None]:
             handle.remove()
 
 
-def _without_cache(value: Any) -> Any:
+def without_cache(value: Any) -> Any:
     """Return a block's argument, or None in place of a cache that holds nothing yet."""
     if callable(getattr(value, "get_seq_length", None)) and callable(getattr(value, "update", None)):
         return None if value.get_seq_length() == 0 else value

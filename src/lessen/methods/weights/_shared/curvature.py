@@ -1,9 +1,17 @@
-"""What calibration inputs say of linear layers: the second moment of what goes in, and which layers share an input."""
+"""What calibration says of linear layers: how much squared outputs, or a loss, bend when weights move.
+
+input     the sum of x x^T over rows x that go in: what outputs of the layer feel (GPTQ, arXiv 2210.17323)
+output    the sum of G^T G over units of calibration, G = dL/dW of the whole unit: what the loss feels (OAC, arXiv
+          2405.15025). A unit is what the first dimension of inputs counts: a sequence of [units, tokens, in], or a row
+          of [units, in].
+
+Sums and not means: a factor of the curvature changes no solution, as damping is relative to it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,27 +20,47 @@ from lessen.errors import NonFiniteError
 from lessen.methods.calibration import watching
 from lessen.methods.sites import Site
 
+Hessian = Literal["input", "output"]
+
 
 class Curvature:
-    """The mean of x x^T over rows x that go into a layer, float32 [in, in]."""
+    """A sum of outer products, float32 [in, in]."""
 
     def __init__(self, path: str, layer: Any) -> None:
         self.path = path
-        self.rows = 0
-        self._sum = torch.zeros(layer.in_features, layer.in_features, device=layer.weight.device)
+        self.count = 0
+        """Rows that went in, or units whose gradient was seen."""
+        self.total = torch.zeros(layer.in_features, layer.in_features, device=layer.weight.device)
 
     def add(self, inputs: Tensor) -> None:
         """Take inputs [*, in] in. Raises NonFiniteError, which names the layer."""
-        rows = inputs.detach().reshape(-1, inputs.shape[-1]).float()
-        if not bool(torch.isfinite(rows).all()):
-            raise NonFiniteError(f"calibration data gave NaN or infinity to {self.path}; clean the train split first")
-        self._sum.addmm_(rows.t(), rows)
-        self.rows += len(rows)
+        rows = self._finite(inputs.reshape(-1, inputs.shape[-1]), "calibration data gave NaN or infinity to")
+        self.total.addmm_(rows.t(), rows)
+        self.count += len(rows)
 
-    @property
-    def mean(self) -> Tensor:
-        """The mean, all zero where nothing came in."""
-        return self._sum / max(self.rows, 1)
+    def add_gradients(self, inputs: Tensor, slopes: Tensor) -> None:
+        """Take inputs [units, *, in] in with the slopes of the loss along outputs [units, *, out].
+
+        The tokens of a unit are summed before the square is taken. Raises NonFiniteError, which names the layer.
+        """
+        inputs = self._finite(inputs, "calibration data gave NaN or infinity to")
+        slopes = self._finite(slopes, "the loss has a slope of NaN or infinity at")
+        if inputs.ndim < 3:  # units of one row: G^T G = |slope|^2 x x^T
+            rows = inputs.reshape(-1, inputs.shape[-1])
+            rows = rows * slopes.reshape(-1, slopes.shape[-1]).norm(dim=1, keepdim=True)
+            self.total.addmm_(rows.t(), rows)
+            self.count += len(rows)
+            return
+        for rows, slope in zip(inputs.flatten(1, -2), slopes.flatten(1, -2), strict=True):
+            gradient = slope.t() @ rows
+            self.total.addmm_(gradient.t(), gradient)
+            self.count += 1
+
+    def _finite(self, values: Tensor, what: str) -> Tensor:
+        values = values.detach().float()
+        if not bool(torch.isfinite(values).all()):
+            raise NonFiniteError(f"{what} {self.path}; clean the train split first")
+        return values
 
 
 def sharing(sites: Sequence[Site], run: Callable[[], Any]) -> list[list[Site]]:
@@ -45,7 +73,7 @@ def sharing(sites: Sequence[Site], run: Callable[[], Any]) -> list[list[Site]]:
 
     def hook_of(site: Site) -> Callable[..., None]:
         def hook(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            given = _given(arguments, keywords)
+            given = given_to(arguments, keywords)
             if any(site in members for _, members in sets):
                 return
             same = next((members for tensor, members in sets if tensor is given), None)
@@ -63,12 +91,12 @@ def sharing(sites: Sequence[Site], run: Callable[[], Any]) -> list[list[Site]]:
 
 
 def curvatures(sets: Sequence[Sequence[Site]], run: Callable[[], Any]) -> list[Curvature]:
-    """Return the curvature of the first layer of each set over all that `run` sends through it."""
+    """Return the input curvature of the first layer of each set over all that `run` sends through it."""
     found = [Curvature(members[0].path, members[0].module) for members in sets]
 
     def hook_of(into: Curvature) -> Callable[..., None]:
         def hook(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            into.add(_given(arguments, keywords))
+            into.add(given_to(arguments, keywords))
 
         return hook
 
@@ -78,6 +106,25 @@ def curvatures(sets: Sequence[Sequence[Site]], run: Callable[[], Any]) -> list[C
     return found
 
 
-def _given(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor:
+def output_curvatures(sites: Sequence[Site], run: Callable[[], Any]) -> list[Curvature]:
+    """Return the output curvature of each layer over all backward passes that `run` makes (see `slopes`)."""
+    found = [Curvature(site.path, site.module) for site in sites]
+
+    def hook_of(into: Curvature) -> Callable[..., None]:
+        def hook(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Tensor) -> None:
+            if output.requires_grad:
+                given = given_to(arguments, keywords).detach()
+                output.register_hook(lambda slopes: into.add_gradients(given, slopes))
+
+        return hook
+
+    hooks = [(site.module, hook_of(into)) for site, into in zip(sites, found, strict=True)]
+    with watching(hooks, outputs=True):
+        run()
+    return found
+
+
+def given_to(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor:
+    """Return what a linear layer is called with."""
     given: Tensor = arguments[0] if arguments else keywords["input"]
     return given

@@ -46,24 +46,26 @@ def feedback(curvature: Tensor, damping: float, by_curvature: bool) -> Feedback:
     Raises:
         NonFiniteError: the curvature holds NaN or infinity, or has no factor at 10^5 times the damping.
     """
-    curvature = curvature.double()
     diagonal = curvature.diagonal()
     order = torch.arange(len(diagonal), device=curvature.device)
     if by_curvature:
         order = torch.argsort(diagonal, descending=True, stable=True)
-    curvature = curvature[order][:, order]
-    seen = curvature.diagonal() != 0
-    mean = float(curvature.diagonal()[seen].mean()) if bool(seen.any()) else 1.0
-    curvature.diagonal()[~seen] = mean
+    # H = R R^T with R upper triangular comes from the Cholesky factor of H in reverse order, and U is the inverse of R
+    reverse = order.flip(0)
+    damped = curvature.index_select(0, reverse).index_select(1, reverse).double()
+    seen = damped.diagonal() != 0
+    mean = float(damped.diagonal()[seen].mean()) if bool(seen.any()) else 1.0
+    damped.diagonal()[~seen] = mean
     extra = damping * mean
+    damped.diagonal().add_(extra)
     for _ in range(TRIES):
-        damped = curvature + extra * torch.eye(len(order), dtype=curvature.dtype, device=curvature.device)
         factor, failed = torch.linalg.cholesky_ex(damped)
         if not int(failed):
-            inverse = torch.cholesky_inverse(factor)
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not int(failed):
-                return Feedback(order, upper.float())
+            del damped
+            identity = torch.eye(len(order), dtype=factor.dtype, device=factor.device)
+            upper = torch.linalg.solve_triangular(factor, identity, upper=False).float()
+            return Feedback(order, upper.flip(0, 1))
+        damped.diagonal().add_((STRONGER - 1) * extra)
         extra *= STRONGER
     raise NonFiniteError("the curvature of a layer's inputs has no Cholesky factor; calibrate on other data")
 

@@ -111,11 +111,14 @@ class Calibrated(ModuleMethod):
         batches: list[Any], context: Context,
     ) -> None:  # fmt: skip
         walked = walk(model, stacks, batches, lambda batch: task.forward(model, batch))
+        total = len(inside)
         for number, step in enumerate(walked):
-            context.log.progress(f"{self.card.name} block by block", number, len(inside))
+            context.log.progress(f"{self.card.name} block by block", number, total)
             sites = inside.pop(step.block.path)
             if sites:
                 self._block(model, step, sites, context)
+            if not any(inside.values()):
+                break  # what later blocks would see is nobody's business
 
     def _block(self, model: nn.Module, step: Step, sites: list[Site], context: Context) -> None:
         sets = sharing(sites, lambda: step.run(0))
@@ -131,14 +134,15 @@ class Calibrated(ModuleMethod):
     ) -> None:  # fmt: skip
         blocks = stacks[0].blocks if len(stacks) == 1 else None  # several stacks feed one another: no single way back
 
-        def backward(first: int, batch: Any) -> None:
-            if blocks is None:
-                backward_through_all(model, task, batch, sites)
-            else:
-                backward_through_blocks(model, task, batch, blocks, first)
-
         for first, sites in _spans(inside, self.blocks_a_pass or BLOCKS_A_PASS):
-            found = self._slopes(model, sites, batches, lambda batch, first=first: backward(first, batch), context)
+
+            def backward(batch: Any, first: int = first, sites: list[Site] = sites) -> None:
+                if blocks is None:
+                    backward_through_all(model, task, batch, sites)
+                else:
+                    backward_through_blocks(model, task, batch, blocks, first)
+
+            found = self._slopes(model, sites, batches, backward, context)
             for site in sites:
                 self._replace(model, [site], found.pop(0), context)
 

@@ -111,7 +111,7 @@ def output_curvatures(sites: Sequence[Site], run: Callable[[], Any]) -> list[Cur
     found = [Curvature(site.path, site.module) for site in sites]
 
     def hook_of(into: Curvature) -> Callable[..., None]:
-        def hook(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Tensor) -> None:
+        def hook(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
             if output.requires_grad:
                 given = given_to(arguments, keywords).detach()
                 output.register_hook(lambda slopes: into.add_gradients(given, slopes))

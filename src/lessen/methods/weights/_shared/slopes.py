@@ -51,7 +51,7 @@ def _loss_backward(model: nn.Module, task: Task, batch: Any) -> None:
     with torch.enable_grad():
         loss = task.loss(model, batch) * _scale(model)
         if loss.requires_grad:
-            loss.backward()
+            torch.autograd.backward(loss)
 
 
 def backward_through_blocks(model: nn.Module, task: Task, batch: Any, blocks: Sequence[Block], first: int) -> None:
@@ -72,7 +72,7 @@ def backward_through_blocks(model: nn.Module, task: Task, batch: Any, blocks: Se
         hidden = call.hidden.detach().requires_grad_()
         with torch.enable_grad():
             output = _hidden_of(blocks[number].module(*_with_hidden(call, hidden), **call.keywords), blocks[number])
-            output.backward(slope)
+            torch.autograd.backward(output, slope)
         if hidden.grad is None:
             raise InputError(f"{blocks[number].path} hands no gradient on to the block before it; take hessian=input")
         slope = hidden.grad

@@ -1,0 +1,179 @@
+"""What few-bit weights cost a language model: perplexity, KL to the original, flipped tokens, bits really stored.
+
+    python -m benchmarks.language.fewbits [--rows GLOB] [--documents 8]
+
+SmolLM2-135M-Instruct, float32, news text, one thread. Rows are made one by one; a row that the result file holds
+already is not made again. `part` rows round blocks 10 to 15 of 30 (42 linears), `whole` rows all 210 linears of the
+blocks; the embedding, which is also the head, stays as it is. Calibration: 24 sequences of 192 tokens of the train
+split. Each document is judged in windows of 512 tokens; its sums are kept, so that any two rows are compared in pairs.
+
+KL is that of next-token distributions, original to made, in nats; flips are the share of tokens whose arg-max changed.
+Trap: the weights lie on a 4-bit grid in groups of 32, so that 4 bits in such groups lose nothing and show nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import resource
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import lessen
+from lessen.environment import environment, package_version
+from lessen.files import atomic_write, dump_json
+from lessen.methods.sites import module_bytes
+from lessen.recipe import Recipe
+from lessen.stored.base import StoredModule
+
+RESULT = Path(__file__).parents[1] / "results" / "language_fewbits.json"
+PART = "model.layers.1[0-5]"
+CALIBRATION = {"calibration_batches": 6}
+OAC = {"hessian": "output", "blocks_a_pass": 6, **CALIBRATION}
+
+
+def few(method: str, bits: int, **knobs: Any) -> dict[str, Any]:
+    return {method: {"bits": bits, "group": 64, **knobs}}
+
+
+def rows() -> dict[str, dict[str, Any]]:
+    """Return the steps by row, those of the bars first."""
+    found: dict[str, dict[str, Any]] = {}
+    for bits in (3, 2):
+        found[f"part {bits} rtn"] = few("rtn", bits, only=PART)
+        found[f"part {bits} gptq"] = few("gptq", bits, only=PART, **CALIBRATION)
+        found[f"part {bits} oac"] = few("gptq", bits, only=PART, **OAC)
+    for bits in (4, 3, 2, 8):
+        found[f"whole {bits} rtn"] = few("rtn", bits)
+        found[f"whole {bits} gptq"] = few("gptq", bits, **CALIBRATION)
+        found[f"whole {bits} oac"] = few("gptq", bits, **OAC)
+    return found
+
+
+class Judge:
+    """The documents with what the original model says of them, fp16 log-probabilities."""
+
+    def __init__(self, task: Any) -> None:
+        self.task = task
+        original = task.reference()
+        self.original = [
+            [(labels, logits.half()) for labels, logits in windows] for windows in self._documents(original)
+        ]
+
+    def _documents(self, model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """Yield, for each document, its windows: (labels int64 [judged], log-probabilities float32 [judged, words])."""
+        for _, ids in self.task._documents("test"):
+            windows = []
+            for window in self.task._windows(ids):
+                with torch.no_grad():
+                    logits = model(input_ids=window.ids[None]).logits[0, :-1].float()
+                labels = window.labels[1:]
+                windows.append((labels[labels >= 0], logits[labels >= 0].log_softmax(-1)))
+            yield windows
+
+    def __call__(self, model: nn.Module) -> dict[str, list[float]]:
+        """Return sums a document: nll, kl, flips and tokens."""
+        found: dict[str, list[float]] = {"nll": [], "kl": [], "flips": [], "tokens": []}
+        for windows, known in zip(self._documents(model), self.original, strict=True):
+            sums = dict.fromkeys(found, 0.0)
+            for (labels, said), (_, original) in zip(windows, known, strict=True):
+                before = original.float()
+                sums["nll"] -= float(said.gather(1, labels[:, None]).double().sum())
+                sums["kl"] += float((before.exp() * (before - said)).double().sum())
+                sums["flips"] += float((before.argmax(1) != said.argmax(1)).sum())
+                sums["tokens"] += len(labels)
+            for name, value in sums.items():
+                found[name].append(round(value, 4))
+        return found
+
+
+def densely(model: nn.Module) -> nn.Module:
+    """Put each compact layer's own weights into a dense one, which judges the same weights faster."""
+    for path, module in list(model.named_modules()):
+        if isinstance(module, StoredModule) and hasattr(module, "in_features"):
+            dense = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
+            dense.weight.data = module.dequantise()
+            if module.bias is not None:
+                dense.bias.data = module.bias.float()
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, dense)
+    return model
+
+
+def bits_of(model: nn.Module) -> dict[str, float]:
+    """Return the bytes of compact layers and their bits for each weight."""
+    compact = [m for m in model.modules() if isinstance(m, StoredModule) and hasattr(m, "in_features")]
+    taken = sum(module_bytes(module) for module in compact)
+    weights = sum(module.in_features * module.out_features for module in compact)
+    return {"layers": len(compact), "bytes": taken, "bits_per_weight": round(8 * taken / weights, 4)}
+
+
+def made(task: Any, judge: Judge, step: dict[str, Any]) -> dict[str, Any]:
+    start, cpu = time.perf_counter(), time.process_time()
+    model, _ = Recipe.parse([step]).apply(task.reference(), task, seed=0)
+    seconds = {"wall_s": time.perf_counter() - start, "cpu_s": time.process_time() - cpu}
+    return {"step": step, **bits_of(model), **seconds, "documents": judge(densely(model))}
+
+
+def perplexity(row: dict[str, Any]) -> float:
+    documents = row["documents"]
+    return float(torch.tensor(sum(documents["nll"]) / sum(documents["tokens"])).exp())
+
+
+def mean(row: dict[str, Any], name: str) -> float:
+    return sum(row["documents"][name]) / sum(row["documents"]["tokens"])
+
+
+def apart(one: dict[str, Any], other: dict[str, Any], name: str = "nll") -> tuple[float, float, float]:
+    """Return the mean of one minus that of other over tokens, with its 95 % interval: a jackknife over documents."""
+    a, b, n = (torch.tensor(x, dtype=torch.float64) for x in
+               (one["documents"][name], other["documents"][name], one["documents"]["tokens"]))  # fmt: skip
+    difference = a - b
+    whole = float(difference.sum() / n.sum())
+    left = (difference.sum() - difference) / (n.sum() - n)
+    half = 2.36 * float(((len(n) - 1) / len(n) * (left - left.mean()).square().sum()).sqrt())  # Student, 7 degrees
+    return whole, whole - half, whole + half
+
+
+def table(record: dict[str, Any]) -> None:
+    for name, row in record["rows"].items():
+        print(
+            f"{name:28} {row['bits_per_weight'] or 32:7.3f} bits  perplexity {perplexity(row):9.2f}  "
+            f"KL {mean(row, 'kl'):.4f}  flips {100 * mean(row, 'flips'):5.1f} %  {row['cpu_s']:6.0f} s cpu"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", default="*", help="glob over row names")
+    parser.add_argument("--documents", type=int, default=8)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    task = lessen.get_task({"name": "language-smollm2", "window": 192, "stride": 96})
+    judged = lessen.get_task({"name": "language-smollm2", "documents": asked.documents})
+    record: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {
+        "benchmark": "language_fewbits", "command": "python -m benchmarks.language.fewbits", "rows": {},
+        "environment": {**environment(1), "transformers": package_version("transformers")},
+        "judged": judged.describe(), "calibrated": task.describe(),
+    }  # fmt: skip
+    judge = Judge(judged)
+    if "original" not in record["rows"]:
+        record["rows"]["original"] = {"bits_per_weight": None, "cpu_s": 0.0, "documents": judge(task.reference())}
+    for name, step in rows().items():
+        if name in record["rows"] or not fnmatch.fnmatch(name, asked.rows):
+            continue
+        record["rows"][name] = made(task, judge, step)
+        record["rows"][name]["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        atomic_write(RESULT, dump_json(record))
+        table({"rows": {name: record["rows"][name]}})
+    table(record)
+
+
+if __name__ == "__main__":
+    main()

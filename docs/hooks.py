@@ -51,13 +51,18 @@ def method_section(name, cls) -> list[str]:
     """Card, knobs and notes of one method."""
     card = cls.card
     lines = [
-        f"### {name}", "", card.summary, "",
+        f"### {name}",
+        "",
+        card.summary,
+        "",
         f"- **Source**: {card.source}",
         f"- **Acts on**: {card.looks_for}",
         f"- **Needs**: {', '.join(sorted(card.needs)) or 'nothing but the weights'}",
         f"- **Claims**: {', '.join(sorted(card.claims)) or 'nothing'}",
-        "", "| knob | default | allowed | meaning |", "|---|---|---|---|",
-    ]  # fmt: skip
+        "",
+        "| knob | default | allowed | meaning |",
+        "|---|---|---|---|",
+    ]
     schema = cls.model_json_schema()
     for knob, detail in schema.get("properties", {}).items():
         default, meaning = cell(detail.get("default", "required")), cell(detail.get("description", ""))
@@ -126,10 +131,13 @@ def block(value) -> str:
 def error_page() -> str:
     """Every error a user can meet, with its exit status."""
     lines = [
-        "# Errors", "",
-        "Every error that you can cause is one line: what, where, how to fix it.", "",
-        "| error | exit status | meaning |", "|---|---|---|",
-    ]  # fmt: skip
+        "# Errors",
+        "",
+        "Every error that you can cause is one line: what, where, how to fix it.",
+        "",
+        "| error | exit status | meaning |",
+        "|---|---|---|",
+    ]
     for name, cls in vars(errors).items():
         if isinstance(cls, type) and issubclass(cls, errors.LessenError):
             lines.append(f"| `{name}` | {cls.exit_status} | {cell((inspect.getdoc(cls) or '').splitlines()[0])} |")

@@ -66,8 +66,12 @@ class CanTrain(Protocol):
 
 
 STRUCTURAL: Mapping[str, type[Any]] = {
-    "columns": HasColumns, "text": HasText, "images": HasImages, "pairs": HasPairs, "teacher": HasTeacher,
-}  # fmt: skip
+    "columns": HasColumns,
+    "text": HasText,
+    "images": HasImages,
+    "pairs": HasPairs,
+    "teacher": HasTeacher,
+}
 TRAINING = frozenset({"labels", "gradients", "training", "calibration"})
 """What a task that can train gives, unless it has a `provides` of its own."""
 NAMES = frozenset(STRUCTURAL) | TRAINING

@@ -63,9 +63,7 @@ STORED = register(CostKind("stored_bytes", "stored bytes", "B", claim="bytes", c
 RESIDENT = register(CostKind("resident_bytes", "memory held", "B", core=True, trade=True))
 PARAMETERS = register(CostKind("params", "parameters", core=True, trade=True))
 MACS = register(CostKind("macs", "multiply-adds", claim="macs", core=True, trade=True))
-LATENCY = register(
-    CostKind("latency_ms_p50", "latency, median", "ms", paired="latency_ratio", core=True, trade=True)
-)  # fmt: skip
+LATENCY = register(CostKind("latency_ms_p50", "latency, median", "ms", paired="latency_ratio", core=True, trade=True))
 TAIL = register(CostKind("latency_ms_p95", "latency, 95th percentile", "ms", core=True))
 RATIO = register(CostKind("latency_ratio", "latency ratio", "x", relative=False, claim="latency", core=True))
 THROUGHPUT = register(CostKind("throughput_per_s", "throughput", "/s", more_is_better=True, core=True))
@@ -75,8 +73,11 @@ COMPRESSING = register(CostKind("compress_s", "time to compress", "s", core=True
 TRAINING = register(CostKind("train_s", "time to train", "s", core=True))
 # workloads beside the first, by their names
 for _name, _title in (
-    ("prefill", "reading the prompt"), ("decode", "writing, a call"), ("encode", "encoding"), ("query", "a query"),
-):  # fmt: skip
+    ("prefill", "reading the prompt"),
+    ("decode", "writing, a call"),
+    ("encode", "encoding"),
+    ("query", "a query"),
+):
     register(CostKind(f"{_name}_ms", f"{_title}, median", "ms", paired=f"{_name}_ratio"))
 BITS_PER_PIXEL = register(CostKind("bits_per_pixel", "bits per pixel", "bit", claim="bits_per_pixel"))
 KEY_VALUES = register(CostKind("kv_bytes", "keys and values", "B", claim="kv_bytes"))

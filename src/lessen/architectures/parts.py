@@ -219,6 +219,7 @@ def outside(model: nn.Module, stacks: Sequence[Stack]) -> list[Part]:
     """Return every module of `model` that is not part of a list of blocks, in the order of definition."""
     lists = [stack.path for stack in stacks]
     return [
-        Part(path, module) for path, module in model.named_modules()
+        Part(path, module)
+        for path, module in model.named_modules()
         if path and not any(path == own or path.startswith(f"{own}.") for own in lists)
-    ]  # fmt: skip
+    ]

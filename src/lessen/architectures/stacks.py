@@ -47,9 +47,10 @@ def _block_lists(model: nn.Module) -> dict[str, Any]:
             partly[path] = module
     whole = {path: blocks for path, blocks in found.items() if not any(_under(other, path) for other in found)}
     mixed = {
-        path: blocks for path, blocks in partly.items()
+        path: blocks
+        for path, blocks in partly.items()
         if not any(_under(path, other) or _under(other, path) for other in (*found, *partly))
-    }  # fmt: skip
+    }
     order = [path for path, _ in model.named_modules() if path in whole or path in mixed]
     return {path: whole.get(path, mixed.get(path)) for path in order}
 
@@ -70,9 +71,17 @@ def _stack(model: nn.Module, path: str, blocks: Any, others: list[str]) -> Stack
     modality, embedding = _embedding(model, path, others)
     positions = _positions(model, path, others, embedding)
     return Stack(
-        path, owner, read, modality, attention.causal or _reads_left(owner.module), attention.query.inputs, embedding,
-        positions, _rotary(model, path), final_norm,
-    )  # fmt: skip
+        path,
+        owner,
+        read,
+        modality,
+        attention.causal or _reads_left(owner.module),
+        attention.query.inputs,
+        embedding,
+        positions,
+        _rotary(model, path),
+        final_norm,
+    )
 
 
 def _reads_left(owner: Any) -> bool:

@@ -66,9 +66,19 @@ FAMILIES = {
     ),
 }  # fmt: skip
 TIMM = Family(
-    "timm", "norm1", "attn", "norm2", "mlp", "ls1", "ls2", "drop_path1", "drop_path2", fused="qkv", output="proj",
+    "timm",
+    "norm1",
+    "attn",
+    "norm2",
+    "mlp",
+    "ls1",
+    "ls2",
+    "drop_path1",
+    "drop_path2",
+    fused="qkv",
+    output="proj",
     bias_argument="attn_mask",
-)  # fmt: skip
+)
 BLOCK_ARGUMENTS = {"self", "x", "hidden_states", "attention_mask", "head_mask", "output_attentions", "kwargs"}
 SCALES = ("layer_scale1", "layer_scale2")
 LEADING = ("cls_token", "distillation_token", "register_tokens")
@@ -150,9 +160,22 @@ def _by_structure(block: nn.Module) -> Family | None:
     norm1, own, norm2, mlp = names
     scale1, scale2 = scales or ("", "")
     return Family(
-        type(block).__name__, norm1, own, norm2, mlp, scale1, scale2, drop, drop, query, key, value, output,
-        class_tokens=0, has_class=False,
-    )  # fmt: skip
+        type(block).__name__,
+        norm1,
+        own,
+        norm2,
+        mlp,
+        scale1,
+        scale2,
+        drop,
+        drop,
+        query,
+        key,
+        value,
+        output,
+        class_tokens=0,
+        has_class=False,
+    )
 
 
 def find_tower(model: nn.Module) -> Tower:
@@ -209,9 +232,16 @@ def _tower(model: nn.Module, family: Family, owner: nn.Module, path: str, blocks
     pools = not has_class or dense or _pools_patches(model, owner)
     family = replace(family, class_tokens=leading, has_class=has_class)
     return Tower(
-        family, owner, path, blocks, leading, pools, int(projection.in_features),
-        int(linears[0].out_features) if linears else 0, dense,
-    )  # fmt: skip
+        family,
+        owner,
+        path,
+        blocks,
+        leading,
+        pools,
+        int(projection.in_features),
+        int(linears[0].out_features) if linears else 0,
+        dense,
+    )
 
 
 def _registers(model: nn.Module) -> int:

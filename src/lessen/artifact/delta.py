@@ -16,9 +16,11 @@ ALL = "*"
 
 
 def base_of(
-    model: nn.Module, kind: Literal["task", "folder", "own"] = "own", name: str | None = None,
+    model: nn.Module,
+    kind: Literal["task", "folder", "own"] = "own",
+    name: str | None = None,
     revision: str | None = None,
-) -> BaseReference:  # fmt: skip
+) -> BaseReference:
     """Return a reference to `model`, with the digest of its state, so that a delta can be taken from it.
 
     Args:

@@ -198,9 +198,13 @@ def sizes(
 
 
 def _plan(
-    model: nn.Module, base: nn.Module, task: Mapping[str, Any] | None, reference: BaseReference | None,
-    shard_bytes: int, extended: bool = False,
-) -> _Plan:  # fmt: skip
+    model: nn.Module,
+    base: nn.Module,
+    task: Mapping[str, Any] | None,
+    reference: BaseReference | None,
+    shard_bytes: int,
+    extended: bool = False,
+) -> _Plan:
     state, records = state_of(model), describe(model, base)
     same: list[str] = []
     moved: dict[str, str] = {}
@@ -364,5 +368,7 @@ def _buffers(model: nn.Module) -> list[tuple[Tensor, bool]]:
     """Return every buffer of a model, and whether its state keeps it."""
     return [
         (buffer, name not in module._non_persistent_buffers_set)
-        for module in model.modules() for name, buffer in module._buffers.items() if buffer is not None
-    ]  # fmt: skip
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]

@@ -250,9 +250,11 @@ def _other_paths(base: nn.Module, recorded: set[str]) -> dict[str, list[str]]:
         paths[module].append(path)
     return {
         path: [other for other in shared if other not in recorded]
-        for shared in paths.values() if len(shared) > 1
-        for path in shared if path in recorded
-    }  # fmt: skip
+        for shared in paths.values()
+        if len(shared) > 1
+        for path in shared
+        if path in recorded
+    }
 
 
 def place(model: nn.Module, path: str, module: nn.Module) -> None:

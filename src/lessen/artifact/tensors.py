@@ -218,9 +218,7 @@ def header(tensors: Mapping[str, Tensor]) -> bytes:
     for name in ordered(tensors):
         tensor = tensors[name]
         start, end = end, end + tensor.numel() * tensor.element_size()
-        content[name] = {
-            "dtype": WIDEST_FIRST[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end],
-        }  # fmt: skip
+        content[name] = {"dtype": WIDEST_FIRST[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text

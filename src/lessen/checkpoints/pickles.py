@@ -225,9 +225,14 @@ _PUSHES = frozenset({
     "BINBYTES8", "BYTEARRAY8",
 })  # fmt: skip
 _CONSTANTS: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_LIST": list, "EMPTY_DICT": dict,
-    "EMPTY_TUPLE": tuple, "EMPTY_SET": _empty_set,
-}  # fmt: skip
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_SET": _empty_set,
+}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _DEEDS: dict[str, Callable[[_Machine, Any], None]] = {
     "PROTO": _Machine.ignore, "FRAME": _Machine.ignore, "STOP": _Machine.stop, "MARK": _Machine.mark,

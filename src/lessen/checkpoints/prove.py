@@ -92,10 +92,16 @@ def prove(
     gaps = [a.final - b.final for a, b in zip(from_archive, from_original, strict=True)]
     bumps = [a.start - b.start for a, b in zip(from_archive, from_original, strict=True)]
     return Proof(
-        step, steps, seeds, statistics.fmean(gaps), tuple(gaps), _noise([run.final for run in from_original]),
-        statistics.fmean(bumps), _noise([run.start for run in from_original]),
+        step,
+        steps,
+        seeds,
+        statistics.fmean(gaps),
+        tuple(gaps),
+        _noise([run.final for run in from_original]),
+        statistics.fmean(bumps),
+        _noise([run.start for run in from_original]),
         statistics.fmean(run.final for run in from_original),
-    )  # fmt: skip
+    )
 
 
 def _continued(train: Train, checkpoint: Path, steps: int, seed: int) -> Mapping[str, Any]:

@@ -98,14 +98,16 @@ def encode(now: dict[str, Words], before: dict[str, Words], columns: int, betas:
     """Code rows that moved once; the arguments are those of `moved_once`, for these rows only."""
     unit = direction(now["first"], now["second"], columns)
     book, codes = _step_sizes(now["weight"], before["weight"], unit)
-    return coder.join([
-        _HEAD.pack(*betas),
-        book.astype("<f4").tobytes(),
-        coder.encode(codes),
-        exact.encode(now["first"], "F32", before["first"], before["second"]),
-        exact.encode(now["second"], "F32", _second(now["first"], before, *betas)),
-        exact.encode(now["weight"], "F32", move(before["weight"], unit, book[codes])),
-    ])  # fmt: skip
+    return coder.join(
+        [
+            _HEAD.pack(*betas),
+            book.astype("<f4").tobytes(),
+            coder.encode(codes),
+            exact.encode(now["first"], "F32", before["first"], before["second"]),
+            exact.encode(now["second"], "F32", _second(now["first"], before, *betas)),
+            exact.encode(now["weight"], "F32", move(before["weight"], unit, book[codes])),
+        ]
+    )
 
 
 def decode(blob: bytes, before: dict[str, Words], columns: int) -> dict[str, Words]:

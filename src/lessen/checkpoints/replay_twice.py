@@ -76,9 +76,12 @@ def _chosen(roots: tuple[Values, Values], upper: NDArray[np.bool_]) -> Values:
 
 
 def _upper(
-    way: NDArray[np.float64], roots: tuple[Values, Values], later: Values, s1: NDArray[np.float64] | Values,
+    way: NDArray[np.float64],
+    roots: tuple[Values, Values],
+    later: Values,
+    s1: NDArray[np.float64] | Values,
     s2: NDArray[np.float64] | Values,
-) -> NDArray[np.bool_]:  # fmt: skip
+) -> NDArray[np.bool_]:
     """Say where the upper root comes closer to the way the weight went, under these step sizes [rows, 1]."""
     rest = way - s2 * later
     closer: NDArray[np.bool_] = np.abs(rest - s1 * roots[1]) < np.abs(rest - s1 * roots[0])
@@ -104,21 +107,27 @@ def _predict(before: Words, earlier: Values, later: Values, book: Values, moves:
 
 
 def encode(
-    now: dict[str, Words], before: dict[str, Words], columns: int, betas: tuple[float, float], book: Values,
+    now: dict[str, Words],
+    before: dict[str, Words],
+    columns: int,
+    betas: tuple[float, float],
+    book: Values,
     moves: Moves,
-) -> bytes:  # fmt: skip
+) -> bytes:
     """Code rows that moved twice; the arguments are those of `moved_twice`, for these rows only."""
     upper, early, late = moves
     earlier = _chosen(_first_steps(now["first"], now["second"], before, columns, betas), upper)
     predicted = _predict(before["weight"], earlier, direction(now["first"], now["second"], columns), book, moves)
-    return coder.join([
-        coder.encode_mask(upper),
-        coder.encode(early.astype(np.uint16)),
-        coder.encode(late.astype(np.uint16)),
-        exact.encode(now["second"], "F32", before["second"]),
-        exact.encode(now["first"], "F32", before["first"], now["second"]),
-        exact.encode(now["weight"], "F32", predicted),
-    ])  # fmt: skip
+    return coder.join(
+        [
+            coder.encode_mask(upper),
+            coder.encode(early.astype(np.uint16)),
+            coder.encode(late.astype(np.uint16)),
+            exact.encode(now["second"], "F32", before["second"]),
+            exact.encode(now["first"], "F32", before["first"], now["second"]),
+            exact.encode(now["weight"], "F32", predicted),
+        ]
+    )
 
 
 def decode(

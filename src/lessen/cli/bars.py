@@ -106,12 +106,17 @@ def show(results: list[dict[str, object]], as_json: bool) -> None:
         ("data set", "model", "metric", ">seeds", ">ours", "95 % interval", ">published", ">difference", ""),
         [
             (
-                row.dataset, row.model, row.metric, len(row.seeds), f"{row.value:.5f}",
-                f"{row.low:.5f} to {row.high:.5f}", *_published(row),
+                row.dataset,
+                row.model,
+                row.metric,
+                len(row.seeds),
+                f"{row.value:.5f}",
+                f"{row.low:.5f} to {row.high:.5f}",
+                *_published(row),
             )
             for row in rows
         ],
-    )  # fmt: skip
+    )
     for note in dict.fromkeys(f"{row.dataset} {row.model}: {row.note}" for row in rows if row.note):
         line(note)
     for row in rows:

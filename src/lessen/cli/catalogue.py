@@ -61,18 +61,25 @@ def describe(cls: type[Method]) -> dict[str, Any]:
     """Return card and knobs of a method as JSON values."""
     card, schema = cls.card, cls.model_json_schema()
     return {
-        "name": card.name, "family": card.family, "version": cls.version, "summary": card.summary,
-        "source": card.source, "acts_on": card.looks_for.split(", "),
-        "needs": sorted(card.needs), "claims": sorted(card.claims),
+        "name": card.name,
+        "family": card.family,
+        "version": cls.version,
+        "summary": card.summary,
+        "source": card.source,
+        "acts_on": card.looks_for.split(", "),
+        "needs": sorted(card.needs),
+        "claims": sorted(card.claims),
         "knobs": {
             knob: {
-                "default": detail.get("default"), "required": knob in schema.get("required", ()),
-                "allowed": allowed(detail), "description": detail.get("description", ""),
+                "default": detail.get("default"),
+                "required": knob in schema.get("required", ()),
+                "allowed": allowed(detail),
+                "description": detail.get("description", ""),
             }
             for knob, detail in schema.get("properties", {}).items()
         },
         "notes": inspect.getdoc(cls) or "",
-    }  # fmt: skip
+    }
 
 
 def allowed(detail: dict[str, Any]) -> str:
@@ -153,11 +160,16 @@ def list_data(as_json: AsJson = False) -> None:
     kept = cache_folder() / "packages"
     found: list[dict[str, Any]] = [
         {
-            "name": source.name, "what": source.what, "bytes": source.bytes, "licence": source.licence,
-            "package": source.requirement, "registry": source.registry, "present": (kept / source.filename).is_file(),
+            "name": source.name,
+            "what": source.what,
+            "bytes": source.bytes,
+            "licence": source.licence,
+            "package": source.requirement,
+            "registry": source.registry,
+            "present": (kept / source.filename).is_file(),
         }
         for source in list_datasets()
-    ]  # fmt: skip
+    ]
     zips = [
         {"name": a.name, "what": a.what, "licence": a.licence, "url": a.url, "md5": a.members, "present": a.present}
         for a in list_archives()

@@ -76,10 +76,14 @@ def export(
         batch = rows or max(2, min(256, judge.units_in(example)))
         found = {count: time_both(network, judge, out, count, threads) for count in (1, batch)}
     record: dict[str, Any] = {
-        "file": out.name, "bytes": out.stat().st_size, "state_bytes": _state_bytes(network), "task": judge.describe(),
-        "largest_difference": difference, "timings": [_timing(count, latency) for count, latency in found.items()],
+        "file": out.name,
+        "bytes": out.stat().st_size,
+        "state_bytes": _state_bytes(network),
+        "task": judge.describe(),
+        "largest_difference": difference,
+        "timings": [_timing(count, latency) for count, latency in found.items()],
         "env": {**environment(threads), "onnxruntime": package_version("onnxruntime")},
-    }  # fmt: skip
+    }
     if timings is not None:
         atomic_write(timings, dump_json(record))
     if as_json:
@@ -118,9 +122,14 @@ def time_both(model: nn.Module, task: Task, path: Path, rows: int, threads: int)
 
 def _timing(rows: int, latency: Latency) -> dict[str, Any]:
     return {
-        "rows": rows, "torch_ms": latency.reference_p50_ms, "onnxruntime_ms": latency.p50_ms, "ratio": latency.ratio,
-        "ratio_ci": [latency.ratio_low, latency.ratio_high], "rounds": latency.rounds, "threads": latency.threads,
-    }  # fmt: skip
+        "rows": rows,
+        "torch_ms": latency.reference_p50_ms,
+        "onnxruntime_ms": latency.p50_ms,
+        "ratio": latency.ratio,
+        "ratio_ci": [latency.ratio_low, latency.ratio_high],
+        "rounds": latency.rounds,
+        "threads": latency.threads,
+    }
 
 
 def _row(timing: dict[str, Any]) -> tuple[str, ...]:

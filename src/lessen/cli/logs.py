@@ -104,8 +104,16 @@ def encode(
     fields += [(name, "numeric", "") for name in dataset.layout.numeric]
     total = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     if as_json:
-        emit({"out": str(out), "rows": dataset.rows, "table_rows": dataset.layout.rows, "bytes": total,
-              "fingerprint": dataset.fingerprint, "left_out": dataset.left_out})  # fmt: skip
+        emit(
+            {
+                "out": str(out),
+                "rows": dataset.rows,
+                "table_rows": dataset.layout.rows,
+                "bytes": total,
+                "fingerprint": dataset.fingerprint,
+                "left_out": dataset.left_out,
+            }
+        )
         return
     table(("field", "kind", ">rows of the table"), fields)
     counts = ", ".join(f"{count:,} {name}" for name, count in dataset.rows.items())

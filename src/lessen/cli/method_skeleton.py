@@ -113,17 +113,30 @@ def test_what_it_learned_is_in_the_ledger():
 WORDS = {"codecs": "pictures", "retrieval": "vectors", "tokens": "tokens"}
 """What methods of a family act on; the others act on data."""
 LINEAR = {
-    "imports": "replace", "stored_file": "linears.int8_linear", "stored_class": "Int8Linear",
-    "what": "linear layers", "bits": "8", "kinds": "(nn.Linear,)", "knob": "min_weights", "default": "1024",
+    "imports": "replace",
+    "stored_file": "linears.int8_linear",
+    "stored_class": "Int8Linear",
+    "what": "linear layers",
+    "bits": "8",
+    "kinds": "(nn.Linear,)",
+    "knob": "min_weights",
+    "default": "1024",
     "arguments": "",
-    "reject": 'few = module.weight.numel() < self.min_weights\n'
-              '        return f"has fewer weights than min_weights {self.min_weights}" if few else None',
-}  # fmt: skip
+    "reject": "few = module.weight.numel() < self.min_weights\n"
+    '        return f"has fewer weights than min_weights {self.min_weights}" if few else None',
+}
 TABLES = {
-    "imports": "TABLES, replace, too_small", "stored_file": "tables.half_embedding",
-    "stored_class": "HalfEmbedding", "what": "embedding tables", "bits": "16", "kinds": "TABLES", "knob": "min_rows",
-    "default": "1000", "arguments": ', "bf16"', "reject": "return too_small(module, self.min_rows)",
-}  # fmt: skip
+    "imports": "TABLES, replace, too_small",
+    "stored_file": "tables.half_embedding",
+    "stored_class": "HalfEmbedding",
+    "what": "embedding tables",
+    "bits": "16",
+    "kinds": "TABLES",
+    "knob": "min_rows",
+    "default": "1000",
+    "arguments": ', "bf16"',
+    "reject": "return too_small(module, self.min_rows)",
+}
 TEST = Template('''"""The contract, and what only this method promises."""
 
 from __future__ import annotations

@@ -76,8 +76,16 @@ def compress(
         stored = trade.save(out, delta=delta)
     if as_json:
         record = trade.measurement.record()
-        emit({"artifact": str(out), "stored_bytes": stored, "verdict": trade.verdict, "reason": trade.judgement.reason,
-              "differences": {name: asdict(found) for name, found in trade.differences.items()}, **record})  # fmt: skip
+        emit(
+            {
+                "artifact": str(out),
+                "stored_bytes": stored,
+                "verdict": trade.verdict,
+                "reason": trade.judgement.reason,
+                "differences": {name: asdict(found) for name, found in trade.differences.items()},
+                **record,
+            }
+        )
     else:
         line(str(trade))
         architecture = f" --task {shlex.quote(task)}" if task is not None and judge.Options is None else ""

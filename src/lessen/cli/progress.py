@@ -91,9 +91,13 @@ class BarLog(Log):
             from rich.progress import TimeRemainingColumn as Remaining
 
             columns = (
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                TextColumn("left"), Remaining(),
-            )  # fmt: skip
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                Remaining(),
+            )
             self._bars = Progress(*columns, console=self.console, refresh_per_second=4)
             self._bars.start()
         return self._bars

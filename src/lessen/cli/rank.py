@@ -77,9 +77,13 @@ def rank(
         header=header,
     )
     scan = ScanSettings(
-        label=None if label == "none" else label, missing=tuple(missing or ("", "{}")), values=values, sample=sample,
-        seed=seed, read=read,
-    )  # fmt: skip
+        label=None if label == "none" else label,
+        missing=tuple(missing or ("", "{}")),
+        values=values,
+        sample=sample,
+        seed=seed,
+        read=read,
+    )
     settings = _settings(scan, label_bins, crosses, redundancy, select, known, transforms, profile, engine)
     target = _one_of("--write", write, ("parquet", "csv")) if write else None
     if target and out is None:
@@ -109,17 +113,29 @@ def rank(
 
 
 def _settings(
-    scan: object, label_bins: int, crosses: int, redundancy: int, select: int, known: list[str] | None,
-    transforms: str, profile: bool, engine: str,
-) -> RankSettings:  # fmt: skip
+    scan: object,
+    label_bins: int,
+    crosses: int,
+    redundancy: int,
+    select: int,
+    known: list[str] | None,
+    transforms: str,
+    profile: bool,
+    engine: str,
+) -> RankSettings:
     from lessen.selection.ranking import RankSettings
 
     return RankSettings(
-        scan=scan, label_bins=label_bins, crosses=crosses, redundancy=redundancy, select=select,  # type: ignore[arg-type]
-        known=tuple(known or ()), profile=profile,
+        scan=scan,
+        label_bins=label_bins,
+        crosses=crosses,
+        redundancy=redundancy,
+        select=select,  # type: ignore[arg-type]
+        known=tuple(known or ()),
+        profile=profile,
         transforms=_one_of("--transforms", transforms, ("none", "minimal", "default", "wide")),  # type: ignore[arg-type]
         engine=_one_of("--engine", engine, ("local", "ray")),  # type: ignore[arg-type]
-    )  # fmt: skip
+    )
 
 
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:

@@ -52,10 +52,17 @@ def renumber(
         artifact.save(out, made.model, made.task.build(), task=made.task.describe(), probe=probe)
     before, after = state_bytes(network), state_bytes(made.model)
     if as_json:
-        emit({
-            "artifact": str(out), "data": str(data), "rows_before": made.rows_before, "rows_after": made.rows_after,
-            "bytes_before": before, "bytes_after": after, "largest_difference": made.largest_difference,
-        })  # fmt: skip
+        emit(
+            {
+                "artifact": str(out),
+                "data": str(data),
+                "rows_before": made.rows_before,
+                "rows_after": made.rows_after,
+                "bytes_before": before,
+                "bytes_after": after,
+                "largest_difference": made.largest_difference,
+            }
+        )
         return
     line(f"{made.rows_before} rows -> {made.rows_after}, tensors {size(before)} -> {size(after)}")
     line(f"test scores differ by at most {made.largest_difference:.1g}")

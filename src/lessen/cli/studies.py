@@ -117,9 +117,17 @@ def report(
 
 
 def _run(
-    path: Path, out: Path, engine: str, jobs: int | None, *, resume: bool, as_json: bool, again: str,
-    only: str | None = None, seconds: float | None = None,
-) -> None:  # fmt: skip
+    path: Path,
+    out: Path,
+    engine: str,
+    jobs: int | None,
+    *,
+    resume: bool,
+    as_json: bool,
+    again: str,
+    only: str | None = None,
+    seconds: float | None = None,
+) -> None:
     from lessen.cli.progress import Reporting
     from lessen.study.parts import Parts, load, unfinished
 
@@ -170,9 +178,16 @@ def _run(
 
 
 def _one(
-    study: Study, out: Path, engine: str, jobs: int | None, *, resume: bool, log: Log,
-    only: str | None = None, seconds: float | None = None,
-) -> StudyResult:  # fmt: skip
+    study: Study,
+    out: Path,
+    engine: str,
+    jobs: int | None,
+    *,
+    resume: bool,
+    log: Log,
+    only: str | None = None,
+    seconds: float | None = None,
+) -> StudyResult:
     from lessen.cli.doctor import available_cores
     from lessen.study import run as run_study
     from lessen.study.engine import make_engine

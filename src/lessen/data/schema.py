@@ -75,10 +75,14 @@ class Schema(BaseModel):
         if self.quote != "none" and len(self.quote.encode()) > 1:
             raise ConfigError(f"schema.quote = {self.quote!r} is not accepted: one plain character, or none")
         return ReadSettings(
-            format=self.format, separator="\t" if self.format == "tsv" else self.separator,
-            quote=None if self.quote == "none" else self.quote, encoding=self.encoding, header=self.header,
-            names=None if self.header else tuple(field.name for field in self.fields), placed=True,
-        )  # fmt: skip
+            format=self.format,
+            separator="\t" if self.format == "tsv" else self.separator,
+            quote=None if self.quote == "none" else self.quote,
+            encoding=self.encoding,
+            header=self.header,
+            names=None if self.header else tuple(field.name for field in self.fields),
+            placed=True,
+        )
 
     def top(self) -> dict[str, Any]:
         """Return all but the fields, as YAML shows it: settings that were left at their default omitted."""

@@ -85,5 +85,8 @@ def _whole(text: str) -> list[str]:
 
 
 _CUTS: dict[str, Callable[[str], list[str]]] = {
-    "line": _lines, "paragraph": _paragraphs, "article": _articles, "file": _whole,
-}  # fmt: skip
+    "line": _lines,
+    "paragraph": _paragraphs,
+    "article": _articles,
+    "file": _whole,
+}

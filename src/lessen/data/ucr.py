@@ -15,9 +15,15 @@ from lessen.errors import DataError
 from lessen.log import SILENT, Log
 
 SETS = (
-    "ACSF1", "ArrowHead", "BasicMotions", "GunPoint", "ItalyPowerDemand", "JapaneseVowels", "OSULeaf",
+    "ACSF1",
+    "ArrowHead",
+    "BasicMotions",
+    "GunPoint",
+    "ItalyPowerDemand",
+    "JapaneseVowels",
+    "OSULeaf",
     "PickupGestureWiimoteZ",
-)  # fmt: skip
+)
 """Classification sets that the package holds, train and test."""
 
 

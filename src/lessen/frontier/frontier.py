@@ -28,9 +28,13 @@ class Frontier:
     """
 
     def __init__(
-        self, studies: Sequence[StudyRecords], *, margin: float | None = None,
-        gates: str | Sequence[str] | None = None, metrics: Mapping[str, Metric] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        studies: Sequence[StudyRecords],
+        *,
+        margin: float | None = None,
+        gates: str | Sequence[str] | None = None,
+        metrics: Mapping[str, Metric] | None = None,
+    ) -> None:
         """Compare, judge and sort the recipes of one or several studies.
 
         Args:
@@ -58,9 +62,12 @@ class Frontier:
 
     @classmethod
     def load(
-        cls, *folders: Path | str, margin: float | None = None, gates: str | Sequence[str] | None = None,
+        cls,
+        *folders: Path | str,
+        margin: float | None = None,
+        gates: str | Sequence[str] | None = None,
         metrics: Mapping[str, Metric] | None = None,
-    ) -> Frontier:  # fmt: skip
+    ) -> Frontier:
         """Read the folders that studies wrote; several are joined if they judged the same task on the same data."""
         if not folders:
             raise ConfigError("no folder given; name at least one that `lessen run` wrote to")
@@ -68,9 +75,12 @@ class Frontier:
 
     @classmethod
     def from_records(
-        cls, records: Iterable[Mapping[str, Any]], *, margin: float | None = None,
+        cls,
+        records: Iterable[Mapping[str, Any]],
+        *,
+        margin: float | None = None,
         gates: str | Sequence[str] | None = None,
-    ) -> Frontier:  # fmt: skip
+    ) -> Frontier:
         """Build from measurement objects; without outcomes the intervals come from the seeds alone."""
         checked = check_records([dict(record) for record in records], "the records")
         return cls([StudyRecords(checked)], margin=margin, gates=gates)
@@ -129,9 +139,10 @@ class Frontier:
     def best(self, cost: str = "stored_bytes") -> Point | None:
         """Return the cheapest point that is within the margin and holds every gate, or None."""
         fit = [
-            point for point in self.measured
+            point
+            for point in self.measured
             if point.verdict in KEPT and all(point.gates.values()) and (point.axis(cost) or 2.0) < 1.0
-        ]  # fmt: skip
+        ]
         return min(fit, key=lambda point: (point.axis(cost), point.label), default=None)
 
     @property

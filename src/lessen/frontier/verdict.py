@@ -59,9 +59,12 @@ class Judgement:
 
 
 def paired_difference(
-    reference: Mapping[int, Floats], compact: Mapping[int, Floats], examples: int, higher_is_better: bool = True,
+    reference: Mapping[int, Floats],
+    compact: Mapping[int, Floats],
+    examples: int,
+    higher_is_better: bool = True,
     resolution: float = 0.0,
-) -> Difference:  # fmt: skip
+) -> Difference:
     """Compare two models seed by seed, from the values of one metric; see `Metric.jackknife`.
 
     Args:
@@ -74,9 +77,14 @@ def paired_difference(
     low, high = crossed_interval(values, resolution)
     source = "examples and seeds" if len(seeds) > 1 else "examples"
     return Difference(
-        float(values[0].mean()), low, high, tuple(float(value) for value in values[0]), examples,
-        "nothing" if low is None else source, higher_is_better,
-    )  # fmt: skip
+        float(values[0].mean()),
+        low,
+        high,
+        tuple(float(value) for value in values[0]),
+        examples,
+        "nothing" if low is None else source,
+        higher_is_better,
+    )
 
 
 def difference_over_seeds(
@@ -94,9 +102,14 @@ def difference_over_seeds(
         low, high = bounded_interval(values, np.array(bounds))
     source = "bounds of examples and seeds" if len(values) > 1 else "bounds of examples"
     return Difference(
-        float(values.mean()), low, high, tuple(float(value) for value in values), None,
-        "nothing" if low is None else source, higher_is_better,
-    )  # fmt: skip
+        float(values.mean()),
+        low,
+        high,
+        tuple(float(value) for value in values),
+        None,
+        "nothing" if low is None else source,
+        higher_is_better,
+    )
 
 
 def judge(difference: Difference | None, margin: float, resolution: float = 0.0, doubt: str = "") -> Judgement:

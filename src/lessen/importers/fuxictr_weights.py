@@ -25,9 +25,13 @@ class Names:
     """What FuxiCTR calls the parts of each model: the MLP, the first-order layer, and whether that has the bias."""
 
     tower = {
-        "dnn": "mlp.mlp.", "ipnn": "dnn.mlp.", "deepfm": "mlp.mlp.", "dcn": "dnn.mlp.", "dcnv2": "parallel_dnn.mlp.",
+        "dnn": "mlp.mlp.",
+        "ipnn": "dnn.mlp.",
+        "deepfm": "mlp.mlp.",
+        "dcn": "dnn.mlp.",
+        "dcnv2": "parallel_dnn.mlp.",
         "xdeepfm": "dnn.mlp.",
-    }  # fmt: skip
+    }
     first_order = {"lr": "lr_layer.", "fm": "fm.lr_layer.", "deepfm": "fm.lr_layer.", "xdeepfm": "lr_layer."}
     known = ("lr", "fm", "dnn", "ipnn", "deepfm", "dcn", "dcnv2", "xdeepfm")
 

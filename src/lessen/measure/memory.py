@@ -65,9 +65,12 @@ class PeakMeter:
         self._seconds = seconds
         self._child = subprocess.Popen(
             [sys.executable, "-m", "lessen.measure.memory", "serve", json.dumps(dict(task)), str(seconds)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
             env={**os.environ, **_ONE_THREAD},
-        )  # fmt: skip
+        )
 
     def __enter__(self) -> PeakMeter:
         return self

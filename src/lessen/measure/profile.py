@@ -96,8 +96,9 @@ class Profile:
         ]
         known = [
             (f.method, f"{f.bytes:,}", f"{100 * (f.share or 0):.1f} %", _percent(f.smallest), f.remark)
-            for f in self.forecasts if f.bytes is not None
-        ]  # fmt: skip
+            for f in self.forecasts
+            if f.bytes is not None
+        ]
         remarks: dict[str, list[str]] = {}
         for one in self.forecasts:
             if one.bytes is None and one.matches:

@@ -137,9 +137,12 @@ class Metric(ABC):
     def describe(self) -> dict[str, Any]:
         """Return what a reader of the records needs to know without the class: JSON values only."""
         return {
-            "metric": self.name, "title": self.title or self.name, "unit": self.unit,
-            "higher_is_better": self.higher_is_better, "reads": list(self.reads),
-        }  # fmt: skip
+            "metric": self.name,
+            "title": self.title or self.name,
+            "unit": self.unit,
+            "higher_is_better": self.higher_is_better,
+            "reads": list(self.reads),
+        }
 
 
 class SumMetric(Metric):

@@ -21,9 +21,15 @@ from lessen.metrics.base import Floats
 
 Z = NormalDist().inv_cdf(0.975)
 _SHAPES = {
-    1: (15.0, 12.0), 2: (2.5, 4.0), 3: (1.65, 2.95), 4: (1.4, 2.6), 5: (1.28, 2.45), 6: (1.2, 2.33), 7: (1.17, 2.27),
+    1: (15.0, 12.0),
+    2: (2.5, 4.0),
+    3: (1.65, 2.95),
+    4: (1.4, 2.6),
+    5: (1.28, 2.45),
+    6: (1.2, 2.33),
+    7: (1.17, 2.27),
     8: (1.14, 2.22),
-}  # fmt: skip
+}
 _SHAPE = (1.1, 2.2)
 Ends = tuple[float | None, float | None]
 
@@ -122,8 +128,14 @@ def student(freedom: int) -> float:
         y = (((((0.4 * y + 6.3) * y + 36.0) * y + 94.5) / c - y - 3.0) / b + 1.0) * x
         y = math.expm1(a * y * y)
     else:
-        y = ((1.0 / (((freedom + 6.0) / (freedom * y) - 0.089 * d - 0.822) * (freedom + 2.0) * 3.0) + 0.5
-              / (freedom + 4.0)) * y - 1.0) * (freedom + 1.0) / (freedom + 2.0) + 1.0 / y  # fmt: skip
+        y = (
+            (
+                1.0 / (((freedom + 6.0) / (freedom * y) - 0.089 * d - 0.822) * (freedom + 2.0) * 3.0)
+                + 0.5 / (freedom + 4.0)
+            )
+            * y
+            - 1.0
+        ) * (freedom + 1.0) / (freedom + 2.0) + 1.0 / y
     return math.sqrt(freedom * y)
 
 

@@ -229,9 +229,11 @@ class _Sums:
         rate, loss = self.hits / total, self.loss / total
         entropy = -(rate * math.log(rate) + (1 - rate) * math.log1p(-rate))
         return {
-            "auc": self.area / (self.hits * self.misses), "logloss": loss, "rig": 1.0 - loss / entropy,
+            "auc": self.area / (self.hits * self.misses),
+            "logloss": loss,
+            "rig": 1.0 - loss / entropy,
             "calibration_ratio": self.expected / self.hits,
-        }  # fmt: skip
+        }
 
 
 def _grouped(blocks: Iterator[Rows]) -> float:

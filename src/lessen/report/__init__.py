@@ -22,9 +22,12 @@ FILES: dict[str, Callable[[Frontier], bytes | str]] = {
 
 
 def write(
-    out: Path | str, folders: Sequence[Path | str] = (), *, margin: float | None = None,
+    out: Path | str,
+    folders: Sequence[Path | str] = (),
+    *,
+    margin: float | None = None,
     gates: str | Sequence[str] | None = None,
-) -> Frontier:  # fmt: skip
+) -> Frontier:
     """Write frontier.csv, .png, .svg, .md and .html into `out` and return what they show.
 
     Args:

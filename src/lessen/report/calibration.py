@@ -67,9 +67,13 @@ def _calibration(label: str, scores: np.ndarray, targets: np.ndarray) -> Calibra
     (whole,) = calibration_bins(scores, targets, 1)
     bins = tuple(calibration_bins(scores, targets, BINS))
     return Calibration(
-        label, _over(whole.expected, whole.observed), _over(whole.expected, whole.high),
-        _over(whole.expected, whole.low), calibration_error(scores, targets, BINS), bins,
-    )  # fmt: skip
+        label,
+        _over(whole.expected, whole.observed),
+        _over(whole.expected, whole.high),
+        _over(whole.expected, whole.low),
+        calibration_error(scores, targets, BINS),
+        bins,
+    )
 
 
 def _over(expected: float, observed: float) -> float:
@@ -81,23 +85,27 @@ def ratio_rows(found: list[Calibration]) -> list[list[str]]:
     """Return one row a model: expected over observed, mean distance of the bins, bins within their interval."""
     return [
         [
-            one.label, f"{one.ratio:.3f} [{one.low:.3f}, {one.high:.3f}]", f"{one.error:.4f}",
+            one.label,
+            f"{one.ratio:.3f} [{one.low:.3f}, {one.high:.3f}]",
+            f"{one.error:.4f}",
             f"{one.covered} of {len(one.bins)}",
         ]
         for one in found
-    ]  # fmt: skip
+    ]
 
 
 def bin_rows(found: list[Calibration]) -> list[list[str]]:
     """Return one row a bin of the models that are drawn: model, examples, expected, observed with its interval."""
     return [
         [
-            one.label, f"{part.examples:,}", f"{part.expected:.4f}",
+            one.label,
+            f"{part.examples:,}",
+            f"{part.expected:.4f}",
             f"{part.observed:.4f} [{part.low:.4f}, {part.high:.4f}]",
         ]
         for one in found[:CURVES]
         for part in one.bins
-    ]  # fmt: skip
+    ]
 
 
 def drawing(found: list[Calibration]) -> dict[str, Any]:

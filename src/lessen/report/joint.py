@@ -47,19 +47,30 @@ def write_joint(title: str, parts: Mapping[str, Frontier], out: Path) -> Path:
     atomic_write(out / "frontier.md", _rendered("joint.md.jinja", False, said))
     style = files("lessen.report").joinpath("page.css").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    page = _rendered("joint.html.jinja", True, {
-        **said, "style": Markup(style), "picture": base64.b64encode(_picture(parts, "png")).decode(),
-        "policy": f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; form-action 'none'",
-    })  # fmt: skip
+    page = _rendered(
+        "joint.html.jinja",
+        True,
+        {
+            **said,
+            "style": Markup(style),
+            "picture": base64.b64encode(_picture(parts, "png")).decode(),
+            "policy": f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; form-action 'none'",
+        },
+    )
     atomic_write(out / "frontier.html", page)
     return out / "frontier.html"
 
 
 def _rendered(template: str, escape: bool, said: dict[str, Any]) -> str:
     environment = Environment(
-        loader=PackageLoader("lessen.report", "."), autoescape=escape, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True, finalize=None if escape else _cell,
-    )  # fmt: skip
+        loader=PackageLoader("lessen.report", "."),
+        autoescape=escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=None if escape else _cell,
+    )
     return environment.get_template(template).render(**said)
 
 
@@ -70,10 +81,14 @@ def _cell(value: Any) -> str:
 
 def _part(name: str, frontier: Frontier) -> dict[str, Any]:
     return {
-        "name": name, "task": frontier.studies[0].task_name, "metric": frontier.title(frontier.primary),
-        "cost": words.cost_name(frontier.cost), "margin": f"{frontier.margin:g}",
-        "headline": words.headline(frontier), "doubts": frontier.doubts,
-    }  # fmt: skip
+        "name": name,
+        "task": frontier.studies[0].task_name,
+        "metric": frontier.title(frontier.primary),
+        "cost": words.cost_name(frontier.cost),
+        "margin": f"{frontier.margin:g}",
+        "headline": words.headline(frontier),
+        "doubts": frontier.doubts,
+    }
 
 
 def _rows(name: str, frontier: Frontier) -> list[dict[str, Any]]:
@@ -82,13 +97,24 @@ def _rows(name: str, frontier: Frontier) -> list[dict[str, Any]]:
     for row in trade_rows(frontier):
         cost = row["costs"].get(frontier.cost, {"before": "–", "after": "–", "share": "–"})
         place = _place(points[row["label"]], frontier)
-        found.append({
-            "part": name, "recipe": row["label"], "verdict": row["verdict"], "reason": row["reason"],
-            "metric": frontier.title(frontier.primary), "before": row["before"], "after": row["after"],
-            "difference": row["difference"], "cost": words.cost_name(frontier.cost), "cost before": cost["before"],
-            "cost after": cost["after"], "share": cost["share"], "latency": row["latency"],
-            "loss in margins": "" if place is None else f"{place[1]:.2f}",
-        })  # fmt: skip
+        found.append(
+            {
+                "part": name,
+                "recipe": row["label"],
+                "verdict": row["verdict"],
+                "reason": row["reason"],
+                "metric": frontier.title(frontier.primary),
+                "before": row["before"],
+                "after": row["after"],
+                "difference": row["difference"],
+                "cost": words.cost_name(frontier.cost),
+                "cost before": cost["before"],
+                "cost after": cost["after"],
+                "share": cost["share"],
+                "latency": row["latency"],
+                "loss in margins": "" if place is None else f"{place[1]:.2f}",
+            }
+        )
     return found
 
 
@@ -108,9 +134,15 @@ def _picture(parts: Mapping[str, Frontier], form: str) -> bytes:
     from matplotlib.figure import Figure
 
     settings: dict[Any, Any] = {
-        "font.family": "DejaVu Sans", "font.size": 9.0, "svg.hashsalt": "lessen", "text.parse_math": False,
-        "axes.edgecolor": HAIR, "text.color": INK, "xtick.color": SOFT, "ytick.color": SOFT,
-    }  # fmt: skip
+        "font.family": "DejaVu Sans",
+        "font.size": 9.0,
+        "svg.hashsalt": "lessen",
+        "text.parse_math": False,
+        "axes.edgecolor": HAIR,
+        "text.color": INK,
+        "xtick.color": SOFT,
+        "ytick.color": SOFT,
+    }
     target = io.BytesIO()
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(9.0, 5.4), dpi=200, facecolor=PAPER)
@@ -130,9 +162,16 @@ def _draw(axes: Any, parts: Mapping[str, Frontier]) -> None:
         _draw_curves(axes, [(point, place) for point, place in placed if point.curve], colour)
         for number, (point, (price, loss, low, high)) in enumerate(placed):
             axes.errorbar(
-                [price], [loss], yerr=[[loss - low], [high - loss]], fmt="o", color=colour, ms=6, lw=1.0,
-                label=name if not number else None, zorder=3,
-            )  # fmt: skip
+                [price],
+                [loss],
+                yerr=[[loss - low], [high - loss]],
+                fmt="o",
+                color=colour,
+                ms=6,
+                lw=1.0,
+                label=name if not number else None,
+                zorder=3,
+            )
             axes.annotate(point.label, (price, loss), (6, 5), textcoords="offset points", size=7.6, color=colour)
             shares.append(price)
             losses += [low, high]

@@ -16,9 +16,13 @@ from lessen.report.curves import curve_rows, rate_name
 def markdown(frontier: Frontier) -> str:
     """Return the whole report as Markdown; names cannot break out of their cell or carry HTML."""
     environment = Environment(
-        loader=PackageLoader("lessen.report", "."), autoescape=False, finalize=_safe, undefined=StrictUndefined,
-        trim_blocks=False, keep_trailing_newline=True,
-    )  # fmt: skip
+        loader=PackageLoader("lessen.report", "."),
+        autoescape=False,
+        finalize=_safe,
+        undefined=StrictUndefined,
+        trim_blocks=False,
+        keep_trailing_newline=True,
+    )
     recipes = content.recipes_yaml(frontier)
     text = environment.get_template("frontier.md.jinja").render(
         **context(frontier), fence=_fence(recipes), recipes=_Verbatim(recipes)

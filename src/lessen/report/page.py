@@ -31,9 +31,12 @@ def page(frontier: Frontier) -> str:
     """
     style, script = _asset("page.css"), _asset("page.js")
     environment = Environment(
-        loader=PackageLoader("lessen.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("lessen.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
+    )
     environment.filters["unbroken"] = unbroken
     raw, raw_note = _raw(frontier)
     return environment.get_template("page.html.jinja").render(
@@ -109,9 +112,13 @@ def _plot_point(point: Point) -> dict[str, Any]:
 
 def _change(change: Difference) -> dict[str, Any]:
     return {
-        "value": change.value, "low": change.low, "high": change.high, "up": change.higher_is_better,
-        "seeds": list(change.per_seed), "source": change.source,
-    }  # fmt: skip
+        "value": change.value,
+        "low": change.low,
+        "high": change.high,
+        "up": change.higher_is_better,
+        "seeds": list(change.per_seed),
+        "source": change.source,
+    }
 
 
 def _raw(frontier: Frontier) -> tuple[Markup | None, str]:

@@ -71,10 +71,18 @@ def draw(figure: Any, frontier: Frontier, cost: str | None = None) -> None:
 
 def _settings(frontier: Frontier) -> Any:
     return {
-        "font.family": "DejaVu Sans", "font.size": 9.0, "svg.hashsalt": f"lessen-{frontier.studies[0].name}",
-        "svg.fonttype": "path", "axes.unicode_minus": True, "text.color": INK, "axes.edgecolor": HAIR,
-        "text.parse_math": False, "xtick.color": SOFT, "ytick.color": SOFT, "axes.labelcolor": SOFT,
-    }  # fmt: skip
+        "font.family": "DejaVu Sans",
+        "font.size": 9.0,
+        "svg.hashsalt": f"lessen-{frontier.studies[0].name}",
+        "svg.fonttype": "path",
+        "axes.unicode_minus": True,
+        "text.color": INK,
+        "axes.edgecolor": HAIR,
+        "text.parse_math": False,
+        "xtick.color": SOFT,
+        "ytick.color": SOFT,
+        "axes.labelcolor": SOFT,
+    }
 
 
 def _titles(figure: Any, frontier: Frontier, cost: str, placed: Sequence[Point]) -> None:
@@ -129,9 +137,16 @@ def _scales(axes: Any, frontier: Frontier, placed: Sequence[Point], cost: str) -
     axes.set_xlabel(f"{words.cost_name(cost)}, share of the uncompressed model", labelpad=8)
     says = f"{frontier.title(frontier.primary)} difference, better upwards"
     axes.annotate(
-        says, (0, 1), xycoords="axes fraction", xytext=(6, -6), textcoords="offset points", size=7.8, color=SOFT,
-        ha="left", va="top",
-    )  # fmt: skip
+        says,
+        (0, 1),
+        xycoords="axes fraction",
+        xytext=(6, -6),
+        textcoords="offset points",
+        size=7.8,
+        color=SOFT,
+        ha="left",
+        va="top",
+    )
 
 
 def _margin_band(axes: Any, frontier: Frontier) -> None:
@@ -141,10 +156,16 @@ def _margin_band(axes: Any, frontier: Frontier) -> None:
     axes.axhline(edge, color="#3f7d5c", lw=1.0, ls=(0, (5, 3)), zorder=1)
     axes.axhline(0, color=SOFT, lw=0.8, zorder=1)
     axes.annotate(
-        f"margin {words.signed(edge, words.decimals_for(frontier.margin))}", (1, edge),
-        xycoords=("axes fraction", "data"), xytext=(-2, -4), textcoords="offset points",
-        size=7.8, color="#2f6548", ha="right", va="top",
-    )  # fmt: skip
+        f"margin {words.signed(edge, words.decimals_for(frontier.margin))}",
+        (1, edge),
+        xycoords=("axes fraction", "data"),
+        xytext=(-2, -4),
+        textcoords="offset points",
+        size=7.8,
+        color="#2f6548",
+        ha="right",
+        va="top",
+    )
 
 
 def _budget_lines(axes: Any, frontier: Frontier, cost: str) -> None:
@@ -154,9 +175,16 @@ def _budget_lines(axes: Any, frontier: Frontier, cost: str) -> None:
             x = gate.limit if gate.relative else gate.limit / (base or 1.0)
             axes.axvline(x, color=SOFT, lw=0.9, ls=(0, (1, 2)), zorder=1)
             axes.annotate(
-                f"budget {words.share(x)}", (x, 0), xycoords=("data", "axes fraction"), xytext=(4, 5),
-                textcoords="offset points", size=7.8, color=SOFT, ha="left", va="bottom",
-            )  # fmt: skip
+                f"budget {words.share(x)}",
+                (x, 0),
+                xycoords=("data", "axes fraction"),
+                xytext=(4, 5),
+                textcoords="offset points",
+                size=7.8,
+                color=SOFT,
+                ha="left",
+                va="bottom",
+            )
         elif gate.name == frontier.primary and abs(abs(gate.limit) - frontier.margin) > 1e-12:
             axes.axhline(gate.limit, color=SOFT, lw=0.9, ls=(0, (1, 2)), zorder=1)
 
@@ -185,10 +213,17 @@ def _draw_point(axes: Any, frontier: Frontier, point: Point, cost: str, on_front
     for end in {low, high} - {change.value}:
         axes.plot([x], [end], marker="_", ms=6, mew=1.5, color=color, alpha=strength, zorder=3)
     axes.plot(
-        [x], [change.value], marker=style["marker"], ms=style["size"] + (1.0 if on_front else 0.0), ls="none", zorder=5,
-        mfc=color if style["filled"] else PAPER, mec=PAPER if style["filled"] else color,
-        mew=0.9 if style["filled"] else 1.6, alpha=1.0 if on_front else 0.75,
-    )  # fmt: skip
+        [x],
+        [change.value],
+        marker=style["marker"],
+        ms=style["size"] + (1.0 if on_front else 0.0),
+        ls="none",
+        zorder=5,
+        mfc=color if style["filled"] else PAPER,
+        mec=PAPER if style["filled"] else color,
+        mew=0.9 if style["filled"] else 1.6,
+        alpha=1.0 if on_front else 0.75,
+    )
 
 
 def _legend(axes: Any, placed: Sequence[Point], with_front: bool) -> None:
@@ -196,17 +231,35 @@ def _legend(axes: Any, placed: Sequence[Point], with_front: bool) -> None:
 
     present = [verdict for verdict in STYLES if any(point.verdict == verdict for point in placed)]
     handles = [
-        Line2D([], [], ls="none", marker=STYLES[v]["marker"], ms=6.5, mew=1.3, mec=STYLES[v]["color"],
-               mfc=STYLES[v]["color"] if STYLES[v]["filled"] else PAPER, label=LEGEND[v])
+        Line2D(
+            [],
+            [],
+            ls="none",
+            marker=STYLES[v]["marker"],
+            ms=6.5,
+            mew=1.3,
+            mec=STYLES[v]["color"],
+            mfc=STYLES[v]["color"] if STYLES[v]["filled"] else PAPER,
+            label=LEGEND[v],
+        )
         for v in present
-    ]  # fmt: skip
+    ]
     handles.append(Line2D([], [], ls="none", marker="s", ms=6, mfc=PAPER, mec=INK, mew=1.3, label="uncompressed"))
     if with_front:
         handles.append(Line2D([], [], color="#0072B2", lw=1.2, alpha=0.5, label="Pareto front"))
     axes.legend(
-        handles=handles, loc="lower left", bbox_to_anchor=(-0.012, 1.0), ncols=len(handles), frameon=False,
-        fontsize=8.4, handletextpad=0.35, columnspacing=1.7, borderaxespad=0.25, labelcolor=INK, handlelength=1.2,
-    )  # fmt: skip
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(-0.012, 1.0),
+        ncols=len(handles),
+        frameon=False,
+        fontsize=8.4,
+        handletextpad=0.35,
+        columnspacing=1.7,
+        borderaxespad=0.25,
+        labelcolor=INK,
+        handlelength=1.2,
+    )
 
 
 def _label_points(
@@ -233,9 +286,15 @@ def _label_points(
     named = anchors if len(placed) <= _MANY else [anchor for anchor in anchors if anchor[0] in front]
     for point, x, y, low, high in sorted(named, key=lambda anchor: (anchor[0] not in front, anchor[1])):
         text = axes.text(
-            0, 0, _clip(point.label), size=8.4, color=INK if point in front else SOFT, zorder=6,
-            transform=None, weight="bold" if point in front else "normal",
-        )  # fmt: skip
+            0,
+            0,
+            _clip(point.label),
+            size=8.4,
+            color=INK if point in front else SOFT,
+            zorder=6,
+            transform=None,
+            weight="bold" if point in front else "normal",
+        )
         text.set_path_effects([withStroke(linewidth=2.2, foreground=PAPER, alpha=0.85)])
         box = text.get_window_extent(figure.canvas.get_renderer())
         spots = _spots(x, y, low, high, box.width, box.height, pixels)

@@ -32,12 +32,17 @@ def csv_text(frontier: Frontier) -> str:
 
 def _row(point: Point, metrics: list[str], costs: list[CostKind], on_front: bool) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "study": point.study, "recipe": point.recipe, "recipe_hash": point.recipe_hash,
-        "families": " ".join(point.families), "seeds": len(point.seeds), "failed_seeds": len(point.errors),
-        "verdict": "failed" if point.failed else point.verdict, "on_front": on_front,
+        "study": point.study,
+        "recipe": point.recipe,
+        "recipe_hash": point.recipe_hash,
+        "families": " ".join(point.families),
+        "seeds": len(point.seeds),
+        "failed_seeds": len(point.errors),
+        "verdict": "failed" if point.failed else point.verdict,
+        "on_front": on_front,
         "gates_held": all(point.gates.values()) if point.gates and not point.failed else None,
         "flags": "; ".join(point.flags),
-    }  # fmt: skip
+    }
     for name in metrics:
         before, after, change = point.reference_quality.get(name), point.quality.get(name), point.difference.get(name)
         row[f"{name}_reference"] = before.mean if before else None

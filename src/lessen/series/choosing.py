@@ -16,9 +16,16 @@ BATCH_CELLS = 1 << 22
 
 
 def choose(
-    bank: WaveletBank, series: Tensor, codes: NDArray[np.int64], *,
-    features: int, before: int, samples: int, shards: int = 1, seed: int = 0,
-) -> WaveletBank:  # fmt: skip
+    bank: WaveletBank,
+    series: Tensor,
+    codes: NDArray[np.int64],
+    *,
+    features: int,
+    before: int,
+    samples: int,
+    shards: int = 1,
+    seed: int = 0,
+) -> WaveletBank:
     """Return the bank of the chosen features; its channels are scaled as `bank`'s are.
 
     Args:

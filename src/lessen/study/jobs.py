@@ -210,10 +210,16 @@ def _compress_one(job: Job) -> dict[str, Any]:
     kept = artifact.load(place, model=reference).to(device)  # what is judged is what lies on disk
     judged, costs = _judged(job, kept, name)
     cost = measure_cost(task, kept, stored_bytes=stored, ledger=ledger)
-    found = sealed({
-        "recipe": name, "recipe_hash": job.recipe.hash, "seed": job.seed, "steps": ledger_records(ledger), **judged,
-        "cost": asdict(cost) | costs,
-    })  # fmt: skip
+    found = sealed(
+        {
+            "recipe": name,
+            "recipe_hash": job.recipe.hash,
+            "seed": job.seed,
+            "steps": ledger_records(ledger),
+            **judged,
+            "cost": asdict(cost) | costs,
+        }
+    )
     folder.write_json(folder.compressed_file(name, job.seed), found)
     return plain(found)
 
@@ -255,9 +261,13 @@ def _fit_baselines(job: Job) -> dict[str, Any]:
 
 
 def _save(
-    place: Path, model: nn.Module, base: nn.Module, task: Task, extra: Mapping[str, str],
+    place: Path,
+    model: nn.Module,
+    base: nn.Module,
+    task: Task,
+    extra: Mapping[str, str],
     reference: BaseReference | None = None,
-) -> int:  # fmt: skip
+) -> int:
     probe = inputs_for(task, model)
     described = description_of(task)
     return artifact.save(place, model, base, task=described, probe=probe, extra=extra, reference=reference)

@@ -225,13 +225,23 @@ class _Running:
         metrics = {name: {**told, **limits.get(name, {})} for name, told in self._metrics.items()}
         lower = [name for name, told in metrics.items() if not told["higher_is_better"]]
         measurement = Measurement(
-            study=self.study.name, task=self.task.describe(), recipe=recipe.name, recipe_hash=recipe.hash, seed=seed,
-            steps=value["steps"], quality=value["quality"], quality_ci=value["quality_ci"], cost=cost,
+            study=self.study.name,
+            task=self.task.describe(),
+            recipe=recipe.name,
+            recipe_hash=recipe.hash,
+            seed=seed,
+            steps=value["steps"],
+            quality=value["quality"],
+            quality_ci=value["quality_ci"],
+            cost=cost,
             reference={key: reference[key] for key in ("quality", "quality_ci", "cost")},
-            data_fingerprint=self._fingerprint, metrics=metrics,
+            data_fingerprint=self._fingerprint,
+            metrics=metrics,
             env=environment(self.study.measure.threads),
-            difference_sd=value.get("difference_sd", {}), status="failed" if error else "ok", error=error,
-        )  # fmt: skip
+            difference_sd=value.get("difference_sd", {}),
+            status="failed" if error else "ok",
+            error=error,
+        )
         evidence = {**(reference.get(EVIDENCE) or {}), **(value.get(EVIDENCE) or {})}
         curve = {"curve": recipe.curve} if recipe.curve else {}
         return sealed(plain({**measurement.record(), "lower_is_better": lower, **curve, EVIDENCE: evidence}))
@@ -301,9 +311,14 @@ class _Running:
     # -- engine --------------------------------------------------------------------------------------------------------
     def _job(self, recipe: Recipe, seed: int) -> Job:
         return Job(
-            source_of(self.task), self.folder.root.resolve(), recipe, seed, self.study.threads,
-            tuple(map(judge_source_of, self.study.judges)), self.study.device,
-        )  # fmt: skip
+            source_of(self.task),
+            self.folder.root.resolve(),
+            recipe,
+            seed,
+            self.study.threads,
+            tuple(map(judge_source_of, self.study.judges)),
+            self.study.device,
+        )
 
     def _outcomes(self, what: str, items: list[tuple[Work, Job]]) -> Iterator[tuple[Work, Job, Values | Failure]]:
         """Yield each piece of work with its result as it finishes, with progress."""

@@ -123,9 +123,8 @@ class BlockForward:
 
 
 def reduce_tokens(
-    model: nn.Module, reducer: Reducer, *, restore: bool | None = None, tokens: int | None = None,
-    example: Any = None,
-) -> Patch:  # fmt: skip
+    model: nn.Module, reducer: Reducer, *, restore: bool | None = None, tokens: int | None = None, example: Any = None
+) -> Patch:
     """Put `reducer` into the only tower of `model`, in place.
 
     Args:

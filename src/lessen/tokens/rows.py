@@ -131,9 +131,12 @@ def combine(x: Tensor, row: Tensor, weight: Tensor, kept: int, drops: bool) -> T
     order = flat.argsort(stable=True)
     count = torch.bincount(flat, minlength=batch * bins)
     result = F.embedding_bag(
-        order, x.reshape(-1, width), count.cumsum(0) - count, mode="sum",
+        order,
+        x.reshape(-1, width),
+        count.cumsum(0) - count,
+        mode="sum",
         per_sample_weights=weight.reshape(-1).index_select(0, order).to(x.dtype),
-    )  # fmt: skip
+    )
     return result.view(batch, bins, width)[:, :kept]
 
 

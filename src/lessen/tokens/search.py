@@ -262,9 +262,13 @@ def find_rates(
         return task_loss + weight * (share - target) ** 2
 
     settings = FitSettings(
-        steps=steps, optimizer="adamw", learning_rate=learning_rate, schedule="cosine",
-        minimum_learning_rate=0.1 * learning_rate, clip_norm=None,
-    )  # fmt: skip
+        steps=steps,
+        optimizer="adamw",
+        learning_rate=learning_rate,
+        schedule="cosine",
+        minimum_learning_rate=0.1 * learning_rate,
+        clip_norm=None,
+    )
     # the rates alone, not the search, which holds the blocks: those stay in eval mode
     rates = nn.ModuleList([search.prune, search.merge])
     with search:

@@ -124,9 +124,14 @@ def _groups(model: nn.Module, parameters: Parameters | None) -> list[ParameterGr
 
 
 def _check(
-    model: nn.Module, settings: FitSettings, hooks: Sequence[Hook], ranks: Group, device: torch.device,
-    *, validated: bool,
-) -> None:  # fmt: skip
+    model: nn.Module,
+    settings: FitSettings,
+    hooks: Sequence[Hook],
+    ranks: Group,
+    device: torch.device,
+    *,
+    validated: bool,
+) -> None:
     """Refuse what cannot go together before anything is done. Raises ConfigError."""
     for hook in hooks:
         name = type(hook).__name__

@@ -56,9 +56,17 @@ class Run:
     """
 
     def __init__(
-        self, model: nn.Module, settings: FitSettings, hooks: Sequence[Hook], stream: Stream, device: torch.device,
-        *, seed: int, groups: Sequence[ParameterGroup] | None, total: int | None,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        settings: FitSettings,
+        hooks: Sequence[Hook],
+        stream: Stream,
+        device: torch.device,
+        *,
+        seed: int,
+        groups: Sequence[ParameterGroup] | None,
+        total: int | None,
+    ) -> None:
         self.model, self.settings, self.hooks, self.stream, self.device = model, settings, hooks, stream, device
         self.seed, self.ranks = seed, stream.ranks
         own = [p for hook in hooks if hook.module is not None for p in hook.module.parameters() if p.requires_grad]
@@ -213,9 +221,15 @@ class Run:
         self.model.eval()
         scored = math.isfinite(self.best_score)
         return FitResult(
-            self.best_score if scored else math.nan, self.best_epoch if scored else self.epoch, self.epoch, self.step,
-            self.seconds, self.history, self.examples, self.tokens,
-        )  # fmt: skip
+            self.best_score if scored else math.nan,
+            self.best_epoch if scored else self.epoch,
+            self.epoch,
+            self.step,
+            self.seconds,
+            self.history,
+            self.examples,
+            self.tokens,
+        )
 
     # -- checkpoint ---------------------------------------------------------------------------------------------
     def _identity(self) -> dict[str, Any]:
@@ -234,16 +248,27 @@ class Run:
     def save(self, path: Path) -> None:
         """Write everything the next epoch depends on."""
         groups = {
-            "model": trained_tensors(self.model, self.frozen), "best": self.best, "generator": self.ranks.states(),
-            "device": generator_state(self.device), "hooks": self._hook_tensors(),
-        }  # fmt: skip
+            "model": trained_tensors(self.model, self.frozen),
+            "best": self.best,
+            "generator": self.ranks.states(),
+            "device": generator_state(self.device),
+            "hooks": self._hook_tensors(),
+        }
         progress = {
-            "epoch": self.epoch, "step": self.step, "misses": self.misses, "seconds": self.seconds,
-            "best_score": self.best_score if self.best_epoch else None, "best_epoch": self.best_epoch,
-            "history": self.history, "learning_rate": self.schedule.level, "examples": self.examples,
-            "tokens": self.tokens, "passes": self.stream.passes, "taken": self.stream.taken,
+            "epoch": self.epoch,
+            "step": self.step,
+            "misses": self.misses,
+            "seconds": self.seconds,
+            "best_score": self.best_score if self.best_epoch else None,
+            "best_epoch": self.best_epoch,
+            "history": self.history,
+            "learning_rate": self.schedule.level,
+            "examples": self.examples,
+            "tokens": self.tokens,
+            "passes": self.stream.passes,
+            "taken": self.stream.taken,
             "fall": [self.schedule.first, self.schedule.length],
-        }  # fmt: skip
+        }
         if self.ranks.first:
             save_checkpoint(path, groups, self.optimizers, progress, self._identity())
 

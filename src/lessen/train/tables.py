@@ -102,9 +102,21 @@ class LazyAdam(TouchedRows):
         first.mul_((missed * math.log(beta1)).exp_())
         second.mul_((missed * math.log(beta2)).exp_())
         adam(
-            [values], [gradient], [first], [second], [], [state["step"]], fused=table.device.type in ("cpu", "cuda"),
-            amsgrad=False, beta1=beta1, beta2=beta2, lr=group["lr"], weight_decay=0.0, eps=group["eps"], maximize=False,
-        )  # fmt: skip
+            [values],
+            [gradient],
+            [first],
+            [second],
+            [],
+            [state["step"]],
+            fused=table.device.type in ("cpu", "cuda"),
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=0.0,
+            eps=group["eps"],
+            maximize=False,
+        )
         for part, moved in ((table, values), (state["first"], first), (state["second"], second)):
             part.index_copy_(0, rows, moved)
         state["last"].index_fill_(0, rows, float(state["step"]))

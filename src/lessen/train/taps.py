@@ -33,9 +33,8 @@ class Taps:
     """
 
     def __init__(
-        self, model: nn.Module, paths: Sequence[str], read: Callable[[Any, nn.Module], Tensor],
-        *, training_only: bool,
-    ) -> None:  # fmt: skip
+        self, model: nn.Module, paths: Sequence[str], read: Callable[[Any, nn.Module], Tensor], *, training_only: bool
+    ) -> None:
         known = dict(model.named_modules())
         for path in paths:
             inner = path.removesuffix(INPUT)

@@ -188,6 +188,10 @@ def _ragged(
     if quote and quote.encode() in block:
         hint = "; quotes stand in this part of the file: if they are plain characters, read them with --quote none"
     return RowError(
-        path, line, None, f"{found} cells where {columns} are expected; each row must have {columns} fields separated "
-        f"by {separator!r}{hint}", "cells"
-    )  # fmt: skip
+        path,
+        line,
+        None,
+        f"{found} cells where {columns} are expected; each row must have {columns} fields separated "
+        f"by {separator!r}{hint}",
+        "cells",
+    )

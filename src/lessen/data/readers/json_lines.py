@@ -27,9 +27,14 @@ _LIST = pl.List(pl.String)
 
 
 def read_json_lines(
-    path: Path, settings: ReadSettings, size: int, columns: Sequence[str] | None, lists: Mapping[str, str],
-    faults: Faults | None = None, log: Log = SILENT,
-) -> Iterator[Piece]:  # fmt: skip
+    path: Path,
+    settings: ReadSettings,
+    size: int,
+    columns: Sequence[str] | None,
+    lists: Mapping[str, str],
+    faults: Faults | None = None,
+    log: Log = SILENT,
+) -> Iterator[Piece]:
     """Yield the rows of a file, columns as strings; a column of `lists` as lists of strings where cells are lists.
 
     A key that no line of a piece has is left out of its frame.
@@ -78,9 +83,15 @@ def _without_blank(block: bytes, start: int) -> tuple[bytes, Any]:
 
 
 def _parsed(
-    path: Path, body: bytes, lines: Any, start: int, columns: Sequence[str] | None, lists: Mapping[str, str],
-    faults: Faults | None, whole: bool,
-) -> tuple[pl.DataFrame, Any]:  # fmt: skip
+    path: Path,
+    body: bytes,
+    lines: Any,
+    start: int,
+    columns: Sequence[str] | None,
+    lists: Mapping[str, str],
+    faults: Faults | None,
+    whole: bool,
+) -> tuple[pl.DataFrame, Any]:
     """Parse lines; what is no JSON is named, or goes to `faults`, and NaN, which is no JSON either, becomes null."""
     names = list(columns) if columns is not None else None
     try:

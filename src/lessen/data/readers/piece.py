@@ -42,8 +42,10 @@ class Piece:
         starts = range(0, len(self.frame), rows)
         return [
             replace(
-                self, frame=self.frame.slice(start, rows), line=self.line_of(start),
+                self,
+                frame=self.frame.slice(start, rows),
+                line=self.line_of(start),
                 lines=None if self.lines is None else self.lines[start : start + rows],
             )
             for start in starts
-        ]  # fmt: skip
+        ]

@@ -68,9 +68,14 @@ def format_of(path: Path, given: Format | None = None, log: Log = SILENT) -> For
 
 
 def read_pieces(
-    path: Path, settings: ReadSettings, columns: Sequence[str] | None = None, lists: Mapping[str, str] | None = None,
-    size: int = PIECE_BYTES, faults: Faults | None = None, log: Log = SILENT,
-) -> Iterator[Piece]:  # fmt: skip
+    path: Path,
+    settings: ReadSettings,
+    columns: Sequence[str] | None = None,
+    lists: Mapping[str, str] | None = None,
+    size: int = PIECE_BYTES,
+    faults: Faults | None = None,
+    log: Log = SILENT,
+) -> Iterator[Piece]:
     """Yield the rows of a file in order, in pieces of about `size` bytes of text (200,000 rows of Parquet).
 
     Cells are strings (Parquet: the types of the file); what is missing is null.
@@ -97,9 +102,14 @@ def read_pieces(
 
 
 def _pieces(
-    path: Path, settings: ReadSettings, columns: Sequence[str] | None, lists: Mapping[str, str], size: int,
-    faults: Faults | None, log: Log,
-) -> Iterator[Piece]:  # fmt: skip
+    path: Path,
+    settings: ReadSettings,
+    columns: Sequence[str] | None,
+    lists: Mapping[str, str],
+    size: int,
+    faults: Faults | None,
+    log: Log,
+) -> Iterator[Piece]:
     if settings.format == "parquet":
         return read_parquet(path, columns)
     if settings.format == "jsonl":

@@ -103,9 +103,11 @@ def _wrong(rows: pl.DataFrame, pairs: pl.DataFrame, what: str, more: pl.Series) 
     bad = pl.concat([pairs.filter(pl.col("key").is_null())[ROW], more]).unique().implode()
     taken = pairs.filter(pl.col("key") == "label")[ROW].unique().implode()
     return rows.select(
-        pl.when(pl.col(ROW).is_in(bad)).then(pl.lit(what))
-        .when(pl.col(ROW).is_in(taken)).then(pl.lit("a column is called 'label', as the label itself is"))
-    ).to_series()  # fmt: skip
+        pl.when(pl.col(ROW).is_in(bad))
+        .then(pl.lit(what))
+        .when(pl.col(ROW).is_in(taken))
+        .then(pl.lit("a column is called 'label', as the label itself is"))
+    ).to_series()
 
 
 def _wide(rows: pl.DataFrame, label: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
@@ -130,7 +132,8 @@ def _by_place(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
         odd = pl.DataFrame({"cell": cell, "odd": (pair.field("field_1") != "1").fill_null(True), "wrong": wrong})
         wrong = odd.select(
             pl.when(pl.col("wrong").is_null() & pl.col("odd"))
-            .then(pl.format("'{}' is not of the form index:1", "cell")).otherwise(pl.col("wrong"))
-        ).to_series()  # fmt: skip
+            .then(pl.format("'{}' is not of the form index:1", "cell"))
+            .otherwise(pl.col("wrong"))
+        ).to_series()
         frame = frame.with_columns(pair.field("field_0").alias(f"f{place}"))
     return frame, wrong

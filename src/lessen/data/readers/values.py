@@ -107,10 +107,15 @@ def numerals(texts: pl.Series) -> pl.Series:
     lower = text.str.to_lowercase()
     number = text.cast(pl.Float64, strict=False)
     return frame.select(
-        pl.when(text.str.contains(_INTEGRAL)).then(whole)
-        .when(text.str.contains(_FLOAT) & number.is_finite()).then(_float_text(number))
-        .when(lower == "true").then(pl.lit("1")).when(lower == "false").then(pl.lit("0"))
-    ).to_series()  # fmt: skip
+        pl.when(text.str.contains(_INTEGRAL))
+        .then(whole)
+        .when(text.str.contains(_FLOAT) & number.is_finite())
+        .then(_float_text(number))
+        .when(lower == "true")
+        .then(pl.lit("1"))
+        .when(lower == "false")
+        .then(pl.lit("0"))
+    ).to_series()
 
 
 def one_spelling(texts: pl.Series) -> pl.Series:

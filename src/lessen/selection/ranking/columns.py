@@ -14,9 +14,7 @@ from lessen.selection.ranking.scan import ColumnState, ScanState
 from lessen.selection.ranking.tally import MAX_CLASSES
 
 Verdict = Literal["label", "missing", "constant", "duplicate", "leak", "key", "noise", "useful", "unscored"]
-ORDER: tuple[Verdict, ...] = (
-    "label", "leak", "useful", "unscored", "key", "noise", "duplicate", "constant", "missing",
-)  # fmt: skip
+ORDER: tuple[Verdict, ...] = ("label", "leak", "useful", "unscored", "key", "noise", "duplicate", "constant", "missing")
 LEAK = 0.95
 KEY = 0.95
 SIGNIFICANT = 0.01
@@ -121,9 +119,15 @@ def _duplicates(state: ScanState) -> dict[str, str]:
 
 
 def _report(
-    name: str, column: ColumnState, state: ScanState, chance: Chance, floor: NoiseFloor, copy_of: str, rare: int,
+    name: str,
+    column: ColumnState,
+    state: ScanState,
+    chance: Chance,
+    floor: NoiseFloor,
+    copy_of: str,
+    rare: int,
     sampled: Sampled,
-) -> ColumnReport:  # fmt: skip
+) -> ColumnReport:
     tally, rows = column.tally, state.rows
     scored = state.label.name is not None
     table = tally.contingency(state.classes[:MAX_CLASSES])
@@ -144,17 +148,29 @@ def _report(
                 "too thin to tell"
             )
     return ColumnReport(
-        name=name, verdict=verdict, reason=reason, score=scores.corrected, mutual=scores.mutual,
-        adjusted=scores.adjusted, p_value=p_value, determined=scores.determined,
-        coverage=100.0 * (1.0 - column.missing / rows), cardinality=tally.cardinality,
-        cardinality_error=tally.cardinality_error, score_exact=tally.exact, bytes_per_value=column.text_bytes / rows,
+        name=name,
+        verdict=verdict,
+        reason=reason,
+        score=scores.corrected,
+        mutual=scores.mutual,
+        adjusted=scores.adjusted,
+        p_value=p_value,
+        determined=scores.determined,
+        coverage=100.0 * (1.0 - column.missing / rows),
+        cardinality=tally.cardinality,
+        cardinality_error=tally.cardinality_error,
+        score_exact=tally.exact,
+        bytes_per_value=column.text_bytes / rows,
         rare_values=float((counts <= rare).sum() / share),
         rare_rows=float(100.0 * counts[counts <= rare].sum() / max(counts.sum(), 1)),
-        numeric_share=column.numbers / rows, low=column.low, high=column.high,
+        numeric_share=column.numbers / rows,
+        low=column.low,
+        high=column.high,
         mean=column.total / column.numbers if column.numbers else float("nan"),
-        best_score=best.score, best_form=best.form,
+        best_score=best.score,
+        best_form=best.form,
         repetitions={f">{bound}": float((counts > bound).sum() / share) for bound in REPETITIONS},
-    )  # fmt: skip
+    )
 
 
 def _verdict(

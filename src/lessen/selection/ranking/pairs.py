@@ -170,9 +170,14 @@ class Pairs:
         synergy = score - alone[first][0] - alone[second][0]
         noise = float(np.sqrt(spread**2 + alone[first][1] + alone[second][1]))
         return Cross(
-            first, second, score, synergy, z=score / spread if spread > 0 else 0.0,
-            synergy_z=synergy / noise if noise > 0 else 0.0, cardinality=len(table.values),
-        )  # fmt: skip
+            first,
+            second,
+            score,
+            synergy,
+            z=score / spread if spread > 0 else 0.0,
+            synergy_z=synergy / noise if noise > 0 else 0.0,
+            cardinality=len(table.values),
+        )
 
 
 def cross_hashes(first: Keys, second: Keys) -> Keys:
@@ -181,9 +186,13 @@ def cross_hashes(first: Keys, second: Keys) -> Keys:
 
 
 def select_3mr(
-    relevance: Mapping[str, float], redundancy: Sequence[Redundancy], crosses: Sequence[Cross],
-    count: int, alpha: float = 1.0, beta: float = 1.0,
-) -> list[tuple[str, float]]:  # fmt: skip
+    relevance: Mapping[str, float],
+    redundancy: Sequence[Redundancy],
+    crosses: Sequence[Cross],
+    count: int,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+) -> list[tuple[str, float]]:
     """Return up to `count` names with their gains: maximal relevance, minimal redundancy, maximal relation.
 
     Start at the most relevant; then add argmax of rel(f) - alpha * median red(f, g) + beta * median syn(f, g) over the

@@ -130,11 +130,16 @@ def _rank(state: ScanState, settings: RankSettings, files: tuple[str, ...], bega
     found = _on_sample(state, columns, settings, log)
     counts = state.classes[:NO_CLASS]
     return Ranking(
-        files=files, rows=state.rows, label=state.label.name, columns=columns, floor=floor,
+        files=files,
+        rows=state.rows,
+        label=state.label.name,
+        columns=columns,
+        floor=floor,
         classes={name: int(counts[code]) for code, name in enumerate(state.label.names)},
         seconds={"read": read - began, "columns": scored - read, "sample": time.perf_counter() - scored},
-        settings=settings, **found,
-    )  # fmt: skip
+        settings=settings,
+        **found,
+    )
 
 
 def _on_sample(state: ScanState, columns: list[ColumnReport], settings: RankSettings, log: Log) -> dict[str, Any]:
@@ -145,9 +150,16 @@ def _on_sample(state: ScanState, columns: list[ColumnReport], settings: RankSett
     alive = [c for c in columns if c.verdict in ("useful", "noise", "unscored")]
     best = [c for c in alive if c.verdict != "noise"][: settings.redundancy]
     redundancy = pairs.redundancy([c.name for c in best], log)
-    result: dict[str, Any] = {"sampled": len(frame), "redundancy": redundancy, "transforms": [], "crosses": [],
-                              "forward": [], "selected": [], "cross_threshold": 0.0,
-                              "tried": Tried(0, 0, 0)}  # fmt: skip
+    result: dict[str, Any] = {
+        "sampled": len(frame),
+        "redundancy": redundancy,
+        "transforms": [],
+        "crosses": [],
+        "forward": [],
+        "selected": [],
+        "cross_threshold": 0.0,
+        "tried": Tried(0, 0, 0),
+    }
     if state.label.name is not None and len(pairs.class_counts) > 1:
         living = {c.name for c in alive}
         crosses, result["tried"] = pairs.crosses(

@@ -22,10 +22,14 @@ _HEAT = 40
 
 
 def save(
-    ranking: Ranking, folder: Path, paths: Sequence[Path | str] = (), crosses: int = 0,
-    drop: Sequence[str] = ("missing", "constant", "duplicate", "noise"), to: Literal["parquet", "csv"] | None = None,
+    ranking: Ranking,
+    folder: Path,
+    paths: Sequence[Path | str] = (),
+    crosses: int = 0,
+    drop: Sequence[str] = ("missing", "constant", "duplicate", "noise"),
+    to: Literal["parquet", "csv"] | None = None,
     log: Log = SILENT,
-) -> None:  # fmt: skip
+) -> None:
     """Write the ranking into a new folder, whole or not at all, and then the data; a report outlives data that fail.
 
     Files: `columns.parquet`, `crosses.parquet`, `redundancy.parquet`, `ranking.json`, `ranking.html`; with `to` also
@@ -37,10 +41,14 @@ def save(
         DataError: the data cannot be read again; the report is there.
     """
     chosen = ranking.useful_crosses(crosses) if to is not None else []
-    written = {
-        "dropped": [ranking.column(name).as_dict() for name in ranking.dead(drop)],
-        "added": [f"{cross.first}*{cross.second}" for cross in chosen],
-    } if to is not None else None  # fmt: skip
+    written = (
+        {
+            "dropped": [ranking.column(name).as_dict() for name in ranking.dead(drop)],
+            "added": [f"{cross.first}*{cross.second}" for cross in chosen],
+        }
+        if to is not None
+        else None
+    )
     with atomic_folder(folder) as temporary:
         _table([_flat(row.as_dict()) for row in ranking.columns]).write_parquet(temporary / "columns.parquet")
         _table([vars(cross) for cross in ranking.crosses]).write_parquet(temporary / "crosses.parquet")
@@ -81,17 +89,23 @@ def page(ranking: Ranking, written: Mapping[str, Any] | None = None) -> str:
     useful = ranking.useful_crosses(_HEAT)
     gain = max((cross.gain for cross in useful), default=1.0)
     return environment.get_template("page.html.jinja").render(
-        files=", ".join(ranking.files[:3]) + (" ..." if len(ranking.files) > 3 else ""), rows=f"{ranking.rows:,}",
-        label=ranking.label or "none", classes=list(ranking.classes.items())[:12], statement=ranking.floor.statement,
-        columns=[_column(row, best) for row in ranking.columns], written=written,
+        files=", ".join(ranking.files[:3]) + (" ..." if len(ranking.files) > 3 else ""),
+        rows=f"{ranking.rows:,}",
+        label=ranking.label or "none",
+        classes=list(ranking.classes.items())[:12],
+        statement=ranking.floor.statement,
+        columns=[_column(row, best) for row in ranking.columns],
+        written=written,
         pairs=ranking.tried.statement if ranking.tried.pairs and ranking.label else "",
         crosses=[vars(cross) | {"width": round(_BAR * cross.gain / gain, 2)} for cross in useful],
-        selected=[name for name, _ in ranking.selected], forward=ranking.forward,
-        transforms=[vars(item) for item in ranking.transforms if item.gain > 0][:20], heat=_heat(ranking.redundancy),
+        selected=[name for name, _ in ranking.selected],
+        forward=ranking.forward,
+        transforms=[vars(item) for item in ranking.transforms if item.gain > 0][:20],
+        heat=_heat(ranking.redundancy),
         profile=[(m, [g["mean"] for g in v["groups"].values()]) for m, v in ranking.profile.items()],
         profile_groups=list(next(iter(ranking.profile.values()))["groups"]) if ranking.profile else [],
         footer=f"Pairs, transformations and surrogates use {ranking.sampled:,} rows drawn evenly from the whole data.",
-    )  # fmt: skip
+    )
 
 
 def _column(row: ColumnReport, best: float) -> dict[str, Any]:

@@ -33,9 +33,14 @@ def _escaped(name: str) -> pl.Expr:
 
 
 def rewrite(
-    files: Sequence[Path], drop: Sequence[str], crosses: Sequence[tuple[str, str]], folder: Path, read: ReadSettings,
-    to: Literal["parquet", "csv"] = "parquet", log: Log = SILENT,
-) -> int:  # fmt: skip
+    files: Sequence[Path],
+    drop: Sequence[str],
+    crosses: Sequence[tuple[str, str]],
+    folder: Path,
+    read: ReadSettings,
+    to: Literal["parquet", "csv"] = "parquet",
+    log: Log = SILENT,
+) -> int:
     """Write the files again, in row order, as `part-00000` and so on inside the existing `folder`; return rows.
 
     Raises:

@@ -58,9 +58,14 @@ class ColumnState:
     total: float = 0.0
 
     def add(
-        self, column: pl.Series, length: int | None, numbers: NDArray[np.float64], keys: Keys,
-        classes: NDArray[np.uint8], missing: Sequence[str],
-    ) -> None:  # fmt: skip
+        self,
+        column: pl.Series,
+        length: int | None,
+        numbers: NDArray[np.float64],
+        keys: Keys,
+        classes: NDArray[np.uint8],
+        missing: Sequence[str],
+    ) -> None:
         """Count the rows of `column`, strings of `length` bytes that hold these finite numbers."""
         self.add_hashes(column.hash(seed=0).to_numpy(), keys, classes)
         self.text_bytes += length or 0

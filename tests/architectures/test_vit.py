@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lessen.architectures.vit import TowerBlock, find_tower
+from lessen.architectures.tower_block import TowerBlock
+from lessen.architectures.vit import find_tower
 from lessen.errors import InputError, NothingMatchedError
 from lessen.tokens import Merge, reduce_tokens
 from towers import IMAGES, NAMES, TimmStyleViT, build, output

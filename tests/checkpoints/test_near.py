@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lessen.checkpoints import near
+from lessen.checkpoints import near, quantisers
 from lessen.checkpoints.near import NearSettings, Triple
 from lessen.errors import ArtifactError
 
@@ -33,7 +33,7 @@ RULES = ["adaptive", "tensor", "element"]
 # -- quantisers ------------------------------------------------------------------------------------------------
 def test_cells_follow_the_closed_form():
     x = np.array([[-3.0, -0.64, 0.0, 0.64, 0.66, 1.64, 1.66, 9.0]], np.float32)
-    codes, book = near.cells(x, 1.0, 0.65, 5)
+    codes, book = quantisers.cells(x, 1.0, 0.65, 5)
     # a value belongs to level floor(|x| / width + 1 - dead zone), at most 2 of the 5 levels a side
     assert codes.tolist() == [[4, 0, 0, 0, 1, 1, 3, 3]]
     assert book[1] == pytest.approx((0.66 + 1.64) / 2)
@@ -48,7 +48,7 @@ def test_kmeans_is_as_good_as_scikit_learn(seed, levels, count):
     cluster = pytest.importorskip("sklearn.cluster", reason="scikit-learn is not installed")
     random = np.random.default_rng(seed)
     values = np.sort(random.laplace(0, 1, count)).astype(np.float32)
-    codes, book = near.kmeans(values, np.ones(count, bool), levels)
+    codes, book = quantisers.kmeans(values, np.ones(count, bool), levels)
     ours = float(((values - book[codes]) ** 2).sum())
     if np.unique(values).size <= levels:
         assert ours == 0
@@ -60,7 +60,7 @@ def test_kmeans_is_as_good_as_scikit_learn(seed, levels, count):
 
 def test_kmeans_of_few_values_is_exact():
     values = np.random.default_rng(0).choice([-2.5, 0.125, 7.0, 3e-12], 5000).astype(np.float32)
-    codes, book = near.kmeans(values, np.ones(5000, bool), 15)
+    codes, book = quantisers.kmeans(values, np.ones(5000, bool), 15)
     assert np.array_equal(book[codes], values)
 
 
@@ -71,13 +71,13 @@ def test_codes_come_back_as_values(seed, count, size, zeros):
     codes = random.integers(0, size, count).astype(np.uint8)
     codes[random.random(count) < zeros] = 0
     book = random.normal(0, 1, size).astype(np.float32)
-    assert np.array_equal(near.decode_values(near.encode_codes(codes, book), count), book[codes])
+    assert np.array_equal(quantisers.decode_values(quantisers.encode_codes(codes, book), count), book[codes])
 
 
 def test_a_level_outside_the_codebook_is_refused():
-    blob = near.encode_codes(np.full(100, 3, np.uint8), np.zeros(2, np.float32))
+    blob = quantisers.encode_codes(np.full(100, 3, np.uint8), np.zeros(2, np.float32))
     with pytest.raises(ArtifactError, match="lacks"):
-        near.decode_values(blob, 100)
+        quantisers.decode_values(blob, 100)
 
 
 # -- weight and moments ------------------------------------------------------------------------------------------

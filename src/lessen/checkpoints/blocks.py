@@ -16,6 +16,7 @@ from lessen.checkpoints import coder, exact, near, replay, replay_twice
 from lessen.checkpoints.dtypes import SIZES
 from lessen.checkpoints.exact import Words
 from lessen.checkpoints.near import Need
+from lessen.checkpoints.quantisers import Values
 from lessen.errors import ArtifactError
 
 Piece = dict[str, Words]
@@ -198,7 +199,7 @@ def _encode(
     return CARRY if builds else 0, coder.join(parts), now
 
 
-def _finite(*arrays: near.Values | None) -> bool:
+def _finite(*arrays: Values | None) -> bool:
     return all(bool(np.isfinite(values).all()) for values in arrays if values is not None)
 
 
@@ -247,7 +248,7 @@ def _decay(now: Words, before: Words) -> float:
 
 
 # -- bits and numbers ----------------------------------------------------------------------------------------------
-def values_of(words: Words, role: str, form: Form) -> near.Values:
+def values_of(words: Words, role: str, form: Form) -> Values:
     """Return the numbers that bits are, float32 [rows, columns]."""
     kind = form.kinds[role]
     if kind == "F32":
@@ -259,7 +260,7 @@ def values_of(words: Words, role: str, form: Form) -> near.Values:
     return values.reshape(form.rows, form.columns)
 
 
-def _bits(values: near.Values, kind: str) -> Words:
+def _bits(values: Values, kind: str) -> Words:
     """Round float32 to `kind` (to nearest, ties to even) and return its bits."""
     flat = np.ascontiguousarray(values, np.float32).reshape(-1)
     if kind == "F32":

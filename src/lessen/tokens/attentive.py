@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lessen.architectures.vit import TowerBlock, find_tower
+from lessen.architectures.tower_block import TowerBlock
+from lessen.architectures.vit import find_tower
 from lessen.errors import InputError
 from lessen.tokens.plans import keep_best
 from lessen.tokens.rows import Plan

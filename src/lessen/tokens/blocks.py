@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from lessen.architectures.vit import TowerBlock
+from lessen.architectures.tower_block import TowerBlock
 from lessen.errors import InputError
 from lessen.tokens.arguments import required_arguments
 from lessen.tokens.reducers import Nothing, Reducer, Signals, sizes_matter

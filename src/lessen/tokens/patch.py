@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lessen.architectures.vit import Tower, TowerBlock, find_tower
+from lessen.architectures.tower_block import TowerBlock
+from lessen.architectures.vit import Tower, find_tower
 from lessen.errors import InputError
 from lessen.tokens.arguments import require_only_tokens
 from lessen.tokens.blocks import check_block, equal, reduce_block

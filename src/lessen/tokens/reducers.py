@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from lessen.architectures.vit import TowerBlock
+from lessen.architectures.tower_block import TowerBlock
 from lessen.errors import InputError
 from lessen.tokens import plans, schedules, scores
 from lessen.tokens.rows import Plan

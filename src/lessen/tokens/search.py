@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lessen.architectures.vit import TowerBlock, find_tower
+from lessen.architectures.tower_block import TowerBlock
+from lessen.architectures.vit import find_tower
 from lessen.errors import InputError
 from lessen.log import SILENT, Log
 from lessen.tokens.arguments import require_only_tokens

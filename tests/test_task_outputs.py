@@ -30,10 +30,15 @@ class Returns(nn.Module):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda x: x, lambda x: (x,), lambda x: [x, None], lambda x: {"anything": x}, lambda x: Named(x),
-        lambda x: Named(x + 1, x), lambda x: {"last_hidden_state": x + 1, "logits": x, "loss": x.sum()},
+        lambda x: x,
+        lambda x: (x,),
+        lambda x: [x, None],
+        lambda x: {"anything": x},
+        lambda x: Named(x),
+        lambda x: Named(x + 1, x),
+        lambda x: {"last_hidden_state": x + 1, "logits": x, "loss": x.sum()},
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("given", ["tensor", "tuple", "mapping"])
 def test_one_tensor_or_one_with_a_known_name_is_taken(make, given):
     x = torch.arange(3.0)

@@ -71,19 +71,24 @@ def main() -> None:
             blob, packing = timed(pack if coder_name in ("rANS", "LZMA -1") else lambda p=pack, r=raw: p(r))
             _, unpacking = timed(lambda u=unpack, b=blob: u(b))
             row = {
-                "symbols": name, "coder": coder_name, "bytes_over_entropy": len(blob) / ideal,
+                "symbols": name,
+                "coder": coder_name,
+                "bytes_over_entropy": len(blob) / ideal,
                 "encode_msymbols_per_cpu_s": symbols.size / max(packing, 1e-9) / 1e6,
                 "decode_msymbols_per_cpu_s": symbols.size / max(unpacking, 1e-9) / 1e6,
-            }  # fmt: skip
+            }
             rows.append(row)
             print(
                 f"{name:34s} {coder_name:9s} {row['bytes_over_entropy']:6.3f} x entropy, "
                 f"{row['encode_msymbols_per_cpu_s']:7.1f} / {row['decode_msymbols_per_cpu_s']:7.1f} Msymbols/CPU-s"
             )
     document = {
-        "command": "python -m benchmarks.checkpoints.coders", "machine": platform.machine(), "rounds": ROUNDS,
-        "versions": {name: version(name) for name in ("constriction", "zstandard", "numpy", "torch")}, "rows": rows,
-    }  # fmt: skip
+        "command": "python -m benchmarks.checkpoints.coders",
+        "machine": platform.machine(),
+        "rounds": ROUNDS,
+        "versions": {name: version(name) for name in ("constriction", "zstandard", "numpy", "torch")},
+        "rows": rows,
+    }
     (Path(__file__).parents[1] / "results" / "checkpoints_coders.json").write_text(
         json.dumps(document, indent=1) + "\n"
     )

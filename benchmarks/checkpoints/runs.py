@@ -126,9 +126,13 @@ def run_lm(out: Path) -> None:
     optimizer = lm_optimizer(model)
     print(f"language model: {sum(p.numel() for p in model.parameters()):,} parameters, {len(train):,} bytes of text")
     _loop(
-        out, model, {"optimizer": optimizer}, LM_STEPS,
-        step=lambda k: lm_step(model, optimizer, train, k, 0), validate=lambda: lm_validate(model, valid),
-    )  # fmt: skip
+        out,
+        model,
+        {"optimizer": optimizer},
+        LM_STEPS,
+        step=lambda k: lm_step(model, optimizer, train, k, 0),
+        validate=lambda: lm_validate(model, valid),
+    )
 
 
 # -- CTR model with sparse tables -------------------------------------------------------------------------------
@@ -196,9 +200,13 @@ def run_ctr(out: Path) -> None:
     optimizers = ctr_optimizers(model)
     print(f"CTR model: {sum(p.numel() for p in model.parameters()):,} parameters")
     _loop(
-        out, model, optimizers, CTR_STEPS,
-        step=lambda k: ctr_step(model, optimizers, train, k, 0), validate=lambda: ctr_validate(model, valid),
-    )  # fmt: skip
+        out,
+        model,
+        optimizers,
+        CTR_STEPS,
+        step=lambda k: ctr_step(model, optimizers, train, k, 0),
+        validate=lambda: ctr_validate(model, valid),
+    )
 
 
 def _loop(out: Path, model: nn.Module, optimizers: dict[str, Any], steps: int, step: Any, validate: Any) -> None:

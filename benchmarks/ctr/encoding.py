@@ -113,11 +113,13 @@ def main() -> None:
     print(f"lessen / fuxictr: {speed['lessen'] / speed['fuxictr']:.1f}x")
     RESULTS.mkdir(exist_ok=True)
     result = {
-        "command": f"python -m benchmarks.ctr.encoding --rows {arguments.rows}", "rows_per_cpu_second": speed,
+        "command": f"python -m benchmarks.ctr.encoding --rows {arguments.rows}",
+        "rows_per_cpu_second": speed,
         "samples": samples,
-        "machine": platform.processor() or platform.machine(), "python": platform.python_version(),
+        "machine": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
         "peer": "FuxiCTR 2.3.10",
-    }  # fmt: skip
+    }
     (RESULTS / "ctr_encoding.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

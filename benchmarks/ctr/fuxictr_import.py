@@ -21,21 +21,38 @@ from lessen.importers.fuxictr import import_fuxictr
 from lessen.importers.fuxictr_weights import WITH_FIRST_ORDER
 
 ZOO = {
-    "lr": ("LR/src", "LR"), "fm": ("FM/src", "FM"), "dnn": ("DNN/DNN_torch/src", "DNN"), "ipnn": ("PNN/src", "PNN"),
-    "deepfm": ("DeepFM/DeepFM_torch/src", "DeepFM"), "dcn": ("DCN/DCN_torch/src", "DCN"),
-    "dcnv2": ("DCNv2/src", "DCNv2"), "xdeepfm": ("xDeepFM/src", "xDeepFM"),
-}  # fmt: skip
+    "lr": ("LR/src", "LR"),
+    "fm": ("FM/src", "FM"),
+    "dnn": ("DNN/DNN_torch/src", "DNN"),
+    "ipnn": ("PNN/src", "PNN"),
+    "deepfm": ("DeepFM/DeepFM_torch/src", "DeepFM"),
+    "dcn": ("DCN/DCN_torch/src", "DCN"),
+    "dcnv2": ("DCNv2/src", "DCNv2"),
+    "xdeepfm": ("xDeepFM/src", "xDeepFM"),
+}
 DIM, ROWS = 4, 500
 SIZES = {"user": 9, "item": 12, "hour": 6}
 SHAPES: dict[str, Any] = {
-    "hidden_units": [8, 6], "dnn_hidden_units": [8, 6], "parallel_dnn_hidden_units": [8, 6], "cin_hidden_units": [5, 3],
-    "num_cross_layers": 2, "model_structure": "parallel", "use_low_rank_mixture": False, "embedding_dim": DIM,
+    "hidden_units": [8, 6],
+    "dnn_hidden_units": [8, 6],
+    "parallel_dnn_hidden_units": [8, 6],
+    "cin_hidden_units": [5, 3],
+    "num_cross_layers": 2,
+    "model_structure": "parallel",
+    "use_low_rank_mixture": False,
+    "embedding_dim": DIM,
     "net_dropout": 0.2,
-}  # fmt: skip
+}
 TRAINING: dict[str, Any] = {
-    "gpu": -1, "optimizer": "adam", "loss": "binary_crossentropy", "task": "binary_classification", "metrics": ["AUC"],
-    "monitor": "AUC", "monitor_mode": "max", "verbose": 0,
-}  # fmt: skip
+    "gpu": -1,
+    "optimizer": "adam",
+    "loss": "binary_crossentropy",
+    "task": "binary_classification",
+    "metrics": ["AUC"],
+    "monitor": "AUC",
+    "monitor_mode": "max",
+    "verbose": 0,
+}
 
 
 def described(sequence: bool) -> list[dict[str, dict[str, Any]]]:
@@ -64,10 +81,18 @@ def difference(root: Path, work: Path, model: str, sequence: bool, batch_norm: b
     from fuxictr.features import FeatureMap  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     fields, path = described(sequence), work / "feature_map.json"
-    path.write_text(json.dumps({
-        "dataset_id": "x", "num_fields": len(fields), "total_features": 99, "input_length": 9, "labels": ["click"],
-        "features": fields,
-    }))  # fmt: skip
+    path.write_text(
+        json.dumps(
+            {
+                "dataset_id": "x",
+                "num_fields": len(fields),
+                "total_features": 99,
+                "input_length": 9,
+                "labels": ["click"],
+                "features": fields,
+            }
+        )
+    )
     feature_map = FeatureMap("x", str(work))
     feature_map.load(str(path), {"embedding_dim": DIM})
     folder, name = ZOO[model]

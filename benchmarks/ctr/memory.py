@@ -93,14 +93,22 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         found = measure(options.folder or Path(temporary), options.rows)
-    print(f"{found['rows']:,.0f} rows x 39 fields, {found['data_mb'] / 1000:.1f} GB of CSV, "
-          f"{found['table_rows']:,.0f} table rows")  # fmt: skip
-    print(f"peak resident: {found['peak_encoding_mb']:,.0f} MB after encoding, {found['peak_rss_mb']:,.0f} MB after "
-          f"one epoch (limit {LIMIT_MB} MB)")  # fmt: skip
+    print(
+        f"{found['rows']:,.0f} rows x 39 fields, {found['data_mb'] / 1000:.1f} GB of CSV, "
+        f"{found['table_rows']:,.0f} table rows"
+    )
+    print(
+        f"peak resident: {found['peak_encoding_mb']:,.0f} MB after encoding, {found['peak_rss_mb']:,.0f} MB after "
+        f"one epoch (limit {LIMIT_MB} MB)"
+    )
     result = {
-        "command": f"python -m benchmarks.ctr.memory --rows {options.rows}", "limit_mb": LIMIT_MB,
-        "machine": platform.machine(), "python": platform.python_version(), "polars": pl.__version__, **found,
-    }  # fmt: skip
+        "command": f"python -m benchmarks.ctr.memory --rows {options.rows}",
+        "limit_mb": LIMIT_MB,
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "polars": pl.__version__,
+        **found,
+    }
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     sys.exit(found["peak_rss_mb"] > LIMIT_MB)
 

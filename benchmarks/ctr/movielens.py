@@ -60,18 +60,26 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
             continue
         aucs = [float(values[name][seed][0]) for seed in seeds]
         difference = _difference(values, PLAIN, name)
-        rows.append({
-            "model": name, "seeds": sorted(seeds), "auc": statistics.fmean(aucs), "auc_of_seeds": aucs,
-            "logloss": statistics.fmean(LOGLOSS(run["scores"], run["targets"]) for run in seeds.values()),
-            "difference": difference.value, "low": difference.low, "high": difference.high,
-            "indistinguishable_from": [
-                other for other in values
-                if other != name and set(values[other]) == set(seeds) and _same(values, name, other)
-            ],
-            "parameters": int(next(iter(seeds.values()))["parameters"]),
-            "epochs": [int(run["epochs"]) for run in seeds.values()],
-            "train_seconds": [float(run["seconds"]) for run in seeds.values()],
-        })  # fmt: skip
+        rows.append(
+            {
+                "model": name,
+                "seeds": sorted(seeds),
+                "auc": statistics.fmean(aucs),
+                "auc_of_seeds": aucs,
+                "logloss": statistics.fmean(LOGLOSS(run["scores"], run["targets"]) for run in seeds.values()),
+                "difference": difference.value,
+                "low": difference.low,
+                "high": difference.high,
+                "indistinguishable_from": [
+                    other
+                    for other in values
+                    if other != name and set(values[other]) == set(seeds) and _same(values, name, other)
+                ],
+                "parameters": int(next(iter(seeds.values()))["parameters"]),
+                "epochs": [int(run["epochs"]) for run in seeds.values()],
+                "train_seconds": [float(run["seconds"]) for run in seeds.values()],
+            }
+        )
     return sorted(rows, key=lambda row: -row["auc"])
 
 
@@ -127,10 +135,14 @@ def main() -> None:
     text = markdown(rows)
     print(text)
     found = {
-        "command": "python -m benchmarks.ctr.movielens", "split": "warm", "test_examples": EXAMPLES,
+        "command": "python -m benchmarks.ctr.movielens",
+        "split": "warm",
+        "test_examples": EXAMPLES,
         "compared_with": PLAIN,
-        "machine": platform.machine(), "torch": torch.__version__, "models": rows,
-    }  # fmt: skip
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "models": rows,
+    }
     (RESULTS / "ctr_movielens.json").write_text(json.dumps(found, indent=1) + "\n")
     (RESULTS / "ctr_movielens.md").write_text(text)
 

@@ -66,10 +66,19 @@ def peer(checkout: Path, ids: int, data: Columns) -> Callable[[int], float]:
     features.labels, features.num_fields, features.total_features = ["label"], FIELDS, FIELDS * (ids + 1)
     torch.manual_seed(0)
     model = PeerDeepFM(
-        features, gpu=-1, embedding_dim=DIM, hidden_units=list(HIDDEN), batch_norm=True, learning_rate=1e-3,
-        optimizer="adam", loss="binary_crossentropy", task="binary_classification", metrics=["AUC"],
-        model_root=tempfile.mkdtemp(), verbose=0,
-    )  # fmt: skip
+        features,
+        gpu=-1,
+        embedding_dim=DIM,
+        hidden_units=list(HIDDEN),
+        batch_norm=True,
+        learning_rate=1e-3,
+        optimizer="adam",
+        loss="binary_crossentropy",
+        task="binary_classification",
+        metrics=["AUC"],
+        model_root=tempfile.mkdtemp(),
+        verbose=0,
+    )
     model._max_gradient_norm = 10.0
     offsets = torch.tensor([segment.start for segment in data.layout.segments])
     ready = []
@@ -130,16 +139,24 @@ def main() -> None:
     print(f"{'':10}{'samples per CPU-second':>24}{'last loss':>12}")
     for who in speed:
         print(f"{who:10}{speed[who]:>24,.0f}{np.mean(raw['losses'][who][-3:]):>12.4f}")
-    print(f"lessen ({arguments.updates}) / fuxictr at {FIELDS} x {arguments.ids:,} ids: {ratio:.2f}x "
-          f"(repetitions: {', '.join(f'{one:.2f}' for one in ratios)})")  # fmt: skip
+    print(
+        f"lessen ({arguments.updates}) / fuxictr at {FIELDS} x {arguments.ids:,} ids: {ratio:.2f}x "
+        f"(repetitions: {', '.join(f'{one:.2f}' for one in ratios)})"
+    )
     RESULTS.mkdir(exist_ok=True)
     options = {key: str(value) if key != "peer" else "FUXICTR_CHECKOUT" for key, value in vars(arguments).items()}
     result = {
-        "command": "python -m benchmarks.ctr.training", "options": options, "ratio": ratio, "ratios": ratios,
-        "samples_per_cpu_second": speed, "load_average": os.getloadavg(),
-        "machine": platform.processor() or platform.machine(), "torch": torch.__version__, "peer": "FuxiCTR 2.3.10",
+        "command": "python -m benchmarks.ctr.training",
+        "options": options,
+        "ratio": ratio,
+        "ratios": ratios,
+        "samples_per_cpu_second": speed,
+        "load_average": os.getloadavg(),
+        "machine": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "peer": "FuxiCTR 2.3.10",
         "repetitions": repetitions,
-    }  # fmt: skip
+    }
     name = f"ctr_training_{arguments.ids}_{arguments.updates}.json"
     (RESULTS / name).write_text(json.dumps(result, indent=1) + "\n")
 

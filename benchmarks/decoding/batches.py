@@ -178,8 +178,10 @@ def summary() -> None:
         table[f"{size} {drafts}"] = {"batches": len(rows), "throughput_over": line, "rows_saved": 1 - kept / all_rows}
         text = ", ".join(f"{name} {value['cpu'][0]:.2f} (wall {value['wall'][0]:.2f})" for name, value in line.items())
         same = sum(row["samples"]["unpadded"]["identical"] for row in rows)
-        print(f"batch {size}, {drafts} drafts, {len(rows)} batches: throughput over {text}; "
-              f"rows saved {1 - kept / all_rows:.0%}; identical to alone {same}/{size * len(rows)}")  # fmt: skip
+        print(
+            f"batch {size}, {drafts} drafts, {len(rows)} batches: throughput over {text}; "
+            f"rows saved {1 - kept / all_rows:.0%}; identical to alone {same}/{size * len(rows)}"
+        )
     record["summary"] = table
     atomic_write(RESULT, dump_json(record))
 

@@ -190,5 +190,5 @@ FORMS = {
     "25 % of rows, half the columns": Form(narrow, lambda n, d: n * (0.25 * d / 2 * 4 + 12 / 64)),
     "0, 2, 4 or 8 bits a row": Form(mixed_bits, lambda n, d: n * (3.5 * d / 8 + 1)),
     "16 groups, 25 % of columns each": Form(group_columns, lambda n, d: n * (d // 4 * 4 + 1)),
-}  # fmt: skip
+}
 """Hashes take at most twice the time of float32, whatever their number: the bar for hashed tables."""

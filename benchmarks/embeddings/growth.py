@@ -81,8 +81,10 @@ def main() -> None:
         print(f"{name:24} {value:,.1f}" if isinstance(value, float) else f"{name:24} {value:,}")
     content = {
         "command": " ".join(["python", "-m", "benchmarks.embeddings.growth", *sys.argv[1:]]),
-        "machine": platform.machine(), "torch": str(torch.__version__), **result,
-    }  # fmt: skip
+        "machine": platform.machine(),
+        "torch": str(torch.__version__),
+        **result,
+    }
     args.out.parent.mkdir(exist_ok=True)
     args.out.write_text(json.dumps(content, indent=1) + "\n")
 

@@ -32,11 +32,12 @@ def lookups(result: dict) -> str:
         # tables with a bar first, the strictest bar before others, then by size
         names = sorted(firsts, key=lambda name: (firsts[name]["bar"] or 9.0, -firsts[name]["bytes"]))
         lines += [
-            f"**{size[0]:,} rows x {size[1]}**", "",
+            f"**{size[0]:,} rows x {size[1]}**",
+            "",
             "| table | MB | one id, 1 thread | 2 threads | bags of 20, 1 thread | 2 threads | bar "
             "| memory held / arithmetic |",
             "|---|---|---|---|---|---|---|---|",
-        ]  # fmt: skip
+        ]
         for name in names:
             cells, best = [], []
             for cell in CELLS:

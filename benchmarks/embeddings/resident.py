@@ -116,10 +116,19 @@ def measure(name: str, rows: int, dim: int, place: Path) -> list[dict[str, Any]]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             grown = json.loads(done.stdout.splitlines()[-1])
             ratio = sum(grown.values()) / arithmetic
-            records.append({
-                "rows": rows, "dim": dim, "table": name, "way": way, **grown, "held": held,
-                "arithmetic": arithmetic, "ratio": ratio, "verdict": "met" if abs(ratio - 1) <= BAR else "missed",
-            })  # fmt: skip
+            records.append(
+                {
+                    "rows": rows,
+                    "dim": dim,
+                    "table": name,
+                    "way": way,
+                    **grown,
+                    "held": held,
+                    "arithmetic": arithmetic,
+                    "ratio": ratio,
+                    "verdict": "met" if abs(ratio - 1) <= BAR else "missed",
+                }
+            )
     return records
 
 

@@ -40,9 +40,7 @@ FEW = 5
 """Recipes that need no picture."""
 BATCH = 4096
 """Examples of a timed lookup, at most."""
-HEADS = (
-    "recipe", "share of table bytes", "AUC difference", "95 % interval", "each seed", "training, s", "lookup time"
-)  # fmt: skip
+HEADS = ("recipe", "share of table bytes", "AUC difference", "95 % interval", "each seed", "training, s", "lookup time")
 
 
 def time_lookups(study: Study, folder: StudyFolder, rounds: int = 40) -> None:
@@ -105,11 +103,15 @@ def row_of(seeds: dict[int, Any], tables: int, judged: Difference) -> dict[str, 
     first = next(iter(seeds.values()))
     freed = first["steps"][0]["bytes_before"] - first["steps"][-1]["bytes_after"]
     return {
-        "share": 1 - freed / tables, "stored_bytes": first["cost"]["stored_bytes"], "auc_difference": judged.value,
-        "low": judged.low, "high": judged.high, "per_seed": list(judged.per_seed),
+        "share": 1 - freed / tables,
+        "stored_bytes": first["cost"]["stored_bytes"],
+        "auc_difference": judged.value,
+        "low": judged.low,
+        "high": judged.high,
+        "per_seed": list(judged.per_seed),
         "train_seconds": min(record["cost"]["train_s"] for record in seeds.values()),
         "steps": [{step["method"]: step["knobs"]} for step in first["steps"]],
-    }  # fmt: skip
+    }
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -149,9 +151,14 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     )
     for number, row in enumerate(leaders):
         axes.annotate(
-            row["recipe"], (100 * row["share"], row["auc_difference"]), color="#1f6f4a", fontsize=8, rotation=20,
-            xytext=(4, 5 if number % 2 else -14), textcoords="offset points",
-        )  # fmt: skip
+            row["recipe"],
+            (100 * row["share"], row["auc_difference"]),
+            color="#1f6f4a",
+            fontsize=8,
+            rotation=20,
+            xytext=(4, 5 if number % 2 else -14),
+            textcoords="offset points",
+        )
     axes.axhline(0, color="#bbb", lw=0.8, zorder=0)
     axes.set_xscale("log")
     axes.set_yscale("symlog", linthresh=0.002)

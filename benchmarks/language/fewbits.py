@@ -132,8 +132,10 @@ def mean(row: dict[str, Any], name: str) -> float:
 
 def apart(one: dict[str, Any], other: dict[str, Any], name: str = "nll") -> tuple[float, float, float]:
     """Return the mean of one minus that of other over tokens, with its 95 % interval: a jackknife over documents."""
-    a, b, n = (torch.tensor(x, dtype=torch.float64) for x in
-               (one["documents"][name], other["documents"][name], one["documents"]["tokens"]))  # fmt: skip
+    a, b, n = (
+        torch.tensor(x, dtype=torch.float64)
+        for x in (one["documents"][name], other["documents"][name], one["documents"]["tokens"])
+    )
     difference = a - b
     whole = float(difference.sum() / n.sum())
     left = (difference.sum() - difference) / (n.sum() - n)
@@ -157,11 +159,18 @@ def main() -> None:
     torch.set_num_threads(1)
     task = lessen.get_task({"name": "language-smollm2", "window": 192, "stride": 96})
     judged = lessen.get_task({"name": "language-smollm2", "documents": asked.documents})
-    record: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {
-        "benchmark": "language_fewbits", "command": "python -m benchmarks.language.fewbits", "rows": {},
-        "environment": {**environment(1), "transformers": package_version("transformers")},
-        "judged": judged.describe(), "calibrated": task.describe(),
-    }  # fmt: skip
+    record: dict[str, Any] = (
+        json.loads(RESULT.read_text())
+        if RESULT.exists()
+        else {
+            "benchmark": "language_fewbits",
+            "command": "python -m benchmarks.language.fewbits",
+            "rows": {},
+            "environment": {**environment(1), "transformers": package_version("transformers")},
+            "judged": judged.describe(),
+            "calibrated": task.describe(),
+        }
+    )
     judge = Judge(judged)
     if "original" not in record["rows"]:
         record["rows"]["original"] = {"bits_per_weight": None, "cpu_s": 0.0, "documents": judge(task.reference())}

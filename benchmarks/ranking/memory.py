@@ -53,9 +53,13 @@ def main() -> None:
         size = sum(path.stat().st_size for path in Path(name).iterdir())
         done = subprocess.run([sys.executable, "-c", RANK, name], capture_output=True, text=True, check=True)
     result = {
-        "command": " ".join(sys.argv), "machine": platform.machine(), "python": platform.python_version(),
-        "polars": pl.__version__, "data_mb": size / 1e6, **json.loads(done.stdout),
-    }  # fmt: skip
+        "command": " ".join(sys.argv),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "polars": pl.__version__,
+        "data_mb": size / 1e6,
+        **json.loads(done.stdout),
+    }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))

@@ -121,12 +121,19 @@ def report(options: Any, ours: dict[str, Any], peers: list[Any], same: list[Any]
     slope = (peers[1]["cpu_s"] - peers[0]["cpu_s"]) / (high - low)
     projected = peers[1]["cpu_s"] + slope * (options.rows - high)
     result = {
-        "command": " ".join(sys.argv), "machine": platform.processor() or platform.machine(),
-        "python": platform.python_version(), "polars": pl.__version__, "numpy": np.__version__,
+        "command": " ".join(sys.argv),
+        "machine": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "polars": pl.__version__,
+        "numpy": np.__version__,
         "peer": "outrank 0.97.5, xxhash<4, subsampling 1, one thread, minibatch 16384",
-        "rows": options.rows, "columns": options.columns, "peer_rows": options.peer_rows,
-        "peer_cpu_s": [peer["cpu_s"] for peer in peers], "peer_wall_s": [peer["wall_s"] for peer in peers],
-        "peer_cpu_s_at_rows": projected, "peer_extrapolated": high < options.rows,
+        "rows": options.rows,
+        "columns": options.columns,
+        "peer_rows": options.peer_rows,
+        "peer_cpu_s": [peer["cpu_s"] for peer in peers],
+        "peer_wall_s": [peer["wall_s"] for peer in peers],
+        "peer_cpu_s_at_rows": projected,
+        "peer_extrapolated": high < options.rows,
         "lessen": {mode: {key: run[key] for key in ("cpu_s", "wall_s")} for mode, run in ours.items()},
         "cpu_ratio_columns": projected / ours["columns"]["cpu_s"],
         "cpu_ratio_full": projected / ours["full"]["cpu_s"],
@@ -138,7 +145,7 @@ def report(options: Any, ours: dict[str, Any], peers: list[Any], same: list[Any]
         "greatest_difference_buffered": max(
             abs(peers[1]["scores"][name] - same[1]["buffered"]["scores"][name]) for name in peers[1]["scores"]
         ),
-    }  # fmt: skip
+    }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))

@@ -125,19 +125,26 @@ def judge(full: tuple[ClickTask, Any], task: ClickTask, model: Any, weights: np.
     own, base = (AUC.weighted(Outcomes({"score": found, "target": labels}), weights) for found in (scores, base_scores))
     samples = pair_times(full[1], model, [full[0].inputs(full[0].example_batch()), task.inputs(task.example_batch())])
     return {
-        "auc": AUC(scores, labels), "difference": AUC(scores, labels) - AUC(base_scores, labels),
+        "auc": AUC(scores, labels),
+        "difference": AUC(scores, labels) - AUC(base_scores, labels),
         "difference_ci": np.quantile(own - base, [0.025, 0.975]).tolist(),
-        "stored_bytes": state_bytes(model), "ms": statistics.median(pair[1] for pair in samples),
+        "stored_bytes": state_bytes(model),
+        "ms": statistics.median(pair[1] for pair in samples),
         "latency_ratio": statistics.median(pair[1] / pair[0] for pair in samples),
-    }  # fmt: skip
+    }
 
 
 def kept_counts(names: list[str]) -> dict[str, int]:
     partners = sum(name.startswith(("left", "right")) and "*" not in name for name in names)
     noise = sum(name.startswith("noise") for name in names)
     crosses = sum("*" in name for name in names)
-    return {"columns": len(names), "real": len(names) - partners - noise - crosses, "partners": partners,
-            "noise": noise, "crosses": crosses}  # fmt: skip
+    return {
+        "columns": len(names),
+        "real": len(names) - partners - noise - crosses,
+        "partners": partners,
+        "noise": noise,
+        "crosses": crosses,
+    }
 
 
 def main() -> None:
@@ -182,9 +189,14 @@ def one_seed(seed: int) -> dict[str, Any]:
     truth = task_of(ratings, part, [(f"left{i}", f"right{i}") for i in range(5)])
     real = [name for name in ratings.single if not name.startswith(("left", "right", "noise"))]
     add(rows, "oracle: real columns and the five true crosses", full, truth, [*real, *oracle, "genres"], weights, seed)
-    ranks = {"crosses_recommended": len(found), "of_them_planted": right, "planted": 5,
-             "dropped_noise": sum(n.startswith("noise") for n in ranking.dead()),
-             "dropped_real": [n for n in ranking.dead() if n in real], "rank_seconds": seconds}  # fmt: skip
+    ranks = {
+        "crosses_recommended": len(found),
+        "of_them_planted": right,
+        "planted": 5,
+        "dropped_noise": sum(n.startswith("noise") for n in ranking.dead()),
+        "dropped_real": [n for n in ranking.dead() if n in real],
+        "rank_seconds": seconds,
+    }
     return {"ranking": ranks, "rows": rows}
 
 
@@ -222,9 +234,13 @@ def add(
 def save(path: Path, seeds: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     result = {
-        "command": "python -m benchmarks.ranking.planted", "machine": platform.machine(),
-        "python": platform.python_version(), "torch": torch.__version__, "threads": 1, "seeds": seeds,
-    }  # fmt: skip
+        "command": "python -m benchmarks.ranking.planted",
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": 1,
+        "seeds": seeds,
+    }
     path.write_text(json.dumps(result, indent=1) + "\n")
 
 
@@ -235,15 +251,21 @@ def summary(seeds: dict[str, Any]) -> list[dict[str, Any]]:
         runs = [seed["rows"][name] for seed in seeds.values()]
         differences = [run["difference"] for run in runs]
         kept = [run["kept"] for run in runs if "kept" in run]
-        lines.append({
-            "name": name, "auc": statistics.mean(run["auc"] for run in runs), "aucs": [run["auc"] for run in runs],
-            "difference": statistics.mean(differences), "differences": differences,
-            "low": min(run["difference_ci"][0] for run in runs), "high": max(run["difference_ci"][1] for run in runs),
-            "bytes": statistics.mean(run["stored_bytes"] for run in runs),
-            "time": statistics.median(run["latency_ratio"] for run in runs),
-            "kept": {key: statistics.mean(one[key] for one in kept) for key in kept[0]} if kept else None,
-            "rows_kept": runs[0].get("rows_kept"),
-        })  # fmt: skip
+        lines.append(
+            {
+                "name": name,
+                "auc": statistics.mean(run["auc"] for run in runs),
+                "aucs": [run["auc"] for run in runs],
+                "difference": statistics.mean(differences),
+                "differences": differences,
+                "low": min(run["difference_ci"][0] for run in runs),
+                "high": max(run["difference_ci"][1] for run in runs),
+                "bytes": statistics.mean(run["stored_bytes"] for run in runs),
+                "time": statistics.median(run["latency_ratio"] for run in runs),
+                "kept": {key: statistics.mean(one[key] for one in kept) for key in kept[0]} if kept else None,
+                "rows_kept": runs[0].get("rows_kept"),
+            }
+        )
     return lines
 
 
@@ -274,8 +296,13 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
         color, pale = ("#3b74c4", "#9db9e4") if own else ("#5f6b7a", "#bcc3cb")
         axis.plot(line["aucs"], [number] * len(line["aucs"]), "o", color=pale, markersize=4)
         axis.plot(line["auc"], number, "o", color=color)
-        axis.annotate(f"{line['bytes'] / 1000:.0f} kB, time x{line['time']:.2f}", (max(line["aucs"]), number),
-                      textcoords="offset points", xytext=(7, -3), fontsize=8)  # fmt: skip
+        axis.annotate(
+            f"{line['bytes'] / 1000:.0f} kB, time x{line['time']:.2f}",
+            (max(line["aucs"]), number),
+            textcoords="offset points",
+            xytext=(7, -3),
+            fontsize=8,
+        )
     axis.set_yticks(range(len(lines)), [line["name"] for line in reversed(lines)])
     axis.set_xlabel("test AUC: each seed, and their mean")
     axis.set_xlim(right=axis.get_xlim()[1] + 0.025)

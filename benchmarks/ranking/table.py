@@ -32,9 +32,10 @@ def outrank() -> str:
     peer, rows = found["peer_cpu_s_at_rows"], found["rows"]
     how = "extrapolated" if found["peer_extrapolated"] else "measured"
     lines = [
-        f"| {rows:,} rows x {found['columns']} columns | CPU seconds | times fewer |", "|---|---|---|",
+        f"| {rows:,} rows x {found['columns']} columns | CPU seconds | times fewer |",
+        "|---|---|---|",
         f"| outrank 0.97.5, its default task ({how}) | {peer:.0f} | 1 |",
-    ]  # fmt: skip
+    ]
     labels = {
         "buffered": "the peer's own protocol (`lessen.selection.ranking.buffered`)",
         "columns": "`lessen rank`, columns as the peer's task does",

@@ -25,9 +25,14 @@ from lessen.series import LightWaves  # noqa: E402
 
 RESULTS = Path(__file__).parents[1] / "results" / "series_lightwaves.json"
 PORT = {
-    "BasicMotions": 1.000, "JapaneseVowels": 0.922, "GunPoint": 1.000, "ArrowHead": 0.897, "OSULeaf": 0.946,
-    "ItalyPowerDemand": 0.938, "ACSF1": 0.84,
-}  # fmt: skip
+    "BasicMotions": 1.000,
+    "JapaneseVowels": 0.922,
+    "GunPoint": 1.000,
+    "ArrowHead": 0.897,
+    "OSULeaf": 0.946,
+    "ItalyPowerDemand": 0.938,
+    "ACSF1": 0.84,
+}
 
 
 def equal_length(series: Any, length: int) -> np.ndarray:
@@ -62,13 +67,18 @@ def one(name: str) -> dict[str, Any]:
         ours.save(Path(folder) / "model")
         size = (Path(folder) / "model").stat().st_size
     return {
-        "accuracy": float((ours.predict(test) == wanted).mean()), "port": PORT[name],
+        "accuracy": float((ours.predict(test) == wanted).mean()),
+        "port": PORT[name],
         "minirocket_accuracy": float((peer.predict(test.astype(np.float64)) == wanted).mean()),
-        "channels": [len(ours.used_channels), train.shape[1]], "kernels": len(ours.rows), "file_bytes": size,
-        "fit_s": seconds, "ms": statistics.median(pair[0] for pair in samples),
+        "channels": [len(ours.used_channels), train.shape[1]],
+        "kernels": len(ours.rows),
+        "file_bytes": size,
+        "fit_s": seconds,
+        "ms": statistics.median(pair[0] for pair in samples),
         "minirocket_ms": statistics.median(pair[1] for pair in samples),
-        "time_ratio": statistics.median(pair[0] / pair[1] for pair in samples), "raw_ms": samples,
-    }  # fmt: skip
+        "time_ratio": statistics.median(pair[0] / pair[1] for pair in samples),
+        "raw_ms": samples,
+    }
 
 
 def main() -> None:
@@ -76,19 +86,25 @@ def main() -> None:
 
     rows = {name: one(name) for name in PORT}
     result = {
-        "command": "python -m benchmarks.series.lightwaves", "machine": platform.machine(),
-        "python": platform.python_version(), "numpy": np.__version__, "aeon": aeon.__version__,
-        "threads": 1, "rows": rows,
-    }  # fmt: skip
+        "command": "python -m benchmarks.series.lightwaves",
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "aeon": aeon.__version__,
+        "threads": 1,
+        "rows": rows,
+    }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     print(
         f"{'data':18} {'acc':>6} {'port':>6} {'mini':>6} {'channels':>9} {'kernels':>7} {'ms':>7} {'mini ms':>8} ratio"
     )
     for name, row in rows.items():
-        print(f"{name:18} {row['accuracy']:.3f}  {row['port']:.3f}  {row['minirocket_accuracy']:.3f} "
-              f"{row['channels'][0]:>4}/{row['channels'][1]:<4} {row['kernels']:7} {row['ms']:7.2f} "
-              f"{row['minirocket_ms']:8.2f} {row['time_ratio']:.2f}")  # fmt: skip
+        print(
+            f"{name:18} {row['accuracy']:.3f}  {row['port']:.3f}  {row['minirocket_accuracy']:.3f} "
+            f"{row['channels'][0]:>4}/{row['channels'][1]:<4} {row['kernels']:7} {row['ms']:7.2f} "
+            f"{row['minirocket_ms']:8.2f} {row['time_ratio']:.2f}"
+        )
 
 
 if __name__ == "__main__":

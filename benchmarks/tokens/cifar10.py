@@ -120,16 +120,21 @@ def share(task: Cifar10Task, arguments: argparse.Namespace, kept: Kept) -> dict:
             ]
             mean = {key: torch.stack([one[key] for one in found]).mean(0) for key in ("right", "loss")}
             ours = ours or mean
-            rows.append({
-                "budget": budget, "method": name, "accuracy": float(100 * mean["right"].mean()),
-                "change": interval(mean["right"] - base["right"]), "cross_entropy": float(mean["loss"].mean()),
-                "cross_entropy_change": interval(mean["loss"] - base["loss"], 1.0),
-                "accuracies": [float(100 * one["right"].mean()) for one in found],
-                "macs_share": max(float(one["macs_share"]) for one in found),
-                "tokens": [one["tokens"].tolist() for one in found],
-                "pruned": [one["pruned"].tolist() for one in found],
-                "seconds": [float(one["seconds"]) for one in found],
-            })  # fmt: skip
+            rows.append(
+                {
+                    "budget": budget,
+                    "method": name,
+                    "accuracy": float(100 * mean["right"].mean()),
+                    "change": interval(mean["right"] - base["right"]),
+                    "cross_entropy": float(mean["loss"].mean()),
+                    "cross_entropy_change": interval(mean["loss"] - base["loss"], 1.0),
+                    "accuracies": [float(100 * one["right"].mean()) for one in found],
+                    "macs_share": max(float(one["macs_share"]) for one in found),
+                    "tokens": [one["tokens"].tolist() for one in found],
+                    "pruned": [one["pruned"].tolist() for one in found],
+                    "seconds": [float(one["seconds"]) for one in found],
+                }
+            )
             if ours is not mean:
                 rows[-1]["diffrate_minus_it"] = interval(ours["right"] - mean["right"])
                 rows[-1]["cross_entropy_it_minus_diffrate"] = interval(mean["loss"] - ours["loss"], 1.0)
@@ -142,12 +147,13 @@ def candidates(budget: float, arguments: argparse.Namespace) -> dict[str, dict[i
     search = {"macs": budget, "steps": arguments.steps}
     return {
         "diffrate": {seed: DiffRate(**search, polish=arguments.polish) for seed in arguments.seeds},
-        "tome": {0: ToMe(macs=budget)}, "evit": {0: EViT(macs=budget)},
+        "tome": {0: ToMe(macs=budget)},
+        "evit": {0: EViT(macs=budget)},
         "random merge": {seed: RandomMerge(macs=budget) for seed in arguments.seeds},
         "random drop": {seed: RandomDrop(macs=budget) for seed in arguments.seeds},
         "diffrate, search alone": {0: DiffRate(**search, polish=0)},
         "diffrate, as released": {0: DiffRate(**search, polish=0, matching="tail")},
-    }  # fmt: skip
+    }
 
 
 def measured(
@@ -160,9 +166,10 @@ def measured(
         found = step.findings
         counts = found.get("pruned", found["tokens_after_block"])
         return {
-            "counts": torch.tensor(found["tokens_after_block"]), "pruned": torch.tensor(counts),
+            "counts": torch.tensor(found["tokens_after_block"]),
+            "pruned": torch.tensor(counts),
             "macs_share": torch.tensor(found["macs_share"]),
-        }  # fmt: skip
+        }
 
     def test() -> dict[str, torch.Tensor]:
         if isinstance(method, DiffRate):  # the schedule is known: put it in instead of searching once more
@@ -173,8 +180,13 @@ def measured(
 
     schedule = kept.get(f"{name} schedule", compress)
     found = kept.get(name, test)
-    return {**found, "tokens": schedule["counts"], "pruned": schedule["pruned"], "macs_share": schedule["macs_share"],
-            "seconds": schedule["seconds"]}  # fmt: skip
+    return {
+        **found,
+        "tokens": schedule["counts"],
+        "pruned": schedule["pruned"],
+        "macs_share": schedule["macs_share"],
+        "seconds": schedule["seconds"],
+    }
 
 
 def scheduled(reference: torch.nn.Module, method: DiffRate, schedule: dict[str, torch.Tensor]) -> torch.nn.Module:
@@ -209,9 +221,11 @@ def main() -> None:
     settings = {"steps": arguments.steps, "polish": arguments.polish, "weights": sha256(WEIGHTS)}
     result = share(task, arguments, Kept("share", settings, arguments.budget_seconds))
     result |= {
-        "command": " ".join(["python", "-m", "benchmarks.tokens.cifar10", *sys.argv[1:]]), "env": environment(),
-        "task": task.describe(), "weights_sha256": sha256(WEIGHTS),
-    }  # fmt: skip
+        "command": " ".join(["python", "-m", "benchmarks.tokens.cifar10", *sys.argv[1:]]),
+        "env": environment(),
+        "task": task.describe(),
+        "weights_sha256": sha256(WEIGHTS),
+    }
     target = RESULTS / "tokens_cifar10_share.json"
     runs = json.loads(target.read_text())["runs"] if target.exists() else []
     others = [run for run in runs if not {row["budget"] for row in run["rows"]} & set(arguments.shares)]

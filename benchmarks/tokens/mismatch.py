@@ -94,9 +94,14 @@ def distilled(
 
     def distil() -> dict[str, torch.Tensor]:
         method = ToCom(
-            r=LARGEST, source=0, largest=LARGEST, scale=1.0, steps=arguments.steps, rank=arguments.rank,
+            r=LARGEST,
+            source=0,
+            largest=LARGEST,
+            scale=1.0,
+            steps=arguments.steps,
+            rank=arguments.rank,
             learning_rate=arguments.learning_rate,
-        )  # fmt: skip
+        )
         return method.distil(look(copy.deepcopy(reference), task, Context(seed=seed))).state_dict()
 
     name = f"plug-in {seed}, {arguments.steps} steps at {arguments.learning_rate}, rank {arguments.rank}"
@@ -158,14 +163,19 @@ def compare(served: Served, rate: int, mended: list[dict], matched: dict[str, to
     for key, sign, factor in (("right", 1, 100.0), ("loss", -1, 1.0)):
         after = torch.stack([outcomes[key] for outcomes in mended]).mean(0)
         gain = sign * (after - plain[key])
-        part = {name: float(factor * outcomes.mean()) for name, outcomes in
-                (("as_tuned", own[key]), ("plain", plain[key]), ("compensated", after))}  # fmt: skip
+        part = {
+            name: float(factor * outcomes.mean())
+            for name, outcomes in (("as_tuned", own[key]), ("plain", plain[key]), ("compensated", after))
+        }
         part["gained"] = interval(gain, factor)
         for what, other in (("change", own), ("mismatch", matched)):
             if other is not None:
                 lost = sign * (other[key] - plain[key])
-                part[what] = {"to": float(factor * other[key].mean()), "lost": interval(lost, factor),
-                              "recovered": recovered(gain, lost)}  # fmt: skip
+                part[what] = {
+                    "to": float(factor * other[key].mean()),
+                    "lost": interval(lost, factor),
+                    "recovered": recovered(gain, lost),
+                }
         row[key] = part
     return row
 
@@ -219,10 +229,13 @@ def main() -> None:
     models = {"reference": reference, "tuned at 16": tuned(reference, 16, arguments, kept)}
     served = {name: Served(task, name, model, kept) for name, model in models.items()}
     result = {
-        "rows": matrix(arguments, served, plug_ins), "settings": vars(arguments),
-        "command": " ".join(["python", "-m", "benchmarks.tokens.mismatch", *sys.argv[1:]]), "env": environment(),
-        "task": task.describe(), "weights_sha256": sha256(WEIGHTS),
-    }  # fmt: skip
+        "rows": matrix(arguments, served, plug_ins),
+        "settings": vars(arguments),
+        "command": " ".join(["python", "-m", "benchmarks.tokens.mismatch", *sys.argv[1:]]),
+        "env": environment(),
+        "task": task.describe(),
+        "weights_sha256": sha256(WEIGHTS),
+    }
     atomic_write(RESULTS, dump_json(result))
 
 

@@ -55,8 +55,10 @@ class PublishedStyle:
         block, attention = self.block, self.block.attention
         batch, tokens, width = x.shape
         normed = block.layernorm_before(x)
-        q, k, v = (p(normed).view(batch, tokens, 12, 64).transpose(1, 2)
-                   for p in (attention.q_proj, attention.k_proj, attention.v_proj))  # fmt: skip
+        q, k, v = (
+            p(normed).view(batch, tokens, 12, 64).transpose(1, 2)
+            for p in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
         scores = q @ k.transpose(-1, -2) * 64**-0.5
         size = self.shared.get("size")
         if size is not None and tokens < 197:
@@ -192,15 +194,28 @@ def main() -> None:
         macs, over_stock = ratio_of(shape, name), fastest(times["reference"]) / fastest(samples)
         text = f"{batch:>5} {name:26} {fastest(samples):9.1f} {gain:9.3f} {macs:9.3f} {gain / macs:6.3f} "
         print(text + f"{middle / macs:6.3f} {over_stock:10.3f}", flush=True)
-        rows.append({
-            "batch": batch, "variant": name, "cpu_ms": fastest(samples), "speed_up": gain, "mac_ratio": macs,
-            "share_of_mac_ratio": gain / macs, "median_share": middle / macs, "over_stock": over_stock,
-            "samples_cpu_wall_ms": samples,
-        })  # fmt: skip
+        rows.append(
+            {
+                "batch": batch,
+                "variant": name,
+                "cpu_ms": fastest(samples),
+                "speed_up": gain,
+                "mac_ratio": macs,
+                "share_of_mac_ratio": gain / macs,
+                "median_share": middle / macs,
+                "over_stock": over_stock,
+                "samples_cpu_wall_ms": samples,
+            }
+        )
     run = {
-        "batch": batch, "r": r, "command": " ".join(["python", "-m", "benchmarks.tokens.speed", *sys.argv[1:]]),
-        "threads": 1, "env": environment(), "transformers": __import__("transformers").__version__, "rows": rows,
-    }  # fmt: skip
+        "batch": batch,
+        "r": r,
+        "command": " ".join(["python", "-m", "benchmarks.tokens.speed", *sys.argv[1:]]),
+        "threads": 1,
+        "env": environment(),
+        "transformers": __import__("transformers").__version__,
+        "rows": rows,
+    }
     runs = json.loads(RESULTS.read_text()).get("runs", []) if RESULTS.exists() else []
     others = [kept for kept in runs if (kept["batch"], kept["r"]) != (batch, r)]
     ordered = sorted([*others, run], key=lambda one: (one["batch"], one["r"]))

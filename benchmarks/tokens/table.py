@@ -35,12 +35,18 @@ def speed() -> str:
         kinds = ("lessen", "linear layers", "published style", "packed lessen")
         ours, bound, theirs, packed = (found[f"{kind} r={r}"] for kind in kinds)
         cells = [
-            f"{batch}", f"{r}", f"{ours['mac_ratio']:.2f}x", f"{ours['speed_up']:.2f}x",
-            f"{ours['share_of_mac_ratio']:.2f}", f"{ours['median_share']:.2f}",
-            f"{bound['share_of_mac_ratio']:.2f}", f"{theirs['speed_up']:.2f}x",
-            f"{packed['speed_up']:.2f}x", f"{packed['share_of_mac_ratio']:.2f}",
+            f"{batch}",
+            f"{r}",
+            f"{ours['mac_ratio']:.2f}x",
+            f"{ours['speed_up']:.2f}x",
+            f"{ours['share_of_mac_ratio']:.2f}",
+            f"{ours['median_share']:.2f}",
+            f"{bound['share_of_mac_ratio']:.2f}",
+            f"{theirs['speed_up']:.2f}x",
+            f"{packed['speed_up']:.2f}x",
+            f"{packed['share_of_mac_ratio']:.2f}",
             f"{packed['over_stock']:.2f}x",
-        ]  # fmt: skip
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -157,8 +157,12 @@ def cell(world: World, spread: float, trials: int, own: bool, seeds: tuple[int, 
         before, after, deviations = {}, {}, []
         for seed, (one, two) in enumerate(world.draw(g, losses, own)):
             before[seed], after[seed] = world.metric.jackknife(one), world.metric.jackknife(two)
-            deviations.append(sum(float((values[1:] - values[1:].mean()).std()) * math.sqrt(len(values) - 1)
-                                  for values in (before[seed], after[seed])))  # fmt: skip
+            deviations.append(
+                sum(
+                    float((values[1:] - values[1:].mean()).std()) * math.sqrt(len(values) - 1)
+                    for values in (before[seed], after[seed])
+                )
+            )
         # with one seed the interval speaks of that seed's own loss
         smallest = world.metric.resolution(one)
         for k, count in counts.items():
@@ -206,9 +210,13 @@ def main() -> None:
     start = time.perf_counter()
     rows = study(given.trials, given.only)
     record = {
-        "command": f"python -m benchmarks.verdict.coverage --trials {given.trials}", "trials": given.trials,
-        "seconds": time.perf_counter() - start, "z": Z, "environment": environment(1), "rows": rows,
-    }  # fmt: skip
+        "command": f"python -m benchmarks.verdict.coverage --trials {given.trials}",
+        "trials": given.trials,
+        "seconds": time.perf_counter() - start,
+        "z": Z,
+        "environment": environment(1),
+        "rows": rows,
+    }
     (given.out / "verdict_coverage.json").write_text(json.dumps(record, indent=1) + "\n")
     for row in rows:
         told = (f"{name} {row[name]:.3f}" for name in ("covered", "within", "worse", "width", "bounded"))

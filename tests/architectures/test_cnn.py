@@ -43,8 +43,11 @@ def test_pairs_stages_and_kinds():
     one = found(Net())
     assert list(one) == ["stem", "deep", "twice", "both"]
     assert {path: conv.norm.path if conv.norm else None for path, conv in one.items()} == {
-        "stem": "norm", "deep": "deep_norm", "twice": None, "both": None,
-    }  # fmt: skip
+        "stem": "norm",
+        "deep": "deep_norm",
+        "twice": None,
+        "both": None,
+    }
     assert [conv.stage for conv in one.values()] == [0, 1, 1, 1]
     assert [conv.depthwise for conv in one.values()] == [False, True, False, False]
     assert one["twice"].calls == 2

@@ -210,14 +210,20 @@ BROKEN = {
     "index of other shards": (other_index, DataError, "holds 'not.there', and it does not"),
     "index that escapes": (escaping_index, DataError, "a file outside of the folder"),
     "no class": (change_config(architectures=None), ConfigError, 'names no class under "architectures"'),
-    "foreign class": (change_config(architectures=["LlamaForCasualLM"]), ConfigError, "did you mean 'LlamaForCausalLM'"),
+    "foreign class": (
+        change_config(architectures=["LlamaForCasualLM"]),
+        ConfigError,
+        "did you mean 'LlamaForCausalLM'",
+    ),
     "no family": (change_config(model_type=None), ConfigError, "names no model_type"),
     "unknown family": (change_config(model_type="lama"), ConfigError, "cannot be used"),
     "silly sizes": (change_config(num_attention_heads=5), (ConfigError, DataError), "."),
     "quantised": (
-        change_config(quantization_config={"quant_method": "gptq"}), ConfigError, "weights quantised by gptq"
+        change_config(quantization_config={"quant_method": "gptq"}),
+        ConfigError,
+        "weights quantised by gptq",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", BROKEN)
@@ -285,10 +291,16 @@ def write_gguf(gguf, model, path):
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     names = {
-        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-    }  # fmt: skip
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }
     writer.add_tensor("token_embd.weight", state["model.embed_tokens.weight"].numpy())
     writer.add_tensor("output.weight", state["lm_head.weight"].numpy())
     writer.add_tensor("output_norm.weight", state["model.norm.weight"].numpy())

@@ -12,9 +12,13 @@ from lessen.architectures.parts import Attention, Part
 from lessen.errors import InputError, NothingMatchedError
 
 KINDS = {
-    **dict.fromkeys(DECODERS, "decoder"), **dict.fromkeys(ENCODERS, "encoder"), **dict.fromkeys(OTHERS, "encoder-decoder"),
-    "clip": "dual", "siglip": "dual", "llava": "vision-language",
-}  # fmt: skip
+    **dict.fromkeys(DECODERS, "decoder"),
+    **dict.fromkeys(ENCODERS, "encoder"),
+    **dict.fromkeys(OTHERS, "encoder-decoder"),
+    "clip": "dual",
+    "siglip": "dual",
+    "llava": "vision-language",
+}
 GROUPED = {"gpt_neox", "falcon", "falcon-new", "bloom", "gpt_bigcode"}
 FUSED = GROUPED | {"gpt2", "phi3", "mpt", "modernbert"}
 
@@ -216,11 +220,13 @@ def test_our_own_vision_tower_is_read():
 
 def test_dual_encoders_and_vision_language_models_name_what_joins_them():
     assert {k: v.path for k, v in find_parts(host("clip")).projections.items()} == {
-        "text": "text_projection", "vision": "visual_projection",
-    }  # fmt: skip
+        "text": "text_projection",
+        "vision": "visual_projection",
+    }
     assert {k: v.path for k, v in find_parts(host("siglip")).projections.items()} == {
-        "text": "text_model.head", "vision": "vision_model.head",
-    }  # fmt: skip
+        "text": "text_model.head",
+        "vision": "vision_model.head",
+    }
     found = find_parts(host("llava"))
     assert found.projections["projector"].path == "model.multi_modal_projector"
     assert found.head.path == "lm_head"

@@ -121,7 +121,7 @@ def test_towers_that_no_table_names_are_known_by_their_structure(name, protected
         "deit": lambda: transformers.DeiTModel(transformers.DeiTConfig(**shape, image_size=64, patch_size=8)),
         "sound": lambda: transformers.ASTModel(transformers.ASTConfig(**shape, max_length=96, num_mel_bins=64)),
         "ijepa": lambda: transformers.IJepaModel(transformers.IJepaConfig(**shape, image_size=64, patch_size=8)),
-    }[name]().eval()  # fmt: skip
+    }[name]().eval()
     inputs = torch.randn(2, 96, 64) if name == "sound" else IMAGES
     with torch.no_grad():
         before = model(inputs)[0]

@@ -158,13 +158,18 @@ def test_without_its_base_or_with_another_it_is_one_line(base, tmp_path):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"same": ["nothing.*"]}, "no tensor 'nothing"), ({"same": ["left.weight", "left.*"]}, "missing"),
-        ({"moved": {"left.weight": "nowhere"}}, "no tensor 'nowhere'"), ({"base": None}, "need a base"),
-        ({"moved": {"left.weight": "out.bias"}}, "has shape"), ({"moved": {"new": "out.bias"}}, "no place"),
-        ({"weights": "whole"}, "need a base"), ({"moved": {"left.weight": "left.weight"}}, None),
-        ({"tied": {"left.weight": "right.weight"}}, "stored too"), ({"base": {"kind": "url", "digest": ""}}, "base.kind"),
+        ({"same": ["nothing.*"]}, "no tensor 'nothing"),
+        ({"same": ["left.weight", "left.*"]}, "missing"),
+        ({"moved": {"left.weight": "nowhere"}}, "no tensor 'nowhere'"),
+        ({"base": None}, "need a base"),
+        ({"moved": {"left.weight": "out.bias"}}, "has shape"),
+        ({"moved": {"new": "out.bias"}}, "no place"),
+        ({"weights": "whole"}, "need a base"),
+        ({"moved": {"left.weight": "left.weight"}}, None),
+        ({"tied": {"left.weight": "right.weight"}}, "stored too"),
+        ({"base": {"kind": "url", "digest": ""}}, "base.kind"),
     ],
-)  # fmt: skip
+)
 def test_crafted_deltas_are_one_line(base, tmp_path, change, match):
     artifact.save(tmp_path / "a", base, base, reference=base_of(base))
     path = tmp_path / "a" / artifact.STRUCTURE
@@ -248,11 +253,18 @@ def test_files_by_role_are_kept_checked_and_counted_where_serving_needs_them(bas
 @pytest.mark.parametrize(
     ("name", "role"),
     [
-        ("../out", "index"), ("a/b", "index"), ("", "index"), (".hidden", "rows"), ("model.safetensors", "adapter"),
-        ("manifest.json", "index"), ("card.md", "prompt"), ("model-00002-of-00003.safetensors", "rows"),
-        ("x.bin", "weights"), ("x.bin", "surprise"),
+        ("../out", "index"),
+        ("a/b", "index"),
+        ("", "index"),
+        (".hidden", "rows"),
+        ("model.safetensors", "adapter"),
+        ("manifest.json", "index"),
+        ("card.md", "prompt"),
+        ("model-00002-of-00003.safetensors", "rows"),
+        ("x.bin", "weights"),
+        ("x.bin", "surprise"),
     ],
-)  # fmt: skip
+)
 def test_names_and_roles_that_a_file_cannot_have(base, tmp_path, name, role):
     with pytest.raises(ArtifactError, match="role|cannot name"):
         artifact.save(tmp_path / "a", base, base, given={name: artifact.GivenFile(role, b"x")})

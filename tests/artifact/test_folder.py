@@ -275,11 +275,13 @@ def test_every_plain_layer_has_an_example():
         ("torch.Linear", {"in_features": 2, "out_features": 2, "dtype": "float64"}),
         ("torch.Embedding", {"num_embeddings": 4, "embedding_dim": 2, "padding_idx": 4}),
         ("torch.Embedding", {"num_embeddings": 4, "embedding_dim": 2, "_weight": [1]}),
-        ("torch.Sequential", {"length": -1}), ("torch.Sequential", {"length": 10**9}), ("torch.Sequential", {}),
+        ("torch.Sequential", {"length": -1}),
+        ("torch.Sequential", {"length": 10**9}),
+        ("torch.Sequential", {}),
         ("torch.Conv2d", {"in_channels": 2, "out_channels": 2, "kernel_size": [3] * 9}),
         ("torch.GELU", {"approximate": {"a": 1}}),
     ],
-)  # fmt: skip
+)
 def test_arguments_that_a_plain_layer_cannot_take_are_refused(kind, config):
     with pytest.raises(Exception):  # noqa: B017 - whatever torch raises: `refusing` turns all of it into one line
         build_plain(kind, config)

@@ -25,7 +25,7 @@ from lessen.artifact.tensors import (
     shards,
     state_of,
     write,
-)  # fmt: skip
+)
 from lessen.errors import ArtifactError
 
 NAMES = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\x00"), min_size=1, max_size=6)
@@ -149,9 +149,14 @@ def test_bits_are_compared_not_values():
 
 def test_a_digest_tells_names_shapes_types_and_values_apart():
     states = [
-        {"a": torch.zeros(2, 3)}, {"b": torch.zeros(2, 3)}, {"a": torch.zeros(3, 2)}, {"a": torch.zeros(2, 3).int()},
-        {"a": torch.ones(2, 3)}, {"a": torch.zeros(2, 3), "b": torch.zeros(0)}, {},
-    ]  # fmt: skip
+        {"a": torch.zeros(2, 3)},
+        {"b": torch.zeros(2, 3)},
+        {"a": torch.zeros(3, 2)},
+        {"a": torch.zeros(2, 3).int()},
+        {"a": torch.ones(2, 3)},
+        {"a": torch.zeros(2, 3), "b": torch.zeros(0)},
+        {},
+    ]
     assert len({digest_of(state) for state in states}) == len(states)
     assert digest_of(state_of(nn.Linear(2, 2))) != digest_of(state_of(nn.Linear(2, 2)))
 

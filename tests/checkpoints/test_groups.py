@@ -38,8 +38,16 @@ def adam(index: int, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]
 
 def test_moments_find_their_weights_by_shape_and_order():
     images = [
-        image("c.pt", ("model/a", (4, 4)), ("model/b", (3,)), ("model/c", (4, 4)), *adam(0, (4, 4)), *adam(1, (3,)), *adam(2, (4, 4)))
-    ]  # fmt: skip
+        image(
+            "c.pt",
+            ("model/a", (4, 4)),
+            ("model/b", (3,)),
+            ("model/c", (4, 4)),
+            *adam(0, (4, 4)),
+            *adam(1, (3,)),
+            *adam(2, (4, 4)),
+        )
+    ]
     groups = [named(images, group) for group in find_groups(images)]
     assert groups[0] == {
         "weight": "model/a",
@@ -90,10 +98,13 @@ def test_copies_of_the_model_are_not_taken_for_it():
 def test_optimisers_that_know_names_are_believed():
     images = [
         image(
-            "c.pt", ("model/a", (4, 4)), ("model/b", (4, 4)),
-            ("optimizer/state/b/exp_avg", (4, 4)), ("optimizer/state/a/exp_avg", (4, 4)),
+            "c.pt",
+            ("model/a", (4, 4)),
+            ("model/b", (4, 4)),
+            ("optimizer/state/b/exp_avg", (4, 4)),
+            ("optimizer/state/a/exp_avg", (4, 4)),
         )
-    ]  # fmt: skip
+    ]
     pairs = {named(images, group)["weight"]: named(images, group).get("first") for group in find_groups(images)}
     assert pairs == {"model/a": "optimizer/state/a/exp_avg", "model/b": "optimizer/state/b/exp_avg"}
 

@@ -70,9 +70,16 @@ def make_trainer(folder, callback, steps, on_save=None, **more):
                 on_save(trainer, state.global_step)
 
     arguments = transformers.TrainingArguments(
-        str(folder), max_steps=steps, save_steps=4, per_device_train_batch_size=8, use_cpu=True, report_to=[],
-        disable_tqdm=True, learning_rate=1e-2, **more,
-    )  # fmt: skip
+        str(folder),
+        max_steps=steps,
+        save_steps=4,
+        per_device_train_batch_size=8,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        learning_rate=1e-2,
+        **more,
+    )
     trainer = Trainer(
         Small(), arguments, train_dataset=Numbers(), eval_dataset=Numbers(), callbacks=[Watch(), callback]
     )
@@ -114,9 +121,17 @@ def test_the_trainers_own_rules_hold_and_every_step_is_packed(tmp_path):
 
     callback = trainer_callback(tmp_path / "a", keep_full=1, settings=PackSettings(mode="exact"))
     trainer = make_trainer(
-        tmp_path / "out", callback, 20, note_best, save_total_limit=2, eval_strategy="steps", eval_steps=4,
-        load_best_model_at_end=True, metric_for_best_model="quality", greater_is_better=True,
-    )  # fmt: skip
+        tmp_path / "out",
+        callback,
+        20,
+        note_best,
+        save_total_limit=2,
+        eval_strategy="steps",
+        eval_steps=4,
+        load_best_model_at_end=True,
+        metric_for_best_model="quality",
+        greater_is_better=True,
+    )
     trainer.train()
     assert Archive(tmp_path / "a").steps == [4, 8, 12, 16, 20]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["checkpoint-20", "checkpoint-4"]

@@ -154,11 +154,12 @@ def header(entries) -> bytes:
         (header({"a": {"dtype": "F32", "shape": "x", "data_offsets": [0, 8]}}) + bytes(8), "shape|malformed"),
         (header({"a": 7}) + bytes(8), "malformed"),
         (
-            header({n: {"dtype": "F32", "shape": [2], "data_offsets": [b, b + 8]} for n, b in [("a", 0), ("b", 4)]}) + bytes(12),
+            header({n: {"dtype": "F32", "shape": [2], "data_offsets": [b, b + 8]} for n, b in [("a", 0), ("b", 4)]})
+            + bytes(12),
             "overlaps",
         ),
     ],
-)  # fmt: skip
+)
 def test_hostile_safetensors_are_refused(tmp_path, data, reason):
     (tmp_path / "x.safetensors").write_bytes(data)
     with pytest.raises(ArtifactError, match=reason):

@@ -83,9 +83,14 @@ def test_a_level_outside_the_codebook_is_refused():
 # -- weight and moments ------------------------------------------------------------------------------------------
 @few
 @given(
-    st.integers(0, 99), st.integers(1, 70), st.integers(1, 120), st.sampled_from(RULES), st.booleans(),
-    st.sampled_from(["both", "first", "none"]), st.sampled_from([2, 4, 8]),
-)  # fmt: skip
+    st.integers(0, 99),
+    st.integers(1, 70),
+    st.integers(1, 120),
+    st.sampled_from(RULES),
+    st.booleans(),
+    st.sampled_from(["both", "first", "none"]),
+    st.sampled_from([2, 4, 8]),
+)
 def test_decoding_gives_what_encoding_said_it_would(seed, rows, columns, rule, key, moments, bits):
     now, before = pieces(seed, rows, columns)
     if moments != "both":

@@ -149,7 +149,10 @@ def test_near_without_moments_says_what_to_do(tmp_path):
 
 
 def test_an_optimiser_that_is_not_known_says_so(tmp_path):
-    torch.save({"step": 1, "model": {"w": torch.ones(9, 9)}, "optimizer": {"state": {0: {"odd": torch.ones(9)}}}}, tmp_path / "s.pt")  # fmt: skip
+    torch.save(
+        {"step": 1, "model": {"w": torch.ones(9, 9)}, "optimizer": {"state": {0: {"odd": torch.ones(9)}}}},
+        tmp_path / "s.pt",
+    )
     with pytest.raises(DataError, match="an optimiser that is not known here"):
         pack(find_snapshots([tmp_path / "s.pt"]), tmp_path / "a")
 
@@ -170,7 +173,11 @@ class Trained:
             self.net(torch.randn(32, 96)).square().mean().backward()
             self.optimizer.step()
             self.step += 1
-        return {"step": self.step, "model": copy.deepcopy(self.net.state_dict()), "optimizer": copy.deepcopy(self.optimizer.state_dict())}  # fmt: skip
+        return {
+            "step": self.step,
+            "model": copy.deepcopy(self.net.state_dict()),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+        }
 
 
 def series(folder: Path, states) -> list[Path]:
@@ -195,9 +202,13 @@ def test_what_no_optimiser_moved_comes_back_exactly(tmp_path, weights_only):
     """Buffers and frozen layers with the shapes of trained ones, in every step of the series."""
     trained, states = Trained(), []
     still = {
-        "inv_freq": 1 / 500_000 ** (torch.arange(0, 128, 2) / 128), "position": torch.randn(64), "pixel_mean": torch.rand(3),
-        "frozen.weight": torch.randn(64, 64), "mask": torch.randn(64, 96), "big": torch.randn(200, 100),
-    }  # fmt: skip
+        "inv_freq": 1 / 500_000 ** (torch.arange(0, 128, 2) / 128),
+        "position": torch.randn(64),
+        "pixel_mean": torch.rand(3),
+        "frozen.weight": torch.randn(64, 64),
+        "mask": torch.randn(64, 96),
+        "big": torch.randn(200, 100),
+    }
     for number in range(6):
         state = trained.go()
         state["model"] |= {**still, "norm.running_mean": torch.randn(64)}
@@ -231,7 +242,18 @@ def test_weights_that_did_not_move_since_the_first_step_are_exact_until_they_do(
     assert errors[2] > 0
 
 
-@pytest.mark.parametrize("kind", [torch.optim.Adagrad, torch.optim.RMSprop, torch.optim.Adadelta, torch.optim.Adamax, torch.optim.Adafactor, torch.optim.NAdam, torch.optim.Rprop])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind",
+    [
+        torch.optim.Adagrad,
+        torch.optim.RMSprop,
+        torch.optim.Adadelta,
+        torch.optim.Adamax,
+        torch.optim.Adafactor,
+        torch.optim.NAdam,
+        torch.optim.Rprop,
+    ],
+)
 def test_every_optimiser_of_torch_is_packed_near_and_its_own_state_exactly(tmp_path, kind):
     trained = Trained(kind)
     states = [trained.go() for _ in range(4)]
@@ -253,12 +275,20 @@ def test_full_precision_weights_beside_the_optimiser_are_weights(tmp_path):
         folder = tmp_path / "run" / f"global_step{step}"
         folder.mkdir(parents=True)
         flat = flat + 1e-3 * torch.randn(8000)
-        torch.save({"module": {"w": flat.view(80, 100).bfloat16()}, "global_steps": step}, folder / "mp_rank_00_model_states.pt")  # fmt: skip
+        torch.save(
+            {"module": {"w": flat.view(80, 100).bfloat16()}, "global_steps": step},
+            folder / "mp_rank_00_model_states.pt",
+        )
         moments = {0: {"step": torch.tensor(3.0), "exp_avg": flat * 0.1, "exp_avg_sq": flat**2}}
         torch.save(
-            {"optimizer_state_dict": {"base_optimizer_state": {"state": moments}, "single_partition_of_fp32_groups": [flat]}},
+            {
+                "optimizer_state_dict": {
+                    "base_optimizer_state": {"state": moments},
+                    "single_partition_of_fp32_groups": [flat],
+                }
+            },
             folder / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
-        )  # fmt: skip
+        )
     packed = pack(find_snapshots([tmp_path / "run"]), tmp_path / "a")
     assert [one.step for one in packed] == [10, 20, 30]
     assert packed[-1].raw_bytes > 6 * packed[-1].bytes
@@ -271,18 +301,29 @@ def lightning(trained: Trained, epoch: int) -> dict:
     name = "ModelCheckpoint{'monitor': 'val', 'mode': 'min', 'every_n_train_steps': 0, 'every_n_epochs': 1}"
     scores = {f"run/epoch={k}.ckpt": torch.tensor(1.0 / (k + 1)) for k in range(max(0, epoch - 1), epoch + 1)}
     monitor = {
-        "monitor": "val", "best_model_score": torch.tensor(1.0 / (epoch + 1)), "best_model_path": f"run/epoch={epoch}.ckpt",
-        "current_score": torch.tensor(1.0 / (epoch + 1)), "dirpath": "run", "best_k_models": scores,
-        "kth_best_model_path": f"run/epoch={max(0, epoch - 1)}.ckpt", "last_model_path": "",
-    }  # fmt: skip
+        "monitor": "val",
+        "best_model_score": torch.tensor(1.0 / (epoch + 1)),
+        "best_model_path": f"run/epoch={epoch}.ckpt",
+        "current_score": torch.tensor(1.0 / (epoch + 1)),
+        "dirpath": "run",
+        "best_k_models": scores,
+        "kth_best_model_path": f"run/epoch={max(0, epoch - 1)}.ckpt",
+        "last_model_path": "",
+    }
     if epoch:
         monitor["kth_value"] = torch.tensor(1.0 / epoch)
     return {
-        "epoch": epoch, "global_step": trained.step, "pytorch-lightning_version": "2.5.0", "state_dict": state["model"],
+        "epoch": epoch,
+        "global_step": trained.step,
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": state["model"],
         "loops": {"fit_loop": {"state_dict": {}, "epoch_progress": {"total": {"ready": epoch + 1}}}},
-        "callbacks": {name: monitor}, "optimizer_states": [state["optimizer"]],
-        "lr_schedulers": [{"last_epoch": epoch, "_last_lr": [1e-3]}], "hparams_name": "kwargs", "hyper_parameters": {"lr": 1e-3},
-    }  # fmt: skip
+        "callbacks": {name: monitor},
+        "optimizer_states": [state["optimizer"]],
+        "lr_schedulers": [{"last_epoch": epoch, "_last_lr": [1e-3]}],
+        "hparams_name": "kwargs",
+        "hyper_parameters": {"lr": 1e-3},
+    }
 
 
 @pytest.mark.parametrize("mode", ["near", "exact"])
@@ -316,7 +357,9 @@ def test_growing_histories_and_a_later_best_state_are_data(tmp_path, mode):
         state["table"] = torch.rand(number + 1, 3)
         if number >= 4:
             state["best_state"] = copy.deepcopy(states[3]["model"])
-            state["weights_at_the_best_epoch"] = copy.deepcopy(states[3 if number < 6 else 6]["model"] if number != 6 else state["model"])  # fmt: skip
+            state["weights_at_the_best_epoch"] = copy.deepcopy(
+                states[3 if number < 6 else 6]["model"] if number != 6 else state["model"]
+            )
         states.append(state)
     packed = pack(find_snapshots(series(tmp_path / "run", states)), tmp_path / "a", PackSettings(mode=mode))
     assert [one.key for one in packed].count(False) >= 4

@@ -78,12 +78,20 @@ def test_lightning_checkpoints_tell_their_step(tmp_path):
         weight = torch.randn(40, 30)
         torch.save(
             {
-                "epoch": epoch, "global_step": step, "pytorch-lightning_version": "2.5.0", "state_dict": {"net.w": weight},
-                "optimizer_states": [{"state": {0: {"exp_avg": weight * 0.1, "exp_avg_sq": weight**2}}, "param_groups": []}],
-                "lr_schedulers": [], "loops": {}, "callbacks": {}, "hyper_parameters": {"lr": 0.1},
+                "epoch": epoch,
+                "global_step": step,
+                "pytorch-lightning_version": "2.5.0",
+                "state_dict": {"net.w": weight},
+                "optimizer_states": [
+                    {"state": {0: {"exp_avg": weight * 0.1, "exp_avg_sq": weight**2}}, "param_groups": []}
+                ],
+                "lr_schedulers": [],
+                "loops": {},
+                "callbacks": {},
+                "hyper_parameters": {"lr": 0.1},
             },
             tmp_path / f"epoch={epoch}.ckpt",
-        )  # fmt: skip
+        )
     torch.save({"global_step": 100}, tmp_path / "last.ckpt")
     snapshots = find_snapshots([tmp_path])
     assert [snapshot.step for snapshot in snapshots] == [50, 100]
@@ -190,12 +198,16 @@ def test_a_run_of_files_called_model_is_a_run_whatever_its_folder_is_called(tmp_
     "names",
     [
         ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
-        ["mp_rank_00_model_states.pt", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"],
+        [
+            "mp_rank_00_model_states.pt",
+            "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
+            "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt",
+        ],
         ["model.safetensors", "model_1.safetensors", "optimizer.bin", "optimizer_1.bin"],
         ["pytorch_model_fsdp_0.bin", "pytorch_model_fsdp_1.bin", "optimizer.bin"],
         ["consolidated.00.pth", "consolidated.01.pth"],
     ],
-)  # fmt: skip
+)
 def test_parts_of_one_step_are_one_checkpoint(tmp_path, names):
     folder = tmp_path / "run" / "global_step30"
     folder.mkdir(parents=True)

@@ -77,9 +77,11 @@ def test_every_tensor_is_found_under_its_own_name(tmp_path, seed):
 def test_a_complex_table_before_the_weights_does_not_shift_their_names(tmp_path, mode):
     torch.manual_seed(0)
     state = {
-        "step": 1, "freqs_cis": torch.randn(64, 64, dtype=torch.complex64), "prompt": {"w": torch.randn(128, 64)},
+        "step": 1,
+        "freqs_cis": torch.randn(64, 64, dtype=torch.complex64),
+        "prompt": {"w": torch.randn(128, 64)},
         "optimizer": {"state": {0: {"momentum_buffer": torch.randn(128, 64) * 0.01}}},
-    }  # fmt: skip
+    }
     torch.save(state, tmp_path / "s-1.pt")
     pack(find_snapshots([tmp_path / "s-1.pt"]), tmp_path / "a", PackSettings(mode=mode))
     archive = Archive(tmp_path / "a")
@@ -133,7 +135,10 @@ def test_a_storage_that_is_read_as_two_dtypes_is_bytes(tmp_path):
 def test_views_subclasses_and_quantised_tensors_name_their_storage(tmp_path):
     base = torch.randn(6, 4)
     quantised = torch.quantize_per_tensor(torch.randn(40), 0.1, 3, torch.qint8)
-    torch.save({"row": base[2], "turned": base.t(), "q": quantised, "args": argparse.Namespace(table=torch.arange(7))}, tmp_path / "x.pt")  # fmt: skip
+    torch.save(
+        {"row": base[2], "turned": base.t(), "q": quantised, "args": argparse.Namespace(table=torch.arange(7))},
+        tmp_path / "x.pt",
+    )
     found = by_name(tmp_path / "x.pt")
     assert found["row"][0] == "F32"
     assert found["q"] == ("I8", (40,), raw(quantised.int_repr()))
@@ -157,9 +162,12 @@ def structure(node):
 @pytest.mark.parametrize("protocol", range(6))
 def test_plain_values_are_themselves_in_every_protocol(protocol):
     plain = {
-        "a": [1, -1, 255, 70_000, 1 << 80, True, False, None, 1.5, float("inf")], 2: ("x", "é", "y" * 300), (): {},
-        "tuple": ((1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)), "shared": [[0]] * 2,
-    }  # fmt: skip
+        "a": [1, -1, 255, 70_000, 1 << 80, True, False, None, 1.5, float("inf")],
+        2: ("x", "é", "y" * 300),
+        (): {},
+        "tuple": ((1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)),
+        "shared": [[0]] * 2,
+    }
     tree, names = read_pickle(pickle.dumps(plain, protocol), "x")
     assert tree == plain
     assert tree["shared"][0] is tree["shared"][1]
@@ -250,8 +258,10 @@ def test_distributed_checkpoints_come_back_and_load(tmp_path, mode):
         moments = {name: optimizer.state_dict()["state"][k] for k, name in enumerate(names)}
         states[step] = {
             "model": {name: tensor.clone() for name, tensor in net.state_dict().items()},
-            "optimizer": {"state": {name: {leaf: value.clone() for leaf, value in part.items()} for name, part in moments.items()}},
-        }  # fmt: skip
+            "optimizer": {
+                "state": {name: {leaf: value.clone() for leaf, value in part.items()} for name, part in moments.items()}
+            },
+        }
         checkpoint.save(states[step], checkpoint_id=str(tmp_path / "run" / f"step-{step}"))
     pack(find_snapshots([tmp_path / "run"]), tmp_path / "a", PackSettings(mode=mode))
     archive = Archive(tmp_path / "a")

@@ -126,8 +126,12 @@ def test_methods_are_listed_and_explained(capsys):
     found = as_json(capsys, "methods")
     assert {"emb-rowwise-quant", "linear-int8"} <= {method["name"] for method in found["methods"]}
     one = as_json(capsys, "methods", "emb-rowwise-quant")
-    assert one["knobs"]["bits"] == {"default": 8, "required": False, "allowed": "8, 4, 2",
-                                    "description": one["knobs"]["bits"]["description"]}  # fmt: skip
+    assert one["knobs"]["bits"] == {
+        "default": 8,
+        "required": False,
+        "allowed": "8, 4, 2",
+        "description": one["knobs"]["bits"]["description"],
+    }
     assert "integer >= 1" in one["knobs"]["min_rows"]["allowed"]
     families = as_json(capsys, "methods", "--family", "weights")["methods"]
     assert {method["family"] for method in families} == {"weights"}
@@ -163,7 +167,10 @@ MISTAKES = {
     "unknown knob": (["compress", "reference", "-t", SYNTHETIC, "-s", "emb-hash:ratoi=1", "-o", "{out}"], "'ratio'"),
     "knob range": (["compress", "reference", "-t", SYNTHETIC, "-s", "emb-hash:ratio=2", "-o", "{out}"], "ratio = 2"),
     "knob form": (["compress", "reference", "-t", SYNTHETIC, "-s", "emb-hash:ratio", "-o", "{out}"], "not key=value"),
-    "knob twice": (["compress", "x", "-t", SYNTHETIC, "-s", "emb-hash:ratio=.1,ratio=.2", "-o", "{out}"], "given twice"),
+    "knob twice": (
+        ["compress", "x", "-t", SYNTHETIC, "-s", "emb-hash:ratio=.1,ratio=.2", "-o", "{out}"],
+        "given twice",
+    ),
     "unknown task": (["profile", "--task", "ctr-syntetic"], "did you mean 'ctr-synthetic'"),
     "unknown option of a task": (["profile", "--task", "ctr-synthetic:row=9"], "did you mean 'rows'"),
     "no model": (["compress", "absent", "-t", SYNTHETIC, "-s", "emb-half", "-o", "{out}"], "no model at 'absent'"),
@@ -186,7 +193,7 @@ MISTAKES = {
     "method name": (["new-method", "Emb_Hash"], "no method name"),
     "method taken": (["new-method", "emb-hash"], "exists"),
     "method family": (["new-method", "emb-new", "--family", "embedding"], "did you mean 'embeddings'"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", MISTAKES)
@@ -195,10 +202,13 @@ def test_each_mistake_is_one_line_and_status_2(capsys, out, tmp_path, case):
     (tmp_path / "old.pt").write_bytes(b"\x80\x04.")
     (tmp_path / "broken.safetensors").write_bytes(b"short")
     names = {
-        "study": out.parent / "study.yaml", "run": out, "out": tmp_path / "small", "pickle": tmp_path / "old.pt",
+        "study": out.parent / "study.yaml",
+        "run": out,
+        "out": tmp_path / "small",
+        "pickle": tmp_path / "old.pt",
         "broken": tmp_path / "broken.safetensors",
         "study4": write(tmp_path / "other.yaml", ONE.replace("bits: 8", "bits: 4")),
-    }  # fmt: skip
+    }
     status, text, talk = execute(capsys, *(argument.format(**names) for argument in arguments))
     assert status == 2
     assert text == ""
@@ -272,8 +282,9 @@ def test_lists_and_mappings_are_values_of_knobs():
     from lessen.cli.arguments import parse_call
 
     assert parse_call("m:a=[1, 2],b={x: 1, y: 2},c='p,q',d=3", "--step") == (
-        "m", {"a": [1, 2], "b": {"x": 1, "y": 2}, "c": "p,q", "d": 3}
-    )  # fmt: skip
+        "m",
+        {"a": [1, 2], "b": {"x": 1, "y": 2}, "c": "p,q", "d": 3},
+    )
     assert parse_call("emb-half:only=[left,right]", "--step") == ("emb-half", {"only": ["left", "right"]})
     with pytest.raises(ConfigError, match="not valid YAML"):
         parse_call("m:a=[1", "--step")

@@ -13,9 +13,15 @@ from host_models import host
 from lessen.cli import execute
 
 KINDS = {
-    "decoder": "llama", "encoder": "bert", "vit": "vit", "clip": "clip", "siglip": "siglip", "dinov2": "dinov2",
-    "t5": "t5", "whisper": "whisper",
-}  # fmt: skip
+    "decoder": "llama",
+    "encoder": "bert",
+    "vit": "vit",
+    "clip": "clip",
+    "siglip": "siglip",
+    "dinov2": "dinov2",
+    "t5": "t5",
+    "whisper": "whisper",
+}
 STEP = "linear-int8:min_weights=64"
 
 
@@ -96,9 +102,17 @@ def test_a_plain_torch_cnn_goes_through_too(tmp_path, capsys):
     status, out, err = run("profile", f"{place}:Net", capsys=capsys)
     assert (status, "Conv2d" in out) == (0, True), err
     status, out, err = run(
-        "compress", f"{place}:trained", "--task", f"{place}:Bright", "--step", "linear-int8:min_weights=1", "--out",
-        str(tmp_path / "small"), "--json", capsys=capsys,
-    )  # fmt: skip
+        "compress",
+        f"{place}:trained",
+        "--task",
+        f"{place}:Bright",
+        "--step",
+        "linear-int8:min_weights=1",
+        "--out",
+        str(tmp_path / "small"),
+        "--json",
+        capsys=capsys,
+    )
     assert status == 0, err
     record = json.loads(out)
     assert record["quality"]["accuracy"] == pytest.approx(record["reference"]["quality"]["accuracy"], abs=0.05)
@@ -122,10 +136,12 @@ def test_a_host_is_judged_by_a_task_for_hosts(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("absent", "no model at"), ("hots", r"did you mean"), ("cut", "cut short or no safetensors file"),
+        ("absent", "no model at"),
+        ("hots", r"did you mean"),
+        ("cut", "cut short or no safetensors file"),
         ("empty", "does not say which task builds it"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("command", ["profile", "compress", "export"])
 def test_mistakes_are_one_line_with_status_two(tmp_path, capsys, name, said, command):
     host("gpt2").save_pretrained(tmp_path / "host")
@@ -134,9 +150,10 @@ def test_mistakes_are_one_line_with_status_two(tmp_path, capsys, name, said, com
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
     more = {
-        "profile": [], "compress": ["--step", "linear-int8", "--out", str(tmp_path / "out")],
+        "profile": [],
+        "compress": ["--step", "linear-int8", "--out", str(tmp_path / "out")],
         "export": ["--out", str(tmp_path / "out.onnx")],
-    }[command]  # fmt: skip
+    }[command]
     status, _, err = run(command, str(tmp_path / name), *more, capsys=capsys)
     assert status == 2, err
     assert said in err

@@ -31,9 +31,13 @@ def test_inferred_yaml_says_why_and_reads_back(tmp_path: Path) -> None:
     found = infer([write_log(tmp_path / "a.csv")])
     kinds = {field.name: field.kind for field in found.schema.fields}
     assert kinds == {
-        "click": "label", "user_id": "categorical", "tags": "multi", "price": "numeric", "weight": "weight",
+        "click": "label",
+        "user_id": "categorical",
+        "tags": "multi",
+        "price": "numeric",
+        "weight": "weight",
         "time": "timestamp",
-    }  # fmt: skip
+    }
     text = found.text()
     assert "# user_id: 40 distinct in 300 rows, none empty, such as 'u" in text
     assert "# price:" in text

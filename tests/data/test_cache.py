@@ -25,9 +25,17 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
         archive.writestr("toy/data.txt", "hello")
         archive.writestr("../evil.txt", "x")
     return Source(
-        name="toy", what="a toy", licence="none", registry="pypi", package="toy", version="1.0", filename=wheel.name,
-        bytes=wheel.stat().st_size, sha256=sha256(wheel), members={"toy/data.txt": "5d41402abc4b2a76b9719d911017c592"},
-    )  # fmt: skip
+        name="toy",
+        what="a toy",
+        licence="none",
+        registry="pypi",
+        package="toy",
+        version="1.0",
+        filename=wheel.name,
+        bytes=wheel.stat().st_size,
+        sha256=sha256(wheel),
+        members={"toy/data.txt": "5d41402abc4b2a76b9719d911017c592"},
+    )
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, content: bytes | None, status: int = 0, stderr: str = "") -> list[list[str]]:

@@ -18,10 +18,12 @@ from lessen.data.schema import FieldSchema, Schema, dump_schema
 from lessen.errors import DataError
 
 FIELDS = (
-    FieldSchema(name="click", kind="label"), FieldSchema(name="user", kind="categorical"),
-    FieldSchema(name="price", kind="numeric"), FieldSchema(name="time", kind="timestamp"),
+    FieldSchema(name="click", kind="label"),
+    FieldSchema(name="user", kind="categorical"),
+    FieldSchema(name="price", kind="numeric"),
+    FieldSchema(name="time", kind="timestamp"),
     FieldSchema(name="weight", kind="weight"),
-)  # fmt: skip
+)
 SCHEMA = Schema(fields=FIELDS)
 GOOD = ["click,user,price,time,weight", *(f"{n % 2},u{n % 7},{n}.5,{1000 + n},1" for n in range(100))]
 
@@ -53,11 +55,15 @@ def test_one_run_names_every_kind_of_fault(tmp_path: Path, by: str, piece_bytes:
         )  # type: ignore[arg-type]
     said = str(caught.value)
     for expected in (
-        "line 12, column 'price': 'cheap' is not a finite number (1 more like it)", "line 21, column 'price': is empty",
-        "line 31, column 'click': '2' is no label", "line 41, column 'time': 'soon' is not a finite number",
-        "line 51, column 'weight': is a negative weight", "line 61: 3 cells where 5 are expected", "8 bad rows in all",
+        "line 12, column 'price': 'cheap' is not a finite number (1 more like it)",
+        "line 21, column 'price': is empty",
+        "line 31, column 'click': '2' is no label",
+        "line 41, column 'time': 'soon' is not a finite number",
+        "line 51, column 'weight': is a negative weight",
+        "line 61: 3 cells where 5 are expected",
+        "8 bad rows in all",
         "--skip-bad N",
-    ):  # fmt: skip
+    ):
         assert expected in said, expected
     assert "\n" not in said
     assert not (tmp_path / "out").exists()

@@ -374,9 +374,15 @@ def test_inferred_schema_is_valid_editable_and_encodes(log: Path, tmp_path: Path
     schema = infer_schema(log)
     kinds = {field.name: field.kind for field in schema.fields}
     assert kinds == {
-        "click": "label", "user": "categorical", "item": "categorical", "price": "numeric", "views": "categorical",
-        "recent": "multi", "time": "timestamp", "query": "categorical",
-    }  # fmt: skip
+        "click": "label",
+        "user": "categorical",
+        "item": "categorical",
+        "price": "numeric",
+        "views": "categorical",
+        "recent": "multi",
+        "time": "timestamp",
+        "query": "categorical",
+    }
     path = tmp_path / "schema.yaml"
     path.write_text(dump_schema(schema))
     assert load_schema(path) == schema

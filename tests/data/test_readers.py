@@ -301,7 +301,7 @@ COLUMNS = {
     "floats": (pl.Series([1.0, 2.5, float("nan"), None] * 2), ["", "1", "2.5"]),
     "large": (pl.Series([2**64 - 1, 3] * 4, dtype=pl.UInt64), [str(2**64 - 1), "3"]),
     "truth": (pl.Series([True, False] * 4), ["0", "1"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", COLUMNS)
@@ -341,9 +341,11 @@ def test_ids_of_another_type_on_another_day_are_the_same_ids(tmp_path: Path) -> 
     frame = pl.DataFrame({"click": [0, 1] * 50, "x": [n % 10 for n in range(100)]})
     frame.write_parquet(tmp_path / "train.parquet")
     for name, change in (
-        ("floats", pl.col("x").cast(pl.Float64)), ("text", pl.col("x").cast(pl.String)),
-        ("padded", "00" + pl.col("x").cast(pl.String)), ("decimal", pl.col("x").cast(pl.Decimal(10, 2))),
-    ):  # fmt: skip
+        ("floats", pl.col("x").cast(pl.Float64)),
+        ("text", pl.col("x").cast(pl.String)),
+        ("padded", "00" + pl.col("x").cast(pl.String)),
+        ("decimal", pl.col("x").cast(pl.Decimal(10, 2))),
+    ):
         frame.with_columns(change.alias("x")).write_parquet(tmp_path / f"{name}.parquet")
         files = {"train": ["train"], "validation": [name], "test": [name]}
         paths = {split: [str(tmp_path / f"{n}.parquet") for n in names] for split, names in files.items()}

@@ -22,19 +22,31 @@ from lessen.errors import DataError
 
 ALL = SplitRule(fractions=(1.0, 0.0, 0.0))
 FIELDS = (
-    FieldSchema(name="click", kind="label"), FieldSchema(name="x", kind="categorical"),
-    FieldSchema(name="h", kind="categorical", buckets=997), FieldSchema(name="many", kind="multi", length=3),
+    FieldSchema(name="click", kind="label"),
+    FieldSchema(name="x", kind="categorical"),
+    FieldSchema(name="h", kind="categorical", buckets=997),
+    FieldSchema(name="many", kind="multi", length=3),
     FieldSchema(name="p", kind="numeric", fill=-7.0),
-)  # fmt: skip
+)
 
 
 def draw_item(draw: random.Random) -> Any:
     """Return a number, truth value, text or nothing."""
-    return draw.choice([
-        draw.randint(-(2**63), 2**64 - 1), draw.randint(-20, 20), draw.uniform(-9, 9), round(draw.uniform(-9, 9), 1),
-        float(draw.randint(-30, 30)), 10.0 ** draw.randint(-300, 300), draw.uniform(-1, 1) * 2.0**60, True, None,
-        float("nan"), "".join(draw.choice("ab|;,\"' \n\té01.-") for _ in range(draw.randint(0, 5))),
-    ])  # fmt: skip
+    return draw.choice(
+        [
+            draw.randint(-(2**63), 2**64 - 1),
+            draw.randint(-20, 20),
+            draw.uniform(-9, 9),
+            round(draw.uniform(-9, 9), 1),
+            float(draw.randint(-30, 30)),
+            10.0 ** draw.randint(-300, 300),
+            draw.uniform(-1, 1) * 2.0**60,
+            True,
+            None,
+            float("nan"),
+            "".join(draw.choice("ab|;,\"' \n\té01.-") for _ in range(draw.randint(0, 5))),
+        ]
+    )
 
 
 def same(data: Dataset, row: dict[str, Any], place: int) -> None:
@@ -46,10 +58,15 @@ def same(data: Dataset, row: dict[str, Any], place: int) -> None:
 def test_json_rows_are_encoded_as_their_file(tmp_path: Path) -> None:
     draw = random.Random(0)
     rows = [
-        {"click": n % 2, "x": draw_item(draw), "h": draw_item(draw), "p": draw.uniform(-1e9, 1e9),
-         "many": [draw_item(draw) for _ in range(draw.randint(0, 4))]}
+        {
+            "click": n % 2,
+            "x": draw_item(draw),
+            "h": draw_item(draw),
+            "p": draw.uniform(-1e9, 1e9),
+            "many": [draw_item(draw) for _ in range(draw.randint(0, 4))],
+        }
         for n in range(200)
-    ]  # fmt: skip
+    ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = encode_logs(
         [str(tmp_path / "a.jsonl")], Schema(format="jsonl", fields=one_spelling()), tmp_path / "out", ALL
@@ -63,26 +80,34 @@ def one_spelling() -> tuple[FieldSchema, ...]:
 
 
 KINDS: dict[str, Any] = {
-    "int8": pl.Series([1, -1, 0, 7], dtype=pl.Int8), "uint64": pl.Series([2**64 - 1, 0, 1, 5], dtype=pl.UInt64),
+    "int8": pl.Series([1, -1, 0, 7], dtype=pl.Int8),
+    "uint64": pl.Series([2**64 - 1, 0, 1, 5], dtype=pl.UInt64),
     "float32": pl.Series([0.1, 1.0, 1e10, float("nan")], dtype=pl.Float32),
-    "float64": pl.Series([0.1, 1.0, 1e-7, 1e300]), "bool": pl.Series([True, False, None, True]),
-    "text": pl.Series(["a", "1", "", None]), "date": pl.Series([dt.date(2024, 1, n) for n in (1, 2, 3, 4)]),
+    "float64": pl.Series([0.1, 1.0, 1e-7, 1e300]),
+    "bool": pl.Series([True, False, None, True]),
+    "text": pl.Series(["a", "1", "", None]),
+    "date": pl.Series([dt.date(2024, 1, n) for n in (1, 2, 3, 4)]),
     "datetime": pl.Series([dt.datetime(2024, 1, 1, n, 0, n, n * 1000) for n in (0, 1, 2, 3)]),
     "zone": pl.Series([dt.datetime(2024, 1, 1, n) for n in (0, 1, 2, 3)], dtype=pl.Datetime("us", "UTC")),
     "time": pl.Series([dt.time(n, 5) for n in (0, 1, 2, 3)]),
     "duration": pl.Series([dt.timedelta(seconds=n) for n in (0, 1, 2, 90)]),
     "decimal": pl.Series([decimal.Decimal("1.50"), decimal.Decimal("2.00"), decimal.Decimal("0.01"), None]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_parquet_rows_are_encoded_as_their_file(tmp_path: Path, kind: str) -> None:
     column = KINDS[kind]
     lists = [column.to_list()[:n] for n in range(4)]
-    frame = pl.DataFrame({
-        "click": [0, 1, 0, 1], "x": column, "h": column, "p": [1.5, None, math.nan, -2.0],
-        "many": pl.Series(lists, dtype=pl.List(column.dtype)),
-    })  # fmt: skip
+    frame = pl.DataFrame(
+        {
+            "click": [0, 1, 0, 1],
+            "x": column,
+            "h": column,
+            "p": [1.5, None, math.nan, -2.0],
+            "many": pl.Series(lists, dtype=pl.List(column.dtype)),
+        }
+    )
     frame.write_parquet(tmp_path / "a.parquet")
     data = encode_logs([str(tmp_path / "a.parquet")], Schema(format="parquet", fields=FIELDS), tmp_path / "out", ALL)
     for place, row in enumerate(frame.iter_rows(named=True)):
@@ -136,8 +161,15 @@ def test_whatever_is_missing_is_empty(data: Dataset, missing: Any) -> None:
 
 def test_other_lists_and_tensors(data: Dataset) -> None:
     expected = data.encoder.encode_row({"x": "3", "h": "3", "many": "3|1", "p": "2.5"})
-    for many in ([3, 1], (3.0, 1), np.array([3, 1]), np.array(["3", "1"], dtype=object), Frame([np.int64(3), "1"]),
-                 pl.Series([3, 1]), torch.tensor([3, 1])):  # fmt: skip
+    for many in (
+        [3, 1],
+        (3.0, 1),
+        np.array([3, 1]),
+        np.array(["3", "1"], dtype=object),
+        Frame([np.int64(3), "1"]),
+        pl.Series([3, 1]),
+        torch.tensor([3, 1]),
+    ):
         row = {"x": torch.tensor(3), "h": np.str_("3"), "many": many, "p": np.float64(2.5)}
         assert data.encoder.encode_row(row)["ids"].tolist() == expected["ids"].tolist()
 
@@ -145,12 +177,15 @@ def test_other_lists_and_tensors(data: Dataset) -> None:
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"x": [1, 2]}, "field 'x' is given several values"), ({"x": object()}, "field 'x' is given a object"),
-        ({"x": b"\xff"}, "field 'x' is given bytes"), ({"many": {1, 2}}, "field 'many' is given a set"),
-        ({"many": np.ones((2, 2))}, "field 'many' is given an array of shape"), ({"p": "dear"}, "column 'p': 'dear'"),
+        ({"x": [1, 2]}, "field 'x' is given several values"),
+        ({"x": object()}, "field 'x' is given a object"),
+        ({"x": b"\xff"}, "field 'x' is given bytes"),
+        ({"many": {1, 2}}, "field 'many' is given a set"),
+        ({"many": np.ones((2, 2))}, "field 'many' is given an array of shape"),
+        ({"p": "dear"}, "column 'p': 'dear'"),
         ({"p": float("inf")}, "column 'p': 'inf' is not a finite number"),
     ],
-)  # fmt: skip
+)
 def test_what_no_file_holds_is_refused_by_field(data: Dataset, row: dict[str, Any], says: str) -> None:
     with pytest.raises(DataError, match=says):
         data.encoder.encode_row({"x": "1", "h": "1", "many": "1", "p": "1", **row})

@@ -47,8 +47,10 @@ def test_a_folder_gives_its_files_and_what_cannot_be_read_is_named(tmp_path):
 def test_splits_are_dealt_by_position():
     found = [str(n) for n in range(10)]
     assert [deal(found, split) for split in ("test", "validation", "train")] == [
-        ["0", "5"], ["1", "6"], ["2", "3", "4", "7", "8", "9"],
-    ]  # fmt: skip
+        ["0", "5"],
+        ["1", "6"],
+        ["2", "3", "4", "7", "8", "9"],
+    ]
 
 
 def test_first_sentences_look_for_what_follows():
@@ -64,7 +66,7 @@ CRANFIELD = {
     "cran.all.1400.xml": "<doc>\n<docno>1</docno><title>a</title><text>a wing\n & more</text></doc><doc><docno>7</docno><text>b</text></doc>",
     "cran.qry.xml": "<xml><top><num> 4</num><title>\nwings ?\n</title></top><top><num>9</num><title>none</title></top></xml>",
     "cranqrel.trec.txt": "1 0 7 2\n1 0 1 0\n\n2 0 7 0\n",
-}  # fmt: skip
+}
 
 
 def cranfield(folder, **changes):

@@ -13,13 +13,20 @@ from study_folder import FINGERPRINT, RECIPES, write_study
 
 def record(recipe, seed=0, *, loss=0.0, share=0.5, status="ok", **more):
     return {
-        "study": "s", "task": "t", "recipe": recipe, "recipe_hash": recipe, "seed": seed, "status": status,
-        "error": None if status == "ok" else "boom", "data_fingerprint": FINGERPRINT,
+        "study": "s",
+        "task": "t",
+        "recipe": recipe,
+        "recipe_hash": recipe,
+        "seed": seed,
+        "status": status,
+        "error": None if status == "ok" else "boom",
+        "data_fingerprint": FINGERPRINT,
         "steps": [{"method": "m", "family": "weights", "frees": ["bytes"], "bytes_before": 100, "bytes_after": 50}],
         "quality": {"auc": 0.8 - loss} if status == "ok" else {},
         "cost": {"stored_bytes": 100 * share} if status == "ok" else {},
-        "reference": {"quality": {"auc": 0.8}, "cost": {"stored_bytes": 100}}, **more,
-    }  # fmt: skip
+        "reference": {"quality": {"auc": 0.8}, "cost": {"stored_bytes": 100}},
+        **more,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +103,10 @@ def test_front_is_brute_force_on_random_points():
     frontier = Frontier.from_records(rows)
     places = {p.label: (p.axis("stored_bytes"), round(p.difference["auc"].loss[0], 9)) for p in frontier}
     expected = {
-        name for name, (x, y) in places.items()
+        name
+        for name, (x, y) in places.items()
         if not any((a <= x and b <= y and (a < x or b < y)) for a, b in [*places.values(), (1.0, 0.0)])
-    }  # fmt: skip
+    }
     assert {p.label for p in frontier.front()} == expected
 
 
@@ -272,8 +280,10 @@ def test_unknown_label_offers_the_nearest(frontier):
 
 def bounded(recipe, gain, *, share=1.0, **more):
     """Return three records of a recipe whose quality rises by `gain`, with intervals that prove it."""
-    rows = [record(recipe, seed, loss=-gain - 0.001 * seed, share=share, quality_ci={"auc": [0.9, 0.91]}, **more)
-            for seed in range(3)]  # fmt: skip
+    rows = [
+        record(recipe, seed, loss=-gain - 0.001 * seed, share=share, quality_ci={"auc": [0.9, 0.91]}, **more)
+        for seed in range(3)
+    ]
     for row in rows:
         row["reference"]["quality_ci"] = {"auc": [0.795, 0.805]}
     return rows

@@ -18,13 +18,24 @@ SHARED_KEYS = {"num_key_value_heads": 2}
 PICTURE = COMMON | {"intermediate_size": 48, "image_size": 32, "patch_size": 8}
 OLD = {"vocab_size": VOCABULARY, "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2}
 BART = {
-    "d_model": WIDTH, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_start_token_id": 1,
-    "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "vocab_size": VOCABULARY, "init_std": 0.2,
-}  # fmt: skip
+    "d_model": WIDTH,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_start_token_id": 1,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "vocab_size": VOCABULARY,
+    "init_std": 0.2,
+}
 EAR = {
-    "num_mel_bins": 8, "max_source_positions": 16, "max_target_positions": 16, "suppress_tokens": None,
+    "num_mel_bins": 8,
+    "max_source_positions": 16,
+    "max_target_positions": 16,
+    "suppress_tokens": None,
     "begin_suppress_tokens": None,
-}  # fmt: skip
+}
 T5 = {"d_model": WIDTH, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": VOCABULARY}
 
 DECODERS: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -34,9 +34,13 @@ def dense(shape: TableShape) -> nn.Module:
     if shape.mode is None:
         return nn.Embedding(shape.rows, shape.dim, shape.padding_idx, _weight=weight)
     return nn.EmbeddingBag(
-        shape.rows, shape.dim, mode=shape.mode, padding_idx=shape.padding_idx, _weight=weight,
+        shape.rows,
+        shape.dim,
+        mode=shape.mode,
+        padding_idx=shape.padding_idx,
+        _weight=weight,
         include_last_offset=shape.include_last_offset,
-    )  # fmt: skip
+    )
 
 
 def quantised(bits):

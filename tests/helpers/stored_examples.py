@@ -93,10 +93,17 @@ def two_stored_tiers(shape):
 
 
 TABLES = {
-    **FORMS, "cluster assigned": cluster_assigned, "clustered": clustered, "deep hash": deep_hash,
-    "fallback": fallback, "low rank": low_rank, "mixed width": mixed_width, "sparse": sparse,
-    "tensor train": tensor_train, "two stored tiers": two_stored_tiers,
-}  # fmt: skip
+    **FORMS,
+    "cluster assigned": cluster_assigned,
+    "clustered": clustered,
+    "deep hash": deep_hash,
+    "fallback": fallback,
+    "low rank": low_rank,
+    "mixed width": mixed_width,
+    "sparse": sparse,
+    "tensor train": tensor_train,
+    "two stored tiers": two_stored_tiers,
+}
 """Builders of tables [ROWS, dim] from a shape."""
 
 

@@ -35,9 +35,16 @@ def prediction_path(folder: Path, recipe: str, seed: int) -> Path:
 
 
 def write_study(
-    folder: Path, *, seeds: int = 3, examples: int = 4000, margin: float = 0.004, study: str = "demo",
-    recipes: dict[str, Any] | None = None, fail: str | None = None, signal: float = 1.15,
-) -> Path:  # fmt: skip
+    folder: Path,
+    *,
+    seeds: int = 3,
+    examples: int = 4000,
+    margin: float = 0.004,
+    study: str = "demo",
+    recipes: dict[str, Any] | None = None,
+    fail: str | None = None,
+    signal: float = 1.15,
+) -> Path:
     """Write a whole study into `folder`; `fail` names a recipe whose runs all failed."""
     generator = np.random.default_rng(7)
     targets = (generator.random(examples) < 0.47).astype(np.float32)
@@ -80,13 +87,19 @@ def _extras(folder: Path) -> None:
 
 def _record(
     study: str, name: str, row: Any, seed: int, before: np.ndarray, after: np.ndarray, targets: np.ndarray
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     method, family, frees, share, _, ratio, macs = row
     step = {
-        "method": method, "family": family, "frees": frees, "knobs": {"bits": 8, "range": "plain"},
-        "bytes_before": STORED, "bytes_after": int(STORED * share), "seconds": 0.4 + share,
-        "train_seconds": 3.2 if "hash" in method else 0.0, "findings": {"tables": 10},
-    }  # fmt: skip
+        "method": method,
+        "family": family,
+        "frees": frees,
+        "knobs": {"bits": 8, "range": "plain"},
+        "bytes_before": STORED,
+        "bytes_after": int(STORED * share),
+        "seconds": 0.4 + share,
+        "train_seconds": 3.2 if "hash" in method else 0.0,
+        "findings": {"tables": 10},
+    }
     return {
         "study": study,
         "task": {"name": "ctr", "data": "ml-100k", "split": "warm"},
@@ -99,13 +112,16 @@ def _record(
         "cost": _cost(share, ratio + 0.004 * seed, macs),
         "reference": {"quality": _quality(before, targets), "quality_ci": {}, "cost": _cost(1.0, None, 1.0)},
         "env": {
-            "python": "3.11.9", "processor": "Xeon, 2 cores", "threads": 1, "packages": {"torch": "2.13.0"},
+            "python": "3.11.9",
+            "processor": "Xeon, 2 cores",
+            "threads": 1,
+            "packages": {"torch": "2.13.0"},
             "memory_bytes": 8_000_000_000,
         },
         "data_fingerprint": FINGERPRINT,
         "status": "ok",
         "error": None,
-    }  # fmt: skip
+    }
 
 
 def hash_of(name: str) -> int:
@@ -120,9 +136,16 @@ def _quality(scores: np.ndarray, targets: np.ndarray) -> dict[str, float]:
 def _cost(share: float, ratio: float | None, macs: float) -> dict[str, Any]:
     milliseconds = 1.42 * (ratio or 1.0)
     return {
-        "stored_bytes": int(STORED * share), "resident_bytes": int(STORED * share * 1.02),
+        "stored_bytes": int(STORED * share),
+        "resident_bytes": int(STORED * share * 1.02),
         "params": int(88_160 * share),
-        "macs": int(61_000 * macs), "latency_ms_p50": milliseconds, "latency_ms_p95": milliseconds * 1.3,
-        "latency_ratio": ratio, "latency_ratio_ci": None if ratio is None else [ratio - 0.02, ratio + 0.02],
-        "throughput_per_s": 256 / milliseconds * 1000, "peak_rss_bytes": 190_000_000, "compress_s": 0.6, "train_s": 0.0,
-    }  # fmt: skip
+        "macs": int(61_000 * macs),
+        "latency_ms_p50": milliseconds,
+        "latency_ms_p95": milliseconds * 1.3,
+        "latency_ratio": ratio,
+        "latency_ratio_ci": None if ratio is None else [ratio - 0.02, ratio + 0.02],
+        "throughput_per_s": 256 / milliseconds * 1000,
+        "peak_rss_bytes": 190_000_000,
+        "compress_s": 0.6,
+        "train_s": 0.0,
+    }

@@ -24,27 +24,47 @@ def llama(vocab: int = 40, seed: int = 0, **changes):
 def mistral(window: int = 6):
     torch.manual_seed(1)
     config = transformers.MistralConfig(
-        vocab_size=40, num_key_value_heads=2, sliding_window=window, max_position_embeddings=128,
-        initializer_range=0.2, bos_token_id=0, eos_token_id=1, pad_token_id=0, **SHAPE,
-    )  # fmt: skip
+        vocab_size=40,
+        num_key_value_heads=2,
+        sliding_window=window,
+        max_position_embeddings=128,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=0,
+        **SHAPE,
+    )
     return transformers.MistralForCausalLM(config).eval()
 
 
 def gpt2():
     torch.manual_seed(2)
     config = transformers.GPT2Config(
-        vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.2, bos_token_id=0,
-        eos_token_id=1, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=40,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=128,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
     return transformers.GPT2LMHeadModel(config).eval()
 
 
 def bloom():
     torch.manual_seed(3)
     config = transformers.BloomConfig(
-        vocab_size=40, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2, bos_token_id=0, eos_token_id=1,
+        vocab_size=40,
+        hidden_size=32,
+        n_layer=2,
+        n_head=4,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=1,
         pad_token_id=0,
-    )  # fmt: skip
+    )
     return transformers.BloomForCausalLM(config).eval()
 
 
@@ -63,9 +83,12 @@ def built(name: str, seed: int = 0, **changes):
 
 
 LONGROPE = {
-    "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4,
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0] * 4,
     "original_max_position_embeddings": 24,
-}  # fmt: skip
+}
 """Rotary frequencies that change at position 24."""
 
 

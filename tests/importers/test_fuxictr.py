@@ -159,12 +159,21 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
 # -- all models, numbers and sequences in the order of the map ---------------------------------------------------------
 FIELDS: dict[str, tuple[str, int]] = {  # numbers before ids, so that the order of the map is not ours
-    "price": ("numeric", 0), "user": ("categorical", 7), "item": ("categorical", 9), "age": ("numeric", 0),
+    "price": ("numeric", 0),
+    "user": ("categorical", 7),
+    "item": ("categorical", 9),
+    "age": ("numeric", 0),
     "hour": ("categorical", 5),
-}  # fmt: skip
+}
 FIRST = {"lr": "lr_layer.", "fm": "fm.lr_layer.", "deepfm": "fm.lr_layer.", "xdeepfm": "lr_layer."}
-TOWERS = {"dnn": "mlp.mlp.", "ipnn": "dnn.mlp.", "deepfm": "mlp.mlp.", "dcn": "dnn.mlp.", "dcnv2": "parallel_dnn.mlp.",
-          "xdeepfm": "dnn.mlp."}  # fmt: skip
+TOWERS = {
+    "dnn": "mlp.mlp.",
+    "ipnn": "dnn.mlp.",
+    "deepfm": "mlp.mlp.",
+    "dcn": "dnn.mlp.",
+    "dcnv2": "parallel_dnn.mlp.",
+    "xdeepfm": "dnn.mlp.",
+}
 
 
 def random_checkpoint(folder: Path, model: str, sequence: bool) -> tuple[Path, Path, dict[str, Tensor], list[str]]:
@@ -188,15 +197,21 @@ def random_checkpoint(folder: Path, model: str, sequence: bool) -> tuple[Path, P
         state[f"{FIRST[model]}bias"] = torch.randn(1)
     for layer in range(2):
         if model == "dcn":
-            state |= {f"crossnet.cross_net.{layer}.weight.weight": torch.randn(1, width) / 4,
-                      f"crossnet.cross_net.{layer}.bias": torch.randn(width)}  # fmt: skip
+            state |= {
+                f"crossnet.cross_net.{layer}.weight.weight": torch.randn(1, width) / 4,
+                f"crossnet.cross_net.{layer}.bias": torch.randn(width),
+            }
         elif model == "dcnv2":
-            state |= {f"crossnet.cross_layers.{layer}.weight": torch.randn(width, width) / 4,
-                      f"crossnet.cross_layers.{layer}.bias": torch.randn(width)}  # fmt: skip
+            state |= {
+                f"crossnet.cross_layers.{layer}.weight": torch.randn(width, width) / 4,
+                f"crossnet.cross_layers.{layer}.bias": torch.randn(width),
+            }
         elif model == "xdeepfm":
             maps, below = (5, 3)[layer], (len(names), 5)[layer]
-            state |= {f"cin.cin_layer.layer_{layer + 1}.weight": torch.randn(maps, len(names) * below, 1) / 4,
-                      f"cin.cin_layer.layer_{layer + 1}.bias": torch.randn(maps)}  # fmt: skip
+            state |= {
+                f"cin.cin_layer.layer_{layer + 1}.weight": torch.randn(maps, len(names) * below, 1) / 4,
+                f"cin.cin_layer.layer_{layer + 1}.bias": torch.randn(maps),
+            }
     if model == "xdeepfm":
         state |= {"cin.fc.weight": torch.randn(1, 8), "cin.fc.bias": torch.randn(1)}
     if model in ("dcn", "dcnv2"):

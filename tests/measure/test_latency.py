@@ -27,9 +27,12 @@ def test_identical_calls_give_a_ratio_of_one():
 def test_calls_alternate_and_inputs_rotate():
     seen = []
     compare_latency(
-        lambda batch: seen.append(("reference", batch)), lambda batch: seen.append(("compact", batch)), "xyz",
-        rounds=4, warmup=2,
-    )  # fmt: skip
+        lambda batch: seen.append(("reference", batch)),
+        lambda batch: seen.append(("compact", batch)),
+        "xyz",
+        rounds=4,
+        warmup=2,
+    )
     assert len(seen) == 12
     pairs = [seen[number : number + 2] for number in range(0, 12, 2)]
     assert all(first[1] == second[1] for first, second in pairs)

@@ -93,8 +93,9 @@ def test_any_module_is_profiled_without_a_task(capsys, own):
     found = json.loads(text)
     assert status == 0
     assert [(p["path"], p["rows"], p["width"], p["bytes"]) for p in found["modules"]] == [
-        ("words", 2000, 16, 128000), ("users", 3000, 8, 96000),
-    ]  # fmt: skip
+        ("words", 2000, 16, 128000),
+        ("users", 3000, 8, 96000),
+    ]
     forecast = {one["method"]: one for one in found["forecasts"]}
     assert forecast["emb-rowwise-quant"]["bytes"] == 3000 * 16 + 2000 * 24
     assert forecast["emb-hash"]["bytes"] == 112064  # half of the rows, and two hashes
@@ -120,9 +121,12 @@ def test_your_own_task_is_profiled_and_compressed_from_the_command_line(capsys, 
 @pytest.mark.parametrize(
     ("name", "match"),
     [
-        ("broken", "ValueError: no luck"), ("number", "is a int"), ("Nett", "did you mean 'Net'"), ("Mine", "is a Mine"),
+        ("broken", "ValueError: no luck"),
+        ("number", "is a int"),
+        ("Nett", "did you mean 'Net'"),
+        ("Mine", "is a Mine"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_in_your_own_code_are_one_line(capsys, own, name, match):
     status, _, talk = run(capsys, "profile", f"{own}:{name}")
     assert (status, talk.count("\n")) == (2, 1)

@@ -33,8 +33,11 @@ def test_lins_examples():
 @given(st.lists(st.sampled_from("abcd"), max_size=7), st.lists(st.sampled_from("abcd"), min_size=1, max_size=7))
 def test_rouge_equals_a_search_of_all_subsequences(found, expected):
     def parts(words):
-        return {tuple(words[i] for i in chosen) for size in range(len(words) + 1)
-                for chosen in combinations(range(len(words)), size)}  # fmt: skip
+        return {
+            tuple(words[i] for i in chosen)
+            for size in range(len(words) + 1)
+            for chosen in combinations(range(len(words)), size)
+        }
 
     longest = max(map(len, parts(found) & parts(expected)))
     value = 2 * longest / (len(found) + len(expected)) if found else 0.0

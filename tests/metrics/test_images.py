@@ -13,9 +13,12 @@ from lessen.metrics.images import SCALES, bd_rate, ms_ssim
 
 def test_rate_and_psnr_are_ratios_of_sums():
     columns = {
-        "bits": np.array([800, 100]), "pixels": np.array([400, 100]), "squared_error": np.array([1.0, 2.0]),
-        "values": np.array([1200, 300]), "ms_ssim": np.array([0.9, 0.8]),
-    }  # fmt: skip
+        "bits": np.array([800, 100]),
+        "pixels": np.array([400, 100]),
+        "squared_error": np.array([1.0, 2.0]),
+        "values": np.array([1200, 300]),
+        "ms_ssim": np.array([0.9, 0.8]),
+    }
     outcomes = Outcomes(columns)
     assert BitsPerPixel()(outcomes) == 900 / 500
     assert PSNR()(outcomes) == pytest.approx(10 * np.log10(1500 / 3.0))
@@ -73,8 +76,10 @@ def test_the_same_curve_at_other_rates_is_found_exactly():
 def test_bd_rate_equals_numerical_integration():
     other_rates, other = np.array([0.10, 0.2, 0.45, 1.1, 1.9]), np.array([28.6, 31.0, 33.9, 37.2, 39.0])
     places = np.linspace(max(QUALITIES[0], other[0]), min(QUALITIES[-1], other[-1]), 20001)
-    logs = [np.polyval(np.polyfit(quality, np.log(rate), 3), places)
-            for rate, quality in ((RATES, QUALITIES), (other_rates, other))]  # fmt: skip
+    logs = [
+        np.polyval(np.polyfit(quality, np.log(rate), 3), places)
+        for rate, quality in ((RATES, QUALITIES), (other_rates, other))
+    ]
     expected = np.exp(np.trapezoid(logs[1] - logs[0], places) / (places[-1] - places[0])) - 1
     assert bd_rate(RATES, QUALITIES, other_rates, other) == pytest.approx(expected, abs=1e-7)
 

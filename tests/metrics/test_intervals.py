@@ -101,9 +101,10 @@ def test_units_left_out_are_weights_of_nothing(metric, n):
     """The fast forms equal a naive loop over groups, with ties, weights and a class missing from some groups."""
     generator = np.random.default_rng(n)
     columns = {
-        "score": np.round(generator.normal(size=n), 1), "target": generator.integers(0, 2, n),
+        "score": np.round(generator.normal(size=n), 1),
+        "target": generator.integers(0, 2, n),
         "weight": generator.integers(0, 3, n).astype(float),
-    }  # fmt: skip
+    }
     outcomes = Outcomes(columns, generator.integers(0, 5, n))
     found = metric.jackknife(outcomes)
     assert len(found) == 1 + min(n, GROUPS)

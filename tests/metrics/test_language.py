@@ -11,10 +11,14 @@ DOCUMENTS = [([0.5, 1.5], 9, 1), ([2.0], 4, 0), ([0.1, 0.2, 0.3], 11, 3)]  # nat
 
 
 def outcomes():
-    return Outcomes({
-        "nll": np.array([sum(nats) for nats, _, _ in DOCUMENTS]), "tokens": np.array([len(nats) for nats, _, _ in DOCUMENTS]),
-        "bytes": np.array([size for _, size, _ in DOCUMENTS]), "right": np.array([right for _, _, right in DOCUMENTS]),
-    })  # fmt: skip
+    return Outcomes(
+        {
+            "nll": np.array([sum(nats) for nats, _, _ in DOCUMENTS]),
+            "tokens": np.array([len(nats) for nats, _, _ in DOCUMENTS]),
+            "bytes": np.array([size for _, size, _ in DOCUMENTS]),
+            "right": np.array([right for _, _, right in DOCUMENTS]),
+        }
+    )
 
 
 def test_they_equal_means_over_all_tokens_of_all_documents():
@@ -33,5 +37,7 @@ def test_a_resample_is_the_metric_of_the_documents_it_drew():
 
 def test_they_are_found_by_name_and_say_their_direction():
     assert [find_metric(name).higher_is_better for name in ("perplexity", "bits-per-byte", "next-token-accuracy")] == [
-        False, False, True,
-    ]  # fmt: skip
+        False,
+        False,
+        True,
+    ]

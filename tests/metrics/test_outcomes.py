@@ -42,7 +42,7 @@ ROWS = {"score": np.array([0.5, -1.0, 2.0]), "target": np.array([1, 0, 1])}
         ({"score": np.array([1.0, np.nan, np.inf])}, None, NonFiniteError, "2 of 3 values of the column 'score'"),
         ({"score": np.zeros(2)}, np.array([0.5, 1.0]), TaskError, "integer or string"),
     ],
-)  # fmt: skip
+)
 def test_bad_columns_are_named_in_one_line(columns, group, error, match):
     with pytest.raises(error, match=match) as caught:
         Outcomes(columns, group)

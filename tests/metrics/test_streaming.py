@@ -39,9 +39,14 @@ def drawn(seed: int, rows: int, levels: int) -> tuple[np.ndarray, np.ndarray, np
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.integers(0, 2**32 - 1), st.integers(2, 300), st.integers(1, 400), st.integers(2, 80), st.integers(1, 60),
-    st.booleans(), st.booleans(),
-)  # fmt: skip
+    st.integers(0, 2**32 - 1),
+    st.integers(2, 300),
+    st.integers(1, 400),
+    st.integers(2, 80),
+    st.integers(1, 60),
+    st.booleans(),
+    st.booleans(),
+)
 def test_equals_scikit_learn_for_any_chunks_and_any_memory(
     seed: int, rows: int, levels: int, limit: int, chunk: int, weighted: bool, grouped: bool
 ) -> None:

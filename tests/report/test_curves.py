@@ -17,10 +17,17 @@ QUALITY = {0.2: 29.0, 0.4: 32.0, 0.8: 35.0, 1.6: 38.0}
 
 def rated(name: str, rate: float, quality: float, curve: str | None) -> dict:
     return {
-        "study": "s", "task": "t", "recipe": f"{name} {rate}", "recipe_hash": f"{name}{rate}", "seed": 0, "status": "ok",
-        "quality": {"psnr": quality, "bits-per-pixel": rate}, "cost": {"stored_bytes": 1000 * rate}, "curve": curve,
+        "study": "s",
+        "task": "t",
+        "recipe": f"{name} {rate}",
+        "recipe_hash": f"{name}{rate}",
+        "seed": 0,
+        "status": "ok",
+        "quality": {"psnr": quality, "bits-per-pixel": rate},
+        "cost": {"stored_bytes": 1000 * rate},
+        "curve": curve,
         "reference": {"quality": {"psnr": 60.0, "bits-per-pixel": 24.0}, "cost": {"stored_bytes": 24000}},
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture

@@ -115,12 +115,19 @@ def test_all_failed_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("stored_bytes", 999, "999 B"), ("stored_bytes", 352_640, "353 kB"), ("stored_bytes", 1_240_000, "1.24 MB"),
-        ("stored_bytes", 999_600, "1.00 MB"), ("latency_ms_p50", 1.4234, "1.42 ms"), ("macs", 61_000, "61.0 k"),
-        ("params", 12, "12"), ("latency_ratio", 0.876, "0.88×"), ("stored_bytes", None, "–"), ("train_s", 0.0, "0 s"),
+        ("stored_bytes", 999, "999 B"),
+        ("stored_bytes", 352_640, "353 kB"),
+        ("stored_bytes", 1_240_000, "1.24 MB"),
+        ("stored_bytes", 999_600, "1.00 MB"),
+        ("latency_ms_p50", 1.4234, "1.42 ms"),
+        ("macs", 61_000, "61.0 k"),
+        ("params", 12, "12"),
+        ("latency_ratio", 0.876, "0.88×"),
+        ("stored_bytes", None, "–"),
+        ("train_s", 0.0, "0 s"),
         ("compress_s", 0.0414, "41.4 ms"),
     ],
-)  # fmt: skip
+)
 def test_amounts_have_units(name, value, text):
     assert words.amount(name, value) == text
 

@@ -52,8 +52,16 @@ def test_every_recipe_and_seed_is_measured_in_order(finished):
 def test_the_files_are_those_of_the_contract(finished):
     _, result = finished
     present = {path.name for path in result.out.iterdir()}
-    assert {"study.yaml", "measurements.jsonl", "outcomes", "artifacts", "reference", "runs", "noise.json",
-            "notes.json"} <= present  # fmt: skip
+    assert {
+        "study.yaml",
+        "measurements.jsonl",
+        "outcomes",
+        "artifacts",
+        "reference",
+        "runs",
+        "noise.json",
+        "notes.json",
+    } <= present
     lines = (result.out / "measurements.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == result.records
     assert temporaries(result.out) == []

@@ -59,7 +59,7 @@ BAD = {
     "not yaml": ("study: [", "line"),
     "duplicate key": (TEXT + "study: two\n", "duplicate key 'study'"),
     "alias": ("a: &x 1\nb: *x\n", "aliases"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -70,9 +70,16 @@ def test_a_checkpoint_of_the_first_release_still_continues(tmp_path: Path) -> No
         header = json.loads(handle.metadata()["lessen"])
         tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
     header["identity"]["settings"] = {
-        "learning_rate": 1e-3, "optimizer": "adam", "weight_decay": 0.0, "table_l2": 0.0, "table_updates": "dense",
-        "clip_norm": 10.0, "patience": 9, "plateau_factor": 0.1, "minimum_learning_rate": 1e-6,
-    }  # fmt: skip
+        "learning_rate": 1e-3,
+        "optimizer": "adam",
+        "weight_decay": 0.0,
+        "table_l2": 0.0,
+        "table_updates": "dense",
+        "clip_norm": 10.0,
+        "patience": 9,
+        "plateau_factor": 0.1,
+        "minimum_learning_rate": 1e-6,
+    }
     for name in ("examples", "tokens", "passes", "taken", "fall"):
         del header["progress"][name]
     save_file(tensors, path, metadata={"lessen": json.dumps(header)})

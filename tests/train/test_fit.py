@@ -133,9 +133,13 @@ def test_hooks_are_called_in_order() -> None:
             calls.append(f"epoch {epoch}")
 
     fit(
-        small(), batches=lambda _: batches(1)[:2], loss=loss, validate=validate,
-        settings=FitSettings(epochs=1), hooks=(Recorder(),),
-    )  # fmt: skip
+        small(),
+        batches=lambda _: batches(1)[:2],
+        loss=loss,
+        validate=validate,
+        settings=FitSettings(epochs=1),
+        hooks=(Recorder(),),
+    )
     assert calls == ["start", "loss", "before 1", "after 1", "loss", "before 2", "after 2", "epoch 1"]
 
 
@@ -152,9 +156,13 @@ def test_loss_of_a_hook_reaches_the_gradient_and_hooks_chain() -> None:
     start = model.table.weight.detach().clone()
     settings = FitSettings(epochs=1, optimizer="sgd", learning_rate=0.5, clip_norm=None)
     fit(
-        model, batches=lambda _: batches(1)[:1], loss=lambda m, b: 0.0 * loss(m, b), validate=validate,
-        settings=settings, hooks=(Pull(), Half()),
-    )  # fmt: skip
+        model,
+        batches=lambda _: batches(1)[:1],
+        loss=lambda m, b: 0.0 * loss(m, b),
+        validate=validate,
+        settings=settings,
+        hooks=(Pull(), Half()),
+    )
     assert torch.allclose(model.table.weight, start - 0.25)
 
 
@@ -193,8 +201,10 @@ def test_resumed_equals_undisturbed_bit_for_bit(tmp_path: Path, kill_after: int,
     found = fit(resumed, batches=batches, loss=loss, validate=validate, settings=settings, seed=1, checkpoint=path)
     assert all(torch.equal(value, resumed.state_dict()[key]) for key, value in whole.state_dict().items())
     assert (found.best_score, found.best_epoch, found.steps) == (
-        expected.best_score, expected.best_epoch, expected.steps,
-    )  # fmt: skip
+        expected.best_score,
+        expected.best_epoch,
+        expected.steps,
+    )
     assert [e["loss"] for e in found.history] == [e["loss"] for e in expected.history]
     # a finished training resumes to the same weights without another step
     again = small(seed=7)
@@ -259,7 +269,11 @@ def test_progress_reaches_the_total_even_when_stopped_early() -> None:
             seen.append((done, total))
 
     fit(
-        small(), batches=batches, loss=loss, validate=lambda _: 0.5, settings=FitSettings(epochs=9, patience=1),
+        small(),
+        batches=batches,
+        loss=loss,
+        validate=lambda _: 0.5,
+        settings=FitSettings(epochs=9, patience=1),
         log=Recorder(),
-    )  # fmt: skip
+    )
     assert seen == [(1, 9), (9, 9)]

@@ -26,9 +26,15 @@ from small_training import Small, batches, loss, same, small, validate
 
 def train(model: nn.Module, hooks: tuple[Hook, ...] = (), parameters=None, device=None, **settings):
     return fit(
-        model, batches=batches, loss=loss, validate=validate, settings=FitSettings(**settings), hooks=hooks,
-        parameters=parameters, device=device,
-    )  # fmt: skip
+        model,
+        batches=batches,
+        loss=loss,
+        validate=validate,
+        settings=FitSettings(**settings),
+        hooks=hooks,
+        parameters=parameters,
+        device=device,
+    )
 
 
 def calm(seed: int = 0) -> Small:
@@ -283,9 +289,8 @@ def test_gradient_checkpointing_is_switched_and_put_back() -> None:
 
     host = Host()
     fit(
-        host, batches=batches, loss=loss, validate=validate,
-        settings=FitSettings(epochs=1, gradient_checkpointing=True),
-    )  # fmt: skip
+        host, batches=batches, loss=loss, validate=validate, settings=FitSettings(epochs=1, gradient_checkpointing=True)
+    )
     assert not host.is_gradient_checkpointing
     with pytest.raises(ConfigError, match="Small does not"):
         train(small(), gradient_checkpointing=True)
@@ -294,9 +299,13 @@ def test_gradient_checkpointing_is_switched_and_put_back() -> None:
 def test_a_hugging_face_model_recomputes_and_trains_the_same() -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
-        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
         num_key_value_heads=1,
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     plain = transformers.LlamaForCausalLM(config)
     saving = copy.deepcopy(plain)
@@ -305,10 +314,12 @@ def test_a_hugging_face_model_recomputes_and_trains_the_same() -> None:
     saving.model.layers[0].mlp.register_forward_pre_hook(lambda *_: passes.append(1))
     for host, recompute in ((plain, False), (saving, True)):
         done = fit(
-            host, batches=lambda _: [{"input_ids": one} for one in ids], validate=None,
+            host,
+            batches=lambda _: [{"input_ids": one} for one in ids],
+            validate=None,
             loss=lambda m, b: m(**b, labels=b["input_ids"], use_cache=False).loss,
             settings=FitSettings(epochs=2, schedule="constant", gradient_checkpointing=recompute),
-        )  # fmt: skip
+        )
         assert (done.tokens, done.examples) == (2 * ids.numel(), 16)
     assert len(passes) == 2 * 2 * 4  # each step runs a block forward twice
     assert not saving.is_activation_checkpointing
@@ -319,9 +330,8 @@ def test_a_hugging_face_model_recomputes_and_trains_the_same() -> None:
 def test_several_processes_on_another_device_than_the_cpu_are_refused() -> None:
     with pytest.raises(ConfigError, match="several processes train over gloo, on cpu, not on meta"):
         fit(
-            small().to("meta"), batches=batches, loss=loss, validate=validate, settings=FitSettings(),
-            ranks=Group(0, 2),
-        )  # fmt: skip
+            small().to("meta"), batches=batches, loss=loss, validate=validate, settings=FitSettings(), ranks=Group(0, 2)
+        )
 
 
 # -- devices and batches --------------------------------------------------------------------------------------------

@@ -22,9 +22,13 @@ def run(model: nn.Sequential, ids: list[list[int]], hook: MiniBatchAware, **sett
     chosen = FitSettings(epochs=1, optimizer="sgd", learning_rate=0.1, clip_norm=None, **settings)  # type: ignore[arg-type]
     batches = [torch.tensor(batch) for batch in ids]
     fit(
-        model, batches=lambda _: batches, loss=lambda m, b: 0.0 * m(b).sum(), validate=lambda _: 0.0, settings=chosen,
+        model,
+        batches=lambda _: batches,
+        loss=lambda m, b: 0.0 * m(b).sum(),
+        validate=lambda _: 0.0,
+        settings=chosen,
         hooks=(hook,),
-    )  # fmt: skip
+    )
 
 
 def test_one_batch_pulls_its_distinct_ids_by_their_count_in_the_training_set() -> None:

@@ -110,11 +110,13 @@ def _start(script: Path, size: int, arguments: list[str]) -> None:
     common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_port()), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
-            [sys.executable, str(script), *arguments], stderr=subprocess.PIPE, text=True,
+            [sys.executable, str(script), *arguments],
+            stderr=subprocess.PIPE,
+            text=True,
             env={**common, "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)},
         )
         for rank in range(size)
-    ]  # fmt: skip
+    ]
     for process in processes:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors[-2000:]
@@ -196,9 +198,14 @@ def test_what_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     alone_only = type("Alone", (Hook,), {"parallel": False})()
     with pytest.raises(ConfigError, match="hook Alone needs all rows of a batch in one place; train with one process"):
         fit(
-            nn.Linear(2, 1), batches=lambda _: [], loss=lambda m, b: b, validate=lambda m: 0.0,
-            settings=FitSettings(), hooks=(alone_only,), ranks=Group(0, 2),
-        )  # fmt: skip
+            nn.Linear(2, 1),
+            batches=lambda _: [],
+            loss=lambda m, b: b,
+            validate=lambda m: 0.0,
+            settings=FitSettings(),
+            hooks=(alone_only,),
+            ranks=Group(0, 2),
+        )
     with pytest.raises(ConfigError, match="the checkpoint is of 1 processes, not 2"):
         Group(0, 2).restore({"torch": torch.get_rng_state()})
 

@@ -59,9 +59,15 @@ SETTINGS = {
 
 def train(model: nn.Module, settings: FitSettings, checkpoint: Path | None = None, hooks: tuple[Hook, ...] = ()):
     return fit(
-        model, batches=batches, loss=loss, validate=validate, settings=settings, seed=1, checkpoint=checkpoint,
+        model,
+        batches=batches,
+        loss=loss,
+        validate=validate,
+        settings=settings,
+        seed=1,
+        checkpoint=checkpoint,
         hooks=hooks,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("kill", [1, 4, 11])

@@ -206,9 +206,12 @@ def test_padding_stays_where_it_is_and_the_table_is_as_before(updates: str) -> N
         model = nn.Sequential(kind(7, 3, padding_idx=2), nn.Flatten(), nn.Linear(6, 1))
         ids = torch.tensor([[2, 4], [2, 2], [1, 2], [4, 1]])
         fit(
-            model, batches=lambda _: [ids, ids[:2]], loss=lambda m, batch: (m(batch) - 1).square().mean(),  # noqa: B023
-            validate=lambda _: 0.0, settings=FitSettings(epochs=3, table_updates=updates, patience=3),  # type: ignore[arg-type]
-        )  # fmt: skip
+            model,
+            batches=lambda _: [ids, ids[:2]],
+            loss=lambda m, batch: (m(batch) - 1).square().mean(),  # noqa: B023
+            validate=lambda _: 0.0,
+            settings=FitSettings(epochs=3, table_updates=updates, patience=3),  # type: ignore[arg-type]
+        )
         assert model[0].padding_idx == 2
         assert not model[0].sparse
         assert torch.equal(model[0].weight[2], torch.zeros(3))

@@ -67,9 +67,13 @@ class Matches(DistilHook):
 def train(model: nn.Module, teacher: Teacher, epochs: int = 3, taps: tuple[str, ...] = (), **settings) -> Matches:
     hook = Matches(teacher, read, taps)
     fit(
-        model, batches=shuffled, loss=loss, validate=lambda _: 0.0,
-        settings=FitSettings(epochs=epochs, patience=None, learning_rate=0.01, keep="last", **settings), hooks=(hook,),
-    )  # fmt: skip
+        model,
+        batches=shuffled,
+        loss=loss,
+        validate=lambda _: 0.0,
+        settings=FitSettings(epochs=epochs, patience=None, learning_rate=0.01, keep="last", **settings),
+        hooks=(hook,),
+    )
     return hook
 
 
@@ -107,9 +111,12 @@ def test_a_student_comes_nearer_to_its_teacher() -> None:
     master, plain = net(1), net(2)
     taught = copy.deepcopy(plain)
     fit(
-        plain, batches=shuffled, loss=loss, validate=lambda _: 0.0,
+        plain,
+        batches=shuffled,
+        loss=loss,
+        validate=lambda _: 0.0,
         settings=FitSettings(epochs=20, patience=None, learning_rate=0.01, keep="last"),
-    )  # fmt: skip
+    )
     train(taught, Teacher(master, forward), 20)
     x = rows(9, 200)[0]
     gap = [float((m.eval()(x) - master.eval()(x)).detach().square().mean()) for m in (plain, taught)]
@@ -228,9 +235,13 @@ def test_parts_that_are_not_there_are_named() -> None:
 
     with pytest.raises(TaskError, match="the model was not called as a whole in this step"):
         fit(
-            net(2), batches=shuffled, loss=passes_by, validate=lambda _: 0.0, settings=FitSettings(),
+            net(2),
+            batches=shuffled,
+            loss=passes_by,
+            validate=lambda _: 0.0,
+            settings=FitSettings(),
             hooks=(Matches(Teacher(net(1), forward), read),),
-        )  # fmt: skip
+        )
 
 
 def test_a_module_or_a_folder_is_opened(tmp_path: Path) -> None:
@@ -239,9 +250,13 @@ def test_a_module_or_a_folder_is_opened(tmp_path: Path) -> None:
     assert not model.training
     transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
-        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
         num_key_value_heads=1,
-    )  # fmt: skip
+    )
     host = transformers.LlamaForCausalLM(config).eval()
     host.save_pretrained(tmp_path)
     opened = open_teacher(tmp_path)

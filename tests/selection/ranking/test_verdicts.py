@@ -40,8 +40,12 @@ def frauds() -> pl.DataFrame:
 def test_a_heavy_value_beside_near_unique_ones_is_useful(frauds: pl.DataFrame) -> None:
     ranking = rank_frame(frauds, FAST)
     assert {row.name: row.verdict for row in ranking.columns} == {
-        "label": "label", "device": "useful", "amount": "useful", "unrelated": "noise", "other": "noise"
-    }  # fmt: skip
+        "label": "label",
+        "device": "useful",
+        "amount": "useful",
+        "unrelated": "noise",
+        "other": "noise",
+    }
     device = ranking.column("device")
     assert device.score < 0  # single values drown it; that is shown, too
     gone = frauds["device"].is_null().to_numpy().astype(int)
@@ -59,12 +63,23 @@ def test_heavy_values_survive_more_values_than_are_counted(seed: int) -> None:
     gone = rng.random(60_000) < np.where(label == 1, 0.9, 0.4)
     heavy = np.where(rng.random(60_000) < 0.6, np.where(rng.random(60_000) < 0.5, label, 2), 1_000)
     heavy = np.where(heavy == 1_000, 1_000 + rng.integers(0, 10**9, 60_000), heavy)
-    table = frame(label=label, missing=pl.Series(np.where(gone, -1, rng.integers(0, 10**9, 60_000))).replace(-1, None),
-                  heavy=heavy * 13 + seed, noise=rng.integers(0, 10**9, 60_000))  # fmt: skip
+    table = frame(
+        label=label,
+        missing=pl.Series(np.where(gone, -1, rng.integers(0, 10**9, 60_000))).replace(-1, None),
+        heavy=heavy * 13 + seed,
+        noise=rng.integers(0, 10**9, 60_000),
+    )
     exact = rank_frame(table, FAST)
-    part = rank_frame(table, RankSettings(
-        scan=ScanSettings(values=2_000, sample=16_384, seed=seed), crosses=0, redundancy=0, select=0, transforms="none"
-    ))  # fmt: skip
+    part = rank_frame(
+        table,
+        RankSettings(
+            scan=ScanSettings(values=2_000, sample=16_384, seed=seed),
+            crosses=0,
+            redundancy=0,
+            select=0,
+            transforms="none",
+        ),
+    )
     for name in ("missing", "heavy"):
         assert not part.column(name).score_exact
         assert part.column(name).verdict == exact.column(name).verdict == "useful"
@@ -118,9 +133,12 @@ def test_a_spike_of_a_numeric_label_is_a_class_of_its_own(tmp_path: Path, zeros:
     none = rng.random(20_000) < zeros
     spend = np.where(none, 0.0, np.round(rng.exponential(50, 20_000) + 0.01, 2))
     frame(spend=spend, buyer=~none, noise=rng.integers(0, 4, 20_000)).write_csv(tmp_path / "a.csv")
-    ranking = rank([tmp_path / "a.csv"], RankSettings(
-        scan=ScanSettings(label="spend"), label_bins=10, crosses=0, redundancy=0, select=0, transforms="none"
-    ))  # fmt: skip
+    ranking = rank(
+        [tmp_path / "a.csv"],
+        RankSettings(
+            scan=ScanSettings(label="spend"), label_bins=10, crosses=0, redundancy=0, select=0, transforms="none"
+        ),
+    )
     classes = list(ranking.classes.values())
     assert classes[0] == none.sum()
     assert 2 <= len(classes) <= 10

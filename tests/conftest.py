@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from breaking_files import Unsynced
 from lessen import files
 from toy import ToyTask
+
+settings.register_profile("loaded", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("loaded")
+"""A busy machine makes every example slow; that says nothing about the code."""
 
 
 @pytest.fixture(autouse=True)

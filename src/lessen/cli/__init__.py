@@ -21,6 +21,7 @@ from lessen.cli import (
     generate,
     models,
     new_method,
+    plan,
     rank,
     renumber,
     studies,
@@ -52,7 +53,7 @@ def options(
     """Take what comes before a verb."""
 
 
-for group in (studies, models, export, renumber, rank, generate, catalogue, new_method, system):
+for group in (studies, plan, models, export, renumber, rank, generate, catalogue, new_method, system):
     group.register(app)
 for family in (checkpoint, tokens, bars):
     app.add_typer(family.app)

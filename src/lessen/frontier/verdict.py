@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lessen.metrics import Floats
-from lessen.metrics.intervals import bounded_interval, crossed_interval
+from lessen.metrics.intervals import ErrorParts, bounded_interval, crossed_interval, error_parts
 
 Verdict = Literal["better", "within margin", "worse", "not enough data to say"]
 BETTER: Verdict = "better"
@@ -41,6 +41,8 @@ class Difference:
     the same with "bounds of" in front where outcomes were not kept and only each model's own interval is known; or
     "nothing"."""
     higher_is_better: bool = True
+    parts: ErrorParts | None = None
+    """Where its error comes from, for planning the next study; None where outcomes were not kept."""
 
     @property
     def loss(self) -> tuple[float, float | None, float | None]:
@@ -84,6 +86,7 @@ def paired_difference(
         examples,
         "nothing" if low is None else source,
         higher_is_better,
+        error_parts(values),
     )
 
 

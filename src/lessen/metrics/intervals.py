@@ -13,6 +13,7 @@ and the shift of a score interval. The proof is a committed study: benchmarks/ve
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -34,6 +35,44 @@ _SHAPE = (1.1, 2.2)
 Ends = tuple[float | None, float | None]
 
 
+@dataclass(frozen=True)
+class ErrorParts:
+    """Where the error of a mean over seeds comes from, each as a variance in the metric's unit squared."""
+
+    groups: int
+    alone: float
+    """Of the mean over seeds, by its examples: with what each seed's own answers add."""
+    shared: float
+    """By the examples, the same for all seeds."""
+    spread: float
+    """Of one seed among the seeds; 0 with one seed, which does not show it."""
+    third: float
+    """Sum of the cubed effects of groups of units on the mean."""
+    lump: tuple[float, float]
+    """Size of one typical effect, and how one-sided the effects are."""
+
+
+def error_parts(values: Floats) -> ErrorParts | None:
+    """Return the parts of the error of the mean over seeds, or None where the units give none.
+
+    Args:
+        values: [1 + groups, seeds], as for `crossed_interval`.
+    """
+    whole, left = values[0], values[1:]
+    known = left[np.isfinite(left).all(axis=1)]
+    if len(known) < max(2, 0.95 * len(left)) or not np.isfinite(whole).all():
+        return None
+    groups, seeds = known.shape
+    effects = math.sqrt((groups - 1) / groups) * (known.mean(axis=0) - known)  # of each group on each seed's value
+    mean = effects.mean(axis=1)
+    alone, third, lump = float(mean @ mean), float((mean**3).sum()), _lump(mean)
+    shared, spread = alone, 0.0
+    if seeds > 1:
+        shared = max(0.0, (seeds**2 * alone - float((effects**2).sum())) / (seeds * (seeds - 1)))
+        spread = float(whole.var(ddof=1))
+    return ErrorParts(groups, alone, shared, spread, third, lump)
+
+
 def crossed_interval(values: Floats, unseen: float = 0.0) -> Ends:
     """Return the 95 % interval (low, high) of the mean over seeds, or (None, None) where the units give none.
 
@@ -42,21 +81,15 @@ def crossed_interval(values: Floats, unseen: float = 0.0) -> Ends:
             Differences of two models are paired by subtracting theirs. One seed: the interval is over examples only.
         unseen: half width where no unit moved, so that they show no error at all; see `Metric.resolution`.
     """
-    whole, left = values[0], values[1:]
-    known = left[np.isfinite(left).all(axis=1)]
-    if len(known) < max(2, 0.95 * len(left)) or not np.isfinite(whole).all():
+    whole = values[0]
+    parts = error_parts(values)
+    if parts is None:
         return None, None
-    groups, seeds = known.shape
-    effects = math.sqrt((groups - 1) / groups) * (known.mean(axis=0) - known)  # of each group on each seed's value
-    mean = effects.mean(axis=1)
-    alone, third, lump = float(mean @ mean), float((mean**3).sum()), _lump(mean)
+    groups, seeds = parts.groups, values.shape[1]
+    alone, shared, third, lump = parts.alone, parts.shared, parts.third, parts.lump
+    spread = parts.spread / seeds
     spare = Z**2 * lump[0] ** 2 * (1.0 - 0.75 * lump[1] ** 2)
     scale = (student(groups - 1) / Z) ** 2
-    if seeds > 1:
-        shared = max(0.0, (seeds**2 * alone - float((effects**2).sum())) / (seeds * (seeds - 1)))
-        spread = float(whole.var(ddof=1)) / seeds
-    else:
-        shared, spread = alone, 0.0
     # several seeds never know more than they know of their own examples
     half = max(_half(scale * (shared + spare), spread, seeds - 1), Z * math.sqrt(scale * (alone + spare)))
     variance = max(alone, shared + spread)

@@ -39,7 +39,7 @@ OAC = {"hessian": "output", "blocks_a_pass": 6, **CALIBRATION}
 
 
 def few(method: str, bits: int, **knobs: Any) -> dict[str, Any]:
-    return {method: {"bits": bits, "group": 64, **knobs}}
+    return {method: {"bits": bits, "group": 64, "table_bits": None, **knobs}}
 
 
 def rows() -> dict[str, dict[str, Any]]:

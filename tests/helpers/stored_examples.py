@@ -10,6 +10,7 @@ from torch import nn
 
 from kernel_forms import FORMS, ROWS, fields, generator, random
 from lessen.codecs.stored import JpegCodec
+from lessen.methods.weights._shared.grids import fit_grid
 from lessen.stored.base import StoredModule
 from lessen.stored.linears.group_grid import GroupGrid
 from lessen.stored.linears.group_quantized import GroupQuantizedLinear
@@ -17,12 +18,14 @@ from lessen.stored.linears.half import HalfLinear
 from lessen.stored.linears.int8_linear import Int8Linear
 from lessen.stored.linears.low_rank import LowRankLinear
 from lessen.stored.linears.low_rank_delta import LowRankDelta
+from lessen.stored.linears.scaled_input import ScaledInput
 from lessen.stored.series.wavelet_bank import WaveletBank
 from lessen.stored.tables.cluster_assigned import ClusterAssignedEmbedding
 from lessen.stored.tables.clustered_embedding import ClusteredEmbedding
 from lessen.stored.tables.deep_hash import DeepHashEmbedding
 from lessen.stored.tables.embedding import TableShape
 from lessen.stored.tables.fallback_embedding import FallbackEmbedding
+from lessen.stored.tables.group_quantized import GroupQuantizedEmbedding
 from lessen.stored.tables.low_rank import LowRankEmbedding
 from lessen.stored.tables.mixed_width import MixedWidthEmbedding
 from lessen.stored.tables.selected_fields import SelectedFields
@@ -57,6 +60,13 @@ def deep_hash(shape):
 
 def fallback(shape):
     return FallbackEmbedding.from_rows(fields(shape), random(5, shape.dim))
+
+
+def group_quantized(shape):
+    weight = random(shape.rows, shape.dim)
+    grid = fit_grid(weight, 3, min(5, shape.dim), False, "minmax")
+    layer = nn.Linear(shape.dim, shape.rows, bias=False)
+    return GroupQuantizedEmbedding.sharing(shape, GroupQuantizedLinear.from_codes(layer, grid, grid.codes(weight)))
 
 
 def low_rank(shape):
@@ -98,6 +108,7 @@ TABLES = {
     "clustered": clustered,
     "deep hash": deep_hash,
     "fallback": fallback,
+    "group quantized": group_quantized,
     "low rank": low_rank,
     "mixed width": mixed_width,
     "sparse": sparse,
@@ -152,6 +163,10 @@ def symmetric_quantized_linear():
     return group_quantized_linear(4, symmetric=True)
 
 
+def scaled_input():
+    return ScaledInput.around(nn.Linear(12, 5), random(12))
+
+
 def half_linear():
     return HalfLinear.from_dense(nn.Linear(12, 5))
 
@@ -173,6 +188,7 @@ def int8_vectors():
 OTHERS = {
     "group quantised linear": (group_quantized_linear, lambda: (random(3, 12),)),
     "symmetric quantised linear": (symmetric_quantized_linear, lambda: (random(3, 12),)),
+    "scaled input": (scaled_input, lambda: (random(3, 12),)),
     "half linear": (half_linear, lambda: (random(3, 12),)),
     "low rank delta": (low_rank_delta, lambda: (random(3, 12),)),
     "flat vectors": (flat_vectors, lambda: (random(3, 12),)),

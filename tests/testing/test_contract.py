@@ -24,6 +24,8 @@ MORE = {
         "gptq",
         {"bits": 3, "group": 32, "symmetric": True, "ranges": "search", "act_order": False, "min_weights": 64},
     ),
+    "awq 2": ("awq", {"bits": 2, "group": 32, "min_weights": 64, "grid": 4, "calibration_batches": 2}),
+    "smoothquant 0.8": ("smoothquant", {"strength": 0.8, "only": "second"}),
     "jpeg 10": ("jpeg", {"quality": 10}),
     "lora 1": ("lora", {"rank": 1, "alpha": 1.0}),
     "data-random-rows 0.2": ("data-random-rows", {"share": 0.2}),

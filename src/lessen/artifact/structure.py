@@ -118,6 +118,7 @@ def assemble(
     targets = dict(model.state_dict(keep_vars=True))
     check_forms(targets, forms, where)
     _fill(targets, weights, tied)
+    _share(model, tied)
     check_stored(model)
     _check_no_meta(model, where)
     return model
@@ -346,6 +347,20 @@ def _fill(targets: Mapping[str, Tensor], weights: Weights, tied: Mapping[str, st
                 if target.dtype != tensor.dtype:
                     target.data = torch.empty(tensor.shape, dtype=tensor.dtype, device=target.device)
                 target.copy_(tensor)
+
+
+def _share(model: nn.Module, tied: Mapping[str, str]) -> None:
+    """Let buffers of equal form that were stored once be one tensor in memory too, such as the codes of a tied head."""
+    holders = {
+        f"{path}.{name}" if path else name: (module, name)
+        for path, module in model.named_modules(remove_duplicate=False) for name in module._buffers
+    }  # fmt: skip
+    for name, source in tied.items():
+        if name in holders and source in holders:
+            (module, own), (other, its) = holders[name], holders[source]
+            left, right = module._buffers[own], other._buffers[its]
+            if left is not None and right is not None and (left.shape, left.dtype) == (right.shape, right.dtype):
+                module._buffers[own] = right
 
 
 def check_stored(model: nn.Module) -> None:

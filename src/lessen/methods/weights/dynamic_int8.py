@@ -10,6 +10,7 @@ from torch import nn
 from lessen.method import Card, Context
 from lessen.methods.modules import ModuleMethod
 from lessen.methods.sites import replace
+from lessen.methods.weights._shared.conv1d import linearised
 from lessen.stored.linears.int8_linear import Int8Linear
 from lessen.task import Task
 
@@ -36,6 +37,7 @@ class DynamicInt8Linears(ModuleMethod):
 
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:  # noqa: ARG002
         """Replace each eligible layer. Raises NothingMatchedError."""
+        model = linearised(model)
         for site in self.eligible(model, (nn.Linear,), context, self._reject):
             model = replace(model, site, Int8Linear.from_dense(site.module, self.activations))
         return model

@@ -31,10 +31,12 @@ class GPTQ(FewBits, Calibrated):
     place of a mean over sequences, which scales it and changes nothing; weights of inputs that calibration never
     excites are rounded to nearest, not set to zero; what reads one tensor is found by running the block, for any host.
     OAC's order is not public: gradients of a few blocks at a time are taken in one pass with those before them
-    quantised, in the type of the model, and damping is 0.1 unless given. Layers outside the blocks (embeddings, head)
-    stay as they are. A model without Transformer blocks is calibrated in one pass of the model as it was.
+    quantised, in the type of the model, and damping is 0.1 unless given. The token embedding and a head over its rows
+    are rounded to nearest at `table_bits`; other layers outside the blocks stay as they are. A model without
+    Transformer blocks is calibrated in one pass of the model as it was.
     """
 
+    version = 2
     card = Card(
         name="gptq",
         family="weights",
@@ -53,8 +55,9 @@ class GPTQ(FewBits, Calibrated):
 
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
         """Replace each eligible layer. Raises NothingMatchedError; TaskError for an empty train split."""
-        sites = self.eligible(model, (nn.Linear,), context, self.reject)
-        model = self.calibrate(model, sites, task, context)
+        model, sites = self.prepared(model, context)
+        if sites:  # there are none where `only` named the token embedding
+            model = self.calibrate(model, sites, task, context)
         self.remark(context)
         return model
 

@@ -1,4 +1,4 @@
-"""16 bit linear layers: half the bytes, no data, no training."""
+"""16 bit weights: half the bytes, no data, no training."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from torch import nn
 
 from lessen.method import Card, Context
 from lessen.methods.modules import ModuleMethod
-from lessen.methods.sites import replace
+from lessen.methods.sites import replace, require
+from lessen.methods.weights._shared.conv1d import linearised
+from lessen.methods.weights._shared.token_tables import TokenTable, token_tables
 from lessen.stored.linears.half import Half, HalfLinear
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.half_embedding import HalfEmbedding
 from lessen.task import Task
 
 FP16_MAX = 65504.0
@@ -20,13 +24,15 @@ class HalfLinears(ModuleMethod):
     """Round linear layers to bf16 or fp16 and multiply in that type; the model answers in its own.
 
     Source: bfloat16 (Kalamkar et al. 2019, arXiv 1905.12322) and IEEE 754 binary16. The mildest entry on every
-    frontier, and what the few-bit methods are compared with. A layer with values beyond 65504 is left alone under fp16.
+    frontier, and what the few-bit methods are compared with. A Transformer's token embedding is rounded too, and a head
+    that is tied to it holds the same 16 bits, stored once. A layer with values beyond 65504 is left alone under fp16.
+    Norms and convolutions stay as they are.
     """
 
     card = Card(
         name="linear-half",
         family="weights",
-        summary="Store linear layers in 16 bits.",
+        summary="Store linear layers and token embeddings in 16 bits.",
         acts_on=(nn.Linear,),
         source="Kalamkar et al. 2019, arXiv 1905.12322; IEEE 754-2008",
     )
@@ -34,8 +40,28 @@ class HalfLinears(ModuleMethod):
 
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:  # noqa: ARG002
         """Replace each eligible layer. Raises NothingMatchedError."""
-        for site in self.eligible(model, (nn.Linear,), context, self._reject, (HalfLinear,)):
+        model, done = linearised(model), False
+        for found in token_tables(model, self.scope, context):
+            reason = self._reject(found.stand_in())
+            if reason is None:
+                model, done = self._halve(model, found), True
+            else:
+                context.findings.setdefault("skipped", {})[found.table.path] = reason
+        sites = self.candidates(model, (nn.Linear,), context, self._reject, (HalfLinear,))
+        for site in sites if done else require(sites, self, model, context):
             model = replace(model, site, HalfLinear.from_dense(site.module, self.dtype))
+        return model
+
+    def _halve(self, model: nn.Module, found: TokenTable) -> nn.Module:
+        made = HalfEmbedding.from_dense(found.table.module, self.dtype)
+        for site in (found.table, *found.others):
+            table = HalfEmbedding(TableShape.of(site.module), self.dtype)
+            table.rows = made.rows
+            model = replace(model, site, table)
+        for site in found.heads:
+            head = HalfLinear.from_dense(site.module, self.dtype)
+            head.weight = made.rows
+            model = replace(model, site, head)
         return model
 
     def _reject(self, layer: Any) -> str | None:

@@ -13,6 +13,7 @@ from lessen.methods import retrain
 from lessen.methods.calibration import Moments, output_moments, principal_axes, rank_for, recalibrate_batch_norm
 from lessen.methods.modules import ModuleMethod
 from lessen.methods.sites import Site, replace, require
+from lessen.methods.weights._shared.conv1d import linearised
 from lessen.stored.linears.low_rank import LowRankLinear
 from lessen.task import Task
 
@@ -43,6 +44,7 @@ class LowRankLinears(ModuleMethod):
 
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
         """Collect, decompose and replace. Raises NothingMatchedError; TaskError when training is asked and absent."""
+        model = linearised(model)
         sites = self.eligible(model, (nn.Linear,), context, self._reject, (LowRankLinear,))
         moments = output_moments(model, task, sites, self.calibration_batches)
         replaced = []

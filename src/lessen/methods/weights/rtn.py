@@ -22,7 +22,8 @@ class RTN(FewBits):
     is what is stored. The asymmetric grid has a minimum in place of an integer zero point and need not hold zero:
     weights that were dequantised from such a grid (Q4_1 at group 32) come back exactly. The search moves both ends of
     a range that does not hold zero towards its nearer end. A layer whose inputs are no multiple of the group ends in
-    a shorter group. Layers are storage with decoded compute: bytes are saved, time is not.
+    a shorter group. A Transformer's token embedding and a head over its rows take `table_bits`.
+    Layers are storage with decoded compute: bytes are saved, time is not.
     """
 
     card = Card(
@@ -33,10 +34,11 @@ class RTN(FewBits):
         source="Frantar et al. 2022, arXiv 2210.17323 (its baseline)",
         claims=frozenset({"bytes"}),
     )
+    version = 2
 
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:  # noqa: ARG002
         """Replace each eligible layer. Raises NothingMatchedError."""
-        sites = self.eligible(model, (nn.Linear,), context, self.reject)
+        model, sites = self.prepared(model, context)
         for number, site in enumerate(sites):
             context.log.progress("round to nearest", number, len(sites))
             layer: Any = site.module

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from torch import nn
 
 from lessen.method import Context
 from lessen.methods.modules import ModuleMethod
-from lessen.methods.sites import Site, module_bytes
-from lessen.methods.weights._shared.grids import Ranges
+from lessen.methods.sites import Site, module_bytes, replace, require
+from lessen.methods.weights._shared.conv1d import linearised
+from lessen.methods.weights._shared.grids import Ranges, fit_grid, quantise
+from lessen.methods.weights._shared.token_tables import TokenTable, token_tables
 from lessen.stored.linears.group_quantized import GroupQuantizedLinear, layer_bytes, row_parts
+from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.group_quantized import GroupQuantizedEmbedding
+
+Bits = Literal[2, 3, 4, 5, 6, 8]
 
 HALF_MAX = 65_504.0
 FINEST = 2.0**-20
@@ -21,30 +28,81 @@ ON_GRID = 0.01
 
 
 class FewBits(ModuleMethod):
-    """Base of methods that leave `GroupQuantizedLinear` layers; answers keep the type of a layer's inputs."""
+    """Base of methods that leave `GroupQuantizedLinear` layers; answers keep the type of a layer's inputs.
 
-    bits: Literal[2, 3, 4, 5, 6, 8] = Field(4, description="bits of a weight")
+    Conv1D layers of transformers become linear ones first. A Transformer's token embedding is rounded to nearest at
+    `table_bits`, and a head that is tied to it reads the same codes: they are stored once.
+    """
+
+    bits: Bits = Field(4, description="bits of a weight")
     group: int | None = Field(
         64, ge=32, le=256, description="weights along the inputs that share a scale; none: the whole row"
     )
     symmetric: bool = Field(False, description="levels around zero, in place of a minimum for each group")
     ranges: Ranges = Field("minmax", description="range of a group: all of it, or narrowed where that errs less")
     min_weights: int = Field(1024, ge=1, le=10**9, description="layers with fewer weights stay as they are")
+    table_bits: Bits | None = Field(
+        8, description="bits of a Transformer's token embedding and of the head over its rows; none: embeddings stay"
+    )
+
+    def prepared(self, model: nn.Module, context: Context) -> tuple[nn.Module, list[Site]]:
+        """Return the model with its token tables rounded, and the linear layers that are left to do.
+
+        Raises:
+            NothingMatchedError: there is neither a table nor a layer; says why each was left alone.
+            ConfigError: a pattern of `only` or `skip` matches no module.
+        """
+        model, done = linearised(model), False
+        for found in token_tables(model, self.scope, context) if self.table_bits is not None else []:
+            model, rounded = self._round_table(model, found, self.table_bits or 8, context)
+            done = done or rounded
+        sites = self.candidates(model, (nn.Linear,), context, self.reject)
+        return model, sites if done else require(sites, self, model, context)
+
+    def _round_table(self, model: nn.Module, found: TokenTable, bits: int, context: Context) -> tuple[nn.Module, bool]:
+        """Replace an embedding and its heads, and tell whether it was done."""
+        layer = found.stand_in()
+        reason = self.reject(layer, bits)
+        if reason is not None:
+            context.findings.setdefault("skipped", {})[found.table.path] = reason
+            return model, False
+        made = self._rounded(layer, bits)
+        for site in (found.table, *found.others):
+            table = GroupQuantizedEmbedding.sharing(TableShape.of(site.module), made)
+            model = replace(model, site, table)
+        for site in found.heads:
+            model = replace(model, site, _head_over(made, site.module))
+        if found.untied is not None:
+            model = replace(model, found.untied, self._rounded(found.untied.module, bits))
+        error, power, _ = compared(layer, made)
+        heads = [site.path for site in (*found.heads, *([found.untied] if found.untied else []))]
+        context.findings.setdefault("tables", {})[found.table.path] = {
+            "bits": bits, "error": round(error / power, 8) if power else 0.0, "heads": heads,
+            "stored": "once" if found.untied is None else "each",
+        }  # fmt: skip
+        if found.equal:
+            context.log.note(f"{heads[0]} equals {found.table.path} though the model does not tie them: stored once")
+        return model, True
+
+    def _rounded(self, layer: nn.Linear, bits: int) -> GroupQuantizedLinear:
+        grid = fit_grid(layer.weight, bits, self.width(layer), self.symmetric, self.ranges)
+        return GroupQuantizedLinear.from_codes(layer, grid, quantise(layer.weight, grid))
 
     def width(self, layer: nn.Linear) -> int:
         """Return the inputs of a group in this layer."""
         return min(self.group or layer.in_features, layer.in_features)
 
-    def reject(self, layer: Any) -> str | None:
-        """Say why a layer stays as it is, or None."""
+    def reject(self, layer: Any, bits: int | None = None) -> str | None:
+        """Say why a layer stays as it is at `bits` (the knob's by default), or None."""
+        bits = bits or self.bits
         if layer.weight.numel() < self.min_weights:
             return f"has {layer.weight.numel()} weights, fewer than min_weights {self.min_weights}"
-        if layer_bytes(layer, self.bits, self.width(layer), self.symmetric) >= module_bytes(layer):
-            return f"{self.bits} bit codes with their scales take no fewer bytes than it does now"
+        if layer_bytes(layer, bits, self.width(layer), self.symmetric) >= module_bytes(layer):
+            return f"{bits} bit codes with their scales take no fewer bytes than it does now"
         largest = float(layer.weight.detach().abs().max())
         if largest > HALF_MAX:
             return "holds weights beyond 65504, which fp16 scales cannot"
-        if 0 < largest < FINEST * 2 ** (self.bits - 1):
+        if 0 < largest < FINEST * 2 ** (bits - 1):
             return f"holds weights of at most {largest:.1e}, finer than fp16 scales can tell apart"
         return None
 
@@ -62,7 +120,7 @@ class FewBits(ModuleMethod):
 
     def remark(self, context: Context) -> None:
         """Warn where weights lay on the grid that was asked for, and where a layer is all zero."""
-        layers, lossless = context.findings["layers"], context.findings.get("lossless", [])
+        layers, lossless = context.findings.get("layers", {}), context.findings.get("lossless", [])
         dead = context.findings.get("dead", [])
         if lossless:
             where = "groups of " + str(self.group) if self.group else "whole rows"
@@ -73,6 +131,18 @@ class FewBits(ModuleMethod):
             context.log.note(context.findings["warning"])
         if dead:
             context.log.note(f"{len(dead)} dead layers hold only zeros, such as {dead[0]}")
+
+
+def _head_over(made: GroupQuantizedLinear, layer: nn.Linear) -> GroupQuantizedLinear:
+    """Return a layer that holds the very codes of another, and the bias of `layer`."""
+    with torch.device("meta"):
+        head = GroupQuantizedLinear(
+            made.in_features, made.out_features, made.bits, made.group, made.symmetric, layer.bias is not None
+        )
+    for name in ("codes", "scales", "minimums"):
+        head._buffers[name] = made._buffers[name]
+    head._buffers["bias"] = None if layer.bias is None else layer.bias.detach().float().clone()
+    return head
 
 
 def compared(layer: Any, made: GroupQuantizedLinear) -> tuple[float, float, bool]:

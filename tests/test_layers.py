@@ -100,6 +100,15 @@ def test_no_file_leads_back_to_itself():
         walk(module, ())
 
 
+def test_a_file_can_be_read_in_one_sitting():
+    root = SOURCE.parent.parent
+    paths = [
+        path for folder in ("src", "tests", "benchmarks", "docs") for path in sorted((root / folder).rglob("*.py"))
+    ]
+    long = {str(path.relative_to(root)): count for path in paths if (count := len(path.read_text().splitlines())) > 400}
+    assert not long, f"over 400 lines: {long}; a file has one job, so give the other job a file of its own"
+
+
 def test_every_private_name_is_read_somewhere():
     text = "\n".join(path.read_text() for path in FILES)
     words = Counter(re.findall(r"\w+", text))

@@ -4,14 +4,13 @@
     python -m benchmarks.checkpoints.bench gap      # language model: resume gap beside the noise of the seed
     python -m benchmarks.checkpoints.bench memory   # one checkpoint of 1.2 GB: peak memory of packing and unpacking
 
-Trains the runs of checkpoints_runs.py first if they are not in the cache. ZipNN and py7zr are used if installed.
-Sparse tables have a script of their own, checkpoints_ctr.py.
+Trains the runs of `runs` first if they are not in the cache. ZipNN and py7zr are used if installed.
+Sparse tables have a script of their own, `ctr`; the peers are called in `peers`.
 What is done is kept in the cache: a benchmark that was stopped goes on, and `--one` does one unit of work and stops.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import platform
@@ -32,6 +31,7 @@ import torch
 import lessen
 from benchmarks.checkpoints import excp_recipe as excp
 from benchmarks.checkpoints import runs
+from benchmarks.checkpoints.peers import safetensors_zstd, seven_zip_bytes, triples, zipnn_bytes
 from lessen.checkpoints import Archive, NearSettings, Packer, PackSettings, find_snapshots
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -82,32 +82,6 @@ def save(name: str, result: dict[str, Any]) -> None:
 
 
 # -- peers -----------------------------------------------------------------------------------------------------
-def safetensors_zstd(path: Path, level: int) -> bytes:
-    import zstandard
-    from safetensors.torch import save as serialise
-
-    state = torch.load(path, weights_only=True)
-    flat = {f"m.{k}": v for k, v in state["model"].items()}
-    for index, values in state["optimizer"]["state"].items():
-        flat |= {f"o.{index}.{k}": v for k, v in values.items()}
-    return zstandard.ZstdCompressor(level=level).compress(serialise(flat))
-
-
-def zipnn_bytes(path: Path) -> int:
-    import zipnn
-
-    return len(zipnn.ZipNN(bytearray_dtype="float32", input_format="byte").compress(bytearray(path.read_bytes())))
-
-
-def seven_zip_bytes(path: Path) -> int:
-    import py7zr
-
-    memory = io.BytesIO()
-    with py7zr.SevenZipFile(memory, "w") as archive:
-        archive.writestr(path.read_bytes(), path.name)
-    return memory.getbuffer().nbytes
-
-
 def peer_sizes(paths: list[Path], progress: Progress) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     peers: list[tuple[str, Callable[[Path], int], list[Path]]] = [
@@ -228,16 +202,6 @@ GAP_SETTINGS = {
 
 
 # -- the published recipe ----------------------------------------------------------------------------------------
-def triples(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    state = torch.load(path, weights_only=True)
-    names = [name for name, _ in runs.LanguageModel().named_parameters()]
-    moments = state["optimizer"]["state"]
-    return {
-        name: (state["model"][name].numpy(), moments[k]["exp_avg"].numpy(), moments[k]["exp_avg_sq"].numpy())
-        for k, name in enumerate(names)
-    }
-
-
 PUBLISHED = {"ExCP as published": False, "ExCP, threshold scaled to 2.5 medians": True}
 
 

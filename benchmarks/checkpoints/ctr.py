@@ -2,7 +2,7 @@
 
     python -m benchmarks.checkpoints.ctr
 
-Trains the run `ctr` of checkpoints_runs.py first if it is not in the cache. SparseAdam leaves the rows alone that no
+Trains the run `ctr` of `runs` first if it is not in the cache. SparseAdam leaves the rows alone that no
 example of a batch names. What is done is kept in the cache; `--one` does one unit of work and stops.
 """
 

@@ -10,7 +10,7 @@ pytest.importorskip("zstandard", reason="the [checkpoints] extra is not installe
 pytest.importorskip("constriction", reason="the [checkpoints] extra is not installed")
 
 from checkpoint_runs import make_run
-from lessen.checkpoints import background
+from lessen.checkpoints import PackSettings, background, find_snapshots, pack
 
 
 class ForkedPacker:
@@ -56,3 +56,11 @@ def forked(monkeypatch):
 def run(tmp_path_factory) -> list[Path]:
     """Five checkpoints of one small run with Adam."""
     return make_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def archives(run, tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("archives")
+    for mode in ("exact", "near"):
+        pack(find_snapshots(run), folder / mode, PackSettings(mode=mode, key_every=3))
+    return {mode: folder / mode for mode in ("exact", "near")}

@@ -9,17 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from checkpoint_runs import Notes
 from lessen.checkpoints import Archive, PackSettings, find_snapshots, pack
 from lessen.errors import ArtifactError, DataError
-from lessen.log import Log
-
-
-class Notes(Log):
-    def __init__(self):
-        self.lines = []
-
-    def note(self, text):
-        self.lines.append(text)
 
 
 def trainer_folder(folder: Path, step: int, shards: int = 1) -> Path:

@@ -12,50 +12,10 @@ import torch
 from lessen.data.encode import SplitRule, encode_logs
 from lessen.data.folder import Dataset
 from lessen.data.infer import infer_schema
-from lessen.data.schema import FieldSchema, Schema, dump_schema, load_schema, parse_schema
+from lessen.data.schema import FieldSchema, Schema
 from lessen.errors import ConfigError, DataError, OutputError
 from lessen.files import TEMPORARY, dump_json
-
-FIELDS = (
-    FieldSchema(name="click", kind="label"),
-    FieldSchema(name="user", kind="categorical", minimum_count=2),
-    FieldSchema(name="item", kind="categorical"),
-    FieldSchema(name="price", kind="numeric", transform="standard", fill=0.0),
-    FieldSchema(name="views", kind="numeric", transform="log-squared", fill=0.0),
-    FieldSchema(name="recent", kind="sequence", vocabulary="item", separator=";", length=3),
-    FieldSchema(name="time", kind="timestamp"),
-    FieldSchema(name="query", kind="group"),
-)
-SCHEMA = Schema(fields=FIELDS)
-
-
-def rows(count: int = 400) -> list[dict[str, str]]:
-    generator = np.random.default_rng(0)
-    items = [f"i{k}" for k in range(20)]
-    return [
-        {
-            "click": str(int(generator.random() < 0.4)),
-            "user": f"u{generator.zipf(1.5) % 60}",
-            "item": items[generator.integers(20)],
-            "price": f"{generator.gamma(2.0):.3f}" if generator.random() < 0.9 else "",
-            "views": str(int(generator.pareto(1.0) * 3)),
-            "recent": ";".join(generator.choice(items, generator.integers(0, 6)).tolist()),
-            "time": str(1000 + n),
-            "query": f"q{n // 7}",
-        }
-        for n in range(count)
-    ]
-
-
-def write_csv(path: Path, table: list[dict[str, str]], separator: str = ",") -> Path:
-    lines = [separator.join(table[0]), *(separator.join(row.values()) for row in table)]
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Path:
-    return write_csv(tmp_path / "log.csv", rows())
+from small_log import FIELDS, SCHEMA, rows, write_csv
 
 
 def raised(match: str, *args: object, **options: object) -> None:
@@ -367,54 +327,3 @@ def test_rules_that_do_not_fit_are_named(log: Path, tmp_path: Path) -> None:
         encode_logs([str(log)], SCHEMA, tmp_path / "out", SplitRule(fractions=(0.5, 0.1, 0.1)))
     with pytest.raises(ConfigError, match="need files for train, validation, test"):
         encode_logs({"train": [str(log)]}, SCHEMA, tmp_path / "out")
-
-
-# -- schema ---------------------------------------------------------------------------------------------------------
-def test_inferred_schema_is_valid_editable_and_encodes(log: Path, tmp_path: Path) -> None:
-    schema = infer_schema(log)
-    kinds = {field.name: field.kind for field in schema.fields}
-    assert kinds == {
-        "click": "label",
-        "user": "categorical",
-        "item": "categorical",
-        "price": "numeric",
-        "views": "categorical",
-        "recent": "multi",
-        "time": "timestamp",
-        "query": "categorical",
-    }
-    path = tmp_path / "schema.yaml"
-    path.write_text(dump_schema(schema))
-    assert load_schema(path) == schema
-    assert sum(encode_logs([str(log)], schema, tmp_path / "out").rows.values()) == 400
-
-
-def test_inference_that_cannot_tell_says_so(tmp_path: Path) -> None:
-    path = write_csv(tmp_path / "a.csv", [{"a": "1", "b": "0", "c": "x"}, {"a": "0", "b": "1", "c": "y"}])
-    with pytest.raises(DataError, match="columns of 0 and 1 are a, b; name it with --label"):
-        infer_schema(path)
-    assert infer_schema(path, label="b").label.name == "b"
-    with pytest.raises(DataError, match="no column 'z'"):
-        infer_schema(path, label="z")
-    with pytest.raises(DataError, match="cannot tell the format"):
-        infer_schema(write_csv(tmp_path / "a.dat", [{"a": "1"}]))
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        ([], "expected a mapping"),
-        ({"fields": [{"name": "y", "kind": "labl"}]}, "fields.0.kind"),
-        ({"fields": [{"name": "y", "kind": "label", "mincount": 3}]}, "no key 'fields.0.mincount'"),
-        ({"fields": [{"name": "y", "kind": "label"}, {"name": "y", "kind": "group"}]}, "'y' is listed twice"),
-        ({"fields": [{"name": "a", "kind": "categorical"}]}, "0 fields have kind label"),
-        ({"fields": [{"name": "y", "kind": "label"}]}, "no field has ids"),
-        (
-            {"fields": [{"name": "y", "kind": "label"}, {"name": "a", "kind": "categorical", "vocabulary": "b"}]},
-            "shares the vocabulary of 'b', which has none",
-        ),
-    ],
-)
-def test_bad_schemas_are_named(value: object, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        parse_schema(value, "schema.yaml")

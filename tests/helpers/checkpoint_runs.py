@@ -1,4 +1,4 @@
-"""Small real training runs whose checkpoints the tests pack."""
+"""Small real training runs whose checkpoints the tests pack, and what reads the log and the archive's files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lessen.log import Log
 
 
 class Net(nn.Module):
@@ -79,3 +81,18 @@ def resume(checkpoint: Path, steps: int, seed: int) -> dict[str, Any]:
     optimizer.load_state_dict(state["optimizer"])
     losses = [train_step(net, optimizer, state["step"] + k, seed) for k in range(1, steps + 1)]
     return {"losses": losses, "final": sum(losses[-5:]) / 5}
+
+
+class Notes(Log):
+    """Keeps the notes of a log."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of an archive's files by name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".lock"}

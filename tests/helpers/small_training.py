@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from lessen.train.fit import fit
+from lessen.train.hooks import Hook
+from lessen.train.run import FitResult
+from lessen.train.settings import FitSettings
 
 
 class Small(nn.Module):
@@ -46,3 +53,26 @@ def same(left: nn.Module, right: nn.Module) -> bool:
     """Say whether the states are equal bit for bit."""
     other = right.state_dict()
     return all(torch.equal(value, other[name]) for name, value in left.state_dict().items())
+
+
+def train(
+    model: nn.Module, hooks: tuple[Hook, ...] = (), parameters: Any = None, device: str | None = None, **settings: Any
+) -> FitResult:
+    """Train on the batches above, settings by name."""
+    return fit(
+        model,
+        batches=batches,
+        loss=loss,
+        validate=validate,
+        settings=FitSettings(**settings),
+        hooks=hooks,
+        parameters=parameters,
+        device=device,
+    )
+
+
+def calm(seed: int = 0) -> Small:
+    """A network without dropout and BatchNorm, so that batches may be cut in any way."""
+    model = small(seed)
+    model.norm, model.drop = nn.Identity(), nn.Identity()  # type: ignore[assignment]
+    return model

@@ -12,40 +12,7 @@ from lessen.log import Log
 from lessen.train.fit import fit
 from lessen.train.hooks import Hook
 from lessen.train.settings import FitSettings
-
-
-class Small(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Embedding(20, 4)
-        self.norm = nn.BatchNorm1d(4)
-        self.drop = nn.Dropout(0.3)
-        self.out = nn.Linear(4, 1)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.out(self.drop(self.norm(self.table(ids)))).squeeze(1)
-
-
-def batches(epoch: int) -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(epoch)
-    ids = torch.randint(0, 20, (64,), generator=generator)
-    return [(ids[i : i + 16], (ids[i : i + 16] % 2).float()) for i in range(0, 64, 16)]
-
-
-def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return nn.functional.binary_cross_entropy_with_logits(model(batch[0]), batch[1])
-
-
-@torch.no_grad()
-def validate(model: nn.Module) -> float:
-    model.eval()
-    ids = torch.arange(20)
-    return -float(loss(model, (ids, (ids % 2).float())))
-
-
-def small(seed: int = 0) -> Small:
-    torch.manual_seed(seed)
-    return Small()
+from small_training import batches, loss, small, validate
 
 
 def test_learns_and_returns_the_best_epoch_in_eval_mode() -> None:

@@ -207,8 +207,8 @@ def test_padding_stays_where_it_is_and_the_table_is_as_before(updates: str) -> N
         ids = torch.tensor([[2, 4], [2, 2], [1, 2], [4, 1]])
         fit(
             model,
-            batches=lambda _: [ids, ids[:2]],
-            loss=lambda m, batch: (m(batch) - 1).square().mean(),  # noqa: B023
+            batches=lambda _: [ids, ids[:2]],  # noqa: B023
+            loss=lambda m, batch: (m(batch) - 1).square().mean(),
             validate=lambda _: 0.0,
             settings=FitSettings(epochs=3, table_updates=updates, patience=3),  # type: ignore[arg-type]
         )

@@ -126,11 +126,11 @@ def _settings(
     from lessen.selection.ranking import RankSettings
 
     return RankSettings(
-        scan=scan,
+        scan=scan,  # type: ignore[arg-type]
         label_bins=label_bins,
         crosses=crosses,
         redundancy=redundancy,
-        select=select,  # type: ignore[arg-type]
+        select=select,
         known=tuple(known or ()),
         profile=profile,
         transforms=_one_of("--transforms", transforms, ("none", "minimal", "default", "wide")),  # type: ignore[arg-type]

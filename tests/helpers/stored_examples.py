@@ -18,6 +18,7 @@ from lessen.stored.linears.half import HalfLinear
 from lessen.stored.linears.int8_linear import Int8Linear
 from lessen.stored.linears.low_rank import LowRankLinear
 from lessen.stored.linears.low_rank_delta import LowRankDelta
+from lessen.stored.linears.rotated import RotatedInput, RotatedNorm, draw_signs
 from lessen.stored.linears.scaled_input import ScaledInput
 from lessen.stored.series.wavelet_bank import WaveletBank
 from lessen.stored.tables.cluster_assigned import ClusterAssignedEmbedding
@@ -167,6 +168,16 @@ def scaled_input():
     return ScaledInput.around(nn.Linear(12, 5), random(12))
 
 
+def rotated_input():
+    return RotatedInput.around(nn.Linear(12, 5), draw_signs(12, generator()))
+
+
+def rotated_norm():
+    made = RotatedNorm(12, 1e-6, True)
+    made.gain.copy_(random(12))
+    return made
+
+
 def half_linear():
     return HalfLinear.from_dense(nn.Linear(12, 5))
 
@@ -188,6 +199,8 @@ def int8_vectors():
 OTHERS = {
     "group quantised linear": (group_quantized_linear, lambda: (random(3, 12),)),
     "symmetric quantised linear": (symmetric_quantized_linear, lambda: (random(3, 12),)),
+    "rotated input": (rotated_input, lambda: (random(3, 12),)),
+    "rotated norm": (rotated_norm, lambda: (random(3, 12),)),
     "scaled input": (scaled_input, lambda: (random(3, 12),)),
     "half linear": (half_linear, lambda: (random(3, 12),)),
     "low rank delta": (low_rank_delta, lambda: (random(3, 12),)),

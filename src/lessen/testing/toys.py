@@ -169,6 +169,7 @@ def _quick(task: Task, epochs: int) -> Task:
 TOYS: dict[str, Callable[[], Task]] = {
     "embeddings": TableTask,
     "weights": TableTask,
+    "quarot": pictures_in_tokens,
     "emb-dedup": RepeatedRowsTask,
     "features": columns,
     "tokens": pictures_in_tokens,

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
+from lessen.checkpoints.byte_map import Array, ByteMap
 from lessen.checkpoints.groups import find_groups, natural, pieces
-from lessen.checkpoints.images import Array, Image
 
 
-def image(path: str, *arrays: tuple[str, tuple[int, ...]], kind: str = "F32", container: str = "torch") -> Image:
+def mapped(path: str, *arrays: tuple[str, tuple[int, ...]], kind: str = "F32", container: str = "torch") -> ByteMap:
     made, at = [], 0
     for name, shape in arrays:
         count = 4
@@ -14,7 +14,7 @@ def image(path: str, *arrays: tuple[str, tuple[int, ...]], kind: str = "F32", co
             count *= size
         made.append(Array(name, kind, shape, at, count))
         at += count
-    return Image(path, at, tuple(made), container)
+    return ByteMap(path, at, tuple(made), container)
 
 
 class Told:
@@ -28,8 +28,8 @@ class Told:
         )
 
 
-def named(images, group):
-    return {role: images[i].arrays[j].name for role, (i, j) in group.members.items()}
+def named(maps, group):
+    return {role: maps[i].arrays[j].name for role, (i, j) in group.members.items()}
 
 
 def adam(index: int, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
@@ -37,8 +37,8 @@ def adam(index: int, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]
 
 
 def test_moments_find_their_weights_by_shape_and_order():
-    images = [
-        image(
+    maps = [
+        mapped(
             "c.pt",
             ("model/a", (4, 4)),
             ("model/b", (3,)),
@@ -48,7 +48,7 @@ def test_moments_find_their_weights_by_shape_and_order():
             *adam(2, (4, 4)),
         )
     ]
-    groups = [named(images, group) for group in find_groups(images)]
+    groups = [named(maps, group) for group in find_groups(maps)]
     assert groups[0] == {
         "weight": "model/a",
         "first": "optimizer/state/0/exp_avg",
@@ -61,8 +61,8 @@ def test_moments_find_their_weights_by_shape_and_order():
 
 def test_moments_of_our_own_lazy_adam_are_known_and_a_layer_named_first_is_no_moment():
     table = [("optimizer/1.0.first", (9, 4)), ("optimizer/1.0.second", (9, 4)), ("optimizer/1.0.last", (1300,))]
-    images = [image("state.safetensors", ("model/first", (9, 4)), *table, container="safetensors")]
-    groups = [named(images, group) for group in find_groups(images)]
+    maps = [mapped("state.safetensors", ("model/first", (9, 4)), *table, container="safetensors")]
+    groups = [named(maps, group) for group in find_groups(maps)]
     assert groups[0] == {
         "weight": "model/first",
         "first": "optimizer/1.0.first",
@@ -72,32 +72,32 @@ def test_moments_of_our_own_lazy_adam_are_known_and_a_layer_named_first_is_no_mo
 
 
 def test_every_array_is_in_exactly_one_group():
-    images = [
-        image("c.pt", ("model/a", (40, 40)), ("ema/a", (40, 40)), ("rng", (2000,)), *adam(0, (40, 40)), *adam(1, (5,)))
+    maps = [
+        mapped("c.pt", ("model/a", (40, 40)), ("ema/a", (40, 40)), ("rng", (2000,)), *adam(0, (40, 40)), *adam(1, (5,)))
     ]
-    places = [place for group in find_groups(images) for place in group.members.values()]
-    assert sorted(places) == [(0, j) for j in range(len(images[0].arrays))]
+    places = [place for group in find_groups(maps) for place in group.members.values()]
+    assert sorted(places) == [(0, j) for j in range(len(maps[0].arrays))]
 
 
 def test_small_arrays_that_are_no_weights_stay_with_the_structure_of_their_file():
-    images = [image("c.pt", ("model/a", (4, 4)), ("scores", (1023,)), ("history", (1024,)), *adam(0, (4, 4)))]
-    assert [named(images, group) for group in find_groups(images)][1:] == [{"other": "history"}]
-    assert len(find_groups(images, movement=Told(loose=[(0, 2)]))) == 1
+    maps = [mapped("c.pt", ("model/a", (4, 4)), ("scores", (1023,)), ("history", (1024,)), *adam(0, (4, 4)))]
+    assert [named(maps, group) for group in find_groups(maps)][1:] == [{"other": "history"}]
+    assert len(find_groups(maps, movement=Told(loose=[(0, 2)]))) == 1
 
 
 def test_moments_without_a_weight_are_kept_exactly():
-    images = [image("c.pt", ("model/a", (4, 4)), *adam(0, (5,)))]
-    assert not any(group.near for group in find_groups(images))
+    maps = [mapped("c.pt", ("model/a", (4, 4)), *adam(0, (5,)))]
+    assert not any(group.near for group in find_groups(maps))
 
 
 def test_copies_of_the_model_are_not_taken_for_it():
-    images = [image("c.pt", ("best/a", (4, 4)), ("ema_model/a", (4, 4)), ("model/a", (4, 4)), *adam(0, (4, 4)))]
-    assert named(images, find_groups(images)[0])["weight"] == "model/a"
+    maps = [mapped("c.pt", ("best/a", (4, 4)), ("ema_model/a", (4, 4)), ("model/a", (4, 4)), *adam(0, (4, 4)))]
+    assert named(maps, find_groups(maps)[0])["weight"] == "model/a"
 
 
 def test_optimisers_that_know_names_are_believed():
-    images = [
-        image(
+    maps = [
+        mapped(
             "c.pt",
             ("model/a", (4, 4)),
             ("model/b", (4, 4)),
@@ -105,43 +105,45 @@ def test_optimisers_that_know_names_are_believed():
             ("optimizer/state/a/exp_avg", (4, 4)),
         )
     ]
-    pairs = {named(images, group)["weight"]: named(images, group).get("first") for group in find_groups(images)}
+    pairs = {named(maps, group)["weight"]: named(maps, group).get("first") for group in find_groups(maps)}
     assert pairs == {"model/a": "optimizer/state/a/exp_avg", "model/b": "optimizer/state/b/exp_avg"}
 
 
 def test_weights_and_optimiser_may_be_in_different_files_and_shards():
-    images = [
-        image("model-00001-of-00002.safetensors", ("layers.10.w", (4, 4)), ("layers.2.w", (4, 4)), container="safetensors"),
-        image("model-00002-of-00002.safetensors", ("head", (6, 4)), container="safetensors"),
-        image("optimizer.pt", *[("state/" + n.removeprefix("optimizer/state/"), s) for k, shape in enumerate([(4, 4), (4, 4), (6, 4)]) for n, s in adam(k, shape)]),
+    maps = [
+        mapped("model-00001-of-00002.safetensors", ("layers.10.w", (4, 4)), ("layers.2.w", (4, 4)), container="safetensors"),
+        mapped("model-00002-of-00002.safetensors", ("head", (6, 4)), container="safetensors"),
+        mapped("optimizer.pt", *[("state/" + n.removeprefix("optimizer/state/"), s) for k, shape in enumerate([(4, 4), (4, 4), (6, 4)]) for n, s in adam(k, shape)]),
     ]  # fmt: skip
-    weights = [named(images, group).get("weight") for group in find_groups(images)]
+    weights = [named(maps, group).get("weight") for group in find_groups(maps)]
     assert weights == ["layers.2.w", "layers.10.w", "head"]
 
 
 def test_momentum_counts_as_a_first_moment():
-    images = [image("c.pt", ("model/a", (4, 4)), ("optimizer/state/0/momentum_buffer", (4, 4)))]
-    group = find_groups(images)[0]
+    maps = [mapped("c.pt", ("model/a", (4, 4)), ("optimizer/state/0/momentum_buffer", (4, 4)))]
+    group = find_groups(maps)[0]
     assert set(group.members) == {"weight", "first"}
     assert group.near
 
 
 def test_our_own_loop_joins_names_with_a_dot():
-    images = [
-        image("c.safetensors", ("model/a", (4, 4)), ("optimizer/0.exp_avg", (4, 4)), ("optimizer/0.exp_avg_sq", (4, 4)))
+    maps = [
+        mapped(
+            "c.safetensors", ("model/a", (4, 4)), ("optimizer/0.exp_avg", (4, 4)), ("optimizer/0.exp_avg_sq", (4, 4))
+        )
     ]
-    assert set(find_groups(images)[0].members) == {"weight", "first", "second"}
+    assert set(find_groups(maps)[0].members) == {"weight", "first", "second"}
 
 
 def test_weights_alone_count_only_when_asked_and_once_they_moved():
-    images = [image("c.safetensors", ("a", (40, 40)), ("b", (2,)), ("inv_freq", (2,)))]
-    assert not any(group.near for group in find_groups(images))
-    first = find_groups(images, weights_alone=True)
-    assert [named(images, group) for group in first] == [{"weight": "a"}, {"weight": "b"}]
+    maps = [mapped("c.safetensors", ("a", (40, 40)), ("b", (2,)), ("inv_freq", (2,)))]
+    assert not any(group.near for group in find_groups(maps))
+    first = find_groups(maps, weights_alone=True)
+    assert [named(maps, group) for group in first] == [{"weight": "a"}, {"weight": "b"}]
     assert not any(group.near for group in first)  # nothing tells yet what training moves
-    later = find_groups(images, weights_alone=True, movement=Told(trusted=[(0, 0)], moving=[(0, 1)]))
+    later = find_groups(maps, weights_alone=True, movement=Told(trusted=[(0, 0)], moving=[(0, 1)]))
     assert all(group.near for group in later)
-    assert not any(group.near for group in find_groups(images, weights_alone=True, movement=Told()))
+    assert not any(group.near for group in find_groups(maps, weights_alone=True, movement=Told()))
 
 
 def test_pieces_cover_every_element_once():
@@ -162,45 +164,43 @@ def test_natural_order():
 
 
 def test_more_arrays_than_moments_are_near_only_once_it_is_known_which_stand_still():
-    images = [image("c.pt", ("model/frozen", (64, 64)), ("model/moving", (64, 64)), *adam(0, (64, 64)))]
-    assert not any(group.near for group in find_groups(images))
-    told = find_groups(images, movement=Told(moving=[(0, 1)]))
-    assert named(images, told[0])["weight"] == "model/moving"
+    maps = [mapped("c.pt", ("model/frozen", (64, 64)), ("model/moving", (64, 64)), *adam(0, (64, 64)))]
+    assert not any(group.near for group in find_groups(maps))
+    told = find_groups(maps, movement=Told(moving=[(0, 1)]))
+    assert named(maps, told[0])["weight"] == "model/moving"
     assert told[0].near
-    assert named(images, told[1]) == {"other": "model/frozen"}
-    assert not any(group.near for group in find_groups(images, movement=Told(moving=[(0, 0), (0, 1)])))
-    kept = find_groups(images, movement=Told(trusted=[(0, 1)], moving=[(0, 0)]))  # a copy that was renewed just now
-    assert named(images, kept[0])["weight"] == "model/moving"
+    assert named(maps, told[1]) == {"other": "model/frozen"}
+    assert not any(group.near for group in find_groups(maps, movement=Told(moving=[(0, 0), (0, 1)])))
+    kept = find_groups(maps, movement=Told(trusted=[(0, 1)], moving=[(0, 0)]))  # a copy that was renewed just now
+    assert named(maps, kept[0])["weight"] == "model/moving"
     assert kept[0].near
 
 
 def test_fewer_arrays_than_moments_are_not_known_to_be_weights():
     """The biases are saved elsewhere; pixel_mean has their shape."""
-    images = [
-        image("c.pt", ("model/a", (4, 4)), ("pixel_mean", (3,)), *adam(0, (4, 4)), *adam(1, (3,)), *adam(2, (3,)))
-    ]
-    near = {named(images, group).get("weight"): group.near for group in find_groups(images)}
+    maps = [mapped("c.pt", ("model/a", (4, 4)), ("pixel_mean", (3,)), *adam(0, (4, 4)), *adam(1, (3,)), *adam(2, (3,)))]
+    near = {named(maps, group).get("weight"): group.near for group in find_groups(maps)}
     assert near["model/a"]
     assert not near["pixel_mean"]
 
 
 def test_a_weight_that_does_not_move_is_not_near():
-    images = [image("c.pt", ("model/a", (4, 4)), *adam(0, (4, 4)))]
-    assert find_groups(images)[0].near
-    assert not find_groups(images, movement=Told())[0].near
-    assert find_groups(images, movement=Told(moving=[(0, 0)]))[0].near
+    maps = [mapped("c.pt", ("model/a", (4, 4)), *adam(0, (4, 4)))]
+    assert find_groups(maps)[0].near
+    assert not find_groups(maps, movement=Told())[0].near
+    assert find_groups(maps, movement=Told(moving=[(0, 0)]))[0].near
 
 
 def test_running_statistics_are_no_weights():
-    images = [image("c.pt", ("model/norm.weight", (9,)), ("model/norm.running_mean", (9,)), *adam(0, (9,)))]
-    groups = find_groups(images)
+    maps = [mapped("c.pt", ("model/norm.weight", (9,)), ("model/norm.running_mean", (9,)), *adam(0, (9,)))]
+    groups = find_groups(maps)
     assert groups[0].near
     assert len(groups) == 1
 
 
 def test_a_buffer_that_is_called_like_a_moment_is_none():
-    images = [image("c.pt", ("model/exp_avg", (4, 4)), ("model/optimal.weight", (4, 4)))]
-    assert not any({"first", "second"} & set(group.members) for group in find_groups(images))
+    maps = [mapped("c.pt", ("model/exp_avg", (4, 4)), ("model/optimal.weight", (4, 4)))]
+    assert not any({"first", "second"} & set(group.members) for group in find_groups(maps))
 
 
 @pytest.mark.parametrize(
@@ -215,13 +215,13 @@ def test_a_buffer_that_is_called_like_a_moment_is_none():
 )
 def test_other_optimisers_tell_which_weights_they_move_and_keep_their_state_exactly(state):
     arrays = [(f"optimizer/state/0/{leaf}", shape) for leaf, shape in state]
-    images = [image("c.pt", ("model/a", (40, 30)), ("model/mask", (40, 20)), *arrays)]
-    groups = find_groups(images)
-    assert named(images, groups[0]) == {"weight": "model/a"}
+    maps = [mapped("c.pt", ("model/a", (40, 30)), ("model/mask", (40, 20)), *arrays)]
+    groups = find_groups(maps)
+    assert named(maps, groups[0]) == {"weight": "model/a"}
     assert groups[0].near
     assert not any(group.near for group in groups[1:])
 
 
 def test_the_name_of_a_file_does_not_make_its_weights_copies():
-    images = [image("best-10.pt", ("model/a", (4, 4)), *adam(0, (4, 4)))]
-    assert find_groups(images)[0].near
+    maps = [mapped("best-10.pt", ("model/a", (4, 4)), *adam(0, (4, 4)))]
+    assert find_groups(maps)[0].near

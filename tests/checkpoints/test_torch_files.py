@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from lessen.checkpoints import Archive, PackSettings, find_snapshots, pack
+from lessen.checkpoints.byte_map import read_byte_map
 from lessen.checkpoints.harmless import strangers
-from lessen.checkpoints.images import read_image
 from lessen.checkpoints.pickles import Built, Named, read_pickle
 from lessen.errors import ArtifactError
 
@@ -42,7 +42,7 @@ def raw(tensor: torch.Tensor) -> bytes:
 
 def by_name(file) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     data = file.read_bytes()
-    found = read_image(file, file.name).arrays
+    found = read_byte_map(file, file.name).arrays
     return {a.name: (a.kind, a.shape, data[a.offset : a.offset + a.nbytes]) for a in found}
 
 
@@ -209,7 +209,7 @@ def test_a_tree_that_refers_to_itself_or_doubles_is_walked_once(tmp_path):
     for _ in range(60):
         bomb = [bomb, bomb]
     torch.save({"loop": loop, "bomb": bomb}, tmp_path / "x.pt")
-    assert len(read_image(tmp_path / "x.pt", "x.pt").arrays) == 2
+    assert len(read_byte_map(tmp_path / "x.pt", "x.pt").arrays) == 2
 
 
 def test_damaged_torch_files_end_in_one_named_error(tmp_path):
@@ -222,7 +222,7 @@ def test_damaged_torch_files_end_in_one_named_error(tmp_path):
             data[choose.randrange(len(data))] = choose.randrange(256)
         (tmp_path / "y.pt").write_bytes(data)
         try:
-            read_image(tmp_path / "y.pt", "y.pt")
+            read_byte_map(tmp_path / "y.pt", "y.pt")
         except ArtifactError as error:
             assert "y.pt" in str(error)
 
@@ -231,14 +231,14 @@ def test_a_zip_without_an_index_and_one_with_a_record_twice_are_refused(tmp_path
     with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
         archive.writestr("a/data/0", b"1234")
     with pytest.raises(ArtifactError, match=r"no torch checkpoint"):
-        read_image(tmp_path / "x.pt", "x.pt")
+        read_byte_map(tmp_path / "x.pt", "x.pt")
     memory = io.BytesIO()
     torch.save({"a": torch.ones(4)}, memory)
     with zipfile.ZipFile(memory, "a") as archive:
         archive.writestr("archive/data/0", bytes(16))
     (tmp_path / "y.pt").write_bytes(memory.getvalue())
     with pytest.raises(ArtifactError, match="twice"):
-        read_image(tmp_path / "y.pt", "y.pt")
+        read_byte_map(tmp_path / "y.pt", "y.pt")
 
 
 # -- distributed checkpoints ---------------------------------------------------------------------------------------
@@ -280,4 +280,4 @@ def test_distributed_checkpoints_come_back_and_load(tmp_path, mode):
     assert torch.equal(archive.tensor(3, "model/weight"), back["model"]["weight"])
     (tmp_path / "run" / "step-3" / ".metadata").unlink()
     with pytest.raises(ArtifactError, match=r"lies without its \.metadata"):
-        read_image(tmp_path / "run" / "step-3" / "__0_0.distcp", "x.distcp")
+        read_byte_map(tmp_path / "run" / "step-3" / "__0_0.distcp", "x.distcp")

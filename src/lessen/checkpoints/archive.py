@@ -23,10 +23,10 @@ from torch import Tensor
 from lessen import files
 from lessen.checkpoints import coder
 from lessen.checkpoints.blocks import Form, Piece, decode_piece, needed_before
+from lessen.checkpoints.byte_map import Array
 from lessen.checkpoints.dtypes import torch_dtype
 from lessen.checkpoints.frames import Frame
 from lessen.checkpoints.groups import Place
-from lessen.checkpoints.images import Array
 from lessen.checkpoints.index import Entry, Index, one_writer, read_index, write_index
 from lessen.checkpoints.layout import read_layout
 from lessen.checkpoints.near import Need
@@ -105,20 +105,20 @@ class Chain:
         return flags, [offset, length, checksum]
 
     def skeletons(self, position: int) -> Iterator[tuple[int, list[tuple[int, int]], bytes]]:
-        """Yield (image, ranges, bytes) for the parts of the files that are no arrays."""
-        for i in range(len(self.layouts[position].images)):
+        """Yield (index of the file, ranges, bytes) for the parts of the files that are no arrays."""
+        for i in range(len(self.layouts[position].maps)):
             for part, ranges in enumerate(self.layouts[position].skeleton(i)):
                 size = sum(length for _, length in ranges)
                 yield i, ranges, self._skeleton(position, i, part, size)
 
-    def loose(self, position: int, image: int, array: Array) -> bytearray:
+    def loose(self, position: int, number: int, array: Array) -> bytearray:
         """Return the bytes of an array that is part of the structure of its file."""
         data = bytearray(array.nbytes)
-        for part, ranges in enumerate(self.layouts[position].skeleton(image)):
+        for part, ranges in enumerate(self.layouts[position].skeleton(number)):
             first, last = ranges[0][0], sum(ranges[-1])
             if first >= array.offset + array.nbytes or last <= array.offset:
                 continue
-            whole, at = self._skeleton(position, image, part, sum(length for _, length in ranges)), 0
+            whole, at = self._skeleton(position, number, part, sum(length for _, length in ranges)), 0
             for offset, length in ranges:
                 begin, end = max(offset, array.offset), min(offset + length, array.offset + array.nbytes)
                 if begin < end:
@@ -126,20 +126,20 @@ class Chain:
                 at += length
         return data
 
-    def _skeleton(self, position: int, image: int, part: int, size: int) -> bytes:
+    def _skeleton(self, position: int, number: int, part: int, size: int) -> bytes:
         frame, layout = self.frames[position], self.layouts[position]
-        what = f"the structure of file {layout.images[image].path!r} of step {self.entries[position].step}"
-        blob = frame.read(frame.footer["skeletons"][image][part], what)
-        return coder.decompress(blob, size, self.dictionary(position, image, part))
+        what = f"the structure of file {layout.maps[number].path!r} of step {self.entries[position].step}"
+        blob = frame.read(frame.footer["skeletons"][number][part], what)
+        return coder.decompress(blob, size, self.dictionary(position, number, part))
 
-    def dictionary(self, position: int, image: int, part: int) -> bytes:
+    def dictionary(self, position: int, number: int, part: int) -> bytes:
         """Return what the structure of a file was coded against: that of the same file in the key frame."""
         if position == 0 or part:
             return b""
         now, first_layout = self.layouts[position], self.layouts[0]
-        for i, known in enumerate(first_layout.images):
+        for i, known in enumerate(first_layout.maps):
             if (
-                first_layout.slot(known) == now.slot(now.images[image])
+                first_layout.slot(known) == now.slot(now.maps[number])
                 and (first := next(first_layout.skeleton(i), None)) is not None
             ):
                 return self._skeleton(0, i, 0, sum(length for _, length in first))
@@ -237,11 +237,11 @@ class Archive:
                 for role, place in group.members.items():
                     if layout.array(place).name == name:
                         return _tensor(chain, g, role, place)
-            for i, image in enumerate(layout.images):
-                for array in image.arrays:
+            for i, mapped in enumerate(layout.maps):
+                for array in mapped.arrays:
                     if array.name == name:  # small or loose: part of the structure of its file
                         return _as_tensor(chain.loose(len(chain.frames) - 1, i, array), array)
-            names = [array.name for image in layout.images for array in image.arrays]
+            names = [array.name for mapped in layout.maps for array in mapped.arrays]
         raise ArtifactError(f"step {step} has no tensor {name!r}; it has {', '.join(names[:8])} ...")
 
     # -- looking after the archive ---------------------------------------------------------------------------------
@@ -322,7 +322,7 @@ def _problems(chain: Chain, log: Log) -> list[str]:
         for (k, role), value in sums.items():
             i, j = chain.layouts[k].groups[g].members[role]
             if chain.frames[k].footer["sums"][i][j] != value:
-                name = chain.layouts[k].images[i].arrays[j].name
+                name = chain.layouts[k].maps[i].arrays[j].name
                 problems[f"tensor {name!r} of step {chain.entries[k].step} is not what was packed"] = None
         log.progress("verifying", g + 1, len(layout.groups))
     for k in range(len(chain.frames)):
@@ -340,14 +340,14 @@ class StepWriter:
     def __init__(self, chain: Chain, position: int, folder: Path) -> None:
         self.layout, self.footer = chain.layouts[position], chain.frames[position].footer
         self.step = chain.entries[position].step
-        self.paths = [folder / image.path for image in self.layout.images]
+        self.paths = [folder / mapped.path for mapped in self.layout.maps]
         self.sums: dict[Place, int] = {}
         self._handles: list[Any] = []
-        for path, image in zip(self.paths, self.layout.images, strict=True):
+        for path, mapped in zip(self.paths, self.layout.maps, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = path.open("xb")
             self._handles.append(handle)
-            handle.truncate(image.size)
+            handle.truncate(mapped.size)
         for i, ranges, data in chain.skeletons(position):
             at = 0
             for offset, length in ranges:
@@ -361,10 +361,10 @@ class StepWriter:
         for handle in self._handles:
             handle.close()
 
-    def _write(self, image: int, offset: int, data: Any) -> None:
+    def _write(self, number: int, offset: int, data: Any) -> None:
         view = memoryview(data).cast("B")
         while view:
-            written = os.pwrite(self._handles[image].fileno(), view, offset)
+            written = os.pwrite(self._handles[number].fileno(), view, offset)
             view, offset = view[written:], offset + written
 
     def write_piece(self, group: int, start: int, piece: Piece) -> None:
@@ -376,11 +376,11 @@ class StepWriter:
 
     def finish(self) -> None:
         """Flush, and compare every array (and in exact mode every file) with what was packed. Raises ArtifactError."""
-        for i, image in enumerate(self.layout.images):
-            for j, array in enumerate(image.arrays):
+        for i, mapped in enumerate(self.layout.maps):
+            for j, array in enumerate(mapped.arrays):
                 if j in self.layout.coded[i] and self.sums.get((i, j)) != self.footer["sums"][i][j]:
                     raise ArtifactError(f"tensor {array.name!r} of step {self.step} is not what was packed")
             handle = self._handles[i]
             files.FILES.sync(handle)
             if self.footer["mode"] == "exact" and files.sha256(self.paths[i]) != self.footer["sha256"][i]:
-                raise ArtifactError(f"file {image.path!r} of step {self.step} is not what was packed: SHA-256 differs")
+                raise ArtifactError(f"file {mapped.path!r} of step {self.step} is not what was packed: SHA-256 differs")

@@ -45,8 +45,8 @@ class FrameBuilder:
         """
         self.layout, self.handles, self.reference, self.key, self.near = layout, handles, reference, key, near
         self.first = first
-        self.sums = [[0] * len(image.arrays) for image in layout.images]
-        self.origins = [[0] * len(image.arrays) for image in layout.images]
+        self.sums = [[0] * len(mapped.arrays) for mapped in layout.maps]
+        self.origins = [[0] * len(mapped.arrays) for mapped in layout.maps]
 
     def write(
         self, writer: FrameWriter, dictionaries: Mapping[str, bytes], tick: Callable[[int, int], None]
@@ -69,7 +69,7 @@ class FrameBuilder:
             "sums": self.sums,
             **({"origins": self.origins} if self.first and self.near is not None else {}),
             "sha256": [_sha256(handle) for handle in self.handles],
-            "skeletons": [self._write_skeleton(writer, i, dictionaries) for i in range(len(self.layout.images))],
+            "skeletons": [self._write_skeleton(writer, i, dictionaries) for i in range(len(self.layout.maps))],
         }
 
     def _write_group(self, writer: FrameWriter, g: int) -> list[list[int]]:
@@ -104,18 +104,18 @@ class FrameBuilder:
         return moved if np.count_nonzero(moved) <= (1 - _UNMOVED_SHARE) * form.rows else None
 
     def _write_skeleton(self, writer: FrameWriter, i: int, dictionaries: Mapping[str, bytes]) -> list[list[int]]:
-        image = self.layout.images[i]
+        mapped = self.layout.maps[i]
         places = []
         for part, ranges in enumerate(self.layout.skeleton(i)):
             gaps = {offset: bytearray(os.pread(self.handles[i].fileno(), length, offset)) for offset, length in ranges}
-            if image.container in ("torch", "distributed") and self.near is not None:
+            if mapped.container in ("torch", "distributed") and self.near is not None:
                 file = Path(self.handles[i].name)
-                inner = windows(file) if image.container == "distributed" else None
+                inner = windows(file) if mapped.container == "distributed" else None
                 new = {
-                    array.offset: self.sums[i][j] for j, array in enumerate(image.arrays) if j in self.layout.coded[i]
+                    array.offset: self.sums[i][j] for j, array in enumerate(mapped.arrays) if j in self.layout.coded[i]
                 }
                 refresh_sums(file, gaps, new, inner)
-            dictionary = dictionaries.get(self.layout.slot(image), b"") if part == 0 else b""
+            dictionary = dictionaries.get(self.layout.slot(mapped), b"") if part == 0 else b""
             places.append(writer.add(coder.compress(b"".join(gaps.values()), dictionary)))
         return places
 
@@ -130,7 +130,7 @@ def read_piece(
         dtype = blocks.word(array.kind)
         data = bytearray(form.rows * form.columns * dtype.itemsize)
         if os.preadv(handles[place[0]].fileno(), [data], array.offset + start * dtype.itemsize) != len(data):
-            raise DataError(f"{layout.images[place[0]].path} became shorter while it was being packed")
+            raise DataError(f"{layout.maps[place[0]].path} became shorter while it was being packed")
         piece[role] = np.frombuffer(data, dtype)
     return piece
 

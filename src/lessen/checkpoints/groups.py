@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from lessen.checkpoints.images import Array, Image
+from lessen.checkpoints.byte_map import Array, ByteMap
 
 FIRST = frozenset({"exp_avg", "momentum_buffer"})
 SECOND = frozenset({"exp_avg_sq"})
@@ -39,7 +39,7 @@ _MASTERS = re.compile(r"fp32|master_param")
 """Names of the full-precision weights that a trainer of half precision keeps with its optimiser."""
 
 Place = tuple[int, int]
-"""Index of an image and of an array in it."""
+"""Index of a byte map and of an array in it."""
 
 
 @dataclass
@@ -73,7 +73,7 @@ class _Parameter:
     roles: dict[str, Place]
 
 
-def find_groups(images: Sequence[Image], weights_alone: bool = False, movement: Movement | None = None) -> list[Group]:
+def find_groups(maps: Sequence[ByteMap], weights_alone: bool = False, movement: Movement | None = None) -> list[Group]:
     """Return the groups of a checkpoint, every array in one of them or, if it is small or loose, in none.
 
     A weight is `near` at the first step if every parameter of its shape has exactly one array that could be it; at
@@ -83,22 +83,22 @@ def find_groups(images: Sequence[Image], weights_alone: bool = False, movement: 
         weights_alone: floating-point arrays outside optimiser state that move count as weights even without moments.
         movement: what is known from the step before; None at the first step.
     """
-    parameters = _parameters(images)
+    parameters = _parameters(maps)
     taken = {place for parameter in parameters for place in parameter.roles.values()}
-    pairing = _Pairing(images, parameters, [place for place in _in_model_order(images) if place not in taken], movement)
+    pairing = _Pairing(maps, parameters, [place for place in _in_model_order(maps) if place not in taken], movement)
     groups = []
     for parameter in parameters:
         weight, sure = pairing.weight_of(parameter)
         members = dict(parameter.roles) if weight is None else {"weight": weight, **parameter.roles}
         if members:
-            groups.append(Group(members, sure and all(_at(images, place).kind in FLOATS for place in members.values())))
+            groups.append(Group(members, sure and all(_at(maps, place).kind in FLOATS for place in members.values())))
         taken.update(members.values())
     if weights_alone:
         alone = [place for place in pairing.left if movement is None or not movement.is_loose(place)]
         groups += [Group({"weight": place}, pairing.moves(place)) for place in alone]
         taken.update(alone)
-    for i, image in enumerate(images):
-        for j, array in enumerate(image.arrays):
+    for i, mapped in enumerate(maps):
+        for j, array in enumerate(mapped.arrays):
             loose = array.nbytes < _SMALL or (movement is not None and movement.is_loose((i, j)))
             if (i, j) not in taken and not loose:
                 groups.append(Group({"other": (i, j)}))
@@ -110,24 +110,24 @@ class _Pairing:
 
     def __init__(
         self,
-        images: Sequence[Image],
+        maps: Sequence[ByteMap],
         parameters: Sequence[_Parameter],
         candidates: list[Place],
         movement: Movement | None,
     ) -> None:
-        self.images, self.movement = images, movement
+        self.maps, self.movement = maps, movement
         self.left = candidates
         wanted = Counter(parameter.shape for parameter in parameters)
         self._fitting: dict[tuple[int, ...], list[Place]] = {}
         self._unsure: set[tuple[int, ...]] = set()
         for shape, count in wanted.items():
-            fitting = [place for place in candidates if _at(images, place).shape == shape]
+            fitting = [place for place in candidates if _at(maps, place).shape == shape]
             if len(fitting) != count and movement is not None:
                 trusted = [place for place in fitting if movement.trusts(place)]
                 fitting = trusted if len(trusted) >= count else [p for p in fitting if p in trusted or self.moves(p)]
             if len(fitting) != count:
                 self._unsure.add(shape)
-            self._fitting[shape] = fitting or [place for place in candidates if _at(images, place).shape == shape]
+            self._fitting[shape] = fitting or [place for place in candidates if _at(maps, place).shape == shape]
 
     def moves(self, place: Place) -> bool:
         """Say whether an array is known to be moved by the training."""
@@ -136,7 +136,7 @@ class _Pairing:
     def weight_of(self, parameter: _Parameter) -> tuple[Place | None, bool]:
         """Return the weight, by name where the optimiser knows names, else the next of its shape; and its `near`."""
         fitting = [place for place in self._fitting[parameter.shape] if place in self.left]
-        named = [place for place in fitting if _at(self.images, place).name.rpartition("/")[2] == parameter.owner]
+        named = [place for place in fitting if _at(self.maps, place).name.rpartition("/")[2] == parameter.owner]
         weight = next(iter(named or fitting), None)
         if weight is None:
             return None, False
@@ -156,36 +156,36 @@ def in_optimizer(name: str) -> bool:
     return "/state/" in f"/{name}" or _OPTIMIZER.search(name) is not None
 
 
-def _at(images: Sequence[Image], place: Place) -> Array:
-    return images[place[0]].arrays[place[1]]
+def _at(maps: Sequence[ByteMap], place: Place) -> Array:
+    return maps[place[0]].arrays[place[1]]
 
 
-def _parameters(images: Sequence[Image]) -> list[_Parameter]:
+def _parameters(maps: Sequence[ByteMap]) -> list[_Parameter]:
     """Return what each optimiser keeps for each parameter, parameters in order."""
     found: dict[tuple[int, str], dict[str, Place]] = {}
-    for i, image in enumerate(images):
-        for j, array in enumerate(image.arrays):
+    for i, mapped in enumerate(maps):
+        for j, array in enumerate(mapped.arrays):
             owner, leaf = split_name(array.name)
             if in_optimizer(array.name):
                 found.setdefault((i, owner), {})[leaf] = (i, j)
     ordered = sorted(found, key=lambda key: (key[0], natural(key[1])))
-    made = [_parameter(images, key[1].rpartition("/")[2], found[key]) for key in ordered]
+    made = [_parameter(maps, key[1].rpartition("/")[2], found[key]) for key in ordered]
     return [parameter for parameter in made if parameter is not None]
 
 
-def _parameter(images: Sequence[Image], owner: str, leaves: dict[str, Place]) -> _Parameter | None:
+def _parameter(maps: Sequence[ByteMap], owner: str, leaves: dict[str, Place]) -> _Parameter | None:
     roles: dict[str, Place] = {}
     for leaf, place in leaves.items():
         if leaf in FIRST or leaf == "first":  # first and second: lessen.train.tables.LazyAdam
             roles["first"] = place
         elif leaf in SECOND or leaf == "second":
             roles["second"] = place
-    shapes = {_at(images, place).shape for place in roles.values()}
+    shapes = {_at(maps, place).shape for place in roles.values()}
     if len(shapes) == 1:
         return _Parameter(shapes.pop(), owner, roles)
-    like = {_at(images, place).shape for leaf, place in leaves.items() if leaf in _LIKE_WEIGHT}
+    like = {_at(maps, place).shape for leaf, place in leaves.items() if leaf in _LIKE_WEIGHT}
     like |= {
-        _outer(_at(images, leaves[row]).shape, _at(images, leaves[column]).shape)
+        _outer(_at(maps, leaves[row]).shape, _at(maps, leaves[column]).shape)
         for row, column in _FACTORS
         if row in leaves and column in leaves
     }
@@ -197,20 +197,20 @@ def _outer(row: tuple[int, ...], column: tuple[int, ...]) -> tuple[int, ...]:
     return (*row[:-1], column[-1]) if row[-1:] == (1,) and len(row) == len(column) else (*row, *column[-1:])
 
 
-def _in_model_order(images: Sequence[Image]) -> list[Place]:
+def _in_model_order(maps: Sequence[ByteMap]) -> list[Place]:
     """Return the places of what may be weights, without known buffers and copies of the model (best, EMA)."""
     places = [
         (i, j)
-        for i, image in enumerate(images)
-        for j, array in enumerate(image.arrays)
+        for i, mapped in enumerate(maps)
+        for j, array in enumerate(mapped.arrays)
         if array.kind in FLOATS and (not in_optimizer(array.name) or _MASTERS.search(array.name))
         if not _BUFFERS.fullmatch(split_name(array.name)[1]) and not _COPIES.search(array.name)
     ]
 
     def rank(place: Place) -> tuple[int, list[tuple[int, int | str]]]:
-        image, array = images[place[0]], _at(images, place)
+        mapped, array = maps[place[0]], _at(maps, place)
         # these sort names or store in any order; torch keeps the order of the model, which offsets reproduce
-        sorts = image.container in ("safetensors", "distributed")
+        sorts = mapped.container in ("safetensors", "distributed")
         order: list[tuple[int, int | str]] = natural(array.name) if sorts else [(0, place[1])]
         return place[0], order
 

@@ -11,9 +11,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from lessen.checkpoints.blocks import Form
+from lessen.checkpoints.byte_map import Array, ByteMap
 from lessen.checkpoints.dtypes import SIZES
 from lessen.checkpoints.groups import FLOATS, Group, Place, count_pieces, in_optimizer, pieces
-from lessen.checkpoints.images import Array, Image
 from lessen.errors import ArtifactError, DataError
 
 _SKELETON_PIECE = 8 << 20
@@ -30,12 +30,12 @@ Key = tuple[str, str, str, tuple[int, ...]]
 class Layout:
     """Files, arrays and groups of one step."""
 
-    images: tuple[Image, ...]
+    maps: tuple[ByteMap, ...]
     groups: tuple[Group, ...]
 
     def array(self, place: Place) -> Array:
         """Return the array at a place."""
-        return self.images[place[0]].arrays[place[1]]
+        return self.maps[place[0]].arrays[place[1]]
 
     def shape(self, group: Group) -> tuple[int, ...]:
         """Return the shape shared by the arrays of a group, in words: elements of 16 bytes are two."""
@@ -61,12 +61,12 @@ class Layout:
     def key(self, place: Place) -> Key:
         """Return what an array is known by over the steps: file, name, dtype and shape."""
         array = self.array(place)
-        return self.slot(self.images[place[0]]), array.name, array.kind, array.shape
+        return self.slot(self.maps[place[0]]), array.name, array.kind, array.shape
 
     @cached_property
     def coded(self) -> list[set[int]]:
         """By file, the arrays that are in a group; the others are part of the structure of their file."""
-        found: list[set[int]] = [set() for _ in self.images]
+        found: list[set[int]] = [set() for _ in self.maps]
         for group in self.groups:
             for i, j in group.members.values():
                 found[i].add(j)
@@ -74,13 +74,13 @@ class Layout:
 
     def skeleton(self, i: int) -> Iterator[list[tuple[int, int]]]:
         """Yield the bytes of a file outside coded arrays as lists of (offset, length), each list at most 8 MB."""
-        return _batches(self.images[i].gaps(self.coded[i]))
+        return _batches(self.maps[i].gaps(self.coded[i]))
 
-    def slot(self, image: Image) -> str:
+    def slot(self, mapped: ByteMap) -> str:
         """Return the name of a file that is the same at every step."""
-        if len(self.images) == 1:
-            return f"*{PurePosixPath(image.path).suffix}"
-        return _STEP.sub(r"\1*", image.path)
+        if len(self.maps) == 1:
+            return f"*{PurePosixPath(mapped.path).suffix}"
+        return _STEP.sub(r"\1*", mapped.path)
 
     def weights(self) -> dict[tuple[str, str], tuple[str, tuple[int, ...]]]:
         """Return kind and shape, by file and name, of the arrays that an optimiser was found to move."""
@@ -93,7 +93,7 @@ class Layout:
 
     def by_name(self) -> dict[tuple[str, str], tuple[str, tuple[int, ...]]]:
         """Return kind and shape of every array, by file and name."""
-        return _by_name(self.key((i, j)) for i, image in enumerate(self.images) for j in range(len(image.arrays)))
+        return _by_name(self.key((i, j)) for i, mapped in enumerate(self.maps) for j in range(len(mapped.arrays)))
 
     def floats(self) -> dict[tuple[str, str], tuple[str, tuple[int, ...]]]:
         """Return those of `by_name` that are floating-point and no optimiser state."""
@@ -101,14 +101,14 @@ class Layout:
 
     def has_optimizer(self) -> bool:
         """Say whether there is any state of an optimiser."""
-        return any(in_optimizer(array.name) for image in self.images for array in image.arrays if array.shape)
+        return any(in_optimizer(array.name) for mapped in self.maps for array in mapped.arrays if array.shape)
 
     def as_json(self) -> dict[str, Any]:
         """Return the layout as JSON values."""
         return {
             "images": [
-                [image.path, image.size, image.container, [_array_json(array) for array in image.arrays]]
-                for image in self.images
+                [mapped.path, mapped.size, mapped.container, [_array_json(array) for array in mapped.arrays]]
+                for mapped in self.maps
             ],
             "groups": [
                 [group.near, {role: list(place) for role, place in group.members.items()}] for group in self.groups
@@ -127,16 +127,16 @@ def _array_json(array: Array) -> list[Any]:
 def read_layout(footer: dict[str, Any], where: str) -> Layout:
     """Rebuild the layout from a footer, checking that nothing in it leads outside. Raises ArtifactError."""
     try:
-        images = tuple(_image(*entry) for entry in footer["images"])
+        maps = tuple(_byte_map(*entry) for entry in footer["images"])
         groups = tuple(
             Group({role: _place(*place) for role, place in members.items()}, near is True)
             for near, members in footer["groups"]
         )
         for group in groups:
-            shapes = {images[i].arrays[j].shape for i, j in group.members.values()}
+            shapes = {maps[i].arrays[j].shape for i, j in group.members.values()}
             if len(shapes) != 1 or not set(group.members) <= ROLES:
                 raise ValueError("a group of different shapes or of an unknown role")
-        layout = Layout(images, groups)
+        layout = Layout(maps, groups)
         fits = _tables_fit(footer, layout)
     except Exception as error:  # a footer that someone made up may hold anything
         raise ArtifactError(f"{where} has a malformed footer: {error!r}") from error
@@ -158,11 +158,11 @@ def _tables_fit(footer: dict[str, Any], layout: Layout) -> bool:
             and all(whole_numbers(place, width) for row in value for place in row)
         )
 
-    arrays = [len(image.arrays) for image in layout.images]
+    arrays = [len(mapped.arrays) for mapped in layout.maps]
     sums, digests, origins = footer.get("sums"), footer.get("sha256"), footer.get("origins")
     return (
         rows(footer.get("pieces"), [count_pieces(layout.shape(group)) for group in layout.groups], 4)
-        and rows(footer.get("skeletons"), [sum(1 for _ in layout.skeleton(i)) for i in range(len(layout.images))], 3)
+        and rows(footer.get("skeletons"), [sum(1 for _ in layout.skeleton(i)) for i in range(len(layout.maps))], 3)
         and isinstance(sums, list)
         and len(sums) == len(arrays)
         and all(whole_numbers(row, length) for row, length in zip(sums, arrays, strict=True))
@@ -179,7 +179,7 @@ def _place(i: Any, j: Any) -> Place:
     return i, j
 
 
-def _image(path: str, size: int, container: str, arrays: list[list[Any]]) -> Image:
+def _byte_map(path: str, size: int, container: str, arrays: list[list[Any]]) -> ByteMap:
     pure = PurePosixPath(path)
     if type(size) is not int or not 0 <= size <= _LARGEST_FILE or not isinstance(container, str):
         raise ValueError(f"a file of {size} bytes in {container!r}")
@@ -195,7 +195,7 @@ def _image(path: str, size: int, container: str, arrays: list[list[Any]]) -> Ima
             raise ValueError(f"array {name!r} overlaps another or leaves its file")
         rebuilt.append(Array(name, kind, tuple(shape), offset, nbytes))
         at = offset + nbytes
-    return Image(path, size, tuple(rebuilt), container=container)
+    return ByteMap(path, size, tuple(rebuilt), container=container)
 
 
 def _batches(gaps: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:

@@ -7,8 +7,8 @@ import zlib
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
+from lessen.checkpoints.byte_map import ByteMap
 from lessen.checkpoints.groups import Place
-from lessen.checkpoints.images import Image
 from lessen.checkpoints.layout import Layout
 
 _READ = 1 << 20
@@ -24,12 +24,12 @@ class Moved:
     """
 
     def __init__(
-        self, images: Sequence[Image], handles: Sequence[BinaryIO], last: Layout, footer: dict[str, Any]
+        self, maps: Sequence[ByteMap], handles: Sequence[BinaryIO], last: Layout, footer: dict[str, Any]
     ) -> None:
         """Take the files of the new step, and the layout and footer of the last one."""
-        self._now, self._handles, self._last = Layout(tuple(images), ()), handles, last
+        self._now, self._handles, self._last = Layout(tuple(maps), ()), handles, last
         self._known = {
-            last.key((i, j)): (i, j) for i, image in enumerate(last.images) for j in range(len(image.arrays))
+            last.key((i, j)): (i, j) for i, mapped in enumerate(last.maps) for j in range(len(mapped.arrays))
         }
         self._near = {group.members["weight"] for group in last.groups if group.near and "weight" in group.members}
         inexact = {place for group in last.groups if group.near for place in group.members.values()}
@@ -41,15 +41,15 @@ class Moved:
         }
         self._origins: list[list[int]] | None = footer.get("origins")
         self._loose = {
-            (last.slot(image), array.name)
-            for i, image in enumerate(last.images)
-            for j, array in enumerate(image.arrays)
+            (last.slot(mapped), array.name)
+            for i, mapped in enumerate(last.maps)
+            for j, array in enumerate(mapped.arrays)
             if j not in last.coded[i]
         }
         fresh = [
             array.nbytes
-            for i, image in enumerate(images)
-            for j, array in enumerate(image.arrays)
+            for i, mapped in enumerate(maps)
+            for j, array in enumerate(mapped.arrays)
             if not self._is_known((i, j))
         ]
         self._few = sum(fresh) <= _LARGEST_LOOSE

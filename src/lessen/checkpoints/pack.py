@@ -1,6 +1,6 @@
 """Writing an archive: one checkpoint after another, piece by piece, in bounded memory.
 
-checkpoint files --images--> arrays --groups--> pieces --near | exact--> blocks --> frame --> index
+checkpoint files --byte maps--> arrays --groups--> pieces --near | exact--> blocks --> frame --> index
                                                   ^                        |
                                                   +---- reference <--------+   (what unpacking will give)
 """
@@ -21,9 +21,9 @@ from lessen import files
 from lessen.checkpoints import blocks
 from lessen.checkpoints.archive import Chain
 from lessen.checkpoints.building import FrameBuilder, note_digests, read_piece
+from lessen.checkpoints.byte_map import ByteMap, read_byte_map
 from lessen.checkpoints.frames import Frame, writing_frame
 from lessen.checkpoints.groups import FLOATS, Group, find_groups
-from lessen.checkpoints.images import Image, read_image
 from lessen.checkpoints.index import NAME, Entry, Index, is_frame, one_writer, read_index, write_index
 from lessen.checkpoints.layout import Layout, require_same_series
 from lessen.checkpoints.movement import Moved
@@ -188,12 +188,12 @@ class Packer:
                 "if the run went back to an earlier step, prune the later ones first"
             )
         refuse_odd_names(snapshot)
-        images, snapshot = self._read_images(snapshot)
+        maps, snapshot = self._read_maps(snapshot)
         name = f"step-{snapshot.step:09d}.frame"
         try:
             stamps = _stamps(snapshot)
             with _opened(snapshot) as handles:
-                layout, key = self._prepare(images, snapshot, handles)
+                layout, key = self._prepare(maps, snapshot, handles)
                 with writing_frame(self.folder / name) as writer:
                     tick = partial(self.log.progress, f"packing step {snapshot.step}")
                     near = self.settings.near if self.settings.mode == "near" else None
@@ -205,7 +205,7 @@ class Packer:
                             f"{snapshot.source} changed while it was being packed; pack it when it is complete"
                         )
                     digest = writer.finish({"step": snapshot.step, **footer})
-            raw = sum(image.size for image in layout.images)
+            raw = sum(mapped.size for mapped in layout.maps)
             entry = Entry(snapshot.step, name, digest, key, raw, writer.size, str(snapshot.source.absolute()))
             pruned = self.index.pruned and [step for step in self.index.pruned if step != snapshot.step]
             self.index = replace(self.index, pruned=pruned)
@@ -217,36 +217,36 @@ class Packer:
         self.index.entries.append(entry)
         return Packed(snapshot.step, raw, writer.size, key)
 
-    def _read_images(self, snapshot: Snapshot) -> tuple[tuple[Image, ...], Snapshot]:
+    def _read_maps(self, snapshot: Snapshot) -> tuple[tuple[ByteMap, ...], Snapshot]:
         """Return the files of a checkpoint, those that hold arrays first, and the checkpoint in that order."""
         read = [
-            (read_image(file, path, snapshot.must_load(file, path), self._allow), (file, path))
+            (read_byte_map(file, path, snapshot.must_load(file, path), self._allow), (file, path))
             for file, path in snapshot.files
         ]
         read.sort(key=lambda pair: not pair[0].arrays)
-        images = tuple(image for image, _ in read)
-        if not any(image.arrays for image in images):
+        maps = tuple(mapped for mapped, _ in read)
+        if not any(mapped.arrays for mapped in maps):
             raise DataError(f"{snapshot.source} holds no tensors; nothing to pack")
-        return images, replace(snapshot, files=tuple(pair for _, pair in read))
+        return maps, replace(snapshot, files=tuple(pair for _, pair in read))
 
-    def _grouped(self, images: tuple[Image, ...], movement: Moved | None) -> Layout:
+    def _grouped(self, maps: tuple[ByteMap, ...], movement: Moved | None) -> Layout:
         if self.settings.mode == "exact":
-            groups = find_groups(images, movement=movement)
-            return Layout(images, tuple(replace(group, near=False) for group in groups))
-        return Layout(images, tuple(find_groups(images, self.settings.weights_only, movement)))
+            groups = find_groups(maps, movement=movement)
+            return Layout(maps, tuple(replace(group, near=False) for group in groups))
+        return Layout(maps, tuple(find_groups(maps, self.settings.weights_only, movement)))
 
     def _prepare(
-        self, images: tuple[Image, ...], snapshot: Snapshot, handles: Sequence[BinaryIO]
+        self, maps: tuple[ByteMap, ...], snapshot: Snapshot, handles: Sequence[BinaryIO]
     ) -> tuple[Layout, bool]:
         """Group the arrays, load the step before as reference if they can build on it; say whether to start anew."""
         if not self.index.entries:
-            layout = self._grouped(images, None)
+            layout = self._grouped(maps, None)
             self._require_weights(layout, snapshot)
             return layout, True
         chain = self.index.chain(len(self.index.entries) - 1)
         with Chain(self.folder, chain) as opened:
             last, footer = opened.layouts[-1], opened.frames[-1].footer
-            layout = self._grouped(images, Moved(images, handles, last, footer))
+            layout = self._grouped(maps, Moved(maps, handles, last, footer))
             self._require_weights(layout, snapshot)
             require_same_series(last, chain[-1].step, layout, snapshot.step)
             key = len(chain) >= self.settings.key_every or last.signature() != layout.signature()
@@ -305,7 +305,7 @@ class Packer:
             layout = opened.layouts[0]
             found: dict[str, bytes] = {}
             for i, _, data in opened.skeletons(0):
-                found.setdefault(layout.slot(layout.images[i]), data)
+                found.setdefault(layout.slot(layout.maps[i]), data)
         return found
 
 
@@ -324,7 +324,7 @@ def _note_source(entry: Entry, layout: Layout, expected: Sequence[str], referenc
     if not any(blocks.is_table(layout.shape(group)) for group in layout.groups):
         return
     root = Path(entry.source)
-    paths = [root] if root.is_file() else [root / image.path for image in layout.images]
+    paths = [root] if root.is_file() else [root / mapped.path for mapped in layout.maps]
     if not all(path.is_file() for path in paths) or [files.sha256(path) for path in paths] != list(expected):
         return
     with ExitStack() as stack:

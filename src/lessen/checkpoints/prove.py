@@ -145,8 +145,8 @@ def _original(archive: Archive, step: int, given: Path | None) -> Path:
     if not source.exists():
         raise DataError(f"the original of step {step} is no longer at {source}; name a copy of it with --original")
     with archive.chain(step) as chain:
-        images, expected = chain.layouts[-1].images, chain.frames[-1].footer["sha256"]
-    paths = [source] if source.is_file() else [source / image.path for image in images]
+        maps, expected = chain.layouts[-1].maps, chain.frames[-1].footer["sha256"]
+    paths = [source] if source.is_file() else [source / mapped.path for mapped in maps]
     found = [files.sha256(path) if path.is_file() else "" for path in paths]
     if found != list(expected):
         raise DataError(f"{source} is not the checkpoint that was packed as step {step}: its SHA-256 differs")

@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lessen.checkpoints.byte_map import TORCH_SUFFIXES, is_torch
 from lessen.checkpoints.distributed import INDEX, SUFFIX
 from lessen.checkpoints.groups import natural
-from lessen.checkpoints.images import TORCH_SUFFIXES, is_torch
 from lessen.checkpoints.steps import (
     Told,
     step_in_name,

@@ -10,15 +10,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lessen.checkpoints.images import read_image
+from lessen.checkpoints.byte_map import read_byte_map
 from lessen.checkpoints.torch_files import refresh_sums
 from lessen.errors import ArtifactError
 
 
 def arrays_of(path) -> dict[str, bytes]:
     data = path.read_bytes()
-    image = read_image(path, path.name)
-    return {array.name: data[array.offset : array.offset + array.nbytes] for array in image.arrays}
+    mapped = read_byte_map(path, path.name)
+    return {array.name: data[array.offset : array.offset + array.nbytes] for array in mapped.arrays}
 
 
 def bits(tensor: torch.Tensor) -> bytes:
@@ -36,16 +36,16 @@ def test_torch_tensors_are_found_where_they_lie(tmp_path, dtype, shape):
     found = arrays_of(tmp_path / "x.pt")
     assert found["a"] == bits(tensors["a"])
     assert found["deep/list/0"] == bits(tensors["deep"]["list"][0])
-    shapes = {array.name: array.shape for array in read_image(tmp_path / "x.pt", "x.pt").arrays}
+    shapes = {array.name: array.shape for array in read_byte_map(tmp_path / "x.pt", "x.pt").arrays}
     assert shapes["a"] == shape
 
 
 def test_tied_weights_are_one_array_and_views_are_their_whole(tmp_path):
     base = torch.randn(6, 4)
     torch.save({"a": base, "tied": base, "row": base[2], "turned": base.t()}, tmp_path / "x.pt")
-    image = read_image(tmp_path / "x.pt", "x.pt")
-    assert len(image.arrays) == 1
-    assert image.arrays[0].shape == (6, 4)
+    mapped = read_byte_map(tmp_path / "x.pt", "x.pt")
+    assert len(mapped.arrays) == 1
+    assert mapped.arrays[0].shape == (6, 4)
     assert arrays_of(tmp_path / "x.pt") == {"a": bits(base)}
 
 
@@ -57,8 +57,8 @@ def test_sparse_tensors_are_their_indices_and_values(tmp_path):
 
 def test_gaps_and_arrays_make_the_file(tmp_path):
     torch.save({"a": torch.randn(50), "text": "x" * 99}, tmp_path / "x.pt")
-    image = read_image(tmp_path / "x.pt", "x.pt")
-    parts = sorted([*image.gaps(), *[(array.offset, array.nbytes) for array in image.arrays]])
+    mapped = read_byte_map(tmp_path / "x.pt", "x.pt")
+    parts = sorted([*mapped.gaps(), *[(array.offset, array.nbytes) for array in mapped.arrays]])
     at = 0
     for offset, length in parts:
         assert offset == at
@@ -79,15 +79,15 @@ def test_dtypes_that_this_release_does_not_know_are_bytes(tmp_path):
         "w": {"dtype": "F32", "shape": [2], "data_offsets": [5, 13]},
     }
     (tmp_path / "x.safetensors").write_bytes(header(entries) + bytes(range(13)))
-    image = read_image(tmp_path / "x.safetensors", "x.safetensors")
-    assert [(array.name, array.kind, array.nbytes) for array in image.arrays] == [("new", "U8", 5), ("w", "F32", 8)]
+    mapped = read_byte_map(tmp_path / "x.safetensors", "x.safetensors")
+    assert [(array.name, array.kind, array.nbytes) for array in mapped.arrays] == [("new", "U8", 5), ("w", "F32", 8)]
 
 
 def test_two_f4_numbers_share_a_byte(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(
         header({"q": {"dtype": "F4", "shape": [3, 8], "data_offsets": [0, 12]}}) + bytes(12)
     )
-    assert read_image(tmp_path / "x.safetensors", "x.safetensors").arrays[0].shape == (3, 4)
+    assert read_byte_map(tmp_path / "x.safetensors", "x.safetensors").arrays[0].shape == (3, 4)
 
 
 # -- bad files -----------------------------------------------------------------------------------------------------
@@ -109,16 +109,16 @@ class Mine:
 def test_a_pickle_that_would_run_code_is_refused_with_the_reason(tmp_path, name):
     torch.save({"a": torch.randn(3), "bad": Attack(tmp_path / "marker")}, tmp_path / name)
     with pytest.raises(ArtifactError, match=r"refused.*would run code.*mkdir"):
-        read_image(tmp_path / name, name)
+        read_byte_map(tmp_path / name, name)
     assert not (tmp_path / "marker").exists()
 
 
 def test_an_unknown_class_is_refused_by_name(tmp_path):
     torch.save({"args": Mine()}, tmp_path / "x.pt")
     with pytest.raises(ArtifactError, match=r"refused.*Mine.*--allow"):
-        read_image(tmp_path / "x.pt", "x.pt")
+        read_byte_map(tmp_path / "x.pt", "x.pt")
     name = f"{Mine.__module__}.Mine"
-    assert read_image(tmp_path / "x.pt", "x.pt", allow=[name]).arrays == ()
+    assert read_byte_map(tmp_path / "x.pt", "x.pt", allow=[name]).arrays == ()
 
 
 def test_a_torch_file_cut_anywhere_is_refused(tmp_path):
@@ -127,13 +127,13 @@ def test_a_torch_file_cut_anywhere_is_refused(tmp_path):
     for cut in range(0, len(data), 29):
         (tmp_path / "cut.pt").write_bytes(data[:cut])
         with pytest.raises(ArtifactError):
-            read_image(tmp_path / "cut.pt", "cut.pt")
+            read_byte_map(tmp_path / "cut.pt", "cut.pt")
 
 
 def test_the_old_torch_format_says_what_to_do(tmp_path):
     torch.save({"a": torch.randn(4)}, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
     with pytest.raises(ArtifactError, match="save it again"):
-        read_image(tmp_path / "x.pt", "x.pt")
+        read_byte_map(tmp_path / "x.pt", "x.pt")
 
 
 def header(entries) -> bytes:
@@ -163,7 +163,7 @@ def header(entries) -> bytes:
 def test_hostile_safetensors_are_refused(tmp_path, data, reason):
     (tmp_path / "x.safetensors").write_bytes(data)
     with pytest.raises(ArtifactError, match=reason):
-        read_image(tmp_path / "x.safetensors", "x.safetensors")
+        read_byte_map(tmp_path / "x.safetensors", "x.safetensors")
 
 
 def test_compressed_records_say_what_to_do(tmp_path):
@@ -175,19 +175,19 @@ def test_compressed_records_say_what_to_do(tmp_path):
         for info in old.infolist():
             new.writestr(info.filename, old.read(info.filename))
     with pytest.raises(ArtifactError, match=r"torch\.save|damaged"):
-        read_image(tmp_path / "y.pt", "y.pt")
+        read_byte_map(tmp_path / "y.pt", "y.pt")
 
 
 def test_changed_records_get_fresh_sums(tmp_path):
     path = tmp_path / "x.pt"
     torch.save({"a": torch.randn(400), "b": torch.arange(9)}, path)
-    image = read_image(path, "x.pt")
+    mapped = read_byte_map(path, "x.pt")
     data = bytearray(path.read_bytes())
     sums = {}
-    for array in image.arrays:
+    for array in mapped.arrays:
         data[array.offset] ^= 1
         sums[array.offset] = zlib.crc32(data[array.offset : array.offset + array.nbytes])
-    gaps = {offset: bytearray(data[offset : offset + length]) for offset, length in image.gaps()}
+    gaps = {offset: bytearray(data[offset : offset + length]) for offset, length in mapped.gaps()}
     refresh_sums(path, gaps, sums)
     for offset, gap in gaps.items():
         data[offset : offset + len(gap)] = gap

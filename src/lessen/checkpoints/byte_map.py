@@ -35,7 +35,7 @@ class Array:
 
 
 @dataclass(frozen=True)
-class Image:
+class ByteMap:
     """One file of a checkpoint: its path inside the checkpoint, size, and arrays by offset."""
 
     path: str
@@ -62,7 +62,7 @@ def is_torch(name: str) -> bool:
     return path.suffix in TORCH_SUFFIXES or (path.suffix == ".tar" and Path(path.stem).suffix in TORCH_SUFFIXES)
 
 
-def read_image(file: Path, path: str, must_load: bool = True, allow: Collection[str] = ()) -> Image:
+def read_byte_map(file: Path, path: str, must_load: bool = True, allow: Collection[str] = ()) -> ByteMap:
     """Find the arrays of one file.
 
     Args:
@@ -75,27 +75,29 @@ def read_image(file: Path, path: str, must_load: bool = True, allow: Collection[
     """
     size = file.stat().st_size
     if file.suffix == ".safetensors":
-        return _checked(Image(path, size, tuple(_safetensors(file, size)), container="safetensors"))
+        return _checked(ByteMap(path, size, tuple(_safetensors(file, size)), container="safetensors"))
     if is_torch(file.name) and must_load:
         arrays = [Array(*found) for found in read_torch(file, allow)]
-        return _checked(Image(path, size, tuple(arrays), container="torch"))
+        return _checked(ByteMap(path, size, tuple(arrays), container="torch"))
     if file.suffix == SUFFIX:
         return _checked(
-            Image(path, size, tuple(Array(*found) for found in read_distributed(file, allow)), "distributed")
+            ByteMap(path, size, tuple(Array(*found) for found in read_distributed(file, allow)), "distributed")
         )
-    return Image(path, size, ())
+    return ByteMap(path, size, ())
 
 
-def _checked(image: Image) -> Image:
+def _checked(mapped: ByteMap) -> ByteMap:
     """Refuse arrays that overlap, leave the file or do not match their shape."""
     at = 0
-    for array in image.arrays:
+    for array in mapped.arrays:
         if array.kind not in SIZES or array.nbytes != SIZES[array.kind] * math.prod(array.shape):
-            raise ArtifactError(f"{image.path}: tensor {array.name!r} has {array.nbytes} bytes, not those of its shape")
-        if array.offset < at or array.offset + array.nbytes > image.size:
-            raise ArtifactError(f"{image.path}: tensor {array.name!r} overlaps another or leaves the file")
+            raise ArtifactError(
+                f"{mapped.path}: tensor {array.name!r} has {array.nbytes} bytes, not those of its shape"
+            )
+        if array.offset < at or array.offset + array.nbytes > mapped.size:
+            raise ArtifactError(f"{mapped.path}: tensor {array.name!r} overlaps another or leaves the file")
         at = array.offset + array.nbytes
-    return image
+    return mapped
 
 
 # -- safetensors -------------------------------------------------------------------------------------------------

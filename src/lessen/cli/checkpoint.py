@@ -215,7 +215,7 @@ def prove(
     Example: lessen checkpoint prove runs/lm.archive --step 4000 --train train.py:resume
     """
     from lessen.checkpoints import Archive
-    from lessen.checkpoints.prove import prove as prove_resume
+    from lessen.checkpoints.resume_gap import prove as prove_resume
     from lessen.cli.progress import Reporting
     from lessen.errors import GateFailed
 

@@ -4,7 +4,7 @@ import pytest
 
 from checkpoint_runs import make_run, resume
 from lessen.checkpoints import Archive, PackSettings, find_snapshots, pack
-from lessen.checkpoints.prove import prove
+from lessen.checkpoints.resume_gap import prove
 from lessen.errors import ConfigError, DataError
 
 

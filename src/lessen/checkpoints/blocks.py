@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lessen.checkpoints import coder, exact, near, replay, replay_twice
+from lessen.checkpoints import adam_two_steps, coder, exact, near, replay
 from lessen.checkpoints.dtypes import SIZES
 from lessen.checkpoints.exact import Words
 from lessen.checkpoints.near import Need
@@ -129,12 +129,12 @@ def _encode_rest(now: Piece, before: Piece, form: Form, replayed: bytes) -> list
     if not form.rows:
         return [b"", b"", b""]
     betas, book = replay.steps_of(replayed)
-    twice, moves = replay_twice.moved_twice(now, before, form.columns, betas, book)
+    twice, moves = adam_two_steps.moved_twice(now, before, form.columns, betas, book)
     mine, others = form.of_rows(int(np.count_nonzero(twice))), form.of_rows(int(np.count_nonzero(~twice)))
     coded = b""
     if mine.rows:
         some = (moves[0][twice], moves[1][twice], moves[2][twice])
-        coded = replay_twice.encode(
+        coded = adam_two_steps.encode(
             _rows(now, form, twice), _rows(before, form, twice), form.columns, betas, book, some
         )
     plain = _encode(_rows(now, form, ~twice), _rows(before, form, ~twice), others, None)[1] if others.rows else b""
@@ -159,7 +159,7 @@ def _decode_rest(flags: int, parts: list[bytes], before: Piece, form: Form) -> P
     merged = before
     if twice.any():
         betas, book = replay.steps_of(parts[1])
-        rebuilt = replay_twice.decode(parts[3], _rows(before, form, twice), form.columns, betas, book)
+        rebuilt = adam_two_steps.decode(parts[3], _rows(before, form, twice), form.columns, betas, book)
         merged = _merge(before, rebuilt, form, twice)
     others = form.of_rows(int(np.count_nonzero(~twice)))
     if not others.rows:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adam_pieces import F32, ROLES, few, trained
-from lessen.checkpoints import coder, exact, replay, replay_twice
+from lessen.checkpoints import adam_two_steps, coder, exact, replay
 from lessen.checkpoints.blocks import Form, decode_piece, encode_piece
 from lessen.checkpoints.near import Need
 from lessen.errors import ArtifactError
@@ -31,7 +31,7 @@ def two_steps(rows: int, columns: int, twice: int):
 
 def test_two_steps_are_found_with_their_sizes():
     now, before, book = two_steps(3000, 16, 2000)
-    twice, (_, early, late) = replay_twice.moved_twice(now, before, 16, BETAS, book)
+    twice, (_, early, late) = adam_two_steps.moved_twice(now, before, 16, BETAS, book)
     assert twice.mean() > 0.95
     assert (book[early[twice]] == book[1]).mean() > 0.95  # step 4 had the larger size
     assert (book[late[twice]] == book[0]).mean() > 0.95
@@ -42,19 +42,19 @@ def test_the_roots_are_the_gradients():
     b1, b2 = BETAS
     first, second = (1 - b1) * (b1 * 1 - 2), (1 - b2) * (b2 * 1 + 4)
     bits = [np.array([x], np.float32).view(np.uint32) for x in (first, second, 0.0)]
-    roots = replay_twice._first_steps(bits[0], bits[1], {"first": bits[2], "second": bits[2]}, 1, BETAS)
+    roots = adam_two_steps._first_steps(bits[0], bits[1], {"first": bits[2], "second": bits[2]}, 1, BETAS)
     unit = (1 - b1) / np.sqrt(1 - b2)  # exp_avg / sqrt(exp_avg_sq) after g = 1
     assert min(abs(root[0, 0] - unit) for root in roots) < 1e-4
 
 
 def test_rows_that_moved_twice_cost_two_arrays_and_come_back():
     now, before, book = two_steps(6000, 16, 4000)
-    twice, moves = replay_twice.moved_twice(now, before, 16, BETAS, book)
+    twice, moves = adam_two_steps.moved_twice(now, before, 16, BETAS, book)
     now, before = some(now, twice, 16), some(before, twice, 16)
-    blob = replay_twice.encode(now, before, 16, BETAS, book, tuple(move[twice] for move in moves))
+    blob = adam_two_steps.encode(now, before, 16, BETAS, book, tuple(move[twice] for move in moves))
     weight = len(coder.split(blob)[5]) / now["weight"].size
     assert weight < 0.5 * len(exact.encode(now["weight"], "F32", before["weight"])) / now["weight"].size
-    back = replay_twice.decode(blob, before, 16, BETAS, book)
+    back = adam_two_steps.decode(blob, before, 16, BETAS, book)
     assert all(np.array_equal(back[role], now[role]) for role in ROLES)
 
 
@@ -64,9 +64,9 @@ def test_any_bits_come_back(rows, columns, seed, wild):
     random = np.random.default_rng(seed)
     now, before = wild_pieces(random, ROLES, rows * columns, wild)
     book = np.sort(random.normal(0.01, 0.001, int(random.integers(1, 9)))).astype(np.float32)
-    _, moves = replay_twice.moved_twice(now, before, columns, BETAS, book)
-    blob = replay_twice.encode(now, before, columns, BETAS, book, moves)
-    back = replay_twice.decode(blob, before, columns, BETAS, book)
+    _, moves = adam_two_steps.moved_twice(now, before, columns, BETAS, book)
+    blob = adam_two_steps.encode(now, before, columns, BETAS, book, moves)
+    back = adam_two_steps.decode(blob, before, columns, BETAS, book)
     assert all(np.array_equal(back[role], now[role]) for role in ROLES)
 
 
@@ -81,16 +81,16 @@ def test_a_table_of_rows_moved_once_twice_and_often_comes_back_and_is_half_the_s
 
 def test_a_damaged_block_is_refused_or_differs_but_never_crashes():
     now, before, book = two_steps(900, 4, 500)
-    _, moves = replay_twice.moved_twice(now, before, 4, BETAS, book)
-    blob = replay_twice.encode(now, before, 4, BETAS, book, moves)
+    _, moves = adam_two_steps.moved_twice(now, before, 4, BETAS, book)
+    blob = adam_two_steps.encode(now, before, 4, BETAS, book, moves)
     for cut in range(0, len(blob), 97):
         with pytest.raises(ArtifactError):
-            replay_twice.decode(blob[:cut], before, 4, BETAS, book)
+            adam_two_steps.decode(blob[:cut], before, 4, BETAS, book)
     random = np.random.default_rng(0)
     for _ in range(60):
         damaged = bytearray(blob)
         damaged[int(random.integers(len(blob)))] ^= 1 << int(random.integers(8))
         with suppress(ArtifactError, ValueError, IndexError, OverflowError):
-            replay_twice.decode(bytes(damaged), before, 4, BETAS, book)
+            adam_two_steps.decode(bytes(damaged), before, 4, BETAS, book)
     with pytest.raises(ArtifactError, match="malformed"):
         replay.steps_of(b"\1\0\0\0\0\0")

@@ -23,7 +23,7 @@ import zstandard
 
 from benchmarks.checkpoints import runs
 from benchmarks.checkpoints.bench import LATE, MARKS, RESUME_STEPS, SEEDS, Progress, late_ratio, pack_run, save
-from lessen.checkpoints import Archive, PackSettings, blocks, replay
+from lessen.checkpoints import Archive, PackSettings, adam_step, blocks
 
 
 def resume_ctr(path: Path, seed: int, data: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
@@ -55,14 +55,14 @@ def none_moved_once(
 def pack_ctr(paths: list[Path], out: Path, mode: Any, rows: bool, replayed: bool) -> dict[str, Any]:
     """Pack the run, with what makes tables small switched off as asked; `table_bytes` are those of the tables."""
     shutil.rmtree(out, ignore_errors=True)
-    is_table, moved_once = blocks.is_table, replay.moved_once
+    is_table, moved_once = blocks.is_table, adam_step.moved_once
     blocks.is_table = is_table if rows else (lambda _: False)
     if not replayed:
-        replay.moved_once = none_moved_once
+        adam_step.moved_once = none_moved_once
     try:
         row = pack_run(paths, out, PackSettings(mode=mode))
     finally:
-        blocks.is_table, replay.moved_once = is_table, moved_once
+        blocks.is_table, adam_step.moved_once = is_table, moved_once
     archive, row["table_bytes"] = Archive(out), []
     for step in archive.steps:
         with archive.chain(step) as chain:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adam_pieces import F32, ROLES, few, trained
-from lessen.checkpoints import adam_two_steps, coder, exact, replay
+from lessen.checkpoints import adam_step, adam_two_steps, coder, exact
 from lessen.checkpoints.blocks import Form, decode_piece, encode_piece
 from lessen.checkpoints.near import Need
 from lessen.errors import ArtifactError
@@ -93,4 +93,4 @@ def test_a_damaged_block_is_refused_or_differs_but_never_crashes():
         with suppress(ArtifactError, ValueError, IndexError, OverflowError):
             adam_two_steps.decode(bytes(damaged), before, 4, BETAS, book)
     with pytest.raises(ArtifactError, match="malformed"):
-        replay.steps_of(b"\1\0\0\0\0\0")
+        adam_step.steps_of(b"\1\0\0\0\0\0")

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lessen.checkpoints import coder, exact
+from lessen.checkpoints.adam_step import EPS, Values, direction, move
 from lessen.checkpoints.exact import Words
-from lessen.checkpoints.replay import EPS, Values, direction, move
 from lessen.errors import ArtifactError
 
 _WORTH = 14

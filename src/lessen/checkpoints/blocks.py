@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lessen.checkpoints import adam_two_steps, coder, exact, near, replay
+from lessen.checkpoints import adam_step, adam_two_steps, coder, exact, near
 from lessen.checkpoints.dtypes import SIZES
 from lessen.checkpoints.exact import Words
 from lessen.checkpoints.near import Need
@@ -105,12 +105,12 @@ def _encode_moved(
     now: Piece, before: Piece, form: Form, settings: near.NearSettings | None
 ) -> tuple[int, bytes, Piece]:
     """Code rows that all moved; in exact mode, those that took one or two steps of Adam apart from the others."""
-    if settings is not None or set(form.kinds.items()) != {(role, "F32") for role in replay.ROLES}:
+    if settings is not None or set(form.kinds.items()) != {(role, "F32") for role in adam_step.ROLES}:
         return _encode(now, before, form, settings)
-    once, betas = replay.moved_once(now, before, form.columns)
+    once, betas = adam_step.moved_once(now, before, form.columns)
     if not once.any():
         return _encode(now, before, form, None)
-    replayed = replay.encode(_rows(now, form, once), _rows(before, form, once), form.columns, betas)
+    replayed = adam_step.encode(_rows(now, form, once), _rows(before, form, once), form.columns, betas)
     parts = [
         coder.encode_mask(once),
         replayed,
@@ -128,7 +128,7 @@ def _encode_rest(now: Piece, before: Piece, form: Form, replayed: bytes) -> list
     """Code rows that moved more than once: a mask of those that moved twice, those, and the others."""
     if not form.rows:
         return [b"", b"", b""]
-    betas, book = replay.steps_of(replayed)
+    betas, book = adam_step.steps_of(replayed)
     twice, moves = adam_two_steps.moved_twice(now, before, form.columns, betas, book)
     mine, others = form.of_rows(int(np.count_nonzero(twice))), form.of_rows(int(np.count_nonzero(~twice)))
     coded = b""
@@ -143,10 +143,10 @@ def _encode_rest(now: Piece, before: Piece, form: Form, replayed: bytes) -> list
 
 def _decode_moved(flags: int, blob: bytes, before: Piece, form: Form) -> Piece:
     parts = coder.split(blob)
-    if len(parts) != 5 or set(form.kinds.items()) != {(role, "F32") for role in replay.ROLES}:
+    if len(parts) != 5 or set(form.kinds.items()) != {(role, "F32") for role in adam_step.ROLES}:
         raise ArtifactError("a piece coded by replay is malformed")
     once = coder.decode_mask(parts[0], form.rows)
-    rebuilt = replay.decode(parts[1], _rows(before, form, once), form.columns)
+    rebuilt = adam_step.decode(parts[1], _rows(before, form, once), form.columns)
     merged = _merge(before, rebuilt, form, once)
     rest = form.of_rows(form.rows - int(np.count_nonzero(once)))
     if not rest.rows:
@@ -158,7 +158,7 @@ def _decode_rest(flags: int, parts: list[bytes], before: Piece, form: Form) -> P
     twice = coder.decode_mask(parts[2], form.rows)
     merged = before
     if twice.any():
-        betas, book = replay.steps_of(parts[1])
+        betas, book = adam_step.steps_of(parts[1])
         rebuilt = adam_two_steps.decode(parts[3], _rows(before, form, twice), form.columns, betas, book)
         merged = _merge(before, rebuilt, form, twice)
     others = form.of_rows(int(np.count_nonzero(~twice)))

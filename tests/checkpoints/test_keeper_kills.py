@@ -22,7 +22,7 @@ from checkpoint_runs import Net, optimizer_of, state_of, train_step
 from lessen import files
 from lessen.checkpoints import Archive, Packer, PackSettings, find_snapshots
 from lessen.checkpoints.background import remove
-from lessen.checkpoints.keeper import CheckpointKeeper
+from lessen.checkpoints.manager import CheckpointKeeper
 
 EXACT = PackSettings(mode="exact")
 
@@ -33,7 +33,7 @@ sys.path.insert(0, sys.argv[2])
 from checkpoint_runs import Net, optimizer_of, state_of, train_step
 from lessen.checkpoints import PackSettings
 from lessen.checkpoints.background import remove
-from lessen.checkpoints.keeper import CheckpointKeeper
+from lessen.checkpoints.manager import CheckpointKeeper
 torch.set_num_threads(1)
 torch.manual_seed(0)
 net = Net()

@@ -15,7 +15,7 @@ import torch
 from breaking_files import FailingFiles
 from lessen import files
 from lessen.checkpoints import Archive, PackSettings, find_snapshots, pack
-from lessen.checkpoints.keeper import CheckpointKeeper
+from lessen.checkpoints.manager import CheckpointKeeper
 from lessen.checkpoints.states import load_state, write_state
 from lessen.errors import ArtifactError, DataError, OutputError
 

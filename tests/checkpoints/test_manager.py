@@ -11,7 +11,7 @@ from breaking_files import FailingFiles
 from checkpoint_runs import Net, Notes, optimizer_of, state_of, train_step
 from lessen import files
 from lessen.checkpoints import Archive, Packer, PackSettings, background, find_snapshots, pack
-from lessen.checkpoints.keeper import CheckpointKeeper
+from lessen.checkpoints.manager import CheckpointKeeper
 from lessen.checkpoints.packing_process import BackgroundPacker
 from lessen.errors import ArtifactError, ConfigError, OutputError
 

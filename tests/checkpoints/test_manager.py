@@ -11,7 +11,7 @@ from breaking_files import FailingFiles
 from checkpoint_runs import Net, Notes, optimizer_of, state_of, train_step
 from lessen import files
 from lessen.checkpoints import Archive, Packer, PackSettings, background, find_snapshots, pack
-from lessen.checkpoints.manager import CheckpointKeeper
+from lessen.checkpoints.manager import CheckpointManager
 from lessen.checkpoints.packing_process import BackgroundPacker
 from lessen.errors import ArtifactError, ConfigError, OutputError
 
@@ -24,41 +24,41 @@ def test_the_newest_stay_whole_and_all_are_packed(tmp_path):
     net = Net()
     optimizer = optimizer_of(net, "adam")
     states = {}
-    with CheckpointKeeper(tmp_path / "run", keep_full=2, settings=EXACT) as keeper:
-        assert keeper.resume() is None
+    with CheckpointManager(tmp_path / "run", keep_full=2, settings=EXACT) as manager:
+        assert manager.resume() is None
         for step in range(1, 6):
             train_step(net, optimizer, step)
-            keeper.save(step, state_of(net, optimizer, step))
+            manager.save(step, state_of(net, optimizer, step))
             states[step] = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     assert sorted(path.name for path in (tmp_path / "run" / "full").iterdir()) == ["step-4.pt", "step-5.pt"]
     assert Archive(tmp_path / "run" / "archive").steps == [1, 2, 3, 4, 5]
     for step in (1, 3, 5):
-        state = CheckpointKeeper(tmp_path / "run").resume(step)
+        state = CheckpointManager(tmp_path / "run").resume(step)
         assert state["step"] == step
         for name, tensor in states[step].items():
             assert torch.equal(state["model"][name], tensor)
     with pytest.raises(ArtifactError, match="no readable step 9"):
-        CheckpointKeeper(tmp_path / "run").resume(9)
+        CheckpointManager(tmp_path / "run").resume(9)
 
 
 @pytest.mark.usefixtures("forked")
 def test_a_damaged_full_file_gives_way_to_the_archive_and_then_to_older_ones(tmp_path):
     notes = Notes()
-    with CheckpointKeeper(tmp_path / "run", settings=EXACT) as keeper:
+    with CheckpointManager(tmp_path / "run", settings=EXACT) as manager:
         for step in (1, 2):
-            keeper.save(step, {"model": {"w": torch.full((8, 8), float(step))}})
+            manager.save(step, {"model": {"w": torch.full((8, 8), float(step))}})
     full = tmp_path / "run" / "full" / "step-2.pt"
     full.write_bytes(full.read_bytes()[:300])
-    state = CheckpointKeeper(tmp_path / "run", log=notes).resume()
+    state = CheckpointManager(tmp_path / "run", log=notes).resume()
     assert state["step"] == 2
     assert "step-2.pt" in notes.lines[0]
     (tmp_path / "run" / "full" / "step-3.pt").write_bytes(b"cut")
-    assert CheckpointKeeper(tmp_path / "run", log=notes).resume()["step"] == 2
+    assert CheckpointManager(tmp_path / "run", log=notes).resume()["step"] == 2
 
 
-def saved_and_seen(keeper, step, state, ready):
+def saved_and_seen(manager, step, state, ready):
     """Save, then wait until `ready` says that the packer is done with it."""
-    keeper.save(step, state)
+    manager.save(step, state)
     until = time.monotonic() + 60
     while not ready() and time.monotonic() < until:
         time.sleep(0.02)
@@ -67,28 +67,28 @@ def saved_and_seen(keeper, step, state, ready):
 @pytest.mark.usefixtures("forked")
 def test_a_state_that_cannot_be_packed_is_told_at_once_and_the_next_ones_are_packed(tmp_path):
     notes = Notes()
-    keeper = CheckpointKeeper(tmp_path / "run", keep_full=1, settings=EXACT, log=notes)
+    manager = CheckpointManager(tmp_path / "run", keep_full=1, settings=EXACT, log=notes)
     good = {"model": {"w": torch.ones(9, 9)}}
-    keeper.save(1, good)
-    keeper.save(2, {"model": {"other": torch.ones(4)}})  # another model: the packer refuses it
-    saved_and_seen(keeper, 3, good, lambda: keeper._packed() == {1, 3})
-    keeper.save(4, good)
+    manager.save(1, good)
+    manager.save(2, {"model": {"other": torch.ones(4)}})  # another model: the packer refuses it
+    saved_and_seen(manager, 3, good, lambda: manager._packed() == {1, 3})
+    manager.save(4, good)
     assert len(notes.lines) == 1
     assert "step-2.pt is not packed" in notes.lines[0]
     assert "another model" in notes.lines[0]
     with pytest.raises(OutputError, match=r"another model.*full checkpoints are kept"):
-        keeper.close()
+        manager.close()
     assert Archive(tmp_path / "run" / "archive").steps == [1, 3, 4]
     assert sorted(path.name for path in (tmp_path / "run" / "full").iterdir()) == ["step-2.pt", "step-4.pt"]
-    assert CheckpointKeeper(tmp_path / "run").resume(2)["step"] == 2
+    assert CheckpointManager(tmp_path / "run").resume(2)["step"] == 2
 
 
 @pytest.mark.usefixtures("forked")
 def test_without_a_log_a_failure_is_a_warning_and_does_not_hide_what_ended_the_training(tmp_path):
     def train():
-        with CheckpointKeeper(tmp_path / "run", settings=EXACT) as keeper:
-            keeper.save(1, {"model": {"w": torch.ones(9, 9)}})
-            keeper.save(2, {"model": {"other": torch.ones(4)}})
+        with CheckpointManager(tmp_path / "run", settings=EXACT) as manager:
+            manager.save(1, {"model": {"w": torch.ones(9, 9)}})
+            manager.save(2, {"model": {"other": torch.ones(4)}})
             raise ZeroDivisionError
 
     with pytest.warns(RuntimeWarning, match="another model"), pytest.raises(ZeroDivisionError):
@@ -98,13 +98,13 @@ def test_without_a_log_a_failure_is_a_warning_and_does_not_hide_what_ended_the_t
 @pytest.mark.usefixtures("forked")
 def test_a_killed_packing_process_is_started_again(tmp_path):
     notes = Notes()
-    with CheckpointKeeper(tmp_path / "run", settings=EXACT, log=notes) as keeper:
+    with CheckpointManager(tmp_path / "run", settings=EXACT, log=notes) as manager:
         state = {"model": {"w": torch.ones(9)}}
-        saved_and_seen(keeper, 1, state, lambda: keeper._packed() == {1})
-        os.kill(keeper._packer._process._process, signal.SIGKILL)
-        keeper._packer._process.wait()
-        keeper.save(2, state)
-        keeper.save(3, state)
+        saved_and_seen(manager, 1, state, lambda: manager._packed() == {1})
+        os.kill(manager._packer._process._process, signal.SIGKILL)
+        manager._packer._process.wait()
+        manager.save(2, state)
+        manager.save(3, state)
     assert Archive(tmp_path / "run" / "archive").steps == [1, 2, 3]
     assert "started again" in notes.lines[0]
 
@@ -148,9 +148,9 @@ def in_another_namespace(monkeypatch):
 
 
 def test_readers_elsewhere_leave_the_temporary_files_of_a_training_alone(tmp_path, monkeypatch):
-    keeper = CheckpointKeeper(tmp_path / "run", settings=EXACT)
-    keeper._queue = lambda path: None
-    keeper.save(1, {"model": {"w": torch.ones(5)}})
+    manager = CheckpointManager(tmp_path / "run", settings=EXACT)
+    manager._queue = lambda path: None
+    manager.save(1, {"model": {"w": torch.ones(5)}})
     pack(find_snapshots([tmp_path / "run" / "full"]), tmp_path / "run" / "archive", EXACT)
     in_another_namespace(monkeypatch)
     with (
@@ -158,7 +158,7 @@ def test_readers_elsewhere_leave_the_temporary_files_of_a_training_alone(tmp_pat
         files.atomic_folder(tmp_path / "run" / "other") as other,
     ):
         handle.write(b"half")
-        assert CheckpointKeeper(tmp_path / "run").resume()["step"] == 1
+        assert CheckpointManager(tmp_path / "run").resume()["step"] == 1
         Archive(tmp_path / "run" / "archive").unpack(1, tmp_path / "run" / "mine")
         files.remove_stale(tmp_path / "run")  # and who does clean up asks the lock, not only the number
         files.remove_stale(tmp_path / "run" / "full")
@@ -168,21 +168,21 @@ def test_readers_elsewhere_leave_the_temporary_files_of_a_training_alone(tmp_pat
 
 
 def test_what_is_not_ours_in_the_folder_of_full_states_is_ignored(tmp_path):
-    keeper = CheckpointKeeper(tmp_path / "run", settings=EXACT)
-    keeper._queue = lambda path: None
-    keeper.save(1, {"model": {"w": torch.ones(5)}})
+    manager = CheckpointManager(tmp_path / "run", settings=EXACT)
+    manager._queue = lambda path: None
+    manager.save(1, {"model": {"w": torch.ones(5)}})
     (tmp_path / "run" / "full" / "step-best.pt").write_bytes(b"mine")
-    assert CheckpointKeeper(tmp_path / "run").resume()["step"] == 1
+    assert CheckpointManager(tmp_path / "run").resume()["step"] == 1
 
 
 @pytest.mark.usefixtures("forked")
 def test_what_a_killed_run_left_is_packed_by_the_next(tmp_path):
-    keeper = CheckpointKeeper(tmp_path / "run", keep_full=2, settings=EXACT)
-    keeper._packer = None
-    keeper._queue = lambda path: None  # as if the process died before it packed anything
+    manager = CheckpointManager(tmp_path / "run", keep_full=2, settings=EXACT)
+    manager._packer = None
+    manager._queue = lambda path: None  # as if the process died before it packed anything
     for step in (1, 2, 3):
-        CheckpointKeeper.save(keeper, step, {"model": {"w": torch.full((9,), float(step))}})
-    with CheckpointKeeper(tmp_path / "run", keep_full=2, settings=EXACT) as again:
+        CheckpointManager.save(manager, step, {"model": {"w": torch.full((9,), float(step))}})
+    with CheckpointManager(tmp_path / "run", keep_full=2, settings=EXACT) as again:
         assert again.resume()["step"] == 3
         again.save(4, {"model": {"w": torch.full((9,), 4.0)}})
     assert Archive(tmp_path / "run" / "archive").steps == [1, 2, 3, 4]
@@ -190,7 +190,7 @@ def test_what_a_killed_run_left_is_packed_by_the_next(tmp_path):
 
 def test_at_least_one_stays_whole(tmp_path):
     with pytest.raises(ConfigError, match="at least 1"):
-        CheckpointKeeper(tmp_path, keep_full=0)
+        CheckpointManager(tmp_path, keep_full=0)
 
 
 def test_the_background_process_packs_folders_too(tmp_path):
@@ -223,10 +223,10 @@ def test_a_packer_waits_for_the_one_of_a_killed_run(tmp_path):
 
 @pytest.mark.usefixtures("forked")
 def test_a_state_packed_while_it_is_asked_for_comes_from_the_archive(tmp_path, monkeypatch):
-    with CheckpointKeeper(tmp_path / "run", keep_full=1, settings=EXACT) as keeper:
+    with CheckpointManager(tmp_path / "run", keep_full=1, settings=EXACT) as manager:
         for step in (1, 2):
-            keeper.save(step, {"model": {"w": torch.full((8, 8), float(step))}})
-    late = CheckpointKeeper(tmp_path / "run")
+            manager.save(step, {"model": {"w": torch.full((8, 8), float(step))}})
+    late = CheckpointManager(tmp_path / "run")
     seen = iter([set(), {1, 2}])  # the archive before and after the packer moved step 1
     monkeypatch.setattr(late, "_packed", lambda: next(seen))
     (tmp_path / "run" / "full" / "step-2.pt").unlink()
@@ -234,10 +234,10 @@ def test_a_state_packed_while_it_is_asked_for_comes_from_the_archive(tmp_path, m
     assert late.resume()["step"] == 1
 
 
-def test_packing_a_keepers_run_by_hand_reads_its_full_files(tmp_path):
-    keeper = CheckpointKeeper(tmp_path / "run")
-    keeper._queue = lambda path: None
+def test_packing_a_managers_run_by_hand_reads_its_full_files(tmp_path):
+    manager = CheckpointManager(tmp_path / "run")
+    manager._queue = lambda path: None
     for step in (1, 2):
-        keeper.save(step, {"model": {"w": torch.ones(4) * step}})
+        manager.save(step, {"model": {"w": torch.ones(4) * step}})
     pack(find_snapshots([tmp_path / "run" / "full"]), tmp_path / "a", EXACT)
     assert Archive(tmp_path / "a").steps == [1, 2]

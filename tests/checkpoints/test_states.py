@@ -15,7 +15,7 @@ import torch
 from breaking_files import FailingFiles
 from lessen import files
 from lessen.checkpoints import Archive, PackSettings, find_snapshots, pack
-from lessen.checkpoints.manager import CheckpointKeeper
+from lessen.checkpoints.manager import CheckpointManager
 from lessen.checkpoints.states import load_state, write_state
 from lessen.errors import ArtifactError, DataError, OutputError
 
@@ -29,16 +29,16 @@ HARMLESS = {
 }  # fmt: skip
 
 
-def keeper_without_packer(folder) -> CheckpointKeeper:
-    keeper = CheckpointKeeper(folder)
-    keeper._queue = lambda path: None
-    return keeper
+def manager_without_packer(folder) -> CheckpointManager:
+    manager = CheckpointManager(folder)
+    manager._queue = lambda path: None
+    return manager
 
 
 def test_what_trainings_put_into_a_state_comes_back(tmp_path):
-    keeper = keeper_without_packer(tmp_path / "run")
-    keeper.save(1, HARMLESS)
-    back = CheckpointKeeper(tmp_path / "run").resume()
+    manager = manager_without_packer(tmp_path / "run")
+    manager.save(1, HARMLESS)
+    back = CheckpointManager(tmp_path / "run").resume()
     assert back.keys() == {"step", *HARMLESS}
     for name, value in HARMLESS.items():
         assert type(back[name]) is type(value), name
@@ -46,14 +46,14 @@ def test_what_trainings_put_into_a_state_comes_back(tmp_path):
 
 
 def test_such_a_state_can_be_packed_and_resumed_from_the_archive(tmp_path):
-    keeper = keeper_without_packer(tmp_path / "run")
+    manager = manager_without_packer(tmp_path / "run")
     for step in (1, 2):
-        keeper.save(step, {"best_auc": np.mean([0.8, 0.81 + step]), "model": {"w": torch.ones(40) * step}})
+        manager.save(step, {"best_auc": np.mean([0.8, 0.81 + step]), "model": {"w": torch.ones(40) * step}})
     pack(find_snapshots([tmp_path / "run" / "full"]), tmp_path / "run" / "archive", PackSettings(mode="exact"))
     assert Archive(tmp_path / "run" / "archive").steps == [1, 2]
     for file in (tmp_path / "run" / "full").iterdir():
         file.unlink()
-    assert CheckpointKeeper(tmp_path / "run").resume()["best_auc"] == pytest.approx(1.805)
+    assert CheckpointManager(tmp_path / "run").resume()["best_auc"] == pytest.approx(1.805)
 
 
 class Mine:
@@ -70,12 +70,12 @@ class Mine:
     ],
 )
 def test_what_a_resume_could_not_read_is_refused_by_name_at_once(tmp_path, state, name):
-    keeper = keeper_without_packer(tmp_path / "run")
-    keeper.save(1, {"w": torch.ones(2)})
+    manager = manager_without_packer(tmp_path / "run")
+    manager.save(1, {"w": torch.ones(2)})
     with pytest.raises(DataError, match=f"state entry {name}"):
-        keeper.save(2, {"w": torch.ones(2), **state})
+        manager.save(2, {"w": torch.ones(2), **state})
     assert [path.name for path in (tmp_path / "run" / "full").iterdir()] == ["step-1.pt"]
-    assert CheckpointKeeper(tmp_path / "run").resume()["step"] == 1
+    assert CheckpointManager(tmp_path / "run").resume()["step"] == 1
 
 
 def test_a_full_disk_is_said_as_such_whatever_torch_makes_of_it(tmp_path, monkeypatch):
@@ -95,13 +95,13 @@ def test_a_full_disk_is_said_as_such_whatever_torch_makes_of_it(tmp_path, monkey
 
 
 def test_a_training_whose_states_are_all_unreadable_does_not_silently_start_over(tmp_path):
-    keeper = keeper_without_packer(tmp_path / "run")
-    keeper.save(1, {"w": torch.ones(2)})
+    manager = manager_without_packer(tmp_path / "run")
+    manager.save(1, {"w": torch.ones(2)})
     (tmp_path / "run" / "full" / "step-1.pt").write_bytes(b"cut")
     with pytest.warns(RuntimeWarning, match=r"step-1\.pt"), pytest.raises(ArtifactError, match="none of the states"):
-        CheckpointKeeper(tmp_path / "run").resume()
+        CheckpointManager(tmp_path / "run").resume()
 
 
 def test_a_reader_makes_no_folder(tmp_path):
-    assert CheckpointKeeper(tmp_path / "run").resume() is None
+    assert CheckpointManager(tmp_path / "run").resume() is None
     assert not (tmp_path / "run").exists()

@@ -7,7 +7,7 @@
 Under a lazy optimiser (SparseAdam) most rows that moved at all moved once: the ids of real logs have a long tail. The
 prediction is right to a unit in the last place or two, so that such a row costs a little over a third of what it cost
 before. What is left over is coded, so the result is bit-identical whatever the optimiser really was.
-`replay_twice` does the same for rows that moved twice.
+`adam_two_steps` does the same for rows that moved twice.
 
 Only additions, products, quotients and roots of IEEE numbers are used: the same bits on every machine.
 """

@@ -6,7 +6,8 @@ Two gradients g, h lie between the checkpoints, and the moments give two equatio
     B = (exp_avg_sq' - b2^2 exp_avg_sq) / (1 - b2) = b2 g^2 + h^2
 
 so that g is one of two roots, one bit says which, and both steps of the weight follow. The step sizes are those that
-`replay` found for rows that moved once. Only IEEE additions, products, quotients and roots: the same bits everywhere.
+`adam_step` found for rows that moved once. Only additions, products, quotients and roots of IEEE numbers are used: the
+same bits everywhere.
 """
 
 from __future__ import annotations

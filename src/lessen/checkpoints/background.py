@@ -2,7 +2,7 @@
 
 python -m lessen.checkpoints.background ARCHIVE KEEP_FULL [SETTINGS_JSON] < paths
 
-What is submitted belongs to the packer (files of a keeper, second names of a trainer's folders): it is removed once it
+What is submitted belongs to the packer (files of a manager, second names of a trainer's folders): it is removed once it
 is in the archive and KEEP_FULL newer ones are. A checkpoint that cannot be packed is said on standard error, one line,
 and stays; the others go on.
 """

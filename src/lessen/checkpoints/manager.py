@@ -27,13 +27,13 @@ from lessen.log import SILENT, Log
 _FULL = re.compile(r"step-(\d+)\.pt")
 
 
-class CheckpointKeeper:
+class CheckpointManager:
     """Saves, packs and resumes the states of a training loop.
 
-    with CheckpointKeeper("run") as keeper:
-        state = keeper.resume() or {...}
+    with CheckpointManager("run") as manager:
+        state = manager.resume() or {...}
         ...
-        keeper.save(step, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+        manager.save(step, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class CheckpointKeeper:
         self.full, self.archive = self.folder / "full", self.folder / "archive"
         self._packer: BackgroundPacker | None = None
 
-    def __enter__(self) -> CheckpointKeeper:
+    def __enter__(self) -> CheckpointManager:
         return self
 
     def __exit__(

@@ -22,7 +22,7 @@ from checkpoint_runs import Net, optimizer_of, state_of, train_step
 from lessen import files
 from lessen.checkpoints import Archive, Packer, PackSettings, find_snapshots
 from lessen.checkpoints.background import remove
-from lessen.checkpoints.manager import CheckpointKeeper
+from lessen.checkpoints.manager import CheckpointManager
 
 EXACT = PackSettings(mode="exact")
 
@@ -33,13 +33,13 @@ sys.path.insert(0, sys.argv[2])
 from checkpoint_runs import Net, optimizer_of, state_of, train_step
 from lessen.checkpoints import PackSettings
 from lessen.checkpoints.background import remove
-from lessen.checkpoints.manager import CheckpointKeeper
+from lessen.checkpoints.manager import CheckpointManager
 torch.set_num_threads(1)
 torch.manual_seed(0)
 net = Net()
 optimizer = optimizer_of(net, "adam")
-with CheckpointKeeper(sys.argv[1], keep_full=2, settings=PackSettings(mode="exact", key_every=5)) as keeper:
-    state = keeper.resume() or state_of(net, optimizer, 0)
+with CheckpointManager(sys.argv[1], keep_full=2, settings=PackSettings(mode="exact", key_every=5)) as manager:
+    state = manager.resume() or state_of(net, optimizer, 0)
     net.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     step = state["step"]
@@ -47,7 +47,7 @@ with CheckpointKeeper(sys.argv[1], keep_full=2, settings=PackSettings(mode="exac
     while True:
         step += 1
         train_step(net, optimizer, step)
-        keeper.save(step, state_of(net, optimizer, step))
+        manager.save(step, state_of(net, optimizer, step))
         print("saved", step, flush=True)
 """
 
@@ -96,16 +96,16 @@ def kill_training(folder: Path, choose: random.Random, rounds: int, longest: flo
         said = [int(line.split()[1]) for line in process.stdout.read().splitlines() if line.startswith("saved ")]
         process.wait()
         last = max([last, *said])
-        keeper = CheckpointKeeper(folder)
-        state = keeper.resume()
+        manager = CheckpointManager(folder)
+        state = manager.resume()
         if state is None:
             assert last == 0
             continue
         assert state["step"] >= last
         unbroken.check(state)
-        packed = sorted(keeper._packed())
+        packed = sorted(manager._packed())
         if packed and number % 2:
-            unbroken.check(keeper._unpacked(Archive(folder / "archive"), packed[-1]))
+            unbroken.check(manager._unpacked(Archive(folder / "archive"), packed[-1]))
             shutil.rmtree(folder / "full")
             last = packed[-1]
     finish(folder, unbroken)
@@ -113,10 +113,10 @@ def kill_training(folder: Path, choose: random.Random, rounds: int, longest: flo
 
 def finish(folder: Path, unbroken: Unbroken) -> None:
     """Take one more step that is not killed; then the archive holds every step there was, and all of it is whole."""
-    with CheckpointKeeper(folder, settings=PackSettings(mode="exact", key_every=5)) as keeper:
-        step = (keeper.resume() or {"step": 0})["step"] + 1
+    with CheckpointManager(folder, settings=PackSettings(mode="exact", key_every=5)) as manager:
+        step = (manager.resume() or {"step": 0})["step"] + 1
         train_step(unbroken.net, unbroken.optimizer, step)
-        keeper.save(step, state_of(unbroken.net, unbroken.optimizer, step))
+        manager.save(step, state_of(unbroken.net, unbroken.optimizer, step))
     archive = Archive(folder / "archive")
     assert archive.steps == list(range(1, step + 1))
     assert archive.verify() == []
@@ -125,24 +125,24 @@ def finish(folder: Path, unbroken: Unbroken) -> None:
 def save_two(folder: Path, die_at: int) -> None:
     """Save steps up to 2 and pack each at once, in this process, which ends at the n-th file operation (0: never)."""
     files.FILES = DyingFiles(die_at)
-    keeper = CheckpointKeeper(folder, keep_full=1, settings=EXACT)
-    done = (keeper.resume() or {"step": 0})["step"]
-    with Packer(keeper.archive, EXACT) as packer:
+    manager = CheckpointManager(folder, keep_full=1, settings=EXACT)
+    done = (manager.resume() or {"step": 0})["step"]
+    with Packer(manager.archive, EXACT) as packer:
 
         def queue(path: Path) -> None:
-            for file in sorted(keeper.full.glob("step-*.pt")):
+            for file in sorted(manager.full.glob("step-*.pt")):
                 snapshot = find_snapshots([file])[0]
                 if not packer.holds(snapshot):
                     packer.add(snapshot)
                 if file != path:
                     remove(file)
 
-        keeper._queue = queue
+        manager._queue = queue
         for step in range(done + 1, 3):
-            keeper.save(step, {"model": {"w": torch.full((40, 5), float(step))}})
+            manager.save(step, {"model": {"w": torch.full((40, 5), float(step))}})
             with (folder / "said").open("a") as said:
                 said.write(f"{step}\n")
-        queue(keeper.full / "step-2.pt")
+        queue(manager.full / "step-2.pt")
     os._exit(0)
 
 
@@ -155,7 +155,7 @@ def test_a_death_at_every_single_write_leaves_what_was_saved(tmp_path):
         process.start()
         process.join()
         said = [int(line) for line in (folder / "said").read_text().split()] if (folder / "said").exists() else []
-        state = CheckpointKeeper(folder).resume() or {"step": 0}
+        state = CheckpointManager(folder).resume() or {"step": 0}
         assert state["step"] >= max(said, default=0)
         assert state["step"] == 0 or torch.equal(state["model"]["w"], torch.full((40, 5), float(state["step"])))
         if (folder / "archive" / "index.json").exists():

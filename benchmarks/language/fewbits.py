@@ -38,33 +38,31 @@ CALIBRATION = {"calibration_batches": 6}
 OAC = {"hessian": "output", "blocks_a_pass": 6, **CALIBRATION}
 
 
-def few(method: str, bits: int, **knobs: Any) -> dict[str, Any]:
-    return {method: {"bits": bits, "group": 64, "table_bits": None, **knobs}}
-
-
 def rows() -> dict[str, dict[str, Any]]:
     """Return the steps by row, those of the bars first."""
+    kinds = {"rtn": ("rtn", {}), "gptq": ("gptq", CALIBRATION), "oac": ("gptq", OAC)}
     found: dict[str, dict[str, Any]] = {}
-    for bits in (3, 2):
-        found[f"part {bits} rtn"] = few("rtn", bits, only=PART)
-        found[f"part {bits} gptq"] = few("gptq", bits, only=PART, **CALIBRATION)
-        found[f"part {bits} oac"] = few("gptq", bits, only=PART, **OAC)
-    for bits in (4, 3, 2, 8):
-        found[f"whole {bits} rtn"] = few("rtn", bits)
-        found[f"whole {bits} gptq"] = few("gptq", bits, **CALIBRATION)
-        found[f"whole {bits} oac"] = few("gptq", bits, **OAC)
+    for where, bits in (("part", 3), ("whole", 4), ("part", 2), ("whole", 3), ("whole", 2), ("whole", 8)):
+        for kind, (method, knobs) in kinds.items():
+            only = {"only": PART} if where == "part" else {}
+            table = {"table_bits": None} if where == "part" else {}
+            found[f"{where} {bits} {kind}"] = {method: {"bits": bits, "group": 64, **table, **only, **knobs}}
+    for kind, knobs in (("input", CALIBRATION), ("output", OAC)):
+        for where, only in (("part", {"only": PART}), ("whole", {})):
+            for bits in (2, 3):
+                found[f"{where} {bits} spqr {kind}"] = {"spqr": {"bits": bits, **only, **knobs}}
+            found[f"{where} billm {kind}"] = {"billm": {**only, **knobs}}
+            plain = {"split": False, "block": None}
+            found[f"{where} billm of one bit {kind}"] = {"billm": {**plain, **only, **knobs}}
     return found
 
 
 class Judge:
     """The documents with what the original model says of them, fp16 log-probabilities."""
 
-    def __init__(self, task: Any) -> None:
+    def __init__(self, task: Any, original: nn.Module) -> None:
         self.task = task
-        original = task.reference()
-        self.original = [
-            [(labels, logits.half()) for labels, logits in windows] for windows in self._documents(original)
-        ]
+        self.original = [[(labels, said.half()) for labels, said in windows] for windows in self._documents(original)]
 
     def _documents(self, model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """Yield, for each document, its windows: (labels int64 [judged], log-probabilities float32 [judged, words])."""
@@ -114,9 +112,9 @@ def bits_of(model: nn.Module) -> dict[str, float]:
     return {"layers": len(compact), "bytes": taken, "bits_per_weight": round(8 * taken / weights, 4)}
 
 
-def made(task: Any, judge: Judge, step: dict[str, Any]) -> dict[str, Any]:
+def made(original: nn.Module, task: Any, judge: Judge, step: dict[str, Any]) -> dict[str, Any]:
     start, cpu = time.perf_counter(), time.process_time()
-    model, _ = Recipe.parse([step]).apply(task.reference(), task, seed=0)
+    model, _ = Recipe.parse({"name": "row", "steps": [step]}).apply(original, task, seed=0)
     seconds = {"wall_s": time.perf_counter() - start, "cpu_s": time.process_time() - cpu}
     return {"step": step, **bits_of(model), **seconds, "documents": judge(densely(model))}
 
@@ -132,10 +130,8 @@ def mean(row: dict[str, Any], name: str) -> float:
 
 def apart(one: dict[str, Any], other: dict[str, Any], name: str = "nll") -> tuple[float, float, float]:
     """Return the mean of one minus that of other over tokens, with its 95 % interval: a jackknife over documents."""
-    a, b, n = (
-        torch.tensor(x, dtype=torch.float64)
-        for x in (one["documents"][name], other["documents"][name], one["documents"]["tokens"])
-    )
+    a, b, n = (torch.tensor(x, dtype=torch.float64) for x in
+               (one["documents"][name], other["documents"][name], one["documents"]["tokens"]))  # fmt: skip
     difference = a - b
     whole = float(difference.sum() / n.sum())
     left = (difference.sum() - difference) / (n.sum() - n)
@@ -159,25 +155,20 @@ def main() -> None:
     torch.set_num_threads(1)
     task = lessen.get_task({"name": "language-smollm2", "window": 192, "stride": 96})
     judged = lessen.get_task({"name": "language-smollm2", "documents": asked.documents})
-    record: dict[str, Any] = (
-        json.loads(RESULT.read_text())
-        if RESULT.exists()
-        else {
-            "benchmark": "language_fewbits",
-            "command": "python -m benchmarks.language.fewbits",
-            "rows": {},
-            "environment": {**environment(1), "transformers": package_version("transformers")},
-            "judged": judged.describe(),
-            "calibrated": task.describe(),
-        }
-    )
-    judge = Judge(judged)
+    record: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {
+        "benchmark": "language_fewbits", "command": "python -m benchmarks.language.fewbits", "rows": {},
+        "environment": {**environment(1), "transformers": package_version("transformers")},
+        "judged": judged.describe(), "calibrated": task.describe(),
+    }  # fmt: skip
+    original = judged.reference()
+    judge = Judge(judged, original)
     if "original" not in record["rows"]:
-        record["rows"]["original"] = {"bits_per_weight": None, "cpu_s": 0.0, "documents": judge(task.reference())}
+        record["rows"]["original"] = {"bits_per_weight": None, "cpu_s": 0.0, "documents": judge(original)}
+        atomic_write(RESULT, dump_json(record))
     for name, step in rows().items():
         if name in record["rows"] or not fnmatch.fnmatch(name, asked.rows):
             continue
-        record["rows"][name] = made(task, judge, step)
+        record["rows"][name] = made(original, task, judge, step)
         record["rows"][name]["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         atomic_write(RESULT, dump_json(record))
         table({"rows": {name: record["rows"][name]}})

@@ -12,6 +12,7 @@ from kernel_forms import FORMS, ROWS, fields, generator, random
 from lessen.codecs.stored import JpegCodec
 from lessen.methods.weights._shared.grids import fit_grid
 from lessen.stored.base import StoredModule
+from lessen.stored.linears.billm import BiLLMLinear
 from lessen.stored.linears.group_grid import GroupGrid
 from lessen.stored.linears.group_quantized import GroupQuantizedLinear
 from lessen.stored.linears.half import HalfLinear
@@ -20,6 +21,7 @@ from lessen.stored.linears.low_rank import LowRankLinear
 from lessen.stored.linears.low_rank_delta import LowRankDelta
 from lessen.stored.linears.rotated import RotatedInput, RotatedNorm, draw_signs
 from lessen.stored.linears.scaled_input import ScaledInput
+from lessen.stored.linears.spqr import Outliers, SpQRLinear, Statistics
 from lessen.stored.series.wavelet_bank import WaveletBank
 from lessen.stored.tables.cluster_assigned import ClusterAssignedEmbedding
 from lessen.stored.tables.clustered_embedding import ClusteredEmbedding
@@ -178,6 +180,23 @@ def rotated_norm():
     return made
 
 
+def spqr_linear():
+    codes = torch.arange(60, dtype=torch.uint8).view(5, 12) % 8
+    grid = GroupGrid(3, 2, random(3, 3).abs().half(), random(3, 3).half())
+    stats = [Statistics(torch.arange(15, dtype=torch.uint8).view(3, 5) % 7, grid)] * 2
+    outliers = Outliers(torch.tensor([0, 3, 3]), torch.tensor([7, 0, 11]), random(3).half())
+    return SpQRLinear.from_codes(nn.Linear(12, 5), codes, 3, 5, *stats, outliers, torch.arange(12).flip(0))
+
+
+def billm_linear(split=True):
+    signs, second, salient = random(5, 12) > 0, random(5, 12) > 1, torch.arange(12) % 5 == 0
+    return BiLLMLinear.from_parts(nn.Linear(12, 5), 5, signs, second, salient, random(5, 3, 7 if split else 5).half())
+
+
+def billm_linear_of_one_bit():
+    return billm_linear(split=False)
+
+
 def half_linear():
     return HalfLinear.from_dense(nn.Linear(12, 5))
 
@@ -202,6 +221,9 @@ OTHERS = {
     "rotated input": (rotated_input, lambda: (random(3, 12),)),
     "rotated norm": (rotated_norm, lambda: (random(3, 12),)),
     "scaled input": (scaled_input, lambda: (random(3, 12),)),
+    "spqr linear": (spqr_linear, lambda: (random(3, 12),)),
+    "billm linear": (billm_linear, lambda: (random(3, 12),)),
+    "billm linear of one bit": (billm_linear_of_one_bit, lambda: (random(3, 12),)),
     "half linear": (half_linear, lambda: (random(3, 12),)),
     "low rank delta": (low_rank_delta, lambda: (random(3, 12),)),
     "flat vectors": (flat_vectors, lambda: (random(3, 12),)),

@@ -7,7 +7,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from host_models import host, inputs
+from host_models import host
+from host_words import Words
 from lessen.architectures.stacks import find_stacks
 from lessen.errors import InputError, NonFiniteError, TaskError
 from lessen.method import Context
@@ -20,31 +21,7 @@ from lessen.methods.weights._shared.slopes import (
 from lessen.methods.weights.gptq import GPTQ
 from lessen.methods.weights.rtn import RTN
 from lessen.recipe import Recipe
-from lessen.task import call_model
 from lessen.testing.toys import TableTask
-
-
-class Words(TableTask):
-    """A tiny host whose answers are judged by a fixed random direction, a part of the loss for each row."""
-
-    def __init__(self, name="llama", rows=3):
-        self.host, self.name, self.rows = name, name, rows
-
-    def batches(self, split, seed=0):
-        for number in range(2):
-            given = inputs(self.host, batch=self.rows, seed=number)
-            yield given, given.get("input_ids")
-
-    def inputs(self, batch):
-        return batch[0]
-
-    def forward(self, model, batch):
-        return call_model(model, batch[0])
-
-    def loss(self, model, batch):
-        answers = self.forward(model, batch).float()
-        draw = torch.Generator().manual_seed(1)
-        return (answers.log_softmax(-1) * torch.randn(answers.shape, generator=draw)).mean()
 
 
 def by_autograd(task, model, path):

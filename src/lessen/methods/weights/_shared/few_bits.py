@@ -14,6 +14,7 @@ from lessen.methods.sites import Site, module_bytes, replace, require
 from lessen.methods.weights._shared.conv1d import linearised
 from lessen.methods.weights._shared.grids import Ranges, fit_grid, quantise
 from lessen.methods.weights._shared.token_tables import TokenTable, token_tables
+from lessen.stored.linears.decoded import DecodedLinear
 from lessen.stored.linears.group_quantized import GroupQuantizedLinear, layer_bytes, row_parts
 from lessen.stored.tables.embedding import TableShape
 from lessen.stored.tables.group_quantized import GroupQuantizedEmbedding
@@ -143,6 +144,19 @@ def _head_over(made: GroupQuantizedLinear, layer: nn.Linear) -> GroupQuantizedLi
         head._buffers[name] = made._buffers[name]
     head._buffers["bias"] = None if layer.bias is None else layer.bias.detach().float().clone()
     return head
+
+
+def note_error(site: Site, made: DecodedLinear, context: Context) -> None:
+    """Keep the squared error of a layer as a share of its squared weights, and name a layer that is all zero."""
+    error = power = 0.0
+    for part in row_parts(made.out_features, made.in_features):
+        weight = site.module.weight[part].detach().float()
+        error += float((made.decoded(part) - weight).double().square().sum())
+        power += float(weight.double().square().sum())
+    context.findings.setdefault("layers", {})[site.path] = round(error / power, 8) if power else 0.0
+    if not power:
+        context.findings.setdefault("dead", []).append(site.path)
+        context.log.note(f"{site.path} is a dead layer: it holds only zeros")
 
 
 def compared(layer: Any, made: GroupQuantizedLinear) -> tuple[float, float, bool]:

@@ -19,6 +19,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -215,6 +216,10 @@ class Task(Judge):
         size = self.units_in(first)
         same = (batch for batch in itertools.islice(self.batches("test"), 1, None) if self.units_in(batch) == size)
         return {"forward": Workload(self.forward, [first, *itertools.islice(same, items - 1)], size)}
+
+    def companions(self) -> Mapping[str, Path]:
+        """Return files that serving a model of this task needs beside weights, by name: those of its tokenizer."""
+        return {}
 
     def baselines(self, log: Log = SILENT) -> dict[str, dict[str, Any]]:  # noqa: ARG002 - for tasks that fit some
         """Return simple models on the same features: `{name: {metric: value, metric_ci: [low, high]}}`.

@@ -94,6 +94,10 @@ class Trade:
             reference=self._reference() if delta or self.recipe.keeps_base else None,
             task=self.task.describe() if self.task.Options else None,
             probe=probes.inputs_for(self.task, self.model),
+            given={
+                name: artifact.GivenFile("tokenizer", file, counted=False)
+                for name, file in self.task.companions().items()
+            },
             extra={
                 "recipe.yaml": files.dump_yaml(self.recipe.describe()),
                 "measurement.json": files.dump_json(self.measurement.record()),

@@ -25,6 +25,12 @@ from lessen.errors import ConfigError, DataError
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 LARGEST_INDEX = 1 << 26
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""Any of these makes a folder able to read text."""
+COMPANIONS = (
+    CONFIG, "generation_config.json", *TOKENIZERS, "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.jinja",
+)  # fmt: skip
 SNAPSHOT = re.compile(r"snapshots/([0-9a-f]{40})$")
 
 
@@ -86,6 +92,22 @@ def read_folder(path: Path) -> HostFolder:
     config = _object(path / CONFIG)
     _check_config(path / CONFIG, config)
     return HostFolder(path, config, _tensors(path))
+
+
+def read_config(path: Path) -> HostFolder:
+    """Read the configuration of a folder whose weights are elsewhere or of another form: no tensors are listed.
+
+    Raises:
+        ConfigError, DataError: as `read_folder` does for `config.json`.
+    """
+    config = _object(path / CONFIG)
+    _check_config(path / CONFIG, config)
+    return HostFolder(path, config, {})
+
+
+def companions(path: Path) -> dict[str, Path]:
+    """Return what a folder holds beside weights, and serving needs: configuration, tokenizer, templates."""
+    return {name: path / name for name in COMPANIONS if (path / name).is_file()}
 
 
 def neighbour(path: Path) -> str:

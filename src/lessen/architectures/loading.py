@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from lessen.architectures.folder import HostFolder, read_folder
+from lessen.architectures.folder import HostFolder, read_config, read_folder
 from lessen.data.cache import cache_folder, fetch, read_member
 from lessen.data.catalogue import DATASETS
 from lessen.errors import ConfigError, DataError, MissingExtraError, nearest
@@ -93,8 +93,16 @@ def load_host(name: str, dtype: str | None = None, log: Log = SILENT) -> Any:
 
 def build_host(name: str, dtype: str | None = None) -> Any:
     """Return the architecture of a model without its weights: random ones, in eval mode. Raises as `load_host`."""
+    return _built(read_folder(host_folder(name)), dtype)
+
+
+def build_configured(path: Path, dtype: str | None = None) -> Any:
+    """Return the architecture that `config.json` in `path` describes, random weights, whatever else lies there."""
+    return _built(read_config(path), dtype)
+
+
+def _built(folder: HostFolder, dtype: str | None) -> Any:
     wanted = dtype_of(dtype) if dtype is not None else None
-    folder = read_folder(host_folder(name))
     with _quiet(hugging_face()):
         model = model_class(folder)(_config(folder)).eval()
     return model if wanted is None else model.to(wanted)

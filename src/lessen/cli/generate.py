@@ -25,7 +25,9 @@ def register(app: typer.Typer) -> None:
 
 
 def generate(
-    model: Annotated[str, typer.Argument(help="smollm2-135m-instruct, a .gguf file, a Hugging Face folder or id.")],
+    model: Annotated[
+        str, typer.Argument(help="An artifact, smollm2-135m-instruct, a .gguf file, a Hugging Face folder or id.")
+    ],
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", help="Text; several are decoded together.")
     ] = None,
@@ -41,7 +43,9 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="Stop after this text; may be repeated.")] = None,
     max_time: Annotated[float | None, typer.Option(min=0.0, help="Stop after this many seconds.")] = None,
     assistant: Annotated[str | None, typer.Option(help="A smaller model with the same vocabulary.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16 (default: float32, or the artifact's own).")
+    ] = None,
     key_length: Annotated[int, typer.Option(min=1, help="Tokens that must agree before copying.")] = 2,
     pack: Annotated[bool, typer.Option("--pack/--no-pack", help="Hold packed float32 weights if quicker.")] = True,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print tokens as they come.")] = True,
@@ -56,7 +60,8 @@ def generate(
 
     Example: lessen generate smollm2-135m-instruct -p "Say hello three times" --report
     """
-    from lessen.decoding import Decoder, cost_store, load_model
+    from lessen.cli.languages import open_language
+    from lessen.decoding import Decoder, cost_store
     from lessen.files import read_text
 
     if report and temperature > 0:
@@ -73,8 +78,8 @@ def generate(
     show = _Show(stream, report, as_json)
     if report and max_time is not None:
         raise ConfigError("--report compares whole texts; limit them by --max-new-tokens and leave --max-time out")
-    loaded, tokenizer = load_model(model, dtype)
-    helper = load_model(assistant, dtype)[0] if assistant is not None else None
+    loaded, tokenizer = open_language(model, dtype)
+    helper = open_language(assistant, dtype)[0] if assistant is not None else None
     place = cost_store.place_of(loaded, pack)
     costs = cost_store.load(place)
     with Decoder(loaded, tokenizer, key_length=key_length, assistant=helper, pack=pack, costs=costs) as decoder:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from lessen import files
-from lessen.architectures.folder import is_host, neighbour
-from lessen.architectures.loading import BUILT_IN, load_host
+from lessen.architectures.folder import TOKENIZERS, companions, is_host, neighbour, read_folder
+from lessen.architectures.loading import BUILT_IN, host_folder, load_host
 from lessen.artifact import folder as artifact
 from lessen.artifact.state import load_state
 from lessen.cli.arguments import task_of
@@ -21,27 +21,38 @@ from lessen.recipe import Recipe
 from lessen.task import Task
 from lessen.tasks import get_task
 
+CAUSAL = ("ForCausalLM", "LMHeadModel")
+"""How the names of classes end that write text from left to right."""
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 
 
 def open_model(
-    name: str | None, task: str | None, *, seed: int = 0, log: Log = SILENT, recipe: Recipe | None = None
+    name: str | None,
+    task: str | None,
+    *,
+    seed: int = 0,
+    log: Log = SILENT,
+    recipe: Recipe | None = None,
+    text: str | None = None,
 ) -> tuple[nn.Module, Task]:
     """Return the model that a command names, in eval mode, and the task that judges it.
 
     Args:
         name: `reference`, an artifact, a Hugging Face folder, a GGUF file, the user's own FILE.py:NAME, a file of
             weights for the task's model; None stands for the task's untrained model.
-        task: as written for `--task`. An artifact may name its own; a Hugging Face model without one is judged by
-            how far it agrees with its uncompressed self (`agreement`).
+        task: as written for `--task`. An artifact may name its own; a causal language model with its tokenizer is
+            judged on text, any other Hugging Face model by how far it agrees with its uncompressed self (`agreement`).
         recipe: what will be done to the model: refused before a reference is trained, where that can be told.
+        text: what a language model is calibrated and judged on; a file, a folder of .txt files, or `news`.
 
     Raises:
         ConfigError: nothing is there, a task is missing, or the task judges a model of its own.
         ArtifactError, DataError: a file is damaged, or tensors do not fit the model.
     """
     if name is not None and is_host_name(name):
-        return _hosted(name, task, log)
+        return _hosted(name, task, text, log)
+    if text is not None:
+        raise ConfigError("--text belongs to a language model of your own; give this task its text as an option")
     judge = task_of(task) if task is not None else get_task(_task_of_artifact(name), "--task")
     if name is None:
         torch.manual_seed(0)
@@ -59,7 +70,16 @@ def is_host_name(name: str) -> bool:
     return is_host(path) or name.endswith(".gguf") or (name.lower() in BUILT_IN and not path.exists())
 
 
-def _hosted(name: str, task: str | None, log: Log) -> tuple[nn.Module, Task]:
+def _hosted(name: str, task: str | None, text: str | None, log: Log) -> tuple[nn.Module, Task]:
+    if task is not None and text is not None:
+        raise ConfigError("give --text or --task, not both: --task language:text=FILE")
+    if task is None and (text is not None or _reads_text(name)):
+        from lessen.tasks.language.perplexity import LanguageTask
+
+        language = LanguageTask.of_host(name, text)
+        model = language.reference(log=log)
+        log.note(f"calibrated and judged on text: {language.notes()[0]}; give --text for your own, or --task")
+        return model, language
     if task is None:
         judge: Task = get_task({"name": "agreement", "model": name}, "--task")
         model = judge.reference(log=log)
@@ -75,6 +95,13 @@ def _hosted(name: str, task: str | None, log: Log) -> tuple[nn.Module, Task]:
             "retrieval, agreement) or your own: --task FILE.py:NAME"
         )
     return load_host(name, log=log), judge
+
+
+def _reads_text(name: str) -> bool:
+    """Tell whether a host is a causal language model whose tokenizer lies beside it."""
+    path = host_folder(name)
+    found = companions(path)
+    return read_folder(path).architecture.endswith(CAUSAL) and any(one in found for one in TOKENIZERS)
 
 
 def _load(name: str, task: Task, seed: int, log: Log) -> nn.Module:

@@ -40,7 +40,16 @@ def compress(
             "--task",
             "-t",
             help="Task it is judged on: NAME, NAME:option=value,..., or your own, FILE.py:NAME. Left "
-            "out, a Hugging Face model is judged by how far it agrees with its uncompressed self.",
+            "out, a language model with its tokenizer is judged on text, another Hugging Face model by how far it "
+            "agrees with its uncompressed self.",
+        ),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            "--text",
+            help="What a language model is calibrated and judged on without --task: a UTF-8 file, a folder of .txt "
+            "files, or news (built in, the default).",
         ),
     ] = None,
     margin: Annotated[
@@ -55,6 +64,8 @@ def compress(
     as_json: AsJson = False,
 ) -> None:
     """Compress one model, measure it beside the original, and keep the result as an artifact.
+
+    Example: lessen compress FOLDER --step gptq:bits=4,group=64 --out small
 
     Example: lessen compress reference --task ctr-movielens100k --step emb-rowwise-quant:bits=4 --out out/int4
     """
@@ -71,7 +82,7 @@ def compress(
     recipe = Recipe.parse({"steps": [parse_step(text) for text in step]}, "--step", own=True)
     new_folder(out)
     with interruptible(), Reporting() as log, pinned_threads(threads):
-        original, judge = open_model(model, task, seed=seed, log=log, recipe=recipe)
+        original, judge = open_model(model, task, seed=seed, log=log, recipe=recipe, text=text)
         trade = compress_model(original.to(place), judge, recipe, margin=margin, seed=seed, threads=threads, log=log)
         stored = trade.save(out, delta=delta)
     if as_json:

@@ -14,6 +14,7 @@ from lessen.decoding.cost import CostCurve
 from lessen.environment import environment
 from lessen.errors import LessenError
 from lessen.files import atomic_write, dump_json, parse_json
+from lessen.stored.base import StoredModule
 
 
 def place_of(model: Any, pack: bool) -> Path:
@@ -26,6 +27,7 @@ def place_of(model: Any, pack: bool) -> Path:
     facts = {
         "config": json.loads(model.config.to_json_string(use_diff=False)) | {"_name_or_path": ""},
         "dtype": str(model.dtype),
+        "stored": sorted({module.kind for module in model.modules() if isinstance(module, StoredModule)}),
         "device": str(model.device),
         "pack": pack,
         "threads": torch.get_num_threads(),

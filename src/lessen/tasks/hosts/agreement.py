@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lessen.architectures.loading import build_host, load_host
+from lessen.architectures.folder import companions
+from lessen.architectures.loading import build_host, host_folder, load_host
 from lessen.architectures.samples import sample_inputs
 from lessen.errors import NonFiniteError, TaskError
 from lessen.log import SILENT, Log
@@ -57,6 +59,10 @@ class AgreementTask(Task):
         """Return the model with its own weights, in eval mode."""
         model: nn.Module = load_host(self.options.model, self.options.dtype, log)
         return model
+
+    def companions(self) -> Mapping[str, Path]:
+        """Return the model's configuration, and the files of its tokenizer if it has one."""
+        return companions(host_folder(self.options.model))
 
     def hosted(self, model: str) -> AgreementTask:
         """Return the same task for another model."""

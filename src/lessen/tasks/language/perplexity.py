@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from lessen.architectures.folder import companions, read_folder
 from lessen.architectures.loading import SMOLLM2, build_host, host_folder, load_host, load_tokenizer
 from lessen.data.text import NEWS, Unit, deal, documents
 from lessen.errors import ConfigError, DataError
@@ -78,10 +80,21 @@ class LanguageTask(Task):
         """Return the same task for another model."""
         return type(self)(self.options.model_copy(update={"model": model}))
 
+    @classmethod
+    def of_host(cls, model: str, text: str | None = None) -> LanguageTask:
+        """Return the task for a model of your own: windows that its positions hold, on `text` or the built-in news."""
+        limit = _positions(read_folder(host_folder(model)).config)
+        window = LanguageOptions().window if limit is None else min(LanguageOptions().window, limit)
+        return cls(LanguageOptions(model=model, text=text or NEWS, window=window, stride=max(1, window // 2)))
+
     @cached_property
     def tokenizer(self) -> Any:
         """The model's own tokenizer."""
         return load_tokenizer(host_folder(self.options.model))
+
+    def companions(self) -> Mapping[str, Path]:
+        """Return the model's configuration and the files of its tokenizer."""
+        return companions(host_folder(self.options.model))
 
     # -- data ---------------------------------------------------------------------------------------------------
     def texts(self, split: Split) -> list[str]:
@@ -160,19 +173,13 @@ class LanguageTask(Task):
     @cached_property
     def _window(self) -> int:
         """Tokens in a window: as asked for, which must fit into the model's positions."""
-        limit = self._config_number("max_position_embeddings", "n_positions", "max_seq_len")
+        limit = _positions(read_folder(host_folder(self.options.model)).config)
         if limit is not None and self.options.window > limit:
             raise ConfigError(
                 f"{self.name}: window {self.options.window} is longer than the {limit} positions of "
                 f"{self.options.model}; set window={limit} or less"
             )
         return self.options.window
-
-    def _config_number(self, *names: str) -> int | None:
-        from lessen.architectures.folder import read_folder
-
-        config = read_folder(host_folder(self.options.model)).config
-        return next((int(config[name]) for name in names if isinstance(config.get(name), int)), None)
 
     def _documents(self, split: Split) -> list[tuple[str, Tensor]]:
         """Return the texts of a split with their tokens, as many as the options say, those too short left out."""
@@ -199,7 +206,7 @@ class LanguageTask(Task):
                 f"{self.options.text} gives {len(found)} {split} documents with a token to judge; at least two are "
                 f"needed ({len(self._texts)} documents in all: of every five one tests and one validates)"
             )
-        rows = self._config_number("vocab_size")
+        rows = _number(read_folder(host_folder(self.options.model)).config, "vocab_size")
         largest = max(int(ids.max()) for _, ids in found)
         if rows is not None and largest >= rows:
             raise DataError(
@@ -227,6 +234,14 @@ class LanguageTask(Task):
         size = min(self.options.prefill, self._window)
         ids = ids.repeat(-(-count * size // len(ids)))
         return [row[None] for row in ids[: count * size].view(count, size)]
+
+
+def _positions(config: Mapping[str, Any]) -> int | None:
+    return _number(config, "max_position_embeddings", "n_positions", "max_seq_len")
+
+
+def _number(config: Mapping[str, Any], *names: str) -> int | None:
+    return next((int(config[name]) for name in names if isinstance(config.get(name), int)), None)
 
 
 def _batch(ids: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:

@@ -1,0 +1,50 @@
+"""Getting a language model with its tokenizer: a folder, a GGUF file, an id, or an artifact that holds both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lessen.architectures.folder import CONFIG
+from lessen.architectures.loading import build_configured, load_model, load_tokenizer
+from lessen.artifact import folder as artifact
+from lessen.artifact.layout import Structure, read_manifest, read_structure
+from lessen.errors import ConfigError
+from lessen.tasks import get_task
+
+
+def open_language(name: str, dtype: str | None = None) -> tuple[Any, Any]:
+    """Return `(model, tokenizer)` of a causal language model in evaluation mode, compact as it is stored.
+
+    Args:
+        name: an artifact, or what `architectures.loading.load_model` takes.
+        dtype: of a model that is no artifact, `float32` by default; an artifact keeps the one it was made in.
+
+    Raises:
+        ConfigError: nothing of that name, no causal language model, or a dtype for an artifact.
+        ArtifactError, DataError: a file is damaged.
+    """
+    folder = Path(name)
+    if not (folder / artifact.MANIFEST).is_file():
+        return load_model(name, dtype or "float32")
+    if dtype is not None:
+        raise ConfigError(f"{name} is an artifact and keeps the type it was made in; leave --dtype out")
+    structure = read_structure(folder, read_manifest(folder))
+    if (folder / CONFIG).is_file() and structure.base is None:
+        return _checked(artifact.load(folder, _architecture(folder, structure)), name), load_tokenizer(folder)
+    model = _checked(artifact.load(folder), name)
+    tokenizer = getattr(get_task(structure.task, str(folder)), "tokenizer", None)
+    if tokenizer is None:
+        raise ConfigError(f"{name} holds no tokenizer; compress the model with its tokenizer beside it")
+    return model, tokenizer
+
+
+def _architecture(folder: Path, structure: Structure) -> Any:
+    return build_configured(folder, (structure.task or {}).get("dtype"))
+
+
+def _checked(model: Any, name: str) -> Any:
+    head = getattr(model, "get_output_embeddings", None)
+    if head is None or head() is None:
+        raise ConfigError(f"{name} holds a {type(model).__name__}, not a causal language model: it has no head")
+    return model

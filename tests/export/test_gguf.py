@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-gguf = pytest.importorskip("gguf", reason="the [hf] extra is not installed")
+pytest.importorskip("gguf", reason="the [hf] extra is not installed")
+
+import gguf
 
 from lessen.errors import ConfigError, NonFiniteError, OutputError
 from lessen.export.codes import Coded
@@ -92,7 +94,7 @@ def test_every_tensor_of_a_family_has_its_place(family, tmp_path):
     assert written.bytes == (tmp_path / "m.gguf").stat().st_size
     assert fields["general.architecture"] == written.architecture
     assert sum(value.size for _, value in tensors.values()) == sum(one.numel() for one in model.parameters())
-    assert fields["tokenizer.ggml.tokens"] == [words.convert_ids_to_tokens(number) for number in range(320)]
+    assert fields["tokenizer.ggml.tokens"] == [words.convert_ids_to_tokens(number) for number in range(280)]
 
 
 def test_queries_and_keys_of_llama_are_laid_for_neighbours_and_codes_are_kept(tmp_path):
@@ -116,7 +118,7 @@ def test_metadata_say_what_the_model_is(tmp_path):
     export_gguf(model, words, tmp_path / "m.gguf")
     fields, tensors = read(tmp_path / "m.gguf")
     expected = {
-        "llama.context_length": 128, "llama.embedding_length": 64, "llama.block_count": 2, "llama.vocab_size": 320,
+        "llama.context_length": 128, "llama.embedding_length": 64, "llama.block_count": 2, "llama.vocab_size": 280,
         "llama.feed_forward_length": 96, "llama.attention.head_count": 4, "llama.attention.head_count_kv": 2,
         "llama.rope.freq_base": 5e4, "llama.rope.dimension_count": 16, "tokenizer.ggml.pre": "smollm",
         "tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 1, "tokenizer.ggml.padding_token_id": 2,
@@ -142,8 +144,8 @@ def test_an_unwritable_or_damaged_model_leaves_nothing(tmp_path):
 
 def test_models_that_llama_cpp_would_misread_are_refused(tmp_path):
     out, words = tmp_path / "m.gguf", byte_level()
-    with pytest.raises(ConfigError, match="up to 319, and the model has 300 rows"):
-        export_gguf(language_model(vocab=300), words, out)
+    with pytest.raises(ConfigError, match="up to 279, and the model has 270 rows"):
+        export_gguf(language_model(vocab=270), words, out)
     with pytest.raises(ConfigError, match="a phi cannot be written"):
         export_gguf(language_model("Phi"), words, out)
     with pytest.raises(ConfigError, match="looks back over 16 tokens"):
@@ -166,7 +168,7 @@ def test_models_that_llama_cpp_would_misread_are_refused(tmp_path):
 
 
 def test_rows_beyond_the_tokenizer_are_unused_tokens(tmp_path):
-    export_gguf(language_model(vocab=330), byte_level(), tmp_path / "m.gguf")
+    export_gguf(language_model(vocab=290), byte_level(), tmp_path / "m.gguf")
     fields, _ = read(tmp_path / "m.gguf")
-    assert len(fields["tokenizer.ggml.tokens"]) == 330
-    assert fields["tokenizer.ggml.token_type"][320:] == [5] * 10
+    assert len(fields["tokenizer.ggml.tokens"]) == 290
+    assert fields["tokenizer.ggml.token_type"][280:] == [5] * 10

@@ -12,7 +12,7 @@ CORPUS = ["the cat sat on a mat and the dog ran", "a dog and a cat ran; the mat 
 ENDS = ["<|begin|>", "<|end|>", "<|pad|>"]
 
 
-def byte_level(vocab: int = 320) -> transformers.PreTrainedTokenizerFast:
+def byte_level(vocab: int = 280) -> transformers.PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer that splits as SmolLM2's does."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.Sequence(
@@ -35,7 +35,7 @@ SHAPE = {
 }  # fmt: skip
 
 
-def language_model(family: str = "Llama", vocab: int = 320, seed: int = 0, **changes):
+def language_model(family: str = "Llama", vocab: int = 280, seed: int = 0, **changes):
     """A tiny model of a family of transformers, drawn wide so that every layer changes what is said."""
     torch.manual_seed(seed)
     kind = getattr(transformers, f"{family}TextConfig", None) or getattr(transformers, f"{family}Config")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lessen.measure.latency import Latency
     from lessen.task import Task
 
-TARGETS = ("onnx", "fbgemm")
+TARGETS = ("onnx", "gguf", "hf", "fbgemm")
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +30,9 @@ def export(
         str, typer.Argument(help="An artifact, a reference folder, a .safetensors file, or the word 'reference'.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write, such as model.onnx or tables.safetensors.")],
-    to: Annotated[str, typer.Option("--to", help="Format: onnx, or fbgemm for row-wise tables.")] = "onnx",
+    to: Annotated[
+        str, typer.Option("--to", help="Format: onnx, gguf, hf (a folder), or fbgemm for row-wise tables.")
+    ] = "onnx",
     task: Annotated[
         str | None, typer.Option("--task", "-t", help="Task that builds the model; an artifact names its own.")
     ] = None,
@@ -38,21 +40,33 @@ def export(
         int | None,
         typer.Option("--rows", min=2, help="Examples of the batch that is timed (default: the task's, at most 256)."),
     ] = None,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="hf: decode packed layers, so that any reader opens the folder.")
+    ] = False,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="hf with --dense: float32, bfloat16 or float16 (default: as it is).")
+    ] = None,
     threads: Threads = 1,
     timings: Annotated[
         Path | None, typer.Option("--timings", help="Write parity, sizes, timings and machine to this JSON file too.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model for onnxruntime, or its row-wise tables for FBGEMM.
+    """Write a model for onnxruntime, llama.cpp or transformers, or its row-wise tables for FBGEMM.
+
+    GGUF and hf: packed codes are carried over bit for bit, none is rounded again; what a container cannot hold is
+    named. hf is a folder that transformers loads, packed layers as compressed-tensors, or plain ones with --dense.
 
     ONNX: any batch size, outputs equal to torch's within 1e-5 or no file at all.
 
     Compact tables stay compact: their bytes are in the graph, which unpacks the rows it reads. One row and a batch are
     then timed under both runtimes in alternation. FBGEMM: the tables of emb-rowwise-quant, fp16 scale and bias first.
 
+    Example: lessen export small --to gguf --out small.gguf
+
     Example: lessen export small --to onnx --out small.onnx
     """
+    from lessen.cli.containers import emit_container
     from lessen.cli.loading import open_model
     from lessen.environment import environment, package_version
     from lessen.errors import ConfigError
@@ -61,6 +75,12 @@ def export(
 
     if to not in TARGETS:
         raise ConfigError(f"--to {to!r} is not a format lessen writes; the formats are {', '.join(TARGETS)}")
+    if to != "hf" and (dense or dtype is not None):
+        raise ConfigError("--dense and --dtype belong to --to hf")
+    if to in ("gguf", "hf"):
+        with interruptible():
+            emit_container(model, task, to, out, dense, dtype, as_json)
+        return
     for place in filter(None, (out, timings)):
         new_file(place)
     if to == "fbgemm":

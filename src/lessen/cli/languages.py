@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lessen.architectures.folder import CONFIG
-from lessen.architectures.loading import build_configured, load_model, load_tokenizer
+from lessen.architectures.folder import CONFIG, TOKENIZERS
+from lessen.architectures.loading import build_configured, host_folder, load_host, load_model, load_tokenizer
 from lessen.artifact import folder as artifact
 from lessen.artifact.layout import Structure, read_manifest, read_structure
+from lessen.cli.loading import is_host_name, open_model
 from lessen.errors import ConfigError
 from lessen.tasks import get_task
 
@@ -37,6 +38,27 @@ def open_language(name: str, dtype: str | None = None) -> tuple[Any, Any]:
     if tokenizer is None:
         raise ConfigError(f"{name} holds no tokenizer; compress the model with its tokenizer beside it")
     return model, tokenizer
+
+
+def open_host(name: str, task: str | None) -> tuple[Any, Any | None]:
+    """Return `(model, tokenizer)` of any Hugging Face model, the tokenizer None where there is none.
+
+    Raises:
+        ConfigError, ArtifactError, DataError: as `open_language` and `loading.open_model`.
+    """
+    folder = Path(name)
+    if (folder / artifact.MANIFEST).is_file():
+        structure = read_structure(folder, read_manifest(folder))
+        if (folder / CONFIG).is_file() and structure.base is None:
+            return artifact.load(folder, _architecture(folder, structure)), _tokenizer(folder)
+        return open_model(name, task)[0], None
+    if not is_host_name(name):
+        return open_model(name, task)[0], None
+    return load_host(name), _tokenizer(host_folder(name))
+
+
+def _tokenizer(folder: Path) -> Any | None:
+    return load_tokenizer(folder) if any((folder / one).is_file() for one in TOKENIZERS) else None
 
 
 def _architecture(folder: Path, structure: Structure) -> Any:

@@ -83,7 +83,7 @@ def check_plain(model: nn.Module, container: str) -> None:
             )
 
 
-def dense(module: StoredModule, path: str, container: str) -> Tensor:
+def dense_weight(module: StoredModule, path: str, container: str) -> Tensor:
     """Return the dense weight of a stored layer, float32. Raises ConfigError for a form that has none."""
     try:
         return module.dequantise()

@@ -54,18 +54,19 @@ def family_of(config: Any) -> Family:
 
 def check_uniform(stack: Stack, config: Any) -> None:
     """Refuse blocks that are not all as wide as the configuration says. Raises ConfigError."""
+    heads = config.num_attention_heads
+    wanted = {
+        "heads": heads,
+        "key and value heads": getattr(config, "num_key_value_heads", None) or heads,
+        "hidden units": getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None),
+    }
     for block in stack.blocks:
         attention, layer = block.attention, block.feed_forward
         if attention is None or layer is None:
             raise ConfigError(f"{block.path} has no attention or no feed-forward layer, which llama.cpp expects")
         found = {"heads": attention.heads, "key and value heads": attention.kv_heads, "hidden units": layer.hidden}
-        wanted = {
-            "heads": config.num_attention_heads,
-            "key and value heads": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-            "hidden units": getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * stack.width,
-        }  # fmt: skip
         for what, count in found.items():
-            if count != wanted[what]:
+            if count != (wanted[what] or 4 * stack.width):
                 raise ConfigError(
                     f"{block.path} has {count} {what}, the configuration says {wanted[what]}; llama.cpp reads models "
                     "whose blocks are alike: remove the same number everywhere"

@@ -89,8 +89,13 @@ def read(tokenizer: Any, rows: int) -> Vocabulary:
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     bos, eos = _ends(tokenizer)
     common: dict[str, Any] = {
-        "tokens": tokens, "kinds": kinds, "special": special, "adds_bos": bos, "adds_eos": eos, "template": _template(tokenizer),
-    }  # fmt: skip
+        "tokens": tokens,
+        "kinds": kinds,
+        "special": special,
+        "adds_bos": bos,
+        "adds_eos": eos,
+        "template": _template(tokenizer),
+    }
     if not pieces:
         return Vocabulary(model="gpt2", pre=_cut(parts), merges=merges, **common)
     if not model.get("byte_fallback"):
@@ -120,8 +125,8 @@ def _cut(parts: list[dict[str, Any]]) -> str:
             if named is not None:
                 return named
     raise ConfigError(
-        f"the tokenizer cuts text in a way ({', '.join(kinds)}) that llama.cpp has no name for here; known are those of "
-        "GPT-2, SmolLM, Llama 3 and Qwen2"
+        f"the tokenizer cuts text in a way ({', '.join(kinds)}) that llama.cpp has no name for here; known are "
+        "the ways of GPT-2, SmolLM, Llama 3 and Qwen2"
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lessen.architectures.find import find_parts
 from lessen.architectures.parts import Parts
 from lessen.errors import ConfigError, DataError, MissingExtraError, NonFiniteError
-from lessen.export.codes import Coded, check_plain, coded, dense
+from lessen.export.codes import Coded, check_plain, coded, dense_weight
 from lessen.export.gguf import blocks, hosts, tokenizer
 from lessen.files import writing
 from lessen.stored.base import StoredModule
@@ -111,7 +111,7 @@ def _sources(model: nn.Module, decoded: list[str]) -> Iterator[tuple[str, Source
         found = coded(module)
         if found is None:
             decoded.append(f"{path} ({module.kind})")
-        yield f"{path}.weight", found if found is not None else dense(module, path, "GGUF")
+        yield f"{path}.weight", found if found is not None else dense_weight(module, path, "GGUF")
         bias = getattr(module, "bias", None)
         if isinstance(bias, Tensor):
             yield f"{path}.bias", bias

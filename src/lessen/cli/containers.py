@@ -1,0 +1,44 @@
+"""`lessen export --to gguf` and `--to hf`: what other runtimes of Hugging Face models read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from lessen.cli.arguments import new_file, new_folder
+from lessen.cli.languages import open_host, open_language
+from lessen.cli.output import emit, line, say, size
+
+SHOWN = 3
+"""Names of layers that a line lists."""
+
+
+def emit_container(
+    model: str, task: str | None, to: str, out: Path, dense: bool, dtype: str | None, as_json: bool
+) -> None:
+    """Write one container and say what is in it. Raises what `export_gguf` and `export_hf` raise."""
+    if to == "gguf":
+        from lessen.export.gguf.write import export_gguf
+
+        new_file(out)
+        written = export_gguf(*open_language(model), out)
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(written.kinds.items()))
+        told = f"{out}: {size(written.bytes)}, architecture {written.architecture}, tensors: {kinds}"
+    else:
+        from lessen.export.hf import export_hf
+
+        new_folder(out)
+        written = export_hf(*open_host(model, task), out, dense=dense, dtype=dtype)
+        what = f"{written.packed} packed layers (compressed-tensors)" if written.packed else "all dense"
+        told = f"{out}: {size(written.bytes)}, {written.architecture}, {what}"
+    if as_json:
+        emit({"out": out.name, **asdict(written)})
+        return
+    line(told)
+    for names, what in (
+        (written.rounded, "rounded to 16 bits"),
+        (written.decoded, "decoded, for they have no form there"),
+    ):
+        if names:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            say(f"{len(names)} tensors {what}: {', '.join(names[:SHOWN])}{more}")

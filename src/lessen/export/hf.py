@@ -1,0 +1,176 @@
+"""A Hugging Face folder that transformers loads: configuration, tokenizer and safetensors, dense or with packed layers.
+
+dense    every layer plain, by the library's own `save_pretrained`: any reader opens it
+packed   codes as compressed-tensors lays them (see `compressed`): transformers with that package, vLLM
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lessen.architectures.loading import dtype_of, hugging_face
+from lessen.artifact.tensors import SHARD_BYTES
+from lessen.errors import ConfigError, NonFiniteError
+from lessen.export.codes import check_plain, coded, dense_weight
+from lessen.export.compressed import Form, configuration, pack_layer
+from lessen.export.gguf.tokenizer import check_fits
+from lessen.files import atomic_folder
+from lessen.stored.base import StoredModule
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a folder holds."""
+
+    bytes: int
+    """Of its files of weights."""
+    architecture: str
+    packed: int
+    """Layers that stay packed."""
+    rounded: tuple[str, ...]
+    """Tensors that the type asked for did not hold exactly."""
+    decoded: tuple[str, ...]
+    """Stored layers that were written dense."""
+
+
+@dataclass
+class _State:
+    tensors: dict[str, Tensor]
+    forms: dict[str, Form]
+    decoded: list[str]
+
+
+def export_hf(model: Any, words: Any, path: Path, *, dense: bool = False, dtype: str | None = None) -> Written:
+    """Write a host model to the new folder `path`, all or nothing.
+
+    Args:
+        model: a Hugging Face model, plain or with stored layers; not changed.
+        words: its tokenizer, or None.
+        dense: decode packed layers too.
+        dtype: of a dense folder, `float32`, `bfloat16` or `float16`; None keeps the model's. A packed folder is
+            float32, for scales of other types would not give the values that were measured.
+
+    Raises:
+        ConfigError: no Hugging Face model, a form that the folder cannot hold, or a tokenizer that does not fit.
+        NonFiniteError: a tensor holds NaN or infinity.
+        OutputError: the folder cannot be written.
+    """
+    transformers = hugging_face()
+    if not isinstance(model, transformers.PreTrainedModel):
+        raise ConfigError(f"a {type(model).__name__} is no Hugging Face model, which such a folder is written from")
+    check_plain(model, "a Hugging Face folder")
+    table = model.get_input_embeddings() if words is not None else None
+    if isinstance(getattr(table, "num_embeddings", None), int):
+        check_fits(words, table.num_embeddings)
+    state = _state(model, packs=not dense)
+    if state.forms and dtype not in (None, "float32"):
+        raise ConfigError(f"packed layers are exact in float32 only, not {dtype}; leave --dtype out, or add --dense")
+    _check_finite(state.tensors)
+    kind = dtype_of(dtype) if dtype is not None else model.dtype
+    with atomic_folder(path) as folder:
+        if state.forms:
+            rounded: list[str] = []
+            _write_packed(model, state, folder)
+        else:
+            rounded = _rounded(state.tensors, kind)
+            _write_dense(model, state.tensors, folder, kind)
+        if words is not None:
+            words.save_pretrained(folder)
+        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return Written(size, type(model).__name__, len(state.forms), tuple(rounded), tuple(state.decoded))
+
+
+def _state(model: nn.Module, packs: bool) -> _State:
+    """Return the state dictionary of the folder: plain names, packed layers in their parts."""
+    found = _State({}, {}, [])
+    stored = {path: module for path, module in model.named_modules() if isinstance(module, StoredModule)}
+    outer = {path: module for path, module in stored.items() if not any(_under(path, other) for other in stored)}
+    for path, module in outer.items():
+        codes = coded(module) if packs else None
+        if codes is not None:
+            form, tensors = pack_layer(codes, path)
+            found.forms[path] = form
+            found.tensors |= {f"{path}.{name}": tensor for name, tensor in tensors.items()}
+        else:
+            found.decoded.append(f"{path} ({module.kind})")
+            found.tensors[f"{path}.weight"] = dense_weight(module, path, "the folder")
+        if isinstance(getattr(module, "bias", None), Tensor):
+            found.tensors[f"{path}.bias"] = module.bias
+    for name, tensor in model.state_dict().items():
+        if not any(_under(name, path) for path in outer):
+            found.tensors[name] = tensor
+    return found
+
+
+def _under(name: str, path: str) -> bool:
+    return name.startswith(f"{path}.")
+
+
+def _check_finite(tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise NonFiniteError(f"{name} holds NaN or infinity; nothing was written")
+
+
+def _rounded(tensors: dict[str, Tensor], kind: torch.dtype) -> list[str]:
+    return [
+        name for name, tensor in tensors.items()
+        if tensor.is_floating_point() and not torch.equal(tensor.to(kind).to(tensor.dtype), tensor)
+    ]  # fmt: skip
+
+
+def _write_dense(model: Any, tensors: dict[str, Tensor], folder: Path, kind: torch.dtype) -> None:
+    config = copy.deepcopy(model.config)
+    config.tie_word_embeddings = _tied(model)
+    config.dtype = kind
+    with torch.device("meta"):
+        plain = type(model)(config)
+    cast = {name: one.to(kind) if one.is_floating_point() else one for name, one in tensors.items()}
+    found = plain.load_state_dict(cast, strict=False, assign=True)
+    for name in [*found.missing_keys, *found.unexpected_keys]:
+        raise ConfigError(f"{name} has no place in a plain {type(model).__name__}; export the artifact of other steps")
+    if config.tie_word_embeddings:
+        plain.tie_weights()
+    plain.generation_config = model.generation_config
+    plain.save_pretrained(folder)
+
+
+def _tied(model: Any) -> bool:
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None:
+        return bool(getattr(model.config, "tie_word_embeddings", False))
+    return getattr(head, "weight", None) is getattr(table, "weight", table)
+
+
+def _write_packed(model: Any, state: _State, folder: Path) -> None:
+    from huggingface_hub import save_torch_state_dict
+
+    config = copy.deepcopy(model.config)
+    config.tie_word_embeddings, config.dtype = _tied(model), torch.float32
+    plain = [
+        path for path, module in model.named_modules() if isinstance(module, nn.Linear) and path not in state.forms
+    ]
+    config.architectures = [type(model).__name__]
+    config.quantization_config = configuration(state.forms, plain)
+    config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+    tensors = {name: _small(tensor) for name, tensor in state.tensors.items()}
+    if config.tie_word_embeddings:
+        tensors.pop("lm_head.weight", None)
+    save_torch_state_dict(tensors, folder, max_shard_size=SHARD_BYTES)
+
+
+def _small(tensor: Tensor) -> Tensor:
+    """Return a float32 tensor in 16 bits where that changes no value; readers widen it again."""
+    if tensor.dtype == torch.float32:
+        for kind in (torch.float16, torch.bfloat16):
+            if torch.equal(tensor.to(kind).float(), tensor):
+                return tensor.to(kind).contiguous()
+    return tensor.detach().contiguous()

@@ -10,31 +10,12 @@ pytest.importorskip("gguf", reason="the [hf] extra is not installed")
 
 import gguf
 
+from export_models import compact, on_grid
 from lessen.errors import ConfigError, NonFiniteError, OutputError
-from lessen.export.codes import Coded
 from lessen.export.gguf import blocks
 from lessen.export.gguf.hosts import swap
 from lessen.export.gguf.write import export_gguf
-from lessen.methods.weights._shared.grids import fit_grid, quantise
-from lessen.stored.linears.group_quantized import GroupQuantizedLinear
 from tiny_language import byte_level, language_model
-
-
-def on_grid(rows: int, inputs: int, bits: int, group: int, symmetric: bool) -> Coded:
-    weight = torch.randn(rows, inputs, generator=torch.Generator().manual_seed(bits))
-    grid = fit_grid(weight, bits, group, symmetric, "minmax")
-    return Coded(quantise(weight, grid), grid)
-
-
-def compact(model, bits: int = 4, group: int = 32, symmetric: bool = False):
-    """The model with every linear layer of its blocks on a grid."""
-    for path, layer in list(model.named_modules()):
-        if isinstance(layer, torch.nn.Linear) and "lm_head" not in path:
-            grid = fit_grid(layer.weight.detach(), bits, group, symmetric, "minmax")
-            made = GroupQuantizedLinear.from_codes(layer, grid, quantise(layer.weight, grid))
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, made)
-    return model
 
 
 def read(path):

@@ -19,6 +19,7 @@ from lessen.stored import bits as packing
 from lessen.stored.base import StoredModule, StoredPatch
 from lessen.stored.linears.group_grid import GroupGrid
 from lessen.stored.linears.group_quantized import GroupQuantizedLinear
+from lessen.stored.tables.group_quantized import GroupQuantizedEmbedding
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,25 @@ class Coded:
 
 def coded(module: Any) -> Coded | None:
     """Return the codes of a layer that holds some, else None."""
-    if not isinstance(module, GroupQuantizedLinear):
-        return None
-    return Coded(packing.unpack(module.codes, module.bits, module.in_features), module.grid)
+    if isinstance(module, GroupQuantizedLinear):
+        return Coded(packing.unpack(module.codes, module.bits, module.in_features), module.grid)
+    if isinstance(module, GroupQuantizedEmbedding):
+        grid = GroupGrid(module.bits, module.group, module.scales, module.minimums)
+        return Coded(packing.unpack(module.codes, module.bits, module.embedding_dim), grid)
+    return None
+
+
+def shared(model: Any) -> bool:
+    """Tell whether the head of a model reads the table of its tokens: one tensor, or the same codes."""
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None:
+        return bool(getattr(model.config, "tie_word_embeddings", False))
+    own, other = (_held(module) for module in (head, table))
+    return own is not None and own is other
+
+
+def _held(module: Any) -> Any:
+    return getattr(module, "codes" if isinstance(module, StoredModule) else "weight", None)
 
 
 def check_plain(model: nn.Module, container: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lessen.architectures.loading import dtype_of, hugging_face
 from lessen.artifact.tensors import SHARD_BYTES
 from lessen.errors import ConfigError, NonFiniteError
-from lessen.export.codes import check_plain, coded, dense_weight
+from lessen.export.codes import check_plain, coded, dense_weight, shared
 from lessen.export.compressed import Form, configuration, pack_layer
 from lessen.export.gguf.tokenizer import check_fits
 from lessen.files import atomic_folder
@@ -86,13 +86,16 @@ def export_hf(model: Any, words: Any, path: Path, *, dense: bool = False, dtype:
     return Written(size, type(model).__name__, len(state.forms), tuple(rounded), tuple(state.decoded))
 
 
-def _state(model: nn.Module, packs: bool) -> _State:
+def _state(model: Any, packs: bool) -> _State:
     """Return the state dictionary of the folder: plain names, packed layers in their parts."""
     found = _State({}, {}, [])
     stored = {path: module for path, module in model.named_modules() if isinstance(module, StoredModule)}
     outer = {path: module for path, module in stored.items() if not any(_under(path, other) for other in stored)}
+    tables = [model.get_input_embeddings()]
+    if shared(model):
+        tables.append(model.get_output_embeddings())
     for path, module in outer.items():
-        codes = coded(module) if packs else None
+        codes = coded(module) if packs and module not in tables else None
         if codes is not None:
             form, tensors = pack_layer(codes, path)
             found.forms[path] = form
@@ -127,7 +130,7 @@ def _rounded(tensors: dict[str, Tensor], kind: torch.dtype) -> list[str]:
 
 def _write_dense(model: Any, tensors: dict[str, Tensor], folder: Path, kind: torch.dtype) -> None:
     config = copy.deepcopy(model.config)
-    config.tie_word_embeddings = _tied(model)
+    config.tie_word_embeddings = shared(model)
     config.dtype = kind
     with torch.device("meta"):
         plain = type(model)(config)
@@ -141,18 +144,11 @@ def _write_dense(model: Any, tensors: dict[str, Tensor], folder: Path, kind: tor
     plain.save_pretrained(folder)
 
 
-def _tied(model: Any) -> bool:
-    head, table = model.get_output_embeddings(), model.get_input_embeddings()
-    if head is None:
-        return bool(getattr(model.config, "tie_word_embeddings", False))
-    return getattr(head, "weight", None) is getattr(table, "weight", table)
-
-
 def _write_packed(model: Any, state: _State, folder: Path) -> None:
     from huggingface_hub import save_torch_state_dict
 
     config = copy.deepcopy(model.config)
-    config.tie_word_embeddings, config.dtype = _tied(model), torch.float32
+    config.tie_word_embeddings, config.dtype = shared(model), torch.float32
     plain = [
         path for path, module in model.named_modules() if isinstance(module, nn.Linear) and path not in state.forms
     ]

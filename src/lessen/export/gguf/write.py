@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lessen.architectures.find import find_parts
 from lessen.architectures.parts import Parts
 from lessen.errors import ConfigError, DataError, MissingExtraError, NonFiniteError
-from lessen.export.codes import Coded, check_plain, coded, dense_weight
+from lessen.export.codes import Coded, check_plain, coded, dense_weight, shared
 from lessen.export.gguf import blocks, hosts, tokenizer
 from lessen.files import writing
 from lessen.stored.base import StoredModule
@@ -101,11 +101,15 @@ def _rows(parts: Parts) -> int:
     return int(table.num_embeddings)
 
 
-def _sources(model: nn.Module, decoded: list[str]) -> Iterator[tuple[str, Source]]:
+def _sources(model: Any, decoded: list[str]) -> Iterator[tuple[str, Source]]:
     """Yield every weight by its name in a state dictionary, tied ones once, coded where it is."""
     inside: set[str] = set()
+    tied = model.get_output_embeddings() if shared(model) else None
     for path, module in model.named_modules():
         if not isinstance(module, StoredModule) or any(path.startswith(f"{outer}.") for outer in inside):
+            continue
+        if module is tied:
+            inside.add(path)
             continue
         inside.add(path)
         found = coded(module)

@@ -127,14 +127,14 @@ class AWQ(FewBits):
         for layer in layers:
             weight = layer.weight.detach().float()
             scaled = weight * scales
-            grid = fit_grid(scaled, self.bits, self.width(layer), self.symmetric, self.ranges)
+            grid = fit_grid(scaled, self.bits, self.width(layer), self.symmetric, self.ranges, self.zeros)
             total += output_error(grid.values(quantise(scaled, grid)) / scales - weight, curvature)
         return total
 
     def _round(self, model: nn.Module, members: Sequence[Site], scaled: Sequence[Site], context: Context) -> nn.Module:
         for site, inner in zip(members, scaled, strict=True):
             layer: Any = inner.module
-            grid = fit_grid(layer.weight, self.bits, self.width(layer), self.symmetric, self.ranges)
+            grid = fit_grid(layer.weight, self.bits, self.width(layer), self.symmetric, self.ranges, self.zeros)
             made = GroupQuantizedLinear.from_codes(layer, grid, quantise(layer.weight, grid))
             self.record(Site(site.paths, layer), made, context)
             model = replace(model, inner, made)

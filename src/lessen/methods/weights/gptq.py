@@ -64,7 +64,7 @@ class GPTQ(FewBits, Calibrated):
     def rounded(self, site: Site, spread: Feedback, context: Context) -> GroupQuantizedLinear:
         """Return the layer on its grid and record its error."""
         layer: Any = site.module
-        grid = fit_grid(layer.weight, self.bits, self.width(layer), self.symmetric, self.ranges)
+        grid = fit_grid(layer.weight, self.bits, self.width(layer), self.symmetric, self.ranges, self.zeros)
         made = GroupQuantizedLinear.from_codes(layer, grid, round_with_feedback(layer.weight, grid, spread))
         self.record(site, made, context)
         return made

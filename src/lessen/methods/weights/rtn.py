@@ -42,7 +42,7 @@ class RTN(FewBits):
         for number, site in enumerate(sites):
             context.log.progress("round to nearest", number, len(sites))
             layer: Any = site.module
-            grid = fit_grid(layer.weight, self.bits, self.width(layer), self.symmetric, self.ranges)
+            grid = fit_grid(layer.weight, self.bits, self.width(layer), self.symmetric, self.ranges, self.zeros)
             made = GroupQuantizedLinear.from_codes(layer, grid, quantise(layer.weight, grid))
             self.record(site, made, context)
             model = replace(model, site, made)

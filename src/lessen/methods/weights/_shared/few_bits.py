@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
+from typing_extensions import Self
 
 from lessen.method import Context
 from lessen.methods.modules import ModuleMethod
 from lessen.methods.sites import Site, module_bytes, replace, require
 from lessen.methods.weights._shared.conv1d import linearised
-from lessen.methods.weights._shared.grids import Ranges, fit_grid, quantise
+from lessen.methods.weights._shared.grids import Ranges, Zeros, fit_grid, quantise
 from lessen.methods.weights._shared.token_tables import TokenTable, token_tables
 from lessen.stored.linears.decoded import DecodedLinear
 from lessen.stored.linears.group_quantized import GroupQuantizedLinear, layer_bytes, row_parts
@@ -21,6 +22,8 @@ from lessen.stored.tables.group_quantized import GroupQuantizedEmbedding
 
 Bits = Literal[2, 3, 4, 5, 6, 8]
 
+WITH_MINIMUMS = 6
+"""Most bits of a table that has minimums; wider ones are symmetric, for GGUF has no block of 8 bits with minimums."""
 HALF_MAX = 65_504.0
 FINEST = 2.0**-20
 """Least step that fp16 scales hold to some digits."""
@@ -41,6 +44,11 @@ class FewBits(ModuleMethod):
     )
     symmetric: bool = Field(False, description="levels around zero, in place of a minimum for each group")
     ranges: Ranges = Field("minmax", description="range of a group: all of it, or narrowed where that errs less")
+    zeros: Zeros = Field(
+        "free",
+        description="minimums of any value, or whole multiples of short scales, which compressed-tensors and "
+        "MatMulNBits hold exactly (at most 6 bits)",
+    )
     min_weights: int = Field(1024, ge=1, le=10**9, description="layers with fewer weights stay as they are")
     table_bits: Bits | None = Field(
         8, description="bits of a Transformer's token embedding and of the head over its rows; none: embeddings stay"
@@ -86,8 +94,15 @@ class FewBits(ModuleMethod):
         return model, True
 
     def _rounded(self, layer: nn.Linear, bits: int) -> GroupQuantizedLinear:
-        grid = fit_grid(layer.weight, bits, self.width(layer), self.symmetric, self.ranges)
+        symmetric = self.symmetric or bits > WITH_MINIMUMS
+        grid = fit_grid(layer.weight, bits, self.width(layer), symmetric, self.ranges, self.zeros)
         return GroupQuantizedLinear.from_codes(layer, grid, quantise(layer.weight, grid))
+
+    @model_validator(mode="after")
+    def _check_zeros(self) -> Self:
+        if self.zeros == "whole" and not self.symmetric and self.bits > WITH_MINIMUMS:
+            raise ValueError(f"zeros=whole leaves scales of {self.bits} bits too few digits; set symmetric=true")
+        return self
 
     def width(self, layer: nn.Linear) -> int:
         """Return the inputs of a group in this layer."""

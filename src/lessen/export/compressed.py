@@ -65,8 +65,9 @@ def unpack_words(words: Tensor, bits: int, count: int) -> Tensor:
     """Return the codes uint8 [rows, count] of int32 words."""
     wide = functional.pad(words.to(torch.int64) & 0xFFFFFFFF, (0, 1))
     places = torch.arange(count) * bits
-    both = wide[:, places // WORD] | (wide[:, places // WORD + 1] << WORD)
-    return ((both >> (places % WORD)) & (2**bits - 1)).to(torch.uint8)
+    both: Tensor = wide[:, places // WORD] | (wide[:, places // WORD + 1] << WORD)
+    codes: Tensor = (both >> (places % WORD)) & (2**bits - 1)
+    return codes.to(torch.uint8)
 
 
 def pack_layer(weight: Coded, path: str) -> tuple[Form, dict[str, Tensor]]:

@@ -290,14 +290,14 @@ def bounded(recipe, gain, *, share=1.0, **more):
 
 
 def test_a_gain_over_the_whole_interval_is_better_and_counts_as_kept():
-    from lessen.report import words
+    from lessen.report import wording
 
     frontier = Frontier.from_records([*bounded("tuned", 0.1), *bounded("small", 0.1, share=0.5)])
     assert {point.verdict for point in frontier} == {BETTER}
     assert frontier.best().label == "small"
-    assert "2 better" in ", ".join(f"{count} {verdict}" for verdict, count in words.tally(frontier))
+    assert "2 better" in ", ".join(f"{count} {verdict}" for verdict, count in wording.tally(frontier))
     alone = Frontier.from_records(bounded("tuned", 0.1))
-    assert words.headline(alone).startswith("tuned gains quality, AUC +0.1")
+    assert wording.headline(alone).startswith("tuned gains quality, AUC +0.1")
 
 
 def test_a_new_kind_of_cost_is_shown_gated_and_claimed_like_any_other():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lessen.frontier import Frontier
-from lessen.report import content, words
+from lessen.report import content, wording
 from lessen.report.markdown import markdown
 from lessen.report.table import csv_text, rows
 from study_folder import RECIPES, write_study
@@ -83,7 +83,7 @@ def test_markdown_keeps_hostile_names_inside_their_cell(tmp_path):
 
 def test_the_verdict_comes_first(frontier):
     lines = markdown(frontier).splitlines()
-    assert lines[2] == f"**{words.headline(frontier)}**"
+    assert lines[2] == f"**{wording.headline(frontier)}**"
     assert frontier.best().label in lines[2]
 
 
@@ -96,18 +96,18 @@ def test_gaps_name_failures_and_costs_not_measured(frontier):
 def test_nothing_worth_it_is_said(tmp_path):
     bad = {"hash 16x": RECIPES["hash 16x"]}
     folder = write_study(tmp_path / "s", examples=4000, recipes=bad)
-    assert words.headline(Frontier.load(folder)).startswith("Not worth it")
+    assert wording.headline(Frontier.load(folder)).startswith("Not worth it")
 
 
 def test_too_little_data_is_said(tmp_path):
     folder = write_study(tmp_path / "s", examples=300, recipes={"int4 rows": RECIPES["int4 rows"]})
-    assert words.headline(Frontier.load(folder)).startswith("Not enough data to say")
+    assert wording.headline(Frontier.load(folder)).startswith("Not enough data to say")
 
 
 def test_all_failed_is_said(tmp_path):
     folder = write_study(tmp_path / "s", examples=300, recipes={"a": RECIPES["int8 rows"]}, fail="a")
     frontier = Frontier.load(folder)
-    assert words.headline(frontier) == "Nothing was measured: every recipe failed."
+    assert wording.headline(frontier) == "Nothing was measured: every recipe failed."
     assert "out of memory" in markdown(frontier)
     assert csv_text(frontier).count("\n") == 2
 
@@ -129,19 +129,19 @@ def test_all_failed_is_said(tmp_path):
     ],
 )
 def test_amounts_have_units(name, value, text):
-    assert words.amount(name, value) == text
+    assert wording.amount(name, value) == text
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(0.00123, "+0.0012"), (-0.00123, "−0.0012"), (-0.00001, "0.0000"), (None, "–")]
 )
 def test_signs_are_true_minus_and_zero_has_none(value, text):
-    assert words.signed(value, 4) == text
+    assert wording.signed(value, 4) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.084, "8.4 %"), (1.0, "100 %"), (0.1234, "12.3 %"), (2.5, "250 %")])
 def test_shares(value, text):
-    assert words.share(value) == text
+    assert wording.share(value) == text
 
 
 def test_names_steer_no_terminal_and_carry_no_markup(tmp_path):

@@ -250,10 +250,10 @@ def _finish(frontier: Frontier, page: Path, as_json: bool) -> None:
 
 def show(frontier: Frontier) -> None:
     """Print the verdict sentence and the trade table."""
-    from lessen.report import words
+    from lessen.report import wording
     from lessen.report.content import trade_rows
 
-    line(words.headline(frontier))
+    line(wording.headline(frontier))
     line("")
     rows = [
         (
@@ -268,7 +268,7 @@ def show(frontier: Frontier) -> None:
         for row in trade_rows(frontier)
     ]
     metric = frontier.title(frontier.primary)
-    title = words.cost_name(frontier.cost)
+    title = wording.cost_name(frontier.cost)
     table(
         ("", "recipe", f">{title}", ">of reference", ">latency ratio", f">{metric} difference [95 %]", "verdict"), rows
     )

@@ -11,7 +11,7 @@ from lessen.costs import MACS, PEAK, RATIO, RESIDENT, STORED, cost_kinds
 from lessen.frontier import Frontier, Point
 from lessen.frontier.records import StudyRecords, interval, number
 from lessen.frontier.verdict import KEPT, UNKNOWN
-from lessen.report import words
+from lessen.report import wording
 
 EXPECTED = (STORED, RESIDENT, MACS, RATIO, PEAK)
 """What a reader will look for, and is told where it was not measured."""
@@ -26,7 +26,7 @@ def trade_rows(frontier: Frontier) -> list[dict[str, Any]]:
 
 
 def _trade_row(frontier: Frontier, point: Point, on_front: bool) -> dict[str, Any]:
-    name, decimals = frontier.primary, words.decimals_for(frontier.margin)
+    name, decimals = frontier.primary, wording.decimals_for(frontier.margin)
     return {
         "label": point.label,
         "verdict": "failed" if point.failed else point.verdict,
@@ -34,18 +34,18 @@ def _trade_row(frontier: Frontier, point: Point, on_front: bool) -> dict[str, An
         "front": on_front,
         "seeds": len(point.seeds),
         "families": ", ".join(point.families),
-        "before": words.with_spread(point.reference_quality.get(name), decimals),
-        "after": words.with_spread(point.quality.get(name), decimals),
-        "difference": words.difference(point.difference.get(name), decimals),
+        "before": wording.with_spread(point.reference_quality.get(name), decimals),
+        "after": wording.with_spread(point.quality.get(name), decimals),
+        "difference": wording.difference(point.difference.get(name), decimals),
         "costs": {
             cost: {
-                "before": words.amount(cost, _mean(point.reference_cost, cost)),
-                "after": words.amount(cost, _mean(point.cost, cost)),
-                "share": words.share(_mean(point.share, cost)),
+                "before": wording.amount(cost, _mean(point.reference_cost, cost)),
+                "after": wording.amount(cost, _mean(point.cost, cost)),
+                "share": wording.share(_mean(point.share, cost)),
             }
             for cost in (kind.name for kind in cost_kinds(kind.name for kind in frontier.costs))
         },
-        "latency": words.latency(point),
+        "latency": wording.latency(point),
         "flags": list(point.flags),
         "gates": dict(point.gates),
     }
@@ -72,10 +72,10 @@ def ledger_rows(frontier: Frontier) -> list[dict[str, str]]:
                     "step": str(position),
                     "method": str(step.get("method", "?")),
                     "knobs": _pairs(step.get("knobs")),
-                    "before": words.amount("stored_bytes", before),
-                    "after": words.amount("stored_bytes", after),
-                    "seconds": words.amount("compress_s", number(step.get("seconds"))),
-                    "training": words.amount("train_s", number(step.get("train_seconds"))),
+                    "before": wording.amount("stored_bytes", before),
+                    "after": wording.amount("stored_bytes", after),
+                    "seconds": wording.amount("compress_s", number(step.get("seconds"))),
+                    "training": wording.amount("train_s", number(step.get("train_seconds"))),
                     "findings": _pairs(step.get("findings")),
                 }
             )
@@ -114,7 +114,7 @@ def gaps(frontier: Frontier) -> list[str]:
 
 def noise_rows(frontier: Frontier) -> list[tuple[str, str]]:
     """Return what an A/A run of the uncompressed model moved, and how far reference seeds lie apart."""
-    decimals = words.decimals_for(frontier.margin)
+    decimals = wording.decimals_for(frontier.margin)
     rows: list[tuple[str, str]] = []
     for study in frontier.studies:
         prefix = f"{study.name}: " if len(frontier.studies) > 1 else ""
@@ -123,7 +123,7 @@ def noise_rows(frontier: Frontier) -> list[tuple[str, str]]:
             rows.append((f"{prefix}latency ratio, A/A", f"{ratio:.3f}× [{ends[0]:.3f}, {ends[1]:.3f}]"))
         for name, value in (study.noise.get("quality") or {}).items():
             if pair := interval(value):
-                rows.append((f"{prefix}{frontier.title(name)}, A/A", words.between(*pair, decimals)))
+                rows.append((f"{prefix}{frontier.title(name)}, A/A", wording.between(*pair, decimals)))
     for point in frontier.measured[:1]:
         for name, estimate in point.reference_quality.items():
             if estimate.spread is not None:
@@ -134,11 +134,11 @@ def noise_rows(frontier: Frontier) -> list[tuple[str, str]]:
 
 def baseline_rows(frontier: Frontier) -> tuple[list[str], list[list[str]]]:
     """Return metric names and one row a model: the reference first, then the simpler models run beside it."""
-    decimals = words.decimals_for(frontier.margin)
+    decimals = wording.decimals_for(frontier.margin)
     metrics = list(dict.fromkeys(name for point in frontier.measured for name in point.reference_quality))
     rows: list[list[str]] = []
     for point in frontier.measured[:1]:
-        cells = [words.with_spread(point.reference_quality.get(name), decimals) for name in metrics]
+        cells = [wording.with_spread(point.reference_quality.get(name), decimals) for name in metrics]
         rows.append(["reference, uncompressed", *cells])
     for study in frontier.studies:
         for name, values in study.baselines.items():
@@ -182,7 +182,7 @@ def recipes_yaml(frontier: Frontier) -> str:
 
 def summary(frontier: Frontier) -> str:
     """Return the second sentence: how many recipes met which end, on how much data."""
-    parts = [f"{count} {verdict}" for verdict, count in words.tally(frontier) if count]
+    parts = [f"{count} {verdict}" for verdict, count in wording.tally(frontier) if count]
     examples = [d.examples for p in frontier.measured for d in p.difference.values() if d.examples]
     seeds = sorted({len(point.seeds) for point in frontier.measured})
     base = f"{len(frontier)} recipes: " + ", ".join(parts)
@@ -200,7 +200,7 @@ def accepted(point: Point) -> bool:
 def _baseline_cell(values: Mapping[str, Any], metric: str, decimals: int) -> str:
     value, ends = number(values.get(metric)), interval(values.get(f"{metric}_ci"))
     if value is None:
-        return words.NONE
+        return wording.NONE
     return f"{value:.{decimals}f}" + (f" [{ends[0]:.{decimals}f}, {ends[1]:.{decimals}f}]" if ends else "")
 
 
@@ -246,16 +246,16 @@ def _flat(value: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         if isinstance(item, Mapping):
             yield str(key), _pairs(item)
         elif str(key).endswith("_bytes") and number(item) is not None:
-            yield str(key)[:-6], words.amount("stored_bytes", number(item))
+            yield str(key)[:-6], wording.amount("stored_bytes", number(item))
         else:
             yield str(key), str(item)
 
 
 def _pairs(value: Any) -> str:
     if not isinstance(value, Mapping):
-        return words.NONE
+        return wording.NONE
     text = ", ".join(f"{key} {_short(item)}" for key, item in value.items())
-    return (text[:237] + "...") if len(text) > 240 else text or words.NONE
+    return (text[:237] + "...") if len(text) > 240 else text or wording.NONE
 
 
 def _short(value: Any) -> str:

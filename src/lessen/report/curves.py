@@ -10,7 +10,7 @@ from lessen.costs import STORED
 from lessen.errors import TaskError
 from lessen.frontier import Frontier, Point
 from lessen.metrics.images import bd_rate
-from lessen.report import words
+from lessen.report import wording
 
 RATE = "bits-per-pixel"
 """Name of the metric that is the rate where a study has it; else the stored bytes are."""
@@ -35,7 +35,7 @@ def curve_rows(frontier: Frontier) -> list[list[str]]:
     for name in others:
         try:
             share = bd_rate(*_places(frontier, found[first]), *_places(frontier, found[name]))
-            told = f"{words.signed(100 * share, 1)} %"
+            told = f"{wording.signed(100 * share, 1)} %"
         except TaskError as error:
             told = str(error)
         rows.append([name, first, told])

@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from lessen.files import atomic_write
 from lessen.frontier import Frontier, Point
-from lessen.report import words
+from lessen.report import wording
 from lessen.report.content import trade_rows
 from lessen.report.plot import BAND, HAIR, INK, PAPER, SOFT
 
@@ -84,9 +84,9 @@ def _part(name: str, frontier: Frontier) -> dict[str, Any]:
         "name": name,
         "task": frontier.studies[0].task_name,
         "metric": frontier.title(frontier.primary),
-        "cost": words.cost_name(frontier.cost),
+        "cost": wording.cost_name(frontier.cost),
         "margin": f"{frontier.margin:g}",
-        "headline": words.headline(frontier),
+        "headline": wording.headline(frontier),
         "doubts": frontier.doubts,
     }
 
@@ -107,7 +107,7 @@ def _rows(name: str, frontier: Frontier) -> list[dict[str, Any]]:
                 "before": row["before"],
                 "after": row["after"],
                 "difference": row["difference"],
-                "cost": words.cost_name(frontier.cost),
+                "cost": wording.cost_name(frontier.cost),
                 "cost before": cost["before"],
                 "cost after": cost["after"],
                 "share": cost["share"],
@@ -179,13 +179,13 @@ def _draw(axes: Any, parts: Mapping[str, Frontier]) -> None:
     low, high = min(shares), max(shares)
     axes.set_xlim(low / 1.4, high * 1.9)
     ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0) if low / 1.4 <= tick <= high * 1.9]
-    axes.set_xticks(ticks, [words.share(tick) for tick in ticks])
+    axes.set_xticks(ticks, [wording.share(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set_yscale("asinh", linear_width=2.0)
     bottom, top = max(losses) * 1.3 + 0.5, min(losses) * 1.3 - 0.5
     axes.set_ylim(bottom, top)
     marks = [sign * mark for mark in (100, 50, 20, 10, 5, 2, 1, 0) for sign in (-1, 1) if top <= sign * mark <= bottom]
-    axes.set_yticks(sorted(set(marks)), [words.signed(mark, 0) if mark else "0" for mark in sorted(set(marks))])
+    axes.set_yticks(sorted(set(marks)), [wording.signed(mark, 0) if mark else "0" for mark in sorted(set(marks))])
     axes.set_yticks([], minor=True)
     axes.set_xlabel("the part's own cost, share of its uncompressed model", color=SOFT)
     axes.set_ylabel("loss of quality in margins, better upwards", color=SOFT)

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lessen.frontier import Frontier
 from lessen.log import printable
-from lessen.report import calibration, content, words
+from lessen.report import calibration, content, wording
 from lessen.report.curves import curve_rows, rate_name
 
 
@@ -37,11 +37,11 @@ def context(frontier: Frontier) -> dict[str, Any]:
     calibrated = calibration.calibrations(frontier)
     return {
         "title": f"{' + '.join(study.name for study in frontier.studies)}: quality against cost",
-        "headline": words.headline(frontier),
+        "headline": wording.headline(frontier),
         "summary": content.summary(frontier),
         "doubts": frontier.doubts[1:],
         "metric": frontier.title(frontier.primary),
-        "cost": words.cost_name(frontier.cost),
+        "cost": wording.cost_name(frontier.cost),
         "rows": rows,
         "undecided": content.undecided(frontier),
         "flagged": [(row["label"], flag) for row in rows for flag in row["flags"]],

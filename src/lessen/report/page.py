@@ -15,7 +15,7 @@ from markupsafe import Markup
 from lessen.files import finite
 from lessen.frontier import Frontier, Point
 from lessen.frontier.verdict import Difference
-from lessen.report import content, words
+from lessen.report import content, wording
 from lessen.report.markdown import context
 from lessen.report.plot import picture
 
@@ -50,7 +50,7 @@ def page(frontier: Frontier) -> str:
         raw_note=raw_note,
         picture=base64.b64encode(picture(frontier, "png")).decode(),
         recipes=content.recipes_yaml(frontier),
-        tally=words.tally(frontier),
+        tally=wording.tally(frontier),
         margin=f"{frontier.margin:g}",
     )
 
@@ -60,7 +60,7 @@ def plot_data(frontier: Frontier) -> dict[str, Any]:
     metrics = list(dict.fromkeys(name for point in frontier.measured for name in point.difference))
     return {
         "margin": frontier.margin,
-        "decimals": words.decimals_for(frontier.margin),
+        "decimals": wording.decimals_for(frontier.margin),
         "primary": frontier.primary,
         "metrics": {name: frontier.title(name) for name in metrics},
         "costs": {kind.name: kind.title for kind in frontier.costs},
@@ -98,8 +98,10 @@ def _plot_point(point: Point) -> dict[str, Any]:
         "axes": {
             name: {
                 "x": point.axis(name),
-                "after": words.amount(name, point.cost[name].mean),
-                "before": words.amount(name, point.reference_cost[name].mean) if name in point.reference_cost else None,
+                "after": wording.amount(name, point.cost[name].mean),
+                "before": wording.amount(name, point.reference_cost[name].mean)
+                if name in point.reference_cost
+                else None,
                 "ends": point.latency_interval if name == "latency_ratio" else None,
                 "reference": point.reference_cost[name].mean if name in point.reference_cost else None,
                 "relative": name in point.share,

@@ -12,7 +12,7 @@ from typing import Any
 
 from lessen.frontier import Frontier, Point
 from lessen.frontier.verdict import BETTER, UNKNOWN, WITHIN, WORSE
-from lessen.report import words
+from lessen.report import wording
 from lessen.report.curves import curves
 
 INK, SOFT, HAIR, PAPER, BAND = "#1b1f24", "#6a737d", "#d8dee4", "#ffffff", "#eef5f1"
@@ -87,11 +87,11 @@ def _settings(frontier: Frontier) -> Any:
 
 def _titles(figure: Any, frontier: Frontier, cost: str, placed: Sequence[Point]) -> None:
     metric = frontier.title(frontier.primary)
-    figure.text(0.022, 0.945, f"{metric} against {words.cost_name(cost)}", size=13.5, weight="bold", va="center")
+    figure.text(0.022, 0.945, f"{metric} against {wording.cost_name(cost)}", size=13.5, weight="bold", va="center")
     seeds = max((len(point.seeds) for point in placed), default=0)
     parts = [_clip(frontier.studies[0].task_name, 46), f"{seeds} seed{'s' * (seeds != 1)}, 95 % intervals"]
     if placed and cost in placed[0].reference_cost:
-        parts.append(f"uncompressed {words.amount(cost, placed[0].reference_cost[cost].mean)}")
+        parts.append(f"uncompressed {wording.amount(cost, placed[0].reference_cost[cost].mean)}")
     if placed and frontier.primary in placed[0].reference_quality:
         parts.append(f"{metric} {placed[0].reference_quality[frontier.primary].mean:.4f}")
     figure.text(0.022, 0.893, "   ·   ".join(parts), size=8.6, color=SOFT, va="center")
@@ -114,7 +114,7 @@ def _scales(axes: Any, frontier: Frontier, placed: Sequence[Point], cost: str) -
         ticks = [
             tick for tick in MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(left, right) if left <= tick <= right
         ]
-    axes.set_xticks(ticks, [words.share(tick) for tick in ticks])
+    axes.set_xticks(ticks, [wording.share(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
     ends = [end for p in placed for end in _ends(p.difference[frontier.primary])] + [-frontier.margin, frontier.margin]
     bottom, top = min(ends), max(ends)
@@ -126,15 +126,15 @@ def _scales(axes: Any, frontier: Frontier, placed: Sequence[Point], cost: str) -
     if not _higher_is_better(frontier):
         axes.invert_yaxis()
     marks = _spaced(axes, [sign * t for t in _nice(frontier.margin / 2, max(-bottom, top)) for sign in (-1, 1)])
-    decimals = words.decimals_for(frontier.margin)
-    axes.set_yticks(marks, [words.signed(m, decimals) if m else "0" for m in marks])
+    decimals = wording.decimals_for(frontier.margin)
+    axes.set_yticks(marks, [wording.signed(m, decimals) if m else "0" for m in marks])
     axes.set_yticks([], minor=True)
     axes.tick_params(length=0, pad=6, labelsize=8.6)
     axes.grid(axis="both", color=HAIR, lw=0.5, alpha=0.7)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.set_xlabel(f"{words.cost_name(cost)}, share of the uncompressed model", labelpad=8)
+    axes.set_xlabel(f"{wording.cost_name(cost)}, share of the uncompressed model", labelpad=8)
     says = f"{frontier.title(frontier.primary)} difference, better upwards"
     axes.annotate(
         says,
@@ -156,7 +156,7 @@ def _margin_band(axes: Any, frontier: Frontier) -> None:
     axes.axhline(edge, color="#3f7d5c", lw=1.0, ls=(0, (5, 3)), zorder=1)
     axes.axhline(0, color=SOFT, lw=0.8, zorder=1)
     axes.annotate(
-        f"margin {words.signed(edge, words.decimals_for(frontier.margin))}",
+        f"margin {wording.signed(edge, wording.decimals_for(frontier.margin))}",
         (1, edge),
         xycoords=("axes fraction", "data"),
         xytext=(-2, -4),
@@ -175,7 +175,7 @@ def _budget_lines(axes: Any, frontier: Frontier, cost: str) -> None:
             x = gate.limit if gate.relative else gate.limit / (base or 1.0)
             axes.axvline(x, color=SOFT, lw=0.9, ls=(0, (1, 2)), zorder=1)
             axes.annotate(
-                f"budget {words.share(x)}",
+                f"budget {wording.share(x)}",
                 (x, 0),
                 xycoords=("data", "axes fraction"),
                 xytext=(4, 5),

@@ -33,7 +33,7 @@ def show(
     Example: lessen tokens show cat.png --step evit:keep=0.6
     """
     from lessen.files import atomic_write
-    from lessen.tokens.picture import draw, trace
+    from lessen.tokens.draw import draw, trace
 
     target = new_file(out or image.with_suffix(".tokens.png"))
     pixels = read_picture(image)

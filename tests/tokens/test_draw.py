@@ -9,7 +9,7 @@ from PIL import Image
 
 from lessen.errors import InputError
 from lessen.tokens import Keep, Merge, reduce_tokens
-from lessen.tokens.picture import draw, panel, trace
+from lessen.tokens.draw import draw, panel, trace
 from towers import IMAGES, build
 
 

@@ -14,8 +14,8 @@ from pydantic import Field
 from lessen.errors import InputError, TaskError
 from lessen.method import Card
 from lessen.methods.tokens._shared.common import BLOCKS, CLAIMS, Scene, TokenMethod, share_of
+from lessen.tokens.local_search import Room, polish
 from lessen.tokens.patch import reduce_tokens
-from lessen.tokens.polish import Room, polish
 from lessen.tokens.reducers import RankMerge, Reducer
 from lessen.tokens.search import RateSearch, find_rates
 

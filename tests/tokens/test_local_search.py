@@ -5,8 +5,8 @@ import random
 import pytest
 
 from lessen.tokens import RankMerge
+from lessen.tokens.local_search import Removals, Room, neighbours, polish
 from lessen.tokens.macs import TowerShape
-from lessen.tokens.polish import Removals, Room, neighbours, polish
 
 SHAPE = TowerShape(tokens=65, width=192, depth=6, hidden=384)
 LIKE = RankMerge(pruned=(65,) * 6, merged=(65,) * 6, matching="pairs")

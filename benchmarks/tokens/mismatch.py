@@ -30,7 +30,7 @@ from lessen.data.cifar10 import Cifar10, load_cifar10
 from lessen.environment import environment
 from lessen.files import atomic_write, dump_json, sha256
 from lessen.method import Context
-from lessen.methods.tokens._shared.common import look
+from lessen.methods.tokens._shared.common import survey_tower
 from lessen.methods.tokens.tocom import ToCom
 from lessen.task import Split
 from lessen.tasks.vision.cifar10 import WEIGHTS, Cifar10Options, Cifar10Task
@@ -102,7 +102,7 @@ def distilled(
             rank=arguments.rank,
             learning_rate=arguments.learning_rate,
         )
-        return method.distil(look(copy.deepcopy(reference), task, Context(seed=seed))).state_dict()
+        return method.distil(survey_tower(copy.deepcopy(reference), task, Context(seed=seed))).state_dict()
 
     name = f"plug-in {seed}, {arguments.steps} steps at {arguments.learning_rate}, rank {arguments.rank}"
     return {k: v for k, v in kept.get(name, distil).items() if k != "seconds"}

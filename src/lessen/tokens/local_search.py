@@ -34,7 +34,7 @@ class Removals:
         return Removals(added(self.dropped, dropped), added(self.merged, merged))
 
 
-class Room:
+class Limits:
     """The schedules that are allowed.
 
     Blocks before `first` are left alone, `protected` tokens and one more stay, merges find pairs, and at most `share`
@@ -106,18 +106,18 @@ class Room:
         return found if found != schedule and self.needs(found) <= self.share else None
 
 
-def neighbours(room: Room, schedule: RankMerge, order: random.Random) -> Iterator[RankMerge]:
+def neighbours(limits: Limits, schedule: RankMerge, order: random.Random) -> Iterator[RankMerge]:
     """Yield allowed schedules near `schedule`, large steps first and otherwise in random order."""
-    blocks = range(room.first, room.shape.depth)
+    blocks = range(limits.first, limits.shape.depth)
     for step in STEPS:
-        moves = [room.moved(schedule, giver, taker, step) for giver in blocks for taker in blocks if giver != taker]
-        moves += [room.converted(schedule, block, signed) for block in blocks for signed in (step, -step)]
+        moves = [limits.moved(schedule, giver, taker, step) for giver in blocks for taker in blocks if giver != taker]
+        moves += [limits.converted(schedule, block, signed) for block in blocks for signed in (step, -step)]
         order.shuffle(moves)
         yield from (move for move in moves if move is not None)
 
 
 def polish(
-    room: Room, starts: list[RankMerge], judge: Callable[[RankMerge], float], trials: int, seed: int
+    limits: Limits, starts: list[RankMerge], judge: Callable[[RankMerge], float], trials: int, seed: int
 ) -> tuple[RankMerge, list[float]]:
     """Return the best schedule found and the judgements of every improvement.
 
@@ -128,7 +128,7 @@ def polish(
     order = random.Random(seed)
     seen: dict[RankMerge, float] = {}
     for start in starts:
-        allowed = room.schedule(room.removals(start), start)
+        allowed = limits.schedule(limits.removals(start), start)
         if allowed not in seen:
             seen[allowed] = judge(allowed)
     best = min(seen, key=lambda schedule: seen[schedule])
@@ -136,7 +136,7 @@ def polish(
     improved = True
     while improved and len(seen) < trials:
         improved = False
-        for candidate in neighbours(room, best, order):
+        for candidate in neighbours(limits, best, order):
             if len(seen) >= trials:
                 break
             if candidate in seen:

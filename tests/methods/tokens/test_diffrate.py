@@ -4,7 +4,7 @@ import pytest
 
 from lessen.errors import InputError, TaskError
 from lessen.method import Context
-from lessen.methods.tokens._shared.common import look, share_of
+from lessen.methods.tokens._shared.common import share_of, survey_tower
 from lessen.methods.tokens.diffrate import DiffRate, Judge, trim
 from lessen.recipe import Recipe
 from lessen.testing.colours import ColourTask
@@ -35,17 +35,17 @@ def test_shallow_towers_are_reduced_from_the_first_block(trained, task):
 
 
 def test_trimming_goes_down_to_the_budget_and_no_further(trained, task):
-    scene = look(trained, task, Context())
+    survey = survey_tower(trained, task, Context())
     given = RankMerge(pruned=(65, 60, 50, 40), merged=(65, 55, 45, 35))
-    share = share_of(scene, given) - 0.01
-    trimmed = trim(scene, given, share)
-    assert share - 0.03 < share_of(scene, trimmed) <= share
-    assert trim(scene, given, 1.0) == given
+    share = share_of(survey, given) - 0.01
+    trimmed = trim(survey, given, share)
+    assert share - 0.03 < share_of(survey, trimmed) <= share
+    assert trim(survey, given, 1.0) == given
 
 
 def test_polishing_brings_the_outputs_nearer_within_the_budget(trained, task):
-    scene = look(trained, task, Context())
-    judge = Judge(scene, 2)
+    survey = survey_tower(trained, task, Context())
+    judge = Judge(survey, 2)
     distances = {}
     for trials in (0, 12):
         compact, (step,) = Recipe([DiffRate(macs=0.6, steps=3, polish=trials, polish_batches=2)]).apply(trained, task)

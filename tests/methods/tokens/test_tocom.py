@@ -8,7 +8,7 @@ import torch
 
 from lessen.errors import InputError
 from lessen.method import Context
-from lessen.methods.tokens._shared.common import look
+from lessen.methods.tokens._shared.common import survey_tower
 from lessen.methods.tokens.tocom import ToCom
 from lessen.methods.tokens.tome import ToMe
 from lessen.recipe import Recipe
@@ -58,22 +58,22 @@ def test_rates_that_were_not_distilled(trained, task):
 def test_the_plug_in_is_that_of_a_plain_loop(trained, task):
     """AdamW under a cosine, written out: the one training loop gives the same up to the rounding of a fused kernel."""
     method, context = ToCom(r=6, steps=25, learning_rate=1e-2, scale=1.0), Context(seed=3)
-    scene = look(copy.deepcopy(trained), task, context)
-    found = method.distil(scene)
+    survey = survey_tower(copy.deepcopy(trained), task, context)
+    found = method.distil(survey)
 
     student = copy.deepcopy(trained).eval().requires_grad_(False)
-    scene, generator = look(student, task, context), torch.Generator().manual_seed(3)
+    survey, generator = survey_tower(student, task, context), torch.Generator().manual_seed(3)
     torch.manual_seed(3)
     expected = Compensator(student, largest=found.largest, rank=method.rank)
     optimizer = torch.optim.AdamW(expected.parameters(), lr=1e-2, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 25, eta_min=1e-4)
     passes = (batch for number in range(25) for batch in task.batches("train", seed=3 * 1_000_003 + number))
-    nothing = Merge(removed=(0,) * scene.shape.depth)
+    nothing = Merge(removed=(0,) * survey.shape.depth)
     teacher, patched = reduce_tokens(copy.deepcopy(trained).eval(), nothing), reduce_tokens(student, nothing)
     for batch in itertools.islice(passes, 25):
         source, target = method._pair(found.largest, generator)
         optimizer.zero_grad()
-        method._loss(teacher, patched, expected, scene, batch, source, target).backward()
+        method._loss(teacher, patched, expected, survey, batch, source, target).backward()
         optimizer.step()
         schedule.step()
     for name, tensor in expected.state_dict().items():

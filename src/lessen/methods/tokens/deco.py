@@ -8,7 +8,7 @@ from pydantic import Field
 
 from lessen.errors import InputError
 from lessen.method import Card
-from lessen.methods.tokens._shared.common import BLOCKS, CLAIMS, Scene, TokenMethod
+from lessen.methods.tokens._shared.common import BLOCKS, CLAIMS, Survey, TokenMethod
 from lessen.tokens.reducers import Pool, Reducer
 
 
@@ -35,9 +35,9 @@ class DeCo(TokenMethod):
     rows: int | None = Field(None, ge=1, le=10_000, description="rows of the patch grid; none: it is square")
     proportional: bool = Field(True, description="add log(size) to the attention logits of each key")
 
-    def reducer(self, scene: Scene) -> Reducer:
+    def reducer(self, survey: Survey) -> Reducer:
         """Return the pooling step. Raises InputError when the grid is unknown or not divisible."""
-        patches, depth = scene.shape.tokens - scene.tower.protected, scene.shape.depth
+        patches, depth = survey.shape.tokens - survey.tower.protected, survey.shape.depth
         rows = self.rows or math.isqrt(patches)
         if patches % rows or (self.rows is None and rows * rows != patches):
             raise InputError(f"deco: {patches} patches are no grid of {rows} rows; give rows")

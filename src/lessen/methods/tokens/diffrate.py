@@ -13,8 +13,8 @@ from pydantic import Field
 
 from lessen.errors import InputError, TaskError
 from lessen.method import Card
-from lessen.methods.tokens._shared.common import BLOCKS, CLAIMS, Scene, TokenMethod, share_of
-from lessen.tokens.local_search import Room, polish
+from lessen.methods.tokens._shared.common import BLOCKS, CLAIMS, Survey, TokenMethod, share_of
+from lessen.tokens.local_search import Limits, polish
 from lessen.tokens.patch import reduce_tokens
 from lessen.tokens.reducers import RankMerge, Reducer
 from lessen.tokens.search import RateSearch, find_rates
@@ -61,78 +61,80 @@ class DiffRate(TokenMethod):
     polish: int = Field(40, ge=0, le=100_000, description="schedules tried after the search; 0 is the search alone")
     polish_batches: int = Field(4, ge=1, le=100_000, description="validation batches that judge a trial")
 
-    def reducer(self, scene: Scene) -> Reducer:
+    def reducer(self, survey: Survey) -> Reducer:
         """Search on training batches and return the counts found."""
         began = time.perf_counter()
-        trainable = [(p, p.requires_grad) for p in scene.model.parameters()]
+        trainable = [(p, p.requires_grad) for p in survey.model.parameters()]
         for parameter, _ in trainable:
             parameter.requires_grad_(False)
         try:
-            found, history = self._search(scene)
+            found, history = self._search(survey)
         finally:
             for parameter, wanted in trainable:
                 parameter.requires_grad_(wanted)
-        trimmed = trim(scene, found, self.macs)
-        findings = scene.context.findings
-        findings["searched_share"] = share_of(scene, found)
+        trimmed = trim(survey, found, self.macs)
+        findings = survey.context.findings
+        findings["searched_share"] = share_of(survey, found)
         findings["search_loss"] = [round(loss, 4) for loss, _ in history[:: max(1, len(history) // 20)]]
-        chosen = self._polished(scene, trimmed) if self.polish else trimmed
-        scene.context.train_seconds += time.perf_counter() - began
+        chosen = self._polished(survey, trimmed) if self.polish else trimmed
+        survey.context.train_seconds += time.perf_counter() - began
         return chosen
 
-    def _polished(self, scene: Scene, searched: RankMerge) -> RankMerge:
+    def _polished(self, survey: Survey, searched: RankMerge) -> RankMerge:
         """Return the best schedule near the searched and the even ones. Raises TaskError without validation data."""
-        room = Room(scene.shape, scene.tower.protected, self.macs, self._first(scene))
-        tried = (searched, room.even(searched), room.even(searched, last=False))
-        starts = [start for start in tried if room.needs(start) <= self.macs]
+        limits = Limits(survey.shape, survey.tower.protected, self.macs, self._first(survey))
+        tried = (searched, limits.even(searched), limits.even(searched, last=False))
+        starts = [start for start in tried if limits.needs(start) <= self.macs]
         if not starts:
             return searched
-        judge = Judge(scene, self.polish_batches)
-        best, history = polish(room, starts, judge, self.polish, scene.context.seed)
-        scene.context.findings["polish_divergence"] = [round(value, 6) for value in history]
+        judge = Judge(survey, self.polish_batches)
+        best, history = polish(limits, starts, judge, self.polish, survey.context.seed)
+        survey.context.findings["polish_divergence"] = [round(value, 6) for value in history]
         return best
 
-    def _first(self, scene: Scene) -> int:
+    def _first(self, survey: Survey) -> int:
         """Return the first block that reduces. Raises InputError when none is left."""
-        depth = scene.shape.depth
+        depth = survey.shape.depth
         first = depth // 12 if self.first is None else self.first
         if first >= depth:
             raise InputError(f"diffrate: the tower has blocks 0..{depth - 1}; first = {first} leaves none to reduce")
         return first
 
-    def _search(self, scene: Scene) -> tuple[RankMerge, list[tuple[float, float]]]:
-        first = self._first(scene)
-        search = RateSearch(scene.model, scene.shape, granularity=self.granularity, target=self.macs, skip_first=first)
-        seed = scene.context.seed
+    def _search(self, survey: Survey) -> tuple[RankMerge, list[tuple[float, float]]]:
+        first = self._first(survey)
+        search = RateSearch(
+            survey.model, survey.shape, granularity=self.granularity, target=self.macs, skip_first=first
+        )
+        seed = survey.context.seed
         with torch.enable_grad():
             history = find_rates(
                 search,
-                lambda batch: scene.task.loss(scene.model, batch),
-                lambda number: scene.task.batches("train", seed=seed * 1_000_003 + number - 1),
+                lambda batch: survey.task.loss(survey.model, batch),
+                lambda number: survey.task.batches("train", seed=seed * 1_000_003 + number - 1),
                 target=self.macs,
                 steps=self.steps,
                 learning_rate=self.learning_rate,
                 weight=self.penalty,
-                log=scene.context.log,
+                log=survey.context.log,
             )
         found = search.reducer(self.proportional)
-        room = Room(scene.shape, scene.tower.protected, 1.0)
-        return room.schedule(room.removals(found), replace(found, matching=self.matching)), history
+        limits = Limits(survey.shape, survey.tower.protected, 1.0)
+        return limits.schedule(limits.removals(found), replace(found, matching=self.matching)), history
 
 
 class Judge:
     """How far a schedule moves the outputs on validation pictures: the mean divergence from the unreduced model."""
 
-    def __init__(self, scene: Scene, batches: int) -> None:
-        self.scene = scene
-        self.batches = list(itertools.islice(scene.task.batches("validation"), batches))
+    def __init__(self, survey: Survey, batches: int) -> None:
+        self.survey = survey
+        self.batches = list(itertools.islice(survey.task.batches("validation"), batches))
         if not self.batches:
-            raise TaskError(f"task {scene.task.name!r} has an empty validation split; give it rows, or set polish: 0")
+            raise TaskError(f"task {survey.task.name!r} has an empty validation split; give it rows, or set polish: 0")
         self.wanted = self._outputs()
 
     def __call__(self, schedule: RankMerge) -> float:
         """Return the divergence in nats per picture."""
-        patch = reduce_tokens(self.scene.model, schedule)
+        patch = reduce_tokens(self.survey.model, schedule)
         try:
             given = self._outputs()
         finally:
@@ -143,19 +145,19 @@ class Judge:
 
     @torch.no_grad()
     def _outputs(self) -> list[torch.Tensor]:
-        model = self.scene.model.eval()
-        return [self.scene.task.forward(model, batch).float().log_softmax(-1) for batch in self.batches]
+        model = self.survey.model.eval()
+        return [self.survey.task.forward(model, batch).float().log_softmax(-1) for batch in self.batches]
 
 
-def trim(scene: Scene, found: RankMerge, share: float) -> RankMerge:
+def trim(survey: Survey, found: RankMerge, share: float) -> RankMerge:
     """Lower the last counts, one token at a time and from the end, until the budget holds."""
-    block = scene.shape.depth - 1
-    while share_of(scene, found) > share and max(found.merged) > 1 + scene.tower.protected:
+    block = survey.shape.depth - 1
+    while share_of(survey, found) > share and max(found.merged) > 1 + survey.tower.protected:
         pruned, merged = list(found.pruned), list(found.merged)
         limit = merged[block] - 1
-        if limit > scene.tower.protected:
-            for later in range(block, scene.shape.depth):
+        if limit > survey.tower.protected:
+            for later in range(block, survey.shape.depth):
                 pruned[later], merged[later] = min(pruned[later], limit), min(merged[later], limit)
         found = replace(found, pruned=tuple(pruned), merged=tuple(merged))
-        block = block - 1 if block > 0 else scene.shape.depth - 1
+        block = block - 1 if block > 0 else survey.shape.depth - 1
     return found

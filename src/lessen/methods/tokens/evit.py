@@ -8,7 +8,7 @@ from pydantic import Field
 
 from lessen.errors import InputError
 from lessen.method import Card
-from lessen.methods.tokens._shared.common import BLOCKS, CLAIMS, Scene, TokenMethod, evenly_placed, gentlest
+from lessen.methods.tokens._shared.common import BLOCKS, CLAIMS, Survey, TokenMethod, evenly_placed, gentlest
 from lessen.tokens.reducers import Keep, Reducer
 from lessen.tokens.scores import Scorer
 
@@ -20,8 +20,8 @@ class Keeping(TokenMethod):
     blocks: tuple[int, ...] = Field((), description="blocks that reduce, from 0; none: 3, 6 and 9 of 12, in proportion")
     macs: float = Field(0.75, gt=0, le=1, description="share of the multiply-adds to reach when no keep is given")
 
-    def _reducer(self, scene: Scene, scorer: Scorer, fuse: bool, seed: int = 0) -> Reducer:
-        depth = scene.shape.depth
+    def _reducer(self, survey: Survey, scorer: Scorer, fuse: bool, seed: int = 0) -> Reducer:
+        depth = survey.shape.depth
         chosen = self.blocks or evenly_placed(depth)
         if any(not 0 <= block < depth for block in chosen):
             raise InputError(f"{self.card.name}: blocks {list(chosen)} are not all among 0..{depth - 1}")
@@ -32,9 +32,9 @@ class Keeping(TokenMethod):
 
         if self.keep is not None:
             return make(self.keep)
-        others = scene.shape.tokens - scene.tower.protected
+        others = survey.shape.tokens - survey.tower.protected
         candidates = [count / others for count in range(others, 0, -1)]
-        return gentlest(scene, candidates, make, self.macs, self.card.name)
+        return gentlest(survey, candidates, make, self.macs, self.card.name)
 
 
 class EViT(Keeping):
@@ -59,9 +59,9 @@ class EViT(Keeping):
         "class_attention", description="received_attention is for towers without class token"
     )
 
-    def reducer(self, scene: Scene) -> Reducer:
+    def reducer(self, survey: Survey) -> Reducer:
         """Return the keep schedule."""
-        return self._reducer(scene, self.scorer, self.fuse)
+        return self._reducer(survey, self.scorer, self.fuse)
 
 
 class RandomDrop(Keeping):
@@ -79,6 +79,6 @@ class RandomDrop(Keeping):
         claims=CLAIMS,
     )
 
-    def reducer(self, scene: Scene) -> Reducer:
+    def reducer(self, survey: Survey) -> Reducer:
         """Return the keep schedule with random scores."""
-        return self._reducer(scene, "random", False, scene.context.seed)
+        return self._reducer(survey, "random", False, survey.context.seed)

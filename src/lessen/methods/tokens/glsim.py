@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from lessen.method import Card
-from lessen.methods.tokens._shared.common import BLOCKS, CLAIMS, Scene
+from lessen.methods.tokens._shared.common import BLOCKS, CLAIMS, Survey
 from lessen.methods.tokens.evit import Keeping
 from lessen.tokens.reducers import Reducer
 
@@ -29,6 +29,6 @@ class GLSim(Keeping):
     )
     fuse: bool = Field(False, description="fuse the rest into one token, weighted by its similarity")
 
-    def reducer(self, scene: Scene) -> Reducer:
+    def reducer(self, survey: Survey) -> Reducer:
         """Return the keep schedule scored by similarity."""
-        return self._reducer(scene, "class_similarity", self.fuse)
+        return self._reducer(survey, "class_similarity", self.fuse)

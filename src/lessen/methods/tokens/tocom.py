@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lessen.method import Card, Context
-from lessen.methods.tokens._shared.common import BLOCKS, CLAIMS, Scene, TokenMethod, record
+from lessen.methods.tokens._shared.common import BLOCKS, CLAIMS, Survey, TokenMethod, record
 from lessen.task import Task
 from lessen.tokens.compensate import Compensator
 from lessen.tokens.patch import Patch, reduce_tokens
@@ -54,37 +54,37 @@ class ToCom(TokenMethod):
 
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
         """Distil, fold and patch. Raises as every token method; InputError for rates that do not fit."""
-        scene = self._look(model, task, context)
+        survey = self._survey(model, task, context)
         began = time.perf_counter()
-        plug_in = self.distil(scene)
+        plug_in = self.distil(survey)
         context.train_seconds += time.perf_counter() - began
         plug_in.fold(self.source, self.r, self.scale)
         context.findings["plug_in_parameters"] = sum(p.numel() for p in plug_in.parameters())
-        reducer = self.reducer(scene)
-        TokenReduction(reducer).attach(model, tokens=scene.shape.tokens)
-        record(scene, reducer)
+        reducer = self.reducer(survey)
+        TokenReduction(reducer).attach(model, tokens=survey.shape.tokens)
+        record(survey, reducer)
         if self.fine_tune_epochs:
             self._fine_tune(model, task, context)
         return model
 
-    def reducer(self, scene: Scene) -> Reducer:
+    def reducer(self, survey: Survey) -> Reducer:
         """Return the constant merging schedule."""
-        return Merge(removed=constant(self.r, scene.shape.depth))
+        return Merge(removed=constant(self.r, survey.shape.depth))
 
-    def distil(self, scene: Scene) -> Compensator:
+    def distil(self, survey: Survey) -> Compensator:
         """Return a plug-in trained for all pairs of rates; the model's weights are left as they were."""
-        depth = scene.shape.depth
-        most = largest_constant(scene.shape.tokens, depth, scene.tower.protected)
+        depth = survey.shape.depth
+        most = largest_constant(survey.shape.tokens, depth, survey.tower.protected)
         largest = self.largest or max(1, most)
-        teacher, student = copy.deepcopy(scene.model), scene.model
+        teacher, student = copy.deepcopy(survey.model), survey.model
         with torch.random.fork_rng(devices=[]):
             plug_in = Compensator(student, largest=largest, rank=self.rank)
-        generator = torch.Generator().manual_seed(scene.context.seed)
+        generator = torch.Generator().manual_seed(survey.context.seed)
 
         def loss(plug_in: nn.Module, batch: object) -> Tensor:
             assert isinstance(plug_in, Compensator)
             source, target = self._pair(largest, generator)
-            return self._loss(*patches, plug_in, scene, batch, source, target)
+            return self._loss(*patches, plug_in, survey, batch, source, target)
 
         nothing = Merge(removed=constant(0, depth))
         patches = reduce_tokens(teacher, nothing), reduce_tokens(student, nothing)
@@ -92,19 +92,19 @@ class ToCom(TokenMethod):
         student.requires_grad_(False)
         try:
             if self.steps:
-                self._train(plug_in, loss, scene)
+                self._train(plug_in, loss, survey)
         finally:
             patches[1].remove()
             for parameter, before in wanted:
                 parameter.requires_grad_(before)
         return plug_in.eval()
 
-    def _train(self, plug_in: Compensator, loss: Callable[[nn.Module, object], Tensor], scene: Scene) -> None:
-        seed = scene.context.seed
+    def _train(self, plug_in: Compensator, loss: Callable[[nn.Module, object], Tensor], survey: Survey) -> None:
+        seed = survey.context.seed
         with torch.enable_grad():
             fit(
                 plug_in,
-                batches=lambda number: scene.task.batches("train", seed=seed * 1_000_003 + number - 1),
+                batches=lambda number: survey.task.batches("train", seed=seed * 1_000_003 + number - 1),
                 loss=loss,
                 validate=None,
                 settings=FitSettings(
@@ -118,8 +118,8 @@ class ToCom(TokenMethod):
                 ),
                 hooks=(_Fresh(),),
                 seed=seed,
-                log=scene.context.log,
-                device=device_of(scene.model),
+                log=survey.context.log,
+                device=device_of(survey.model),
             )
 
     def _pair(self, largest: int, generator: torch.Generator) -> tuple[int, int]:
@@ -133,15 +133,15 @@ class ToCom(TokenMethod):
         teacher: Patch,
         student: Patch,
         plug_in: Compensator,
-        scene: Scene,
+        survey: Survey,
         batch: object,
         source: int,
         target: int,
     ) -> torch.Tensor:
         with torch.no_grad():
-            wanted = _merged(teacher, source, scene, batch)
+            wanted = _merged(teacher, source, survey, batch)
         with torch.enable_grad(), plug_in.active(source, target, self.scale):
-            given = _merged(student, target, scene, batch)
+            given = _merged(student, target, survey, batch)
         return F.kl_div(given.log_softmax(-1), wanted.log_softmax(-1), reduction="batchmean", log_target=True)
 
 
@@ -154,8 +154,8 @@ class _Fresh(Hook):
         model.reset_parameters()
 
 
-def _merged(patch: Patch, rate: int, scene: Scene, batch: object) -> torch.Tensor:
+def _merged(patch: Patch, rate: int, survey: Survey, batch: object) -> torch.Tensor:
     """Return the logits of a patched model when every block merges `rate` pairs, or as many as it has."""
-    removed = possible(scene.shape.tokens, constant(rate, scene.shape.depth), scene.tower.protected)
+    removed = possible(survey.shape.tokens, constant(rate, survey.shape.depth), survey.tower.protected)
     patch.reducer = Merge(removed=removed)
-    return scene.task.forward(patch.model, batch)
+    return survey.task.forward(patch.model, batch)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from lessen.method import Card
-from lessen.methods.tokens._shared.common import BLOCKS, CLAIMS, Scene, TokenMethod, gentlest, spread
+from lessen.methods.tokens._shared.common import BLOCKS, CLAIMS, Survey, TokenMethod, even_removals, gentlest
 from lessen.tokens.reducers import Merge, Reducer
 from lessen.tokens.schedules import possible, sloped
 
@@ -20,17 +20,19 @@ class _Merging(TokenMethod):
     macs: float = Field(0.75, gt=0, le=1, description="share of the multiply-adds to reach when no r is given")
     proportional: bool = Field(True, description="add log(size) to the attention logits of each key")
 
-    def _reducer(self, scene: Scene, metric: Metric, seed: int = 0) -> Reducer:
-        depth = scene.shape.depth
+    def _reducer(self, survey: Survey, metric: Metric, seed: int = 0) -> Reducer:
+        depth = survey.shape.depth
 
         def make(removed: tuple[int, ...]) -> Merge:
             return Merge(proportional=self.proportional, removed=removed, metric=metric, seed=seed)
 
         if self.r is not None:
             return make(sloped(self.r, self.slope, depth))
-        tokens, protected = scene.shape.tokens, scene.tower.protected
-        candidates = [possible(tokens, spread(total, depth), protected) for total in range(tokens // 2 * depth + 1)]
-        return gentlest(scene, candidates, make, self.macs, self.card.name)
+        tokens, protected = survey.shape.tokens, survey.tower.protected
+        candidates = [
+            possible(tokens, even_removals(total, depth), protected) for total in range(tokens // 2 * depth + 1)
+        ]
+        return gentlest(survey, candidates, make, self.macs, self.card.name)
 
 
 class ToMe(_Merging):
@@ -53,9 +55,9 @@ class ToMe(_Merging):
     )
     metric: Literal["keys", "hidden"] = Field("keys", description="what similarity compares")
 
-    def reducer(self, scene: Scene) -> Reducer:
+    def reducer(self, survey: Survey) -> Reducer:
         """Return the merging schedule."""
-        return self._reducer(scene, self.metric)
+        return self._reducer(survey, self.metric)
 
 
 class RandomMerge(_Merging):
@@ -73,6 +75,6 @@ class RandomMerge(_Merging):
         claims=CLAIMS,
     )
 
-    def reducer(self, scene: Scene) -> Reducer:
+    def reducer(self, survey: Survey) -> Reducer:
         """Return the merging schedule with random pairs."""
-        return self._reducer(scene, "random", scene.context.seed)
+        return self._reducer(survey, "random", survey.context.seed)

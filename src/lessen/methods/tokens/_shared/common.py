@@ -28,7 +28,7 @@ BLOCKS = ("blocks",)
 
 
 @dataclass(frozen=True)
-class Scene:
+class Survey:
     """The tower to reduce, its shape, and what the method was given."""
 
     model: nn.Module
@@ -54,23 +54,23 @@ class TokenMethod(Method):
             InputError: the model is already patched, or the schedule does not fit its tower.
             BudgetError: no schedule reaches the multiply-adds asked for.
         """
-        scene = self._look(model, task, context)
-        reducer = self.reducer(scene)
+        survey = self._survey(model, task, context)
+        reducer = self.reducer(survey)
         example = task.inputs(task.example_batch())
         TokenReduction(reducer).attach(
-            model, tokens=scene.shape.tokens, example=example if isinstance(example, (torch.Tensor, dict)) else None
+            model, tokens=survey.shape.tokens, example=example if isinstance(example, (torch.Tensor, dict)) else None
         )
-        record(scene, reducer)
+        record(survey, reducer)
         if self.fine_tune_epochs:
             self._fine_tune(model, task, context)
         return model
 
-    def _look(self, model: nn.Module, task: Task, context: Context) -> Scene:
-        """Return the scene, or the error that names this method and what it looked for."""
+    def _survey(self, model: nn.Module, task: Task, context: Context) -> Survey:
+        """Return the survey, or the error that names this method and what it looked for."""
         if patch_of(model) is not None:
             raise self.nothing_matched(model, "its tower is already patched by an earlier step")
         try:
-            return look(model, task, context)
+            return survey_tower(model, task, context)
         except NothingMatchedError as error:
             raise self.nothing_matched(model, str(error)) from error
 
@@ -86,11 +86,11 @@ class TokenMethod(Method):
         context.findings["training_tokens"] = masking.kept
 
     @abstractmethod
-    def reducer(self, scene: Scene) -> Reducer:
+    def reducer(self, survey: Survey) -> Reducer:
         """Return the reducer to put in."""
 
 
-def look(model: nn.Module, task: Task, context: Context) -> Scene:
+def survey_tower(model: nn.Module, task: Task, context: Context) -> Survey:
     """Find the tower and count its tokens and multiply-adds on the task's example batch."""
     tower = find_tower(model)
     tokens: list[int] = []
@@ -109,44 +109,44 @@ def look(model: nn.Module, task: Task, context: Context) -> Scene:
         handle.remove()
     bare = TowerShape(tokens[0], tower.width, len(tower.blocks), tower.hidden)
     rest = counter.get_total_flops() // 2 // len(task.target(batch)) - full_macs(bare)
-    return Scene(model, tower, replace(bare, patch_macs=max(0, rest)), task, context)
+    return Survey(model, tower, replace(bare, patch_macs=max(0, rest)), task, context)
 
 
-def record(scene: Scene, reducer: Reducer) -> None:
+def record(survey: Survey, reducer: Reducer) -> None:
     """Write into the findings what the reduction does to the tokens and the multiply-adds."""
-    counts = reducer.counts(scene.shape.tokens, scene.tower.protected)
-    share = tower_macs(scene.shape, counts) / full_macs(scene.shape)
-    scene.context.findings.update(
-        {"tokens_in": scene.shape.tokens, "tokens_after_block": counts, "macs_share": share, **reducer.config()}
+    counts = reducer.counts(survey.shape.tokens, survey.tower.protected)
+    share = tower_macs(survey.shape, counts) / full_macs(survey.shape)
+    survey.context.findings.update(
+        {"tokens_in": survey.shape.tokens, "tokens_after_block": counts, "macs_share": share, **reducer.config()}
     )
 
 
-def share_of(scene: Scene, reducer: Reducer) -> float:
+def share_of(survey: Survey, reducer: Reducer) -> float:
     """Return the share of the full multiply-adds that a reducer needs."""
-    counts = reducer.counts(scene.shape.tokens, scene.tower.protected)
-    return tower_macs(scene.shape, counts) / full_macs(scene.shape)
+    counts = reducer.counts(survey.shape.tokens, survey.tower.protected)
+    return tower_macs(survey.shape, counts) / full_macs(survey.shape)
 
 
-def gentlest(scene: Scene, candidates: list[Any], make: Callable[[Any], Reducer], share: float, name: str) -> Reducer:
+def gentlest(survey: Survey, candidates: list[Any], make: Callable[[Any], Reducer], share: float, name: str) -> Reducer:
     """Return the first reducer, from gentle to harsh, that needs at most `share` of the multiply-adds.
 
     Raises:
         BudgetError: even the harshest needs more; the message names what it reaches.
     """
     low, high = 0, len(candidates) - 1
-    if share_of(scene, make(candidates[high])) > share:
-        reached = share_of(scene, make(candidates[high]))
+    if share_of(survey, make(candidates[high])) > share:
+        reached = share_of(survey, make(candidates[high]))
         raise BudgetError(f"{name} cannot reach {share:.3f} of the multiply-adds; the nearest it can is {reached:.3f}")
     while low < high:
         middle = (low + high) // 2
-        if share_of(scene, make(candidates[middle])) <= share:
+        if share_of(survey, make(candidates[middle])) <= share:
             high = middle
         else:
             low = middle + 1
     return make(candidates[low])
 
 
-def spread(total: int, depth: int) -> tuple[int, ...]:
+def even_removals(total: int, depth: int) -> tuple[int, ...]:
     """Return `total` removals over `depth` blocks, as even as integers allow, the larger ones late."""
     return tuple(total * (block + 1) // depth - total * block // depth for block in range(depth))
 

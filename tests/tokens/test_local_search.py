@@ -5,7 +5,7 @@ import random
 import pytest
 
 from lessen.tokens import RankMerge
-from lessen.tokens.local_search import Removals, Limits, neighbours, polish
+from lessen.tokens.local_search import Limits, Removals, neighbours, polish
 from lessen.tokens.macs import TowerShape
 
 SHAPE = TowerShape(tokens=65, width=192, depth=6, hidden=384)

@@ -68,6 +68,17 @@ class TimmStyleViT(nn.Module):
         return self.head(x[:, 0] if self.num_prefix_tokens else x.mean(1))
 
 
+class MaskedViT(TimmStyleViT):
+    """Hands what its caller gives on to every block, as timm does."""
+
+    def forward(self, images, **handed):
+        x = self.patch_embed(images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+        for block in self.blocks:
+            x = block(x, **handed)
+        return self.head(x[:, 0])
+
+
 def build(name):
     """Return the tower called `name`, in eval mode."""
     torch.manual_seed(0)
@@ -77,7 +88,16 @@ def build(name):
         return TimmStyleViT("avg" if name == "timm-mean" else "token").eval()
     transformers = pytest.importorskip("transformers")
     wide = {**SHAPE, "intermediate_size": 96}
+    layers = {**wide, "num_register_tokens": 4}
     makers = {
+        "dinov3": lambda: transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**layers, layerscale_value=0.3)),
+        "dinov3-gated": lambda: transformers.DINOv3ViTModel(
+            transformers.DINOv3ViTConfig(**layers, use_gated_mlp=True, drop_path_rate=0.1)
+        ),
+        "siglip2": lambda: transformers.Siglip2VisionModel(transformers.Siglip2VisionConfig(**wide, num_patches=64)),
+        "videomae": lambda: transformers.VideoMAEForVideoClassification(
+            transformers.VideoMAEConfig(**{**wide, "image_size": 32}, num_frames=8)
+        ),
         "vit": lambda: transformers.ViTModel(transformers.ViTConfig(**wide)),
         "vit-classifier": lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**wide)),
         "clip": lambda: transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**wide)),
@@ -100,10 +120,25 @@ NAMES = [
     "dinov2",
     "dinov2-classifier",
     "registers",
+    "dinov3",
+    "dinov3-gated",
     "timm",
     "timm-mean",
 ]
 IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def padded(real=(64, 48, 30)):
+    """Return the inputs of a SigLIP 2 tower: pictures of 8x8, 6x8 and 5x6 patches, padded to 64."""
+    draw = torch.Generator().manual_seed(2)
+    mask = torch.stack([torch.arange(64) < count for count in real]).long()
+    shapes = {64: (8, 8), 48: (6, 8), 30: (5, 6)}
+    pixels = torch.randn(len(real), 64, 192, generator=draw)
+    return {
+        "pixel_values": pixels,
+        "pixel_attention_mask": mask,
+        "spatial_shapes": torch.tensor([shapes[count] for count in real]),
+    }
 
 
 def output(model, images=IMAGES):

@@ -6,20 +6,9 @@ import torch
 from lessen.errors import InputError
 from lessen.tokens import Keep, Merge, reduce_tokens
 from lessen.tokens.arguments import require_only_tokens, required_arguments
-from towers import IMAGES, TimmStyleBlock, TimmStyleViT, build, output
+from towers import IMAGES, MaskedViT, TimmStyleBlock, TimmStyleViT, build, output
 
 NONE = Merge(removed=(0,) * 4)
-
-
-class MaskedViT(TimmStyleViT):
-    """Hands what its caller gives on to every block, as timm does."""
-
-    def forward(self, images, **handed):
-        x = self.patch_embed(images).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
-        for block in self.blocks:
-            x = block(x, **handed)
-        return self.head(x[:, 0])
 
 
 class SharedPositions(TimmStyleBlock):
@@ -27,18 +16,18 @@ class SharedPositions(TimmStyleBlock):
         return super().forward(x, attn_mask=shared_rel_pos)
 
 
-def test_a_mask_is_refused_by_name_with_nothing_reduced():
+def test_a_causal_mask_is_refused_by_name_with_nothing_reduced():
     torch.manual_seed(0)
     model = MaskedViT().eval()
     before = output(model)
     patch = reduce_tokens(model, NONE, example=IMAGES)
-    mask = torch.ones(1, 1, 65, 65, dtype=torch.bool)
-    with pytest.raises(InputError, match="TimmStyleBlock was handed attn_mask: the batch is padded, causal or masked"):
+    mask = torch.ones(3, 1, 65, 65, dtype=torch.bool).tril()
+    with pytest.raises(InputError, match="TimmStyleBlock was handed a mask that hides other keys from some tokens"):
         model(IMAGES, attn_mask=mask)
     with torch.no_grad():
         assert torch.equal(model(IMAGES, attn_mask=None), before)
     patch.remove()
-    with pytest.raises(InputError, match="handed attn_mask"):  # the check of the whole model runs the masked input
+    with pytest.raises(InputError, match="handed a mask"):  # the check of the whole model runs the masked input
         reduce_tokens(model, NONE, example={"images": IMAGES, "attn_mask": mask})
     assert not any("forward" in block.__dict__ for block in model.blocks)
 

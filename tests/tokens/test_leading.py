@@ -18,7 +18,17 @@ REDUCERS = {
     "tail": RankMerge(pruned=(60, 50, 40, 30), merged=(55, 45, 35, 20), matching="tail"),
     "pairs": RankMerge(pruned=(60, 50, 40, 30), merged=(55, 45, 35, 25), matching="pairs"),
 }
-LEADING = {"plain": 1, "vit-classifier": 1, "clip": 1, "dinov2": 1, "timm": 1, "registers": 5, "deit": 2, "mae": 1}
+LEADING = {
+    "plain": 1,
+    "vit-classifier": 1,
+    "clip": 1,
+    "dinov2": 1,
+    "timm": 1,
+    "registers": 5,
+    "deit": 2,
+    "mae": 1,
+    "dinov3": 5,
+}
 
 
 def host(name):

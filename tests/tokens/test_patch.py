@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from lessen.errors import InputError, NothingMatchedError
+from lessen.errors import InputError
 from lessen.tokens import Keep, Merge, RankMerge, reduce_tokens
 from lessen.tokens.reducers import Pool
 from towers import IMAGES, build, output
@@ -120,21 +120,13 @@ def test_pictures_of_the_wrong_size_are_refused():
         model(IMAGES)
 
 
-def test_variable_sizes_in_a_batch_are_refused():
-    """Towers for pictures of several sizes pad their batch and pass a mask; so does whoever packs them."""
+def test_what_no_mask_of_the_batch_says_is_refused():
+    """A mask that hides other keys from some tokens than from others cannot follow tokens that move."""
     model = build("clip")
-    patch = reduce_tokens(model, Merge(removed=(4,) * 4))
-    with pytest.raises(InputError, match="padded, .* batch images of one size"):
-        patch.tower.blocks[0](torch.randn(1, 9, 48), torch.zeros(1, 1, 1, 9))
-
-
-def test_a_tower_for_padded_pictures_is_refused_by_name():
-    from transformers import Siglip2VisionConfig, Siglip2VisionModel
-
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    model = Siglip2VisionModel(Siglip2VisionConfig(**shape, num_patches=16, patch_size=8))
-    with pytest.raises(NothingMatchedError, match="Siglip2EncoderLayer; known blocks"):
-        reduce_tokens(model, Merge(removed=(2,) * 2))
+    patch = reduce_tokens(model, Merge(removed=(2, 1, 0, 0)))
+    causal = torch.ones(1, 1, 9, 9, dtype=torch.bool).tril()
+    with pytest.raises(InputError, match="only padding can be followed"):
+        patch.tower.blocks[0](torch.randn(1, 9, 48), causal)
 
 
 def test_merging_what_is_equal_changes_nothing():

@@ -11,7 +11,7 @@ from lessen.tokens import Merge, RankMerge, reduce_tokens
 from lessen.tokens.attentive import AttentionMap
 from lessen.tokens.macs import TowerShape
 from lessen.tokens.search import RateSearch
-from towers import IMAGES, TimmStyleViT, build, output
+from towers import IMAGES, TimmStyleViT, build, output, padded
 
 
 def test_a_schedule_that_no_picture_fits_is_refused_at_the_first_run():
@@ -80,9 +80,35 @@ def test_a_traced_model_keeps_its_batch_dynamic(patched):
             assert torch.allclose(program(images), model(images), atol=1e-5)
 
 
-def test_a_host_that_builds_a_mask_when_traced_is_named():
-    pytest.importorskip("transformers")
+HOSTS = ["vit-classifier", "dinov2", "registers", "dinov3", "siglip", "clip"]
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_hosts_that_build_a_mask_when_traced_keep_their_batch_dynamic(name):
+    model = build(name)
+    reduce_tokens(model, Merge(removed=(6,) * 4))
+    batch = torch.export.Dim("batch", min=1, max=64)
+    with torch.no_grad():
+        program = torch.export.export(model, (IMAGES,), dynamic_shapes=({0: batch},)).module()
+        for images in (IMAGES[:1], torch.cat([IMAGES, IMAGES])):
+            assert torch.allclose(program(images)[0], output(model, images), atol=1e-5)
+
+
+def test_a_traced_padded_tower_follows_its_mask():
+    model, given = build("siglip2"), padded()
+    reduce_tokens(model, Merge(removed=(6,) * 4))
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    with torch.no_grad():
+        program = torch.export.export(model, (), given, dynamic_shapes=dict.fromkeys(given, batch)).module()
+        for rows in (slice(0, 1), slice(1, 3)):
+            some = {key: value[rows] for key, value in given.items()}
+            assert torch.allclose(program(**some).pooler_output, model(**some).pooler_output, atol=1e-5)
+
+
+def test_a_mask_that_a_trace_cannot_tell_is_named():
+    """The part around the blocks alone does not show whether anybody asked for a mask."""
     model = build("vit")
-    reduce_tokens(model, Merge(removed=(4,) * 4))
-    with pytest.raises(Exception, match="ViTLayer was handed attention_mask while the model is traced"):
-        torch.export.export(model, (IMAGES,))
+    reduce_tokens(model, Merge(removed=(6,) * 4))
+    mask = torch.ones(3, 1, 65, 65, dtype=torch.bool)
+    with pytest.raises(Exception, match="cannot be read from a trace"):
+        torch.export.export(model, (IMAGES,), {"attention_mask": mask})

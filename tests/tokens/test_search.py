@@ -71,8 +71,12 @@ def test_the_count_starts_at_the_target_and_its_gradient_is_right():
     ],
     ids=["pruning", "merging"],
 )
-def test_masked_reduction_equals_the_real_one(counts, expected):
-    """With hard masks, the search's forward is that of the model whose tokens are removed (first case) or merged."""
+def test_masked_reduction_equals_the_real_one(counts, expected, monkeypatch):
+    """With hard masks, the search's forward is that of the model whose tokens are removed (first case) or merged.
+
+    Merged tokens count for 1 at least in the search only, so that floor is taken away here.
+    """
+    monkeypatch.setattr("lessen.tokens.search.FLOOR", 0.0)
     model, images = tower(), torch.randn(2, 3, 16, 16)
     search = search_on(model)
     with torch.no_grad():
@@ -123,3 +127,10 @@ def test_a_tower_without_class_token_is_refused():
 
     with pytest.raises(InputError, match="ranks by the class token"):
         RateSearch(build("timm-mean"), TowerShape(64, 48, 4, 96), granularity=1, target=0.5)
+
+
+def test_what_is_merged_counts_for_one_token_at_least():
+    """The floor of the published search: an unlike tail token adds 1 to its head and not its cosine."""
+    x = torch.tensor([[[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0.6, 0.8], [0, -1, 0.1]]])
+    _, size = merge_tail(x, torch.tensor([[1.0, 2, 3, 4, 1]]), 3, 5)
+    assert size[0, :3].tolist() == pytest.approx([1, 2, 3 + 4 * 0.8 + 1])

@@ -1,4 +1,4 @@
-"""One block of a vision tower, part by part: its norms, its attention with the projections seen on the way, its MLP."""
+"""The parts of one block of a vision tower by their roles, and its attention with the projections it computed."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import threading
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lessen.architectures.vit import Family
+from lessen.architectures.vit import Family, part_of
 from lessen.errors import InputError
+
+Positions = tuple[Tensor, Tensor]
+"""Cosines and sines of the patches' rotations, [P,d] for all pictures or [B,1,P,d] for each; leading tokens have none."""
 
 
 class TowerBlock:
@@ -18,7 +22,10 @@ class TowerBlock:
     def __init__(self, block: nn.Module, family: Family) -> None:
         self.block, self.family = block, family
         self.attention: Any = getattr(block, family.attention)
-        heads = getattr(self.attention, "num_heads", None) or getattr(self.attention, "num_attention_heads", None)
+        inner = part_of(self.attention, family.query.rpartition(".")[0]) if "." in family.query else self.attention
+        self.inner: Any = inner
+        """The module that holds the projections of queries, keys and values."""
+        heads = getattr(inner, "num_heads", None) or getattr(inner, "num_attention_heads", None)
         if not heads:
             raise InputError(f"{type(self.attention).__name__} does not say how many heads it has")
         self.heads = int(heads)
@@ -26,10 +33,22 @@ class TowerBlock:
         self.handles: list[Any] = []
 
     def __getattr__(self, name: str) -> Any:
-        """Find `norm1`, `norm2` and `mlp` in the block by the family's names."""
-        if name in ("norm1", "norm2", "mlp"):
+        """Find `norm1` and `norm2` in the block by the family's names."""
+        if name in ("norm1", "norm2"):
             return getattr(self.block, getattr(self.family, name))
         raise AttributeError(name)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Return x [B,N,C] plus the second branch."""
+        y = getattr(self.block, self.family.norm2)(x)
+        last = getattr(self.block, self.family.mlp)
+        if self.family.widening:
+            return last(getattr(self.block, self.family.widening)(y), x)  # type: ignore[no-any-return]
+        return x + self.residual(2, last(y))
+
+    def width(self) -> int:
+        """Return C, the width of the tokens."""
+        return int(part_of(self.attention, self.family.fused or self.family.key).in_features)
 
     def residual(self, number: int, x: Tensor) -> Tensor:
         """Apply LayerScale and stochastic depth of branch 1 or 2."""
@@ -51,7 +70,7 @@ class TowerBlock:
             self.handles = [fused.register_forward_hook(self.key)]
         else:
             pairs = ((self.family.query, self.query), (self.family.key, self.key))
-            self.handles = [getattr(self.attention, name).register_forward_hook(kept) for name, kept in pairs]
+            self.handles = [part_of(self.attention, name).register_forward_hook(catch) for name, catch in pairs]
 
     def detach(self) -> None:
         """Remove the watching hooks."""
@@ -59,20 +78,41 @@ class TowerBlock:
             handle.remove()
         self.handles = []
 
-    def attend(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the attention output [B,N,C] with `bias` [B,1,1,N] on the keys' logits."""
+    def attend(self, x: Tensor, bias: Tensor | None, positions: Positions | None = None) -> Tensor:
+        """Return the attention output [B,N,C].
+
+        Args:
+            bias: added to the logits of each key, [B,1,1,N]; or the host's own mask, boolean or not.
+            positions: rotations of the patches, where the family turns them.
+        """
         if hasattr(self.attention, "attend"):
             out, self.query.value, self.key.value = self.attention.attend(x, bias)
             return out  # type: ignore[no-any-return]
-        if bias is None:
-            # the unmasked kernel is the faster one, and keeps r = 0 bit-equal
-            out = self.attention(x, **({self.family.bias_argument: None} if self._takes_mask() else {}))
-        else:
-            out = self.attention(x, **{self.family.bias_argument: bias.to(x.dtype)})
+        if bias is not None and not self.family.bias_argument:
+            return self.attend_by_parts(x, bias, positions)
+        given: dict[str, Any] = {"position_embeddings": positions} if self.family.rotary else {}
+        if bias is not None:
+            given[self.family.bias_argument] = _like(bias, x)
+        elif self._takes_mask():
+            given[self.family.bias_argument] = None  # the unmasked kernel is the faster one, and keeps r = 0 bit-equal
+        out = self.attention(x, **given)
         return out[0] if isinstance(out, tuple) else out  # type: ignore[no-any-return]
 
+    def attend_by_parts(self, x: Tensor, bias: Tensor | None, positions: Positions | None = None) -> Tensor:
+        """Return the attention output [B,N,C] computed here from the projections."""
+        query, key, value = self.project(x)
+        if positions is not None:
+            query, key = (turn(each.transpose(1, 2), positions).transpose(1, 2) for each in (query, key))
+        rate = float(getattr(self.inner, "dropout_prob", 0.0)) if self.inner.training else 0.0
+        mask = None if bias is None else _like(bias, x)
+        out = F.scaled_dot_product_attention(query, key, value, mask, rate)
+        joined = self.project_out(out.transpose(1, 2).flatten(2))
+        holder, _, name = self.family.output.rpartition(".")
+        dropout = getattr(getattr(self.attention, holder), "dropout", None) if name and holder else None
+        return joined if dropout is None else dropout(joined)  # type: ignore[no-any-return]
+
     def _takes_mask(self) -> bool:
-        return self.family.name not in ("plain", "timm")
+        return bool(self.family.bias_argument) and self.family.name not in ("plain", "timm")
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values of x [B,N,C], each [B,H,N,d]."""
@@ -83,12 +123,12 @@ class TowerBlock:
             query, key = self._normed(query, "q_norm"), self._normed(key, "k_norm")
         else:
             names = (self.family.query, self.family.key, self.family.value)
-            query, key, value = (self._by_head(getattr(self.attention, n)(x)) for n in names)
+            query, key, value = (self._by_head(part_of(self.attention, n)(x)) for n in names)
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
     def project_out(self, x: Tensor) -> Tensor:
         """Apply the output projection to joined heads [B,N,C]."""
-        return getattr(self.attention, self.family.output)(x)  # type: ignore[no-any-return]
+        return part_of(self.attention, self.family.output)(x)  # type: ignore[no-any-return]
 
     def queries(self) -> Tensor:
         """Return the queries of the last attention, [B,N,H,d]."""
@@ -105,7 +145,7 @@ class TowerBlock:
     def seen(self) -> bool:
         """Tell whether the last attention called its projections as modules, so that they could be watched."""
         watched = (self.key,) if self.family.fused else (self.query, self.key)
-        return all(kept.value.numel() for kept in watched)
+        return all(catch.value.numel() for catch in watched)
 
     def forget(self) -> None:
         """Let go of the projections: held until the next forward they would keep memory from being used again."""
@@ -122,6 +162,20 @@ class TowerBlock:
         """Apply timm's query/key norm, which acts on the last dimension."""
         norm = getattr(self.attention, name, None)
         return x if norm is None else torch.as_tensor(norm(x))
+
+
+def turn(x: Tensor, positions: Positions) -> Tensor:
+    """Rotate queries or keys [B,N,H,d] of the last P tokens by their positions: x cos + half-turned x sin."""
+    cosine, sine = (part.unsqueeze(-2) if part.dim() == 2 else part.transpose(1, 2) for part in positions)
+    leading = x.shape[1] - cosine.shape[-3]
+    patches = x[:, leading:]
+    first, second = patches.chunk(2, -1)
+    turned = patches * cosine + torch.cat([-second, first], -1) * sine
+    return torch.cat([x[:, :leading], turned], 1) if leading else turned
+
+
+def _like(bias: Tensor, x: Tensor) -> Tensor:
+    return bias if bias.dtype == torch.bool else bias.to(x.dtype)
 
 
 class LastOutput:

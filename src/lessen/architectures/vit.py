@@ -42,6 +42,11 @@ class Family:
     class_tokens: int = 1
     has_class: bool = True
     bias_argument: str = "attention_mask"
+    """The attention's argument for what is added to the logits; empty: it takes none, and is run from its parts."""
+    widening: str = ""
+    """First layer of an MLP whose last one, `mlp`, adds the residual itself, as early Hugging Face blocks do."""
+    rotary: bool = False
+    """Whether the attention turns queries and keys by `position_embeddings`, cosines and sines of each patch."""
 
 
 FAMILIES = {
@@ -61,6 +66,18 @@ FAMILIES = {
     "Dinov2WithRegistersLayer": Family(
         "dinov2-registers", "norm1", "attention", "norm2", "mlp", "layer_scale1", "layer_scale2", "drop_path",
         "drop_path", output="o_proj",
+    ),
+    "DINOv3ViTLayer": Family(
+        "dinov3", "norm1", "attention", "norm2", "mlp", "layer_scale1", "layer_scale2", "drop_path", "drop_path",
+        output="o_proj", rotary=True,
+    ),
+    "Siglip2EncoderLayer": Family(
+        "siglip2", "layer_norm1", "self_attn", "layer_norm2", "mlp", class_tokens=0, has_class=False
+    ),
+    "VideoMAELayer": Family(
+        "videomae", "layernorm_before", "attention", "layernorm_after", "output", query="attention.query",
+        key="attention.key", value="attention.value", output="output.dense", class_tokens=0, has_class=False,
+        bias_argument="", widening="intermediate",
     ),
 }  # fmt: skip
 TIMM = Family(
@@ -86,9 +103,17 @@ READ_CLASS = frozenset({"ViT", "DeiT", "ViTMSN", "AST", "Vivit"})
 FEATURE_GETTERS = frozenset({"FeatureGetterNet", "FeatureListNet", "FeatureDictNet", "FeatureHookNet"})
 """What timm wraps around a model that is to give feature maps."""
 POSITIONAL = (
-    "rope", "rel_pos", "relative_position_bias_table", "relative_position_bias", "window_size", "rotary_emb",
-    "shared_rel_pos", "rel_pos_bias", "rotary_pos_emb", "rope_embeddings",
-)  # fmt: skip
+    "rope",
+    "rel_pos",
+    "relative_position_bias_table",
+    "relative_position_bias",
+    "window_size",
+    "rotary_emb",
+    "shared_rel_pos",
+    "rel_pos_bias",
+    "rotary_pos_emb",
+    "rope_embeddings",
+)
 """Attributes of attention layers, blocks and owners whose positions or windows would be lost by moving tokens."""
 
 
@@ -117,8 +142,7 @@ def family_of(block: nn.Module) -> Family | None:
     """Return the family of a block, or None."""
     family = FAMILIES.get(type(block).__name__)
     if family is not None and all(hasattr(block, part) for part in (family.norm1, family.attention, family.mlp)):
-        attention = getattr(block, family.attention)
-        if hasattr(attention, family.key):
+        if _holds(getattr(block, family.attention), family.key):
             return family
     timm_parts = (TIMM.norm1, TIMM.attention, TIMM.norm2, TIMM.mlp)
     if all(hasattr(block, part) for part in timm_parts) and hasattr(getattr(block, TIMM.attention), TIMM.fused):
@@ -126,6 +150,20 @@ def family_of(block: nn.Module) -> Family | None:
         held: dict[str, Any] = {part: name if hasattr(block, name) else "" for part, name in optional.items()}
         return replace(TIMM, **held)
     return _by_structure(block)
+
+
+def part_of(module: nn.Module, path: str) -> Any:
+    """Return what stands at a dotted path inside a module."""
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
+
+
+def _holds(module: nn.Module, path: str) -> bool:
+    try:
+        return isinstance(part_of(module, path), nn.Module)
+    except AttributeError:
+        return False
 
 
 def _by_structure(block: nn.Module) -> Family | None:
@@ -219,8 +257,8 @@ def _is_text(path: str) -> bool:
 def _tower(model: nn.Module, family: Family, owner: nn.Module, path: str, blocks: list[nn.Module]) -> Tower:
     registers = _registers(model)
     attention = getattr(blocks[0], family.attention)
-    projection = getattr(attention, family.fused or family.key)
-    linears = [m for m in getattr(blocks[0], family.mlp).modules() if hasattr(m, "out_features")]
+    projection = part_of(attention, family.fused or family.key)
+    width = int(projection.in_features)
     before = {name: p.shape[1] for name, p in _leading(model).items()} if family.name not in KNOWN else {}
     leading = int(getattr(owner, "num_prefix_tokens", sum(before.values()) or family.class_tokens + registers))
     has_class = (family.has_class or "cls_token" in before) and leading > 0
@@ -229,17 +267,15 @@ def _tower(model: nn.Module, family: Family, owner: nn.Module, path: str, blocks
     dense = _reads_maps(model)
     pools = not has_class or dense or _pools_patches(model, owner)
     family = replace(family, class_tokens=leading, has_class=has_class)
-    return Tower(
-        family,
-        owner,
-        path,
-        blocks,
-        leading,
-        pools,
-        int(projection.in_features),
-        int(linears[0].out_features) if linears else 0,
-        dense,
-    )
+    hidden = _hidden(blocks[0], family, width)
+    return Tower(family, owner, path, blocks, leading, pools, width, hidden, dense)
+
+
+def _hidden(block: nn.Module, family: Family, width: int) -> int:
+    """Return the hidden width of an MLP of two layers with as many weights; gated ones have three."""
+    names = [name for name in (family.widening, family.mlp) if name]
+    linears = [m for name in names for m in getattr(block, name).modules() if hasattr(m, "out_features")]
+    return sum(int(m.in_features) * int(m.out_features) for m in linears) // (2 * width)
 
 
 def _registers(model: nn.Module) -> int:

@@ -84,6 +84,11 @@ class AttentionMap:
         self.tower = find_tower(model)
         if not self.tower.family.has_class:
             raise InputError("attentive masking needs a class token; this tower has none")
+        if self.tower.family.rotary:
+            raise InputError(
+                f"attentive masking drops patches before the first block, and {self.tower.path!r} is handed the "
+                "positions of all of them; fine-tune with fine_tune_share 1"
+            )
         self.rows: list[Tensor] = []
         self.handles: list[Any] = []
         for block in self.tower.blocks:

@@ -16,6 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef  # torch gives its m
 
 from lessen.errors import InputError
 from lessen.tokens.state import TokenState
+from lessen.tokens.traced import Asked
 
 
 class Calls:
@@ -24,6 +25,8 @@ class Calls:
     def __init__(self) -> None:
         self.traced: tuple[int, TokenState] | None = None
         """While a model is traced there is one call, and storages cannot be named."""
+        self.asked = Asked()
+        """What a traced model was asked to hide."""
         self._known: dict[int, tuple[StorageWeakRef, int, TokenState]] = {}
         self._lock = threading.Lock()
         self._own = threading.local()

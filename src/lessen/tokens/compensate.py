@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lessen.architectures.vit import find_tower
+from lessen.architectures.vit import find_tower, part_of
 from lessen.errors import InputError
 
 
@@ -55,7 +55,7 @@ class Compensator(nn.Module):
         self.largest, self.rank, self.dropout = largest, rank, dropout
         names = (tower.family.query, tower.family.value)
         attentions = [getattr(block, tower.family.attention) for block in tower.blocks]
-        self._projections = [getattr(attention, name) for attention in attentions for name in names]
+        self._projections = [part_of(attention, name) for attention in attentions for name in names]
         self._pieces = [Branch(p.in_features, p.out_features, largest * rank) for p in self._projections]
         self.branches = nn.ModuleList(self._pieces)
 

@@ -13,7 +13,7 @@ tokens -> block 0 -> ... -> block L-1 -> (restore the full grid, if something af
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from lessen.architectures.tower_block import TowerBlock
 from lessen.architectures.vit import Tower, find_tower
 from lessen.errors import InputError
-from lessen.tokens.arguments import require_only_tokens
+from lessen.tokens.arguments import MASKS, POSITIONS, Handed, read_arguments, real_tokens
 from lessen.tokens.blocks import check_block, equal, reduce_block
 from lessen.tokens.calls import Calls
 from lessen.tokens.reducers import Nothing, Reducer, check_fits
-from lessen.tokens.state import TokenState, require_nothing_dropped
+from lessen.tokens.state import NOBODY, TokenState, require_nothing_dropped
+from lessen.tokens.traced import watch_masks
 
 MARK = "_lessen_token_patch"
 LEVELS = ("forward_intermediates", "get_intermediate_layers")
@@ -50,6 +51,8 @@ class Patch:
     calls: Calls = field(default_factory=Calls, repr=False)
     strict: bool = True
     """Whether a picture with too few tokens for the schedule is refused; if not, blocks reduce as far as they can."""
+    watches: list[Any] = field(default_factory=list, repr=False)
+    """Handles of what watches whether a traced model was given a mask."""
     _fitting: set[int] = field(default_factory=set, repr=False)
 
     @property
@@ -57,12 +60,22 @@ class Patch:
         """Sizes, groups and counts at the end of this thread's last call."""
         return self.calls.finished() or self.start
 
-    def begin(self, tokens: int) -> TokenState:
-        """Return the state of a new call on `tokens` tokens. Raises InputError when the schedule does not fit them."""
+    def begin(self, tokens: int, handed: Handed, block: nn.Module) -> TokenState:
+        """Return the state of a new call on `tokens` tokens.
+
+        Raises:
+            InputError: the schedule does not fit them, or the mask hides something else than padding.
+        """
         if self.strict and not torch.compiler.is_compiling() and tokens not in self._fitting:
             self.reducer.counts(tokens, self.tower.protected)
             self._fitting.add(tokens)
-        return self.start
+        state = self.start if handed.positions is None else replace(self.start, positions=handed.positions)
+        if handed.mask is None:
+            return state
+        real = real_tokens(handed.mask, tokens, self.tower.protected, block)
+        if not self.reducer.takes_padding:
+            raise InputError(f"{self.reducer.kind} has no use for padded batches; batch pictures of one size")
+        return replace(state, mask=handed.mask, size=torch.where(real, 1.0, NOBODY))
 
     def remove(self) -> None:
         """Undo the patch: the model is what it was before. A patch that is no longer in place undoes nothing."""
@@ -71,6 +84,8 @@ class Patch:
             if isinstance(forward, BlockForward) and forward.patch is self:
                 del block.__dict__["forward"]
                 forward.parts.detach()
+        for handle in self.watches:
+            handle.remove()
         for name in LEVELS:
             refusal = self.tower.owner.__dict__.get(name)
             if isinstance(refusal, LevelsRefused) and refusal.patch is self:
@@ -95,23 +110,32 @@ class BlockForward:
 
     def __init__(self, patch: Patch, parts: TowerBlock, layer: int) -> None:
         self.patch, self.parts, self.layer = patch, parts, layer
+        self.takes = MASKS | ({POSITIONS} if parts.family.rotary else set())
 
     def __call__(self, x: Tensor, *others: Any, **keywords: Any) -> Tensor:
-        """Run the block. Raises InputError for masks, positions and whatever else reduced tokens cannot follow."""
+        """Run the block. Raises InputError for whatever reduced tokens cannot follow."""
         block = self.parts.block
-        require_only_tokens(block, others, keywords)
+        handed = read_arguments(block, others, keywords, self.takes)
         if keywords.get("output_hidden_states") and not self.patch.restore:
             raise InputError(LEVELS_NEED.format("output_hidden_states"))
+        if handed.mask is not None and torch.compiler.is_compiling():
+            handed = replace(handed, mask=self.patch.calls.asked.mask(handed.mask, block))
         # transformers checkpoints inside the forward that this one stands for
         checkpointed = hasattr(type(block).forward, "__wrapped__") and getattr(block, "gradient_checkpointing", False)
         if checkpointed and block.training and torch.is_grad_enabled():
-            return block._gradient_checkpointing_func(self._run, x)  # type: ignore[no-any-return, operator]
-        return self._run(x)
+            return block._gradient_checkpointing_func(self._run, x, handed)  # type: ignore[no-any-return, operator]
+        return self._run(x, handed)
 
-    def _run(self, x: Tensor) -> Tensor:
+    def _run(self, x: Tensor, handed: Handed) -> Tensor:
         patch = self.patch
         # the first block starts a new call: no hook is needed, and calls that failed halfway leave nothing behind
-        state = patch.begin(x.shape[1]) if self.layer == 0 else patch.calls.recall(x, self.layer)
+        if self.layer == 0:
+            state = patch.begin(x.shape[1], handed, self.parts.block)
+            state = replace(state, handed=handed) if handed.mask is not None or handed.positions is not None else state
+        else:
+            state = patch.calls.recall(x, self.layer)
+            if not handed.same(state.handed or Handed()):
+                raise InputError(f"block {self.layer} was handed another mask or other positions than the first block")
         last = self.layer == len(patch.tower.blocks) - 1
         if patch.restore:
             x = state.merge_again(x)
@@ -183,6 +207,7 @@ def _install(model: nn.Module, tower: Tower, reducer: Reducer, restore: bool) ->
     for name in LEVELS:
         if not restore and callable(getattr(tower.owner, name, None)):
             tower.owner.__dict__[name] = LevelsRefused(patch, name)
+    patch.watches = watch_masks(model, tower.owner, patch.calls.asked)
     model.__dict__[MARK] = patch
     return patch
 

@@ -11,17 +11,23 @@ from lessen.tokens.rows import Plan
 TINY = 1e-12
 """Floor of a squared norm: a zero key then matches with similarity 0 instead of NaN."""
 
+BEYOND = 2.0
+"""More than any cosine."""
+
 
 def inverse_norm(x: Tensor) -> Tensor:
     """Return 1 / |x| over the last dimension, kept as a dimension of 1."""
     return x.square().sum(-1, keepdim=True).clamp_min(TINY).rsqrt()
 
 
-def match_alternating(metric: Tensor, removed: int, protected: int) -> tuple[Tensor, Tensor]:
+def match_alternating(
+    metric: Tensor, removed: int, protected: int, hidden: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Pair even tokens with their most similar odd token and return the `removed` most similar pairs.
 
     Args:
         metric: [B,N,d]; similarity is the cosine. The first `protected` tokens are never part of a pair.
+        hidden: boolean [B,N], tokens that stand for nothing: they are merged away first, and nothing goes to them.
 
     Returns:
         source, int64 [B,removed]: indices among the even tokens; target, int64 [B,removed]: among the odd tokens.
@@ -31,15 +37,19 @@ def match_alternating(metric: Tensor, removed: int, protected: int) -> tuple[Ten
     metric = metric * inverse_norm(metric)
     hidden_even, hidden_odd = (protected + 1) // 2, protected // 2
     even, odd = metric[:, 2 * hidden_even :: 2], metric[:, 2 * hidden_odd + 1 :: 2]
-    best, target = torch.bmm(even, odd.transpose(1, 2)).max(-1)
+    similarity = torch.bmm(even, odd.transpose(1, 2))
+    if hidden is not None:
+        similarity = similarity.masked_fill(hidden[:, None, 2 * hidden_odd + 1 :: 2], -BEYOND)
+        similarity = similarity.masked_fill(hidden[:, 2 * hidden_even :: 2, None], BEYOND)
+    best, target = similarity.max(-1)
     source = best.topk(removed, dim=-1, sorted=False).indices
     target = target.gather(1, source)
     return source + hidden_even if hidden_even else source, target + hidden_odd if hidden_odd else target
 
 
-def merge_similar(metric: Tensor, removed: int, protected: int) -> Plan:
-    """Merge the `removed` most similar pairs of even and odd tokens; `metric` is [B,N,d]."""
-    return merge_pairs(metric.shape[1], *match_alternating(metric, removed, protected), protected)
+def merge_similar(metric: Tensor, removed: int, protected: int, hidden: Tensor | None = None) -> Plan:
+    """Merge the `removed` most similar pairs of even and odd tokens; `metric` is [B,N,d], `hidden` as in matching."""
+    return merge_pairs(metric.shape[1], *match_alternating(metric, removed, protected, hidden), protected)
 
 
 def match_random(batch: int, tokens: int, removed: int, protected: int, draw: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,16 +81,18 @@ def merge_pairs(tokens: int, source: Tensor, target: Tensor, protected: int = 1)
     return Plan(row, tokens - removed)
 
 
-def keep_best(scores: Tensor, kept: int, protected: int, fuse: bool = False) -> Plan:
+def keep_best(scores: Tensor, kept: int, protected: int, fuse: bool = False, hidden: Tensor | None = None) -> Plan:
     """Keep the protected tokens and the best others, in image order; drop the rest or fuse it into one token.
 
     Args:
         scores: [B,N]; those of protected tokens are ignored.
+        hidden: boolean [B,N], tokens that stand for nothing: the last to be kept, and no part of the fused one.
         kept: tokens kept, protected ones included, the fused token not.
         fuse: append the sum of the rest, each weighted by its raw score (EViT does not normalise).
     """
     tokens = scores.shape[1]
-    body = scores[:, protected:]
+    ranks = scores if hidden is None else scores.masked_fill(hidden, -torch.inf)
+    body = ranks[:, protected:]
     chosen = protected + body.topk(kept - protected, dim=-1).indices.sort(-1).values
     source = torch.cat([_leading(scores, protected), chosen], 1)
     rest = kept if fuse else -1
@@ -88,7 +100,8 @@ def keep_best(scores: Tensor, kept: int, protected: int, fuse: bool = False) -> 
     row = torch.full((scores.shape[0], tokens), rest, dtype=torch.long, device=scores.device).scatter(1, source, places)
     if not fuse:
         return Plan(row, kept, source=source, drops=True)
-    weight = torch.where(row == kept, scores.float(), 1.0)
+    each = scores.float() if hidden is None else scores.float().masked_fill(hidden, 0.0)
+    weight = torch.where(row == kept, each, 1.0)
     return Plan(row, kept + 1, weight=weight)
 
 

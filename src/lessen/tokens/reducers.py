@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from lessen.architectures.tower_block import TowerBlock
+from lessen.architectures.tower_block import Positions, TowerBlock, turn
 from lessen.errors import InputError
 from lessen.tokens import plans, schedules, scores
 from lessen.tokens.rows import Plan
@@ -29,7 +29,22 @@ class Signals:
     hidden: Tensor
     """Tokens after the attention residual, [B,N,C]."""
     bias: Tensor | None
+    """What attention added to the logits of each key, [B,1,1,N]."""
     layer: int
+    positions: Positions | None = None
+    """Rotations of the patches, where the tower turns queries and keys."""
+    hidden_tokens: Tensor | None = None
+    """Tokens that stand for nothing (padding), boolean [B,N]; None: there are none."""
+
+    def keys(self) -> Tensor:
+        """Return the keys as attention compares them, [B,N,H,d]."""
+        keys = self.parts.keys()
+        return keys if self.positions is None else turn(keys, self.positions)
+
+    def queries(self) -> Tensor:
+        """Return the queries as attention compares them, [B,N,H,d]."""
+        queries = self.parts.queries()
+        return queries if self.positions is None else turn(queries, self.positions)
 
     def score(self, scorer: scores.Scorer, seed: int) -> Tensor:
         """Return scores [B,N]."""
@@ -38,8 +53,9 @@ class Signals:
             return noise.to(self.hidden.device)
         if scorer == "class_similarity":
             return scores.class_similarity(self.hidden)
-        rule = scores.class_attention if scorer == "class_attention" else scores.received_attention
-        return rule(self.parts.queries(), self.parts.keys(), self.bias)
+        if scorer == "class_attention":
+            return scores.class_attention(self.queries(), self.keys(), self.bias)
+        return scores.received_attention(self.queries(), self.keys(), self.bias, self.hidden_tokens)
 
 
 @dataclass(frozen=True)
@@ -47,6 +63,8 @@ class Reducer(ABC):
     """Decides, block by block, how tokens are reduced."""
 
     kind: ClassVar[str]
+    takes_padding: ClassVar[bool] = True
+    """Whether batches may hold padding tokens, which then weigh nothing and go first."""
     proportional: bool = True
     """Add log(size) to the logits of each key (proportional attention of ToMe)."""
 
@@ -136,8 +154,8 @@ class Merge(Reducer):
             noise = signals.score("random", self.seed)
             source, target = plans.match_random(batch, tokens, removed, state.protected, noise)
         else:
-            metric = signals.parts.keys().sum(2) if self.metric == "keys" else signals.hidden
-            return plans.merge_similar(metric, removed, state.protected)
+            metric = signals.keys().sum(2) if self.metric == "keys" else signals.hidden
+            return plans.merge_similar(metric, removed, state.protected, signals.hidden_tokens)
         return plans.merge_pairs(tokens, source, target, state.protected)
 
 
@@ -178,7 +196,8 @@ class Keep(Reducer):
         (after,) = schedules.kept_counts(tokens, self.rates[signals.layer : signals.layer + 1], state.protected, False)
         if after == tokens:
             return None
-        return plans.keep_best(signals.score(self.scorer, self.seed), after, state.protected, self.fuse)
+        score = signals.score(self.scorer, self.seed)
+        return plans.keep_best(score, after, state.protected, self.fuse, signals.hidden_tokens)
 
 
 @dataclass(frozen=True)
@@ -186,6 +205,7 @@ class RankMerge(Reducer):
     """Sort by class attention, prune the tail and merge some of the rest: DiffRate (arXiv 2305.17997)."""
 
     kind = "rank-merge"
+    takes_padding = False
     pruned: tuple[int, ...] = ()
     """Tokens left by pruning in each block, protected ones included."""
     merged: tuple[int, ...] = ()
@@ -246,7 +266,7 @@ class RankMerge(Reducer):
         if self.matching == "tail":
             score = signals.score("class_attention", 0)
             return plans.rank_and_merge(score, signals.hidden, pruned, merged, state.protected)
-        keys = signals.parts.keys().sum(2)  # cosines do not need the mean over heads divided
+        keys = signals.keys().sum(2)  # cosines do not need the mean over heads divided
         if pruned == tokens:
             return plans.merge_similar(keys, pruned - merged, state.protected)
         kept = plans.keep_best(signals.score("class_attention", 0), pruned, state.protected)
@@ -260,6 +280,7 @@ class Pool(Reducer):
     """Average the patches of disjoint windows in one block: DeCo (arXiv 2405.20985), inside or after the tower."""
 
     kind = "pool"
+    takes_padding = False
     blocks: int = 0
     at: int = 0
     """Block after whose attention the grid is pooled; the last one pools what the tower gives out."""

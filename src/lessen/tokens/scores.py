@@ -24,12 +24,19 @@ def class_attention(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
     return torch.softmax(row, -1).mean(1)
 
 
-def received_attention(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
-    """Return the attention each token receives, mean over heads and queries, float32 [B,N]; N*N*C multiply-adds."""
+def received_attention(query: Tensor, key: Tensor, bias: Tensor | None, hidden: Tensor | None = None) -> Tensor:
+    """Return the attention each token receives, mean over heads and queries, float32 [B,N]; N*N*C multiply-adds.
+
+    Queries of `hidden` tokens, boolean [B,N], do not count.
+    """
     logits: Tensor = torch.einsum("bqhd,bkhd->bhqk", query.float(), key.float()) * query.shape[-1] ** -0.5
     if bias is not None:
         logits = logits + bias
-    return torch.softmax(logits, -1).mean((1, 2))
+    given = torch.softmax(logits, -1).mean(1)
+    if hidden is None:
+        return given.mean(1)
+    asks = (~hidden).to(given)[:, :, None]
+    return (given * asks).sum(1) / asks.sum(1).clamp_min(1.0)
 
 
 def class_similarity(hidden: Tensor, anchor: Tensor | None = None) -> Tensor:

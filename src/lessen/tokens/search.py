@@ -29,6 +29,8 @@ from lessen.train.fit import fit
 from lessen.train.settings import FitSettings
 
 EPSILON = 1e-6
+FLOOR = 1.0
+"""What a merged token counts for at least while rates are searched."""
 SPREAD = 0.1
 """Width of the starting distribution of a rate, as a share of the patches."""
 
@@ -96,7 +98,7 @@ class MaskedForward:
         if self.layer in self.search.compressed:
             x, state = self.search.compress(self.layer, x, row, state)
         self.search.state = state
-        return x + parts.residual(2, parts.mlp(parts.norm2(x)))
+        return parts.feed_forward(x)
 
 
 def masked_attention(parts: TowerBlock, x: Tensor, state: MaskedState) -> tuple[Tensor, Tensor]:
@@ -119,6 +121,8 @@ class RateSearch(nn.Module):
     ) -> None:
         super().__init__()
         tower = find_tower(model)
+        if tower.family.rotary:
+            raise InputError(f"DiffRate's search does not turn by positions, as the blocks of {tower.path!r} do")
         if not tower.family.has_class or tower.protected != 1:
             raise InputError(f"DiffRate ranks by the class token; {tower.path!r} has {tower.protected} leading tokens")
         self.shape, self.blocks = shape, tower.blocks
@@ -218,7 +222,11 @@ def _least(tokens: Tensor, pruned: Tensor, merged: Tensor) -> Tensor:
 
 
 def merge_tail(x: Tensor, size: Tensor, kept: int, live: int) -> tuple[Tensor, Tensor]:
-    """Average ranks kept..live-1 into their most similar head token and add their sizes; the tail stays in place."""
+    """Average ranks kept..live-1 into their most similar head token; the tail stays in place.
+
+    Each adds its size times its cosine, but 1 at least, as the published search has it; the network that is found adds
+    less for unlike tokens (`plans.rank_and_merge`).
+    """
     head, tail = x[:, :kept], x[:, kept:live]
     similarity = (tail * inverse_norm(tail)) @ (head * inverse_norm(head)).transpose(1, 2)
     similarity = similarity.detach()
@@ -226,7 +234,7 @@ def merge_tail(x: Tensor, size: Tensor, kept: int, live: int) -> tuple[Tensor, T
     cosine, target = similarity.max(-1)
     count = torch.ones_like(size[:, :kept]).scatter_add(1, target, torch.ones_like(cosine))
     joined = head.scatter_add(1, target[..., None].expand_as(tail), tail) / count[..., None]
-    added = size[:, kept:live] * cosine.clamp(0.0, 1.0)
+    added = (size[:, kept:live] * cosine).clamp(min=FLOOR)
     sizes = size[:, :kept].scatter_add(1, target, added)
     return torch.cat([joined, x[:, kept:]], 1), torch.cat([sizes, size[:, kept:]], 1)
 

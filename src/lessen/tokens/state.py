@@ -7,8 +7,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lessen.architectures.tower_block import Positions
 from lessen.errors import InputError
-from lessen.tokens.rows import Plan, take
+from lessen.tokens.arguments import Handed
+from lessen.tokens.rows import Plan, combine, take
+
+NOBODY = 1e-30
+"""Size of a padding token: beside a real one it weighs nothing, and among its like all weigh the same."""
+HIDDEN = -1e4
+"""What hides a key from attention, in every floating point type."""
+BLURRED = 1e-3
+"""A mean of rotations that is shorter than this has no direction."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,12 @@ class TokenState:
     """Row maps of the reductions so far, int64 [B,N_before] each; composed only when somebody asks for `group`."""
     count: int | None = None
     """Tokens there are now; None before the first reduction."""
+    mask: Tensor | None = None
+    """The host's own mask of padding, as it was handed to the first block; None: the host handed none."""
+    positions: Positions | None = None
+    """Rotations of the patches there are now."""
+    handed: Handed | None = None
+    """What the first block was handed beside its tokens."""
 
     @property
     def group(self) -> Tensor | None:
@@ -36,14 +51,28 @@ class TokenState:
             group = follow(group, row)
         return group
 
-    def bias(self) -> Tensor | None:
-        """Return log(size) as float32 [B,1,1,N], to be added to the logits of each key, or None while all are 1."""
-        return None if self.size is None else self.size.log()[:, None, None, :]
+    @property
+    def nobody(self) -> Tensor | None:
+        """Which tokens stand for nothing, boolean [B,N]; None where the host handed no mask."""
+        return None if self.mask is None or self.size is None else self.size < 0.5
+
+    def bias(self, proportional: bool = True) -> Tensor | None:
+        """Return what is added to the logits of each key, float32 [B,1,1,N]: log(size), and what hides padding.
+
+        None while all sizes are 1, or without `proportional`, when nothing is padded.
+        """
+        nobody = self.nobody
+        if self.size is None or not (proportional or nobody is not None):
+            return None
+        bias = self.size.log() if proportional else torch.zeros_like(self.size)
+        return (bias if nobody is None else torch.where(nobody, HIDDEN, bias))[:, None, None, :]
 
     def apply(self, plan: Plan, x: Tensor, *, sizes: bool = True) -> tuple[Tensor, TokenState]:
         """Return the reduced features and the state that belongs to them. `sizes=False` leaves sizes unset."""
         reduced, size = plan.reduce(x, self.size)
-        return reduced, replace(self, size=size if sizes else None, rows=(*self.rows, plan.row), count=plan.kept)
+        kept = size if sizes or self.mask is not None else None
+        positions = None if self.positions is None else moved(self.positions, plan, self.size, self.protected)
+        return reduced, replace(self, size=kept, rows=(*self.rows, plan.row), count=plan.kept, positions=positions)
 
     def unmerge(self, y: Tensor) -> Tensor:
         """Give every input token the feature of the token it ended in: [B,N,C] to [B,N0,C].
@@ -63,6 +92,30 @@ class TokenState:
         """Take back `unmerge`: [B,N0,C] to [B,N,C]; every member of a group holds the group's feature."""
         group = self.group
         return y if group is None or self.count is None else take(y, Plan(group, self.count).first_members())
+
+
+def moved(positions: Positions, plan: Plan, size: Tensor | None, protected: int) -> Positions:
+    """Return the rotations of the outputs of a plan, each [B,1,P,d]: the mean direction of their members.
+
+    A merged token stands where its members are on average, each weighted by its size. The mean of unit vectors is
+    brought back to length 1, so that keys are turned and not shrunk; members that cancel out leave the first one's.
+    """
+    batch = plan.row.shape[0]
+    leading = ((0, 0, protected, 0), (1.0, 0.0))
+    both = [
+        torch.nn.functional.pad(part.reshape(-1, *part.shape[-2:]).float(), leading[0], value=value)
+        for part, value in zip(positions, leading[1], strict=True)
+    ]
+    table = torch.cat(both, -1).expand(batch, -1, -1)
+    mean = combine(table, plan.row, plan.mean_weights(size), plan.kept, True)
+    cosine, sine = mean.chunk(2, -1)
+    length = torch.hypot(cosine, sine)
+    first = take(table, plan.first_members()).chunk(2, -1)
+    turned = [
+        torch.where(length < BLURRED, own, part / length.clamp_min(BLURRED))[:, None, protected:]
+        for part, own in zip((cosine, sine), first, strict=True)
+    ]
+    return turned[0].to(positions[0].dtype), turned[1].to(positions[1].dtype)
 
 
 def follow(group: Tensor, row: Tensor) -> Tensor:

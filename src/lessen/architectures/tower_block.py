@@ -13,7 +13,7 @@ from lessen.architectures.vit import Family, part_of
 from lessen.errors import InputError
 
 Positions = tuple[Tensor, Tensor]
-"""Cosines and sines of the patches' rotations, [P,d] for all pictures or [B,1,P,d] for each; leading tokens have none."""
+"""Cosines and sines of the rotations of P patches, [P,d] or [B,1,P,d] each; leading tokens have none."""
 
 
 class TowerBlock:

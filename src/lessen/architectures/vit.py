@@ -141,9 +141,9 @@ class Tower:
 def family_of(block: nn.Module) -> Family | None:
     """Return the family of a block, or None."""
     family = FAMILIES.get(type(block).__name__)
-    if family is not None and all(hasattr(block, part) for part in (family.norm1, family.attention, family.mlp)):
-        if _holds(getattr(block, family.attention), family.key):
-            return family
+    named = family and all(hasattr(block, part) for part in (family.norm1, family.attention, family.mlp))
+    if family is not None and named and _holds(getattr(block, family.attention), family.key):
+        return family
     timm_parts = (TIMM.norm1, TIMM.attention, TIMM.norm2, TIMM.mlp)
     if all(hasattr(block, part) for part in timm_parts) and hasattr(getattr(block, TIMM.attention), TIMM.fused):
         optional = {part: getattr(TIMM, part) for part in ("scale1", "scale2", "drop1", "drop2")}

@@ -26,8 +26,9 @@ class DiffRate(TokenMethod):
     DiffRate, ICCV 2023 (arXiv 2305.17997). Differences: the budget is a share of the model's own multiply-adds, with
     a penalty of 100 (share - target)^2 (the paper's 5 (GFLOPs - target)^2 is about that for DeiT-S); rates start at an
     even schedule of that budget instead of at half of the patches in every block; stochastic depth is off; the cosine
-    that scales a merged size is clamped to [0, 1] in the reduction and carries no gradient (in the search every merged
-    token counts for 1 at least, as released); counts above the budget after the search are lowered one by one; towers of fewer than 12 blocks are reduced from block 0 on (a 6-block tower that spares it has too little room).
+    that scales a merged size is clamped to [0, 1] in the reduction and carries no gradient (in the search every
+    merged token counts for 1 at least, as released); counts above the budget after the search are lowered one by one;
+    towers of fewer than 12 blocks are reduced from block 0 on (a 6-block tower that spares it has too little room).
 
     Two additions. Merging joins the most similar pairs of keys, size-weighted, which is how the paper describes it;
     `matching: tail` merges the lowest ranks into the head as the released code does. And `polish` trials move counts

@@ -214,9 +214,20 @@ def _replaced(base: nn.Module, records: list[ModuleRecord]) -> set[nn.Module]:
             continue
         with suppress(AttributeError):  # a path inside a module that is replaced itself
             before = base.get_submodule(record.path)
-            if not (isinstance(before, HOLDERS) and plain_name(before) == record.kind):
+            if isinstance(before, HOLDERS) and plain_name(before) == record.kind:
+                places = {str(place) for place in range(_length(record))}
+                for key, child in before._modules.items():
+                    if key not in places and child is not None:  # a holder that became shorter
+                        gone.update(child.modules())
+            else:
                 gone.update(before.modules())
     return gone
+
+
+def _length(record: ModuleRecord) -> int:
+    """Return how many children a holder shall have; 0 where the record is nonsense, which building it refuses."""
+    length = record.config.get("length")
+    return length if type(length) is int and 0 <= length <= 10_000 else 0
 
 
 def _kept(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

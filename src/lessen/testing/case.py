@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lessen.method import Method
+from lessen.metrics import Outcomes
 from lessen.recipe import Recipe, StepRecord
 from lessen.task import Split, Task, call_model
 
@@ -117,6 +118,11 @@ class Recorded(Task):
         if (split, seed) not in self.kept:
             self.kept[split, seed] = list(self.inner.batches(split, seed))
         yield from self.kept[split, seed]
+
+    def outcomes(self, model: nn.Module, split: Split = "test") -> Outcomes:
+        """Return the inner task's outcomes; where it has none of its own, those of the recorded batches."""
+        own = type(self.inner).outcomes is not Task.outcomes
+        return self.inner.outcomes(model, split) if own else super().outcomes(model, split)
 
     def changed(self) -> str | None:
         """Return the split that was written into, or None."""

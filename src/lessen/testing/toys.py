@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from lessen.metrics import AUC, LOGLOSS
 from lessen.task import Split, Task
 from lessen.tasks.codecs.pictures import PicturesOptions, PicturesTask
 from lessen.tasks.ctr.synthetic import SyntheticClicks, SyntheticOptions
+from lessen.tasks.language.manual import ManualOptions, ManualTask
 from lessen.tasks.retrieval.vectors import VectorsOptions, VectorsTask
 from lessen.tasks.series.waves import WavesOptions, WavesTask
 from lessen.tasks.vision.shapes import ShapesOptions, ShapesTask
@@ -129,6 +131,40 @@ class TaughtTableTask(TableTask):
         return self.teachers[seed]
 
 
+def taught_bytes() -> Task:
+    """Return a small byte-level language model's task, with a teacher of another seed."""
+    task = _few_bytes(2)
+    return task.view(teacher=lambda seed: _untrained(task, seed + 1), reference=_few_reference(task))
+
+
+def deep_bytes() -> Task:
+    """Return a language model of eight blocks, untrained."""
+    task = _few_bytes(8)
+    return task.view(reference=_few_reference(task))
+
+
+def _few_bytes(depth: int) -> Task:
+    """Return a task whose train split ends after three batches of four rows, and that judges 64 bytes a document."""
+    task = ManualTask(ManualOptions(width=8, depth=depth, documents=2, steps=3))
+
+    def batches(split: Split, seed: int = 0) -> Iterator[Any]:
+        for ids, after in itertools.islice(task.batches(split, seed), 3):
+            yield ids[:4, :64], after[:4, :64]
+
+    texts = {split: [text[:65] for text in task.texts(split)] for split in ("validation", "test")}
+    return task.view(batches=batches, texts=lambda split: texts.get(split) or task.texts(split))
+
+
+def _few_reference(task: Task) -> Callable[..., nn.Module]:
+    return lambda seed=0, log=SILENT: _untrained(task, seed)  # noqa: ARG005
+
+
+def _untrained(task: Task, seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return task.build().eval()
+
+
 def waves() -> Task:
     """Return series of three classes."""
     return WavesTask(WavesOptions(rows=90, channels=2, told=1, length=32, classes=3, noise=1.0))
@@ -178,6 +214,11 @@ TOYS: dict[str, Callable[[], Task]] = {
     "adapt": another_style,
     "data": another_style,
     "distil": TaughtTableTask,
+    "gkd": taught_bytes,
+    "sequence-kd": taught_bytes,
+    "semantic-revision": taught_bytes,
+    "random-sampling-kd": taught_bytes,
+    "layer-cut": deep_bytes,
     "series": waves,
 }
 """Contract task by method name or family; a built-in family without one fails the contract's test. A method of a third

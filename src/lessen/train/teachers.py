@@ -63,7 +63,11 @@ class Teacher:
         self.model, self.forward, self.taps, self.cache = model, forward, tuple(taps), cache
         Taps(model, self.taps, _nothing, training_only=False).remove()
         if cache is not None:
-            cache.open(digest_of(model), [OUTPUT, *self.taps])
+            cache.open(digest_of(model), self._names())
+
+    def _names(self) -> Sequence[str]:
+        """Return what a cache says that it holds."""
+        return [OUTPUT, *self.taps]
 
     def __call__(self, batch: Any) -> Outputs:
         """Return the outputs for a batch, on its device.

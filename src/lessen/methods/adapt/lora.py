@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import Field
@@ -45,6 +46,17 @@ class LoRA(ModuleMethod):
             NothingMatchedError: no linear layer is eligible.
             TaskError: the task cannot train.
         """
+        model, settle = self.wrapped(model, context)
+        retrain.train(model, task, context, epochs=self.epochs)
+        settle()
+        return model
+
+    def wrapped(self, model: nn.Module, context: Context) -> tuple[nn.Module, Callable[[], None]]:
+        """Return the model with corrections, which alone require gradients, and what lets the rest require them again.
+
+        Raises:
+            NothingMatchedError: no linear layer is eligible.
+        """
         sites = self.eligible(model, (nn.Linear,), context, self._reject, (LowRankDelta,))
         trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
         for parameter in trainable:
@@ -53,12 +65,13 @@ class LoRA(ModuleMethod):
             rank = min(self.rank, site.module.in_features, site.module.out_features)
             made = LowRankDelta.around(site.module, rank, self.alpha / self.rank, context.generator)
             model = replace(model, site, made)
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        context.findings["trained parameters"] = trained
-        retrain.train(model, task, context, epochs=self.epochs)
-        for parameter, before in trainable.items():
-            parameter.requires_grad_(before)
-        return model
+        context.findings["trained parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+        def settle() -> None:
+            for parameter, before in trainable.items():
+                parameter.requires_grad_(before)
+
+        return model, settle
 
     def _reject(self, layer: Any) -> str | None:
         narrow = layer.weight.element_size() < 4

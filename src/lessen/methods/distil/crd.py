@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lessen.method import Card
 from lessen.methods.distil._shared.compared import ComparedFeatures
-from lessen.methods.distil._shared.distilled import ACTS_ON, CLAIMS, NEEDS, probe
+from lessen.methods.distil._shared.distilled import ACTS_ON, CLAIMS, NEEDS, Scene, probe
 from lessen.methods.distil._shared.features import vectors
 from lessen.task import Task, main_tensor
 from lessen.train.taps import Outputs
@@ -43,9 +43,9 @@ class CRD(ComparedFeatures):
     width: int = Field(128, ge=1, le=1 << 16, description="width of the embeddings")
     temperature: float = Field(0.07, gt=0, le=1000, description="tau, divides the cosines")
 
-    def hook(self, teacher: Teacher, taps: tuple[str, ...], task: Task, batch: Any) -> DistilHook:
+    def hook(self, scene: Scene) -> DistilHook:
         """Return the comparison of embeddings."""
-        return _Contrast(teacher, taps, self, task, batch)
+        return _Contrast(scene.teacher, scene.taps, self, scene.task, scene.batch)
 
 
 class Critic(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lessen.errors import TaskError
 from lessen.method import Card
-from lessen.methods.distil._shared.distilled import ACTS_ON, CLAIMS, NEEDS, Distilled
+from lessen.methods.distil._shared.distilled import ACTS_ON, CLAIMS, NEEDS, Distilled, Scene
 from lessen.methods.distil._shared.losses import check_answers, class_rows, decoupled_divergence
 from lessen.task import Task, main_tensor
 from lessen.train.taps import OUTPUT, Outputs
@@ -38,9 +38,9 @@ class DKD(Distilled):
     beta: float = Field(8.0, ge=0, le=1e6, description="factor on the part of the other classes")
     temperature: float = Field(4.0, gt=0, le=1000, description="divides the logits of both")
 
-    def hook(self, teacher: Teacher, taps: tuple[str, ...], task: Task, batch: Any) -> DistilHook:  # noqa: ARG002
+    def hook(self, scene: Scene) -> DistilHook:
         """Return the comparison of answers."""
-        return _Parts(teacher, self, task)
+        return _Parts(scene.teacher, self, scene.task)
 
 
 class _Parts(DistilHook):

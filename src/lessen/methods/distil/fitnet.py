@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lessen.method import Card
 from lessen.methods.distil._shared.compared import ComparedFeatures
-from lessen.methods.distil._shared.distilled import ACTS_ON, CLAIMS, NEEDS, probe
+from lessen.methods.distil._shared.distilled import ACTS_ON, CLAIMS, NEEDS, Scene, probe
 from lessen.methods.distil._shared.features import Regressor, matched
 from lessen.task import Task, main_tensor
 from lessen.train.taps import Outputs
@@ -36,9 +36,9 @@ class FitNet(ComparedFeatures):
     )
     weight: float = Field(100.0, ge=0, le=1e6, description="factor on the teacher's term")
 
-    def hook(self, teacher: Teacher, taps: tuple[str, ...], task: Task, batch: Any) -> DistilHook:
+    def hook(self, scene: Scene) -> DistilHook:
         """Return the comparison of one layer each."""
-        return _Hint(teacher, taps, self, task, batch)
+        return _Hint(scene.teacher, scene.taps, self, scene.task, scene.batch)
 
 
 class _Hint(DistilHook):

@@ -8,9 +8,9 @@ from pydantic import Field
 from torch import Tensor
 
 from lessen.method import Card
-from lessen.methods.distil._shared.distilled import ACTS_ON, CLAIMS, NEEDS, Distilled
+from lessen.methods.distil._shared.distilled import ACTS_ON, CLAIMS, NEEDS, Distilled, Scene
 from lessen.methods.distil._shared.losses import check_answers, class_rows, soft_divergence
-from lessen.task import Task, main_tensor
+from lessen.task import main_tensor
 from lessen.train.taps import OUTPUT, Outputs
 from lessen.train.teachers import DistilHook, Teacher
 
@@ -36,9 +36,9 @@ class KD(Distilled):
     task_weight: float = Field(0.1, ge=0, le=1e6, description="factor on the task's own loss")
     temperature: float = Field(4.0, gt=0, le=1000, description="divides the logits of both")
 
-    def hook(self, teacher: Teacher, taps: tuple[str, ...], task: Task, batch: Any) -> DistilHook:  # noqa: ARG002
+    def hook(self, scene: Scene) -> DistilHook:
         """Return the comparison of answers."""
-        return _Answers(teacher, self)
+        return _Answers(scene.teacher, self)
 
 
 class _Answers(DistilHook):

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from lessen.method import Card
 from lessen.methods.distil._shared.compared import ComparedFeatures
-from lessen.methods.distil._shared.distilled import ACTS_ON, CLAIMS, NEEDS
+from lessen.methods.distil._shared.distilled import ACTS_ON, CLAIMS, NEEDS, Scene
 from lessen.methods.distil._shared.features import vectors
 from lessen.methods.distil._shared.losses import angle_loss, distance_loss
-from lessen.task import Task, main_tensor
+from lessen.task import main_tensor
 from lessen.train.taps import Outputs
 from lessen.train.teachers import DistilHook, Teacher
 
@@ -37,9 +37,9 @@ class RKD(ComparedFeatures):
     angle: float = Field(50.0, ge=0, le=1e6, description="factor on the angles of triples")
     rows: int = Field(64, ge=3, le=1024, description="examples of a batch that are related to one another")
 
-    def hook(self, teacher: Teacher, taps: tuple[str, ...], task: Task, batch: Any) -> DistilHook:  # noqa: ARG002
+    def hook(self, scene: Scene) -> DistilHook:
         """Return the comparison of relations."""
-        return _Relations(teacher, taps, self)
+        return _Relations(scene.teacher, scene.taps, self)
 
 
 class _Relations(DistilHook):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,8 +31,22 @@ CLAIMS = frozenset({"quality"})
 ACTS_ON = ("model",)
 
 
-class Distilled(Method):
-    """Trains a model by the task's settings with a term that compares it to a teacher."""
+@dataclass(frozen=True)
+class Scene:
+    """What a comparison is made for."""
+
+    teacher: Teacher
+    taps: tuple[str, ...]
+    """Parts of the student that are compared beside its answer."""
+    task: Task
+    batch: Any
+    """Shows what inputs look like."""
+    student: nn.Module
+    context: Context
+
+
+class Taught(Method):
+    """Trains a model by the task's settings with the help of a teacher."""
 
     teacher: str | None = Field(
         None,
@@ -41,42 +57,14 @@ class Distilled(Method):
     epochs: int | None = Field(None, ge=1, le=100_000, description="cap on epochs; none: the task's settings")
     weight: float = Field(1.0, ge=0, le=1e6, description="factor on the teacher's term")
     task_weight: float = Field(1.0, ge=0, le=1e6, description="factor on the task's own loss")
-    cache: str | None = Field(
-        None, description="folder for the teacher's outputs, for rows that come again unchanged; none: ask each time"
-    )
-    cache_bytes: int = Field(1 << 30, ge=1, le=1 << 44, description="most bytes of that folder")
 
-    def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
-        """Train and return the student.
+    def readied(self, student: nn.Module, context: Context) -> tuple[nn.Module, Callable[[], None]]:  # noqa: ARG002
+        """Return the student as it trains, and what is done to it afterwards."""
+        return student, lambda: None
 
-        Raises:
-            TaskError: the task cannot train, or there is nobody to learn from.
-            ConfigError, ArtifactError: the teacher cannot be read, or the cache is another teacher's.
-            NonFiniteError: the teacher gave NaN or infinity.
-        """
-        master = self._master(model, task, context)
+    def _student(self, model: nn.Module, task: Task, context: Context) -> tuple[nn.Module, Callable[[], None]]:
         student = retrain.fresh(model, task, context) if self.start == "fresh" else model
-        student = student.to(context.device)
-        batch = task.example_batch()
-        teacher = self._asked(master, task, batch)
-        teacher.ask(batch)  # what cannot teach is refused before anything is trained
-        hook = self.hook(teacher, self.student_taps(student, task, batch), task, batch)
-        self._compare(master, student, task, context)
-        retrain.train(student, task, context, epochs=self.epochs, hooks=(hook,))
-        return student
-
-    # -- what a method decides ------------------------------------------------------------------------------------
-    def student_taps(self, student: nn.Module, task: Task, batch: Any) -> tuple[str, ...]:  # noqa: ARG002
-        """Return the parts of the student that are compared beside its answer."""
-        return ()
-
-    def teacher_taps(self, master: nn.Module, task: Task, batch: Any) -> tuple[str, ...]:  # noqa: ARG002
-        """Return the parts of the teacher that are compared beside its answer."""
-        return ()
-
-    @abstractmethod
-    def hook(self, teacher: Teacher, taps: tuple[str, ...], task: Task, batch: Any) -> DistilHook:
-        """Return what compares a student, tapped at `taps`, with the teacher; `batch` shows what they look like."""
+        return self.readied(student.to(context.device), context)
 
     # -- the teacher ----------------------------------------------------------------------------------------------
     def _master(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
@@ -106,10 +94,6 @@ class Distilled(Method):
             return open_teacher(path, context.log)
         raise ConfigError(f"{self.card.name}: no teacher at {path}; give an artifact, a Hugging Face folder or a .gguf")
 
-    def _asked(self, master: nn.Module, task: Task, batch: Any) -> Teacher:
-        cache = OutputCache(Path(self.cache), self.cache_bytes) if self.cache is not None else None
-        return Teacher(master, task.forward, taps=self.teacher_taps(master, task, batch), cache=cache)
-
     def _compare(self, master: nn.Module, student: nn.Module, task: Task, context: Context) -> None:
         """Say it when the teacher is no better than its student: not an error, but seldom what was meant."""
         scores = {}
@@ -124,6 +108,58 @@ class Distilled(Method):
                 f"{self.card.name}: the teacher scores {scores['teacher']:.4g} on validation, no better than the "
                 f"student at its start, {scores['student']:.4g}"
             )
+
+
+class Distilled(Taught):
+    """Adds a term to the task's loss that compares the student with its teacher."""
+
+    cache: str | None = Field(
+        None, description="folder for the teacher's outputs, for rows that come again unchanged; none: ask each time"
+    )
+    cache_bytes: int = Field(1 << 30, ge=1, le=1 << 44, description="most bytes of that folder")
+
+    def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
+        """Train and return the student.
+
+        Raises:
+            TaskError: the task cannot train, or there is nobody to learn from.
+            ConfigError, ArtifactError: the teacher cannot be read, or the cache is another teacher's.
+            NonFiniteError: the teacher gave NaN or infinity.
+        """
+        master = self._master(model, task, context)
+        student, settle = self._student(model, task, context)
+        batch = task.example_batch()
+        teacher = self._asked(master, task, batch, context)
+        self._check(master, student, task, batch)
+        teacher.ask(batch)  # what cannot teach is refused before anything is trained
+        hook = self.hook(Scene(teacher, self.student_taps(student, task, batch), task, batch, student, context))
+        self._compare(master, student, task, context)
+        retrain.train(student, task, context, epochs=self.epochs, hooks=(hook,))
+        settle()
+        return student
+
+    # -- what a method decides ------------------------------------------------------------------------------------
+    def _check(self, master: nn.Module, student: nn.Module, task: Task, batch: Any) -> None:
+        """Refuse a pair that cannot be compared, before the teacher is asked."""
+
+    def student_taps(self, student: nn.Module, task: Task, batch: Any) -> tuple[str, ...]:  # noqa: ARG002
+        """Return the parts of the student that are compared beside its answer."""
+        return ()
+
+    def teacher_taps(self, master: nn.Module, task: Task, batch: Any) -> tuple[str, ...]:  # noqa: ARG002
+        """Return the parts of the teacher that are compared beside its answer."""
+        return ()
+
+    @abstractmethod
+    def hook(self, scene: Scene) -> DistilHook:
+        """Return what compares the student with the teacher."""
+
+    def _asked(self, master: nn.Module, task: Task, batch: Any, context: Context) -> Teacher:
+        taps = self.teacher_taps(master, task, batch)
+        return Teacher(master, task.forward, taps=taps, cache=self._cache(context))
+
+    def _cache(self, context: Context) -> OutputCache | None:
+        return None if self.cache is None else OutputCache(Path(self.cache), self.cache_bytes, context.log)
 
 
 def _same(left: nn.Module, right: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lessen.decoding.decoder import Completion, Decoder
+from lessen.decoding.kv_forward import patched
 from lessen.decoding.report import Comparison
 from lessen.decoding.request import Request, Rules
 from lessen.decoding.settings import Settings, check_prompts, rules_for
@@ -70,7 +71,8 @@ def _plainly(
     """Return the tokens, the seconds, and whether the prompts ran as one batch."""
     checked = check_prompts(decoder.model, prompts)
     rules = [rules_for(decoder.model, settings, prompt, number, None) for number, prompt in enumerate(checked)]
-    together = len({len(prompt) for prompt in checked}) == 1 or not any(_sees_padding(each, settings) for each in rules)
+    even = len({len(prompt) for prompt in checked}) == 1
+    together = even or not (patched(decoder.model) or any(_sees_padding(each, settings) for each in rules))
     groups = [list(range(len(checked)))] if together else [[number] for number in range(len(checked))]
     tokens: list[list[int]] = []
     seconds = 0.0

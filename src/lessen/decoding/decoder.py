@@ -282,10 +282,12 @@ class Decoder:
         engine, cache = self.engine, self.engine.new_cache()
         context = context_length(self.model)
         before = _CALIBRATION_CONTEXT if context is None else min(_CALIBRATION_CONTEXT, context // 2)
+        opening = list(getattr(engine, "opening", ()))  # what every text of a model with a prefix cache starts with
+        before = max(before, len(opening))
         if before < 1:
             raise InputError(f"{type(self.model).__name__} has a context of {context} tokens; at least 2 are needed")
         size = self.model.config.get_text_config().vocab_size
-        tokens = [(11 * step + 3) % size for step in range(before + SIZES[-1])]
+        tokens = opening + [(11 * step + 3) % size for step in range(before + SIZES[-1])]
         engine.run([(cache, tokens[:before])])
 
         def run(rows: int) -> None:

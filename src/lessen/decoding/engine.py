@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lessen.architectures.loading import hugging_face
+from lessen.decoding.kv_engine import bare_of, keeping
 from lessen.decoding.probe import agrees, limits_of, rehearses
 from lessen.decoding.ragged import RaggedEngine
 from lessen.decoding.settings import context_length
@@ -100,6 +101,7 @@ def choose_engine(model: Any) -> Engine:
         NonFiniteError: it gives NaN or infinity.
     """
     check_model(model)
+    patched, model = model, bare_of(model)
     kinds: list[type[Any]] = (
         [StraightEngine, RaggedEngine] if getattr(model, "_supports_attention_backend", False) else []
     )
@@ -112,7 +114,7 @@ def choose_engine(model: Any) -> Engine:
             elif limits_of(model) and not rehearses(partial(build, kind), model):
                 why = f"its decoding past {', '.join(sorted(limits_of(model)))} could not be reproduced"
             else:
-                return engine
+                return keeping(engine, patched)
         except NonFiniteError:
             raise
         except LessenError as error:

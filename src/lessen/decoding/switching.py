@@ -33,6 +33,9 @@ class Runs(Protocol):
     def cut(self, cache: Any, length: int) -> None:
         """Forget all but the first `length` tokens of a cache."""
 
+    def reach(self, cache: Any) -> int | None:
+        """Return how many tokens the next pass of a sequence may add; None where there is no bound."""
+
     def run(self, work: Sequence[tuple[Any, Sequence[int]]], last_only: bool = False) -> Tensor:
         """Add new tokens to the caches; return logits."""
 
@@ -130,8 +133,10 @@ class SwitchingEngine:
 
     def reach(self, cache: TrackedCache) -> int | None:
         """Return how many tokens the next pass of a sequence may add; None where there is no bound."""
-        left = self.switch.place - cache.length
-        return left if left > 0 and cache.length > 0 else None
+        left, inner = self.switch.place - cache.length, self.inner.reach(cache.inner)
+        if left <= 0 or cache.length == 0:
+            return inner
+        return left if inner is None else min(left, inner)
 
     def run(self, work: Sequence[tuple[TrackedCache, Sequence[int]]], last_only: bool = False) -> Tensor:
         """Run the sequences before and beyond the switch in passes of their own; see `Engine`."""

@@ -157,6 +157,11 @@ def _same_tensor(name: str, found: Tensor | None, expected: Tensor | None) -> No
 class StoredPatch(StoredModule):
     """What changes how a model runs without replacing a module, such as a reduction of its tokens."""
 
+    role: ClassVar[str | None] = None
+    """Role of the file that holds its tensors in an artifact; None puts them among the weights."""
+    not_exported: ClassVar[str] = ""
+    """Why no other format can carry it; empty where an export can try."""
+
     def attach(self, model: nn.Module) -> Any:
         """Put the patch into `model` and make it a child of the model, so that an artifact records it."""
         raise NotImplementedError(f"{type(self).__name__}.attach")

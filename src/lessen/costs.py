@@ -80,7 +80,7 @@ for _name, _title in (
 ):
     register(CostKind(f"{_name}_ms", f"{_title}, median", "ms", paired=f"{_name}_ratio"))
 BITS_PER_PIXEL = register(CostKind("bits_per_pixel", "bits per pixel", "bit", claim="bits_per_pixel"))
-KEY_VALUES = register(CostKind("kv_bytes", "keys and values", "B", claim="kv_bytes"))
+KEY_VALUES = register(CostKind("kv_bytes", "keys and values a token", "B", claim="kv_bytes"))
 TRAINED = register(CostKind("trained_params", "trained parameters", claim="trained_params"))
 ADAPTER = register(CostKind("adapter_bytes", "adapter", "B", claim="adapter_bytes"))
 INDEX = register(CostKind("index_bytes", "index", "B", claim="index_bytes"))

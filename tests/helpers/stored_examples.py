@@ -10,6 +10,7 @@ from torch import nn
 
 from kernel_forms import FORMS, ROWS, fields, generator, random
 from lessen.codecs.stored import JpegCodec
+from lessen.decoding.kv_stored import KeyValueCodes, PrefixStates
 from lessen.methods.weights._shared.grids import fit_grid
 from lessen.stored.base import StoredModule
 from lessen.stored.linears.billm import BiLLMLinear
@@ -207,6 +208,13 @@ def low_rank_delta():
     return made
 
 
+def prefix_states():
+    made = PrefixStates(3, 40, [[2, 8, 8], [2, 8, 8]])
+    for name, tensor in made.named_buffers():
+        tensor.copy_(torch.tensor([3, 5, 7]) if name == "ids" else random(*tensor.shape))
+    return made
+
+
 def flat_vectors():
     return FlatVectors.of(random(9, 12))
 
@@ -229,6 +237,8 @@ OTHERS = {
     "flat vectors": (flat_vectors, lambda: (random(3, 12),)),
     "int8 vectors": (int8_vectors, lambda: (random(3, 12),)),
     "jpeg codec": (JpegCodec, None),
+    "key-value codes": (KeyValueCodes, None),
+    "prefix states": (prefix_states, None),
     "int8 linear": (int8_linear, lambda: (random(3, 12),)),
     "int8 linear by tensor": (int8_linear_by_tensor, lambda: (random(3, 12),)),
     "low rank linear": (low_rank_linear, lambda: (random(3, 12),)),

@@ -29,6 +29,7 @@ MORE = {
     "gptq by the loss": ("gptq", {"bits": 2, "hessian": "output", "min_weights": 64}),
     "spqr 2": ("spqr", {"bits": 2, "hessian": "output", "leave_one_out": False, "act_order": False}),
     "billm of one bit": ("billm", {"block": None, "split": False, "hessian": "output"}),
+    "kivi 2": ("kivi", {"bits": 2, "group": 4, "residual": 4, "first": 1}),
     "jpeg 10": ("jpeg", {"quality": 10}),
     "lora 1": ("lora", {"rank": 1, "alpha": 1.0}),
     "data-random-rows 0.2": ("data-random-rows", {"share": 0.2}),

@@ -5,6 +5,7 @@ structure.json      the task (or nothing, for a user's own model) and the module
                     base and the tensors that stay as the base has them
 probe.safetensors   one batch of inputs and the outputs that the model gave for it when it was saved
 recipe.yaml         the steps that made it        measurement.json, card.md   what it costs and how good it is
+prefix.safetensors  the states of the tokens that all texts start with, where a model keeps them (role `prefix`)
 ...                 files by role: adapter, index, bitstream, tokenizer, prompt, rows
 manifest.json       SHA-256 and size of each of the above
 """
@@ -24,6 +25,7 @@ from lessen import files
 from lessen.artifact import probe as probes
 from lessen.artifact.delta import borrowed, named, take
 from lessen.artifact.layout import (
+    APART,
     EXTENDED,
     MANIFEST,
     OTHER_FILES,
@@ -60,6 +62,7 @@ from lessen.artifact.tensors import (
 )
 from lessen.data.offline import without_downloads
 from lessen.errors import ArtifactError, LessenError
+from lessen.stored.base import StoredPatch
 from lessen.task import Task
 from lessen.tasks import architecture_of, get_task
 from lessen.version import __version__
@@ -110,6 +113,8 @@ class _Plan:
     structure: Structure
     shards: list[dict[str, Tensor]]
     borrowed_bytes: int
+    apart: dict[str, dict[str, Tensor]]
+    """Tensors of patches that have a file of their own, by its role."""
     text: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -117,7 +122,7 @@ class _Plan:
 
     def sizes(self) -> Sizes:
         """Return the sizes by arithmetic."""
-        stored = sum(map(file_bytes, self.shards)) + len(self.text.encode())
+        stored = sum(map(file_bytes, [*self.shards, *self.apart.values()])) + len(self.text.encode())
         return Sizes(stored, stored + self.borrowed_bytes)
 
 
@@ -162,6 +167,9 @@ def save(
     with files.atomic_folder(Path(path)) as folder:
         for name, tensors in zip(shard_names(len(plan.shards)), plan.shards, strict=True):
             entries[name] = _write_tensors(folder / name, tensors)
+        for role, tensors in plan.apart.items():
+            written = _write_tensors(folder / APART[role], tensors)
+            entries[APART[role]] = written.model_copy(update={"role": role, "counted": True})
         entries[STRUCTURE] = _write_text(folder / STRUCTURE, plan.text)
         if recorded is not None:
             entries[PROBE] = _write_tensors(folder / PROBE, recorded)
@@ -212,8 +220,10 @@ def _plan(
     if reference is not None:
         state, same, moved = take(state, state_of(base))
     tensors, tied = distinct(state)
+    taken = bytes_of(tensors)
+    apart = _apart(model, tensors)
     groups = shards(tensors, shard_bytes)
-    extended = extended or reference is not None or len(groups) > 1
+    extended = extended or reference is not None or len(groups) > 1 or bool(apart)
     patches = [record for record in records if is_patch(record)] if extended else []
     structure = Structure(
         format=EXTENDED if extended else WHOLE,
@@ -228,7 +238,17 @@ def _plan(
         moved=moved,
         patches=patches,
     )
-    return _Plan(structure, groups, total - bytes_of(tensors) if reference is not None else 0)
+    return _Plan(structure, groups, total - taken if reference is not None else 0, apart)
+
+
+def _apart(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Take out of `tensors` those of patches that have a file of their own, and return them by its role."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, child in model.named_children():
+        if isinstance(child, StoredPatch) and child.role is not None:
+            own = [key for key in tensors if key.startswith(f"{name}.")]
+            found[child.role] = {key: tensors.pop(key) for key in own}
+    return found
 
 
 def _check_names(extra: Mapping[str, str]) -> None:
@@ -282,7 +302,7 @@ def _load(folder: Path, model: nn.Module | None) -> tuple[nn.Module, Structure, 
     """Return the module, the structure, and the bytes of the tensors that a delta takes from its base."""
     manifest = check_files(folder)
     structure = read_structure(folder, manifest)
-    filed = Filed([folder / name for name in manifest.weights()])
+    filed = Filed([folder / name for name in manifest.tensor_files()])
     records = [*structure.modules, *structure.patches]
     if structure.base is None:
         base = _architecture(structure, folder, filed) if model is None else unwrapped(model)

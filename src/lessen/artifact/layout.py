@@ -22,9 +22,13 @@ FORMATS = (WHOLE, EXTENDED)
 WEIGHTS, STRUCTURE, PROBE, MANIFEST = "model.safetensors", "structure.json", "probe.safetensors", "manifest.json"
 OTHER_FILES = ("recipe.yaml", "measurement.json", "card.md")
 MAX_STRUCTURE = 16 << 20
-Role = Literal["weights", "structure", "probe", "text", "adapter", "index", "bitstream", "tokenizer", "prompt", "rows"]
 GIVEN_ROLES = ("adapter", "index", "bitstream", "tokenizer", "prompt", "rows")
 """Roles of files that a method adds beside the weights."""
+APART = {"prefix": "prefix.safetensors"}
+"""Files of tensors that a patch keeps apart from the weights, by role (`StoredPatch.role`)."""
+Role = Literal[
+    "weights", "structure", "probe", "text", "adapter", "index", "bitstream", "tokenizer", "prompt", "rows", "prefix"
+]
 _SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -51,6 +55,10 @@ class Manifest(BaseModel):
     def weights(self) -> list[str]:
         """Return the names of the weight files, in order."""
         return sorted(name for name, entry in self.files.items() if role_of(name, entry) == "weights")
+
+    def tensor_files(self) -> list[str]:
+        """Return the names of all files whose tensors belong to the model's state."""
+        return [*self.weights(), *(name for name, entry in self.files.items() if role_of(name, entry) in APART)]
 
     def counted_bytes(self) -> int:
         """Return the bytes of the files that serving needs."""
@@ -107,12 +115,14 @@ def role_of(name: str, entry: FileEntry) -> str | None:
     known = {WEIGHTS: "weights", STRUCTURE: "structure", PROBE: "probe", **dict.fromkeys(OTHER_FILES, "text")}
     if name in known or _SHARD.fullmatch(name):
         return known.get(name, "weights")
+    if entry.role in APART:
+        return entry.role if name == APART[entry.role] else None
     return entry.role if entry.role in GIVEN_ROLES and _NAME.fullmatch(name) else None
 
 
 def is_counted(name: str, entry: FileEntry) -> bool:
     """Tell whether serving needs the file."""
-    if role_of(name, entry) in ("weights", "structure"):
+    if role_of(name, entry) in ("weights", "structure", *APART):
         return True
     return bool(entry.counted) and role_of(name, entry) in GIVEN_ROLES
 
@@ -122,7 +132,8 @@ def check_given_name(name: str, role: str) -> None:
     if role not in GIVEN_ROLES:
         raise ArtifactError(f"{name}: {role!r} is not a role of a file; allowed: {', '.join(GIVEN_ROLES)}")
     entry = FileEntry(sha256="", bytes=0)
-    if not _NAME.fullmatch(name) or name == MANIFEST or role_of(name, entry) or name.startswith(files.TEMPORARY):
+    taken = name == MANIFEST or name in APART.values() or role_of(name, entry)
+    if not _NAME.fullmatch(name) or taken or name.startswith(files.TEMPORARY):
         raise ArtifactError(f"{name!r} cannot name a file of an artifact; use letters, digits, dots and dashes")
 
 

@@ -114,7 +114,8 @@ def choose_engine(model: Any) -> Engine:
             elif limits_of(model) and not rehearses(partial(build, kind), model):
                 why = f"its decoding past {', '.join(sorted(limits_of(model)))} could not be reproduced"
             else:
-                return keeping(engine, patched)
+                found: Engine = keeping(engine, patched)
+                return found
         except NonFiniteError:
             raise
         except LessenError as error:

@@ -65,7 +65,7 @@ class Coded:
         out.copy_(self.codes if self.bits == 8 else unpack(self.codes, self.bits, self.width))
         scales, minimums = self.scales.float(), self.minimums.float()
         if self.run:
-            shared = out.unflatten(-1, (-1, self.run))
+            shared = torch.unflatten(out, -1, (-1, self.run))
             shared.mul_(scales.unsqueeze(-1)).add_(minimums.unsqueeze(-1))
         else:
             out.mul_(scales).add_(minimums)
@@ -92,7 +92,7 @@ def encode_keys(states: Tensor, bits: int) -> Coded:
 
 def encode_values(states: Tensor, bits: int, run: int) -> Coded:
     """Return codes of values [..., blocks, group, width], `run` channels to a scale. Raises NonFiniteError."""
-    shared = states.unflatten(-1, (-1, run))
+    shared = torch.unflatten(states, -1, (-1, run))
     low, high = shared.aminmax(dim=-1)
     return _coded(states, low, high, bits, run)
 

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from lessen.architectures.loading import hugging_face
-from lessen.decoding.kv_codes import Form
 from lessen.decoding.kv_layout import windows_of
 from lessen.decoding.kv_library import kept_cache
 from lessen.decoding.prefix import Prefix
@@ -38,7 +37,7 @@ class KeptForward:
     """A decoder reads the model's own forward and keeps caches itself."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
+        self.model: Any = model
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -86,7 +85,7 @@ class KeptForward:
             output = self._whole(prefix, inner, name, keep)
         if labels is not None:
             size = self.model.config.get_text_config().vocab_size
-            output["loss"] = self.model.loss_function(logits=output.logits, labels=labels, vocab_size=size)  # type: ignore[operator]
+            output["loss"] = self.model.loss_function(logits=output.logits, labels=labels, vocab_size=size)
         if not wanted:
             output = type(output)(**{key: value for key, value in output.items() if key != name})
         return output.to_tuple() if tuples else output
@@ -115,8 +114,9 @@ def keep_codes(model: nn.Module, cache: Any) -> None:
     Raises:
         InputError: a cache of a fixed size or of another kind.
     """
-    codes, prefix = model._modules.get(CODES), prefix_in(model)
-    if codes is None or not codes.form.coded:  # type: ignore[union-attr]
+    codes: Any = model._modules.get(CODES)
+    prefix = prefix_in(model)
+    if codes is None or not codes.form.coded:
         return
     kinds = {type(layer).__name__ for layer in cache.layers}
     if kinds and not kinds <= _PLAIN:
@@ -124,9 +124,8 @@ def keep_codes(model: nn.Module, cache: Any) -> None:
             f"the model keeps keys and values in codes, and was given a cache of {sorted(kinds)[0]}; leave "
             "cache_implementation out, or remove the patch"
         )
-    form: Form = codes.form  # type: ignore[assignment, union-attr]
-    exact = max(int(codes.first), len(prefix.ids) if prefix is not None else 0)  # type: ignore[arg-type, union-attr]
-    cache.layers = kept_cache(windows_of(model), form, exact).layers
+    exact = max(codes.first, len(prefix.ids) if prefix is not None else 0)
+    cache.layers = kept_cache(windows_of(model), codes.form, exact).layers
 
 
 def patched(model: nn.Module) -> bool:
@@ -136,8 +135,8 @@ def patched(model: nn.Module) -> bool:
 
 def prefix_in(model: nn.Module) -> Prefix | None:
     """Return the states of the prefix that a model continues from, or None."""
-    found = model._modules.get(PREFIX)
-    return None if found is None else found.prefix  # type: ignore[return-value]
+    found: Any = model._modules.get(PREFIX)
+    return None if found is None else found.prefix
 
 
 def check_start(prefix: Prefix, ids: Tensor, mask: Tensor | None) -> None:

@@ -30,7 +30,9 @@ def _layer_class() -> Any:
     hugging_face()
     from transformers.cache_utils import CacheLayerMixin
 
-    class KeptLayer(CacheLayerMixin):  # type: ignore[misc]
+    mixin: Any = CacheLayerMixin
+
+    class KeptLayer(mixin):  # type: ignore[misc]
         """One layer: an update gives what was held, decoded, with the new states exact behind it."""
 
         is_croppable = True

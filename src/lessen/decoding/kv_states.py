@@ -78,7 +78,7 @@ class States:
         blocks = (waiting - form.residual) // form.group if form.coded else 0
         if blocks > 0 and self.tail is not None:
             count = blocks * form.group
-            keys, values = (part[..., :count, :].unflatten(-2, (blocks, form.group)) for part in self.tail)
+            keys, values = (torch.unflatten(part[..., :count, :], -2, (blocks, form.group)) for part in self.tail)
             self.keys = _appended(self.keys, encode_keys(keys, form.bits))
             run = run_of(values.shape[-1], form.group)
             self.values = _appended(self.values, encode_values(values, form.bits, run))
@@ -138,7 +138,8 @@ class States:
         """Return keys (side 0) or values (1) of all held tokens, codes decoded into their place between the exact."""
         first, coded_tokens = _tokens(self.first), self._coded
         out = coded.codes.new_empty((*coded.codes.shape[:-3], self.held, coded.width), dtype=torch.float32)
-        coded.decode(out[..., first : first + coded_tokens, :].unflatten(-2, (coded.blocks, self.form.group)))
+        middle = out[..., first : first + coded_tokens, :]
+        coded.decode(torch.unflatten(middle, -2, (coded.blocks, self.form.group)))
         if self.first is not None:
             out[..., :first, :] = self.first[side]
         if self.tail is not None:

@@ -20,6 +20,7 @@ from lessen.tasks.retrieval.vectors import VectorsOptions, VectorsTask
 from lessen.tasks.series.waves import WavesOptions, WavesTask
 from lessen.tasks.vision.shapes import ShapesOptions, ShapesTask
 from lessen.testing.colours import ColourTask
+from lessen.testing.sentences import SentenceTask
 from lessen.train.settings import FitSettings
 
 ITEMS, TAGS, TAGS_EACH, DIM = 1500, 1200, 3, 12
@@ -207,6 +208,8 @@ TOYS: dict[str, Callable[[], Task]] = {
     "weights": TableTask,
     "quarot": pictures_in_tokens,
     "emb-dedup": RepeatedRowsTask,
+    "intactkv": SentenceTask,
+    "kivi": SentenceTask,
     "features": columns,
     "tokens": pictures_in_tokens,
     "codecs": pictures_on_a_wire,

@@ -20,6 +20,7 @@ from lessen.metrics import ExactMatch, Outcomes, RougeL, TokenF1
 from lessen.metrics.answers import exact_match, rouge_l, token_f1
 from lessen.task import Split, TaskOptions
 from lessen.tasks.language.perplexity import LanguageOptions, LanguageTask
+from lessen.tasks.language.windows import started
 from lessen.train.device import device_of
 
 
@@ -105,7 +106,7 @@ class AnswersTask(LanguageTask):
 
     def _encoded(self, prompt: str) -> Tensor:
         if not self.options.chat:
-            return torch.tensor([self.tokenizer(prompt, verbose=False)["input_ids"]], dtype=torch.int64)
+            return started(torch.tensor([self._tokens(prompt)["input_ids"]], dtype=torch.int64), self.opening)
         if not getattr(self.tokenizer, "chat_template", None):
             raise ConfigError(f"{self.options.model} has no chat template; set chat=false")
         made = self.tokenizer.apply_chat_template(

@@ -15,13 +15,16 @@ from torch import Tensor, nn
 
 from lessen.architectures.folder import companions, read_folder
 from lessen.architectures.loading import SMOLLM2, build_host, host_folder, load_host, load_tokenizer
+from lessen.costs import KEY_VALUES
 from lessen.data.text import NEWS, Unit, deal, documents
+from lessen.decoding.opening import opening
 from lessen.errors import ConfigError, DataError
 from lessen.log import SILENT, Log
 from lessen.metrics import BITS_PER_BYTE, NEXT_TOKEN, PERPLEXITY, Outcomes
 from lessen.task import TIMED, Split, Task, TaskOptions, Workload
+from lessen.tasks.language.pieces import read_in_pieces
 from lessen.tasks.language.timing import decode, prefill
-from lessen.tasks.language.windows import UNJUDGED, Window, judged, packed, windows
+from lessen.tasks.language.windows import UNJUDGED, Window, judged, packed, started, windows
 from lessen.train.device import device_of, to_device
 from lessen.train.settings import FitSettings
 
@@ -37,6 +40,12 @@ class LanguageOptions(TaskOptions):
     train_documents: int = Field(64, ge=1, le=10_000_000, description="documents that methods calibrate and train on")
     window: int = Field(512, ge=8, le=1_000_000, description="tokens that the model sees at once")
     stride: int = Field(256, ge=1, le=1_000_000, description="tokens between the starts of two windows")
+    prefix: str | None = Field(
+        None, description="what every window starts with, never judged: bos, chat (what the template starts with), text"
+    )
+    piece: int | None = Field(
+        None, ge=1, le=1_000_000, description="tokens of a window read at once, the cache between; null: all of it"
+    )
     dtype: str = Field("float32", description="float32, bfloat16 or float16")
     batch: int = Field(4, ge=1, le=4096, description="windows of a training batch")
     prefill: int = Field(64, ge=2, le=100_000, description="tokens of the prompt that is timed")
@@ -47,7 +56,8 @@ class LanguageTask(Task):
     """Predict the next token of documents; inputs are `input_ids` and `attention_mask`, int64 [B,T].
 
     Texts are tokenised with the special tokens that the model's own tokenizer adds. The first token of a document is
-    never judged. Documents longer than a window are read in windows that overlap (see `windows`).
+    never judged. Documents longer than a window are read in windows that overlap (see `windows`). With `prefix` each
+    window, of training too, starts with the same tokens, and a document brings no special tokens of its own.
     """
 
     name = "language"
@@ -96,6 +106,11 @@ class LanguageTask(Task):
         """Return the model's configuration and the files of its tokenizer."""
         return companions(host_folder(self.options.model))
 
+    @cached_property
+    def opening(self) -> list[int]:
+        """Tokens that every text starts with; none without the option `prefix`."""
+        return [] if self.options.prefix is None else opening(self.tokenizer, self.options.prefix)
+
     # -- data ---------------------------------------------------------------------------------------------------
     def texts(self, split: Split) -> list[str]:
         """Return the documents of a split that hold a token to judge."""
@@ -107,14 +122,15 @@ class LanguageTask(Task):
             for _, ids in self._documents(split):
                 yield from (_batch(each.ids[None], each.labels[None]) for each in self._windows(ids))
             return
-        rows = packed([ids for _, ids in self._documents("train")], self._window, self.tokenizer.eos_token_id)
+        size = self._window - len(self.opening)
+        rows = packed([ids for _, ids in self._documents("train")], size, self.tokenizer.eos_token_id)
         if not len(rows):
             raise DataError(f"{self.options.text}: training documents do not fill a window of {self._window} tokens")
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
         for chosen in torch.split(rows[order], self.options.batch):
             labels = chosen.clone()
             labels[:, 0] = UNJUDGED
-            yield _batch(chosen, labels)
+            yield _batch(*(started(part, first) for part, first in ((chosen, self.opening), (labels, self._unjudged))))
 
     def example_batch(self) -> tuple[dict[str, Tensor], Tensor]:
         """Return the beginning of the test documents, `prefill` tokens in one row."""
@@ -136,8 +152,12 @@ class LanguageTask(Task):
         tokens = sum(len(ids) - 1 for _, ids in found)
         return [
             f"{len(found)} documents of {options.text}, {tokens} tokens judged, windows of {self._window} tokens every "
-            f"{options.stride}; the first token of a document is not judged"
+            f"{options.stride}; the first token of a document is not judged{self._manner()}"
         ]
+
+    def _manner(self) -> str:
+        said = f"; each window starts with {len(self.opening)} tokens ({self.options.prefix!r})" if self.opening else ""
+        return said + (f"; read {self.options.piece} tokens at a time" if self.options.piece else "")
 
     # -- judging ------------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -147,9 +167,17 @@ class LanguageTask(Task):
         model.eval()
         sums = [self._judged(model, ids) for _, ids in self._documents(split)]
         model.train(was_training)
-        nll, tokens, right = (np.asarray(column) for column in zip(*sums, strict=True))
+        nll, tokens, right, held, cached = (np.asarray(column) for column in zip(*sums, strict=True))
         sizes = np.asarray([self._judged_bytes(text) for text in self.texts(split)])
-        return Outcomes({"nll": nll, "tokens": tokens, "right": right, "bytes": sizes})
+        found = {"nll": nll, "tokens": tokens, "right": right, "bytes": sizes}
+        return Outcomes(found if self.options.piece is None else {**found, "kv_bytes": held, "kv_tokens": cached})
+
+    def costs(self, outcomes: Outcomes) -> Mapping[str, float]:
+        """Return the bytes of keys and values a token, as held where windows are read in pieces; else nothing."""
+        if "kv_bytes" not in outcomes.columns:
+            return {}
+        held, tokens = (outcomes.columns[name].sum() for name in ("kv_bytes", "kv_tokens"))
+        return {KEY_VALUES.name: float(held / tokens)}
 
     def workloads(self, items: int = TIMED) -> Mapping[str, Workload]:
         """Return `prefill`, which reads a prompt, and `decode`, which writes tokens after it, one row each."""
@@ -159,16 +187,27 @@ class LanguageTask(Task):
             "decode": Workload(decode(self.options.decode), prompts, self.options.decode, "tokens"),
         }
 
-    def _judged(self, model: nn.Module, ids: Tensor) -> tuple[float, int, int]:
+    def _judged(self, model: nn.Module, ids: Tensor) -> tuple[float, int, int, int, int]:
+        """Return sums over a document: nll, tokens, those right, bytes of keys and values, and the tokens they hold."""
         parts = []
         for each in self._windows(ids):
             batch = to_device(_batch(each.ids[None], each.labels[None]), device_of(model))
-            parts.append(judged(self.forward(model, batch)[0], self.target(batch)[0]))
-        nll, tokens, right = zip(*parts, strict=True)
-        return sum(nll), sum(tokens), sum(right)
+            if self.options.piece is None:
+                logits, held = self.forward(model, batch)[0], 0
+            else:
+                given = batch[0]["input_ids"]
+                logits, held = read_in_pieces(model, given, self.options.piece, len(self.opening) + 1)
+            parts.append((*judged(logits, self.target(batch)[0]), held, len(each.ids)))
+        nll, tokens, right, bytes_held, cached = zip(*parts, strict=True)
+        return sum(nll), sum(tokens), sum(right), sum(bytes_held), sum(cached)
 
     def _windows(self, ids: Tensor) -> Iterable[Window]:
-        return windows(ids, self._window, self.options.stride)
+        for each in windows(ids, self._window - len(self.opening), self.options.stride):
+            yield Window(started(each.ids, self.opening), started(each.labels, self._unjudged))
+
+    @cached_property
+    def _unjudged(self) -> list[int]:
+        return [UNJUDGED] * len(self.opening)
 
     @cached_property
     def _window(self) -> int:
@@ -178,6 +217,11 @@ class LanguageTask(Task):
             raise ConfigError(
                 f"{self.name}: window {self.options.window} is longer than the {limit} positions of "
                 f"{self.options.model}; set window={limit} or less"
+            )
+        if self.options.window - len(self.opening) <= self.options.stride:
+            raise ConfigError(
+                f"{self.name}: prefix takes {len(self.opening)} of the window's {self.options.window} tokens, which "
+                f"leaves no overlap at stride {self.options.stride}; set a larger window or a smaller stride"
             )
         return self.options.window
 
@@ -191,7 +235,7 @@ class LanguageTask(Task):
         if split not in self._read:
             found: list[tuple[str, Tensor]] = []
             for text in deal(self._texts, split):
-                ids = torch.tensor(self.tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
+                ids = torch.tensor(self._tokens(text)["input_ids"], dtype=torch.int64)
                 if len(ids) > 1:
                     found.append((text, ids))
                 if len(found) == wanted:
@@ -224,16 +268,19 @@ class LanguageTask(Task):
 
     def _judged_bytes(self, text: str) -> int:
         """Return the UTF-8 bytes of a document after its first token, which is not judged."""
-        encoded = self.tokenizer(text, return_offsets_mapping=self.tokenizer.is_fast, verbose=False)
+        encoded = self._tokens(text, return_offsets_mapping=self.tokenizer.is_fast)
         first = encoded["offset_mapping"][0][1] if self.tokenizer.is_fast else 0
         return len(text[first:].encode())
+
+    def _tokens(self, text: str, **options: bool) -> Any:
+        return self.tokenizer(text, verbose=False, add_special_tokens=self.options.prefix is None, **options)
 
     def _prompts(self, count: int) -> list[Tensor]:
         """Return token rows [1, prefill] from the test documents, one after another, repeated where they end."""
         ids = torch.cat([ids for _, ids in self._documents("test")])
-        size = min(self.options.prefill, self._window)
+        size = max(1, min(self.options.prefill, self._window) - len(self.opening))
         ids = ids.repeat(-(-count * size // len(ids)))
-        return [row[None] for row in ids[: count * size].view(count, size)]
+        return [started(row[None], self.opening) for row in ids[: count * size].view(count, size)]
 
 
 def _positions(config: Mapping[str, Any]) -> int | None:

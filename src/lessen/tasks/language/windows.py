@@ -71,3 +71,10 @@ def packed(documents: list[Tensor], window: int, end: int | None) -> Tensor:
     joined = torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
     rows = len(joined) // window
     return joined[: rows * window].view(rows, window)
+
+
+def started(rows: Tensor, first: list[int]) -> Tensor:
+    """Return rows [*, tokens] with the same first tokens, or labels, in front of each."""
+    if not first:
+        return rows
+    return torch.cat([rows.new_tensor(first).expand(*rows.shape[:-1], len(first)), rows], -1)

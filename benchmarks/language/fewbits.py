@@ -1,11 +1,12 @@
 """What few-bit weights cost a language model: perplexity, KL to the original, flipped tokens, bits really stored.
 
-    python -m benchmarks.language.fewbits [--rows GLOB] [--documents 8]
+    python -m benchmarks.language.fewbits [--rows GLOB] [--gguf Q4_0.gguf Q3_K_M.gguf]
 
 SmolLM2-135M-Instruct, float32, news text, one thread. Rows are made one by one; a row that the result file holds
 already is not made again. `part` rows round blocks 10 to 15 of 30 (42 linears), `whole` rows all 210 linears of the
-blocks; the embedding, which is also the head, stays as it is. Calibration: 24 sequences of 192 tokens of the train
-split. Each document is judged in windows of 512 tokens; its sums are kept, so that any two rows are compared in pairs.
+blocks and, by RTN and GPTQ, the embedding, which is also the head, at 8 bits. Calibration: 24 sequences of 192 tokens
+of the train split. Each document is judged in windows of 512 tokens; its sums are kept, so that any two rows are
+compared in pairs.
 
 KL is that of next-token distributions, original to made, in nats; flips are the share of tokens whose arg-max changed.
 Trap: the weights lie on a 4-bit grid in groups of 32, so that 4 bits in such groups lose nothing and show nothing.
@@ -26,9 +27,10 @@ import torch
 from torch import Tensor, nn
 
 import lessen
+from lessen.architectures.loading import load_host
 from lessen.environment import environment, package_version
 from lessen.files import atomic_write, dump_json
-from lessen.methods.sites import module_bytes
+from lessen.methods.sites import module_bytes, state_bytes
 from lessen.recipe import Recipe
 from lessen.stored.base import StoredModule
 
@@ -105,11 +107,12 @@ def densely(model: nn.Module) -> nn.Module:
 
 
 def bits_of(model: nn.Module) -> dict[str, float]:
-    """Return the bytes of compact layers and their bits for each weight."""
-    compact = [m for m in model.modules() if isinstance(m, StoredModule) and hasattr(m, "in_features")]
+    """Return bytes of the whole state, and the bits of a weight in the compact layers of the blocks."""
+    compact = [m for path, m in model.named_modules() if ".layers." in path and isinstance(m, StoredModule)]
+    compact = [module for module in compact if hasattr(module, "in_features")]
     taken = sum(module_bytes(module) for module in compact)
     weights = sum(module.in_features * module.out_features for module in compact)
-    return {"layers": len(compact), "bytes": taken, "bits_per_weight": round(8 * taken / weights, 4)}
+    return {"layers": len(compact), "state_bytes": state_bytes(model), "bits_per_weight": round(8 * taken / weights, 4)}
 
 
 def made(original: nn.Module, task: Any, judge: Judge, step: dict[str, Any]) -> dict[str, Any]:
@@ -117,6 +120,20 @@ def made(original: nn.Module, task: Any, judge: Judge, step: dict[str, Any]) -> 
     model, _ = Recipe.parse({"name": "row", "steps": [step]}).apply(original, task, seed=0)
     seconds = {"wall_s": time.perf_counter() - start, "cpu_s": time.process_time() - cpu}
     return {"step": step, **bits_of(model), **seconds, "documents": judge(densely(model))}
+
+
+def peer(path: str, judge: Judge) -> dict[str, Any]:
+    """Judge a GGUF file by its weights, decoded to float32: its own runtime rounds activations to 8 bits as well."""
+    from gguf import GGUFReader
+
+    tensors = GGUFReader(path).tensors
+    linears = [tensor for tensor in tensors if tensor.name.startswith("blk.") and len(tensor.shape) == 2]
+    bits = 8 * sum(int(one.n_bytes) for one in linears) / sum(int(one.n_elements) for one in linears)
+    return {
+        "file": Path(path).name, "file_bytes": Path(path).stat().st_size, "bits_per_weight": round(bits, 4),
+        "state_bytes": sum(int(one.n_bytes) for one in tensors), "documents": judge(load_host(path, "float32")),
+        "cpu_s": 0.0,
+    }  # fmt: skip
 
 
 def perplexity(row: dict[str, Any]) -> float:
@@ -150,6 +167,7 @@ def table(record: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", default="*", help="glob over row names")
+    parser.add_argument("--gguf", nargs="*", default=[], help="files to judge beside, see requantise.py")
     parser.add_argument("--documents", type=int, default=8)
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -164,6 +182,9 @@ def main() -> None:
     judge = Judge(judged, original)
     if "original" not in record["rows"]:
         record["rows"]["original"] = {"bits_per_weight": None, "cpu_s": 0.0, "documents": judge(original)}
+        atomic_write(RESULT, dump_json(record))
+    for path in asked.gguf:
+        record["rows"][f"llama.cpp {Path(path).stem}"] = peer(path, judge)
         atomic_write(RESULT, dump_json(record))
     for name, step in rows().items():
         if name in record["rows"] or not fnmatch.fnmatch(name, asked.rows):

@@ -71,3 +71,40 @@ def test_text_belongs_to_a_model_without_task(tmp_path, capsys):
     status, _, err = run(*common, "--text", tmp_path / "none.txt", capsys=capsys)
     assert (status, "no text at" in err) == (2, True)
     assert not (tmp_path / "small").exists()
+
+
+def test_an_artifact_leaves_for_three_runtimes(tmp_path, capsys):
+    host, text = host_folder(tmp_path / "host"), tmp_path / "text.txt"
+    text.write_text(TEXT)
+    small = tmp_path / "small"
+    step = "rtn:bits=4,group=32,zeros=whole"
+    status, _, err = run("compress", host, "--step", step, "--text", text, "--out", small, capsys=capsys)
+    assert status == 0, err
+    shutil.rmtree(host)
+    for to, name in (("gguf", "m.gguf"), ("onnx", "m.onnx"), ("hf", "folder")):
+        status, out, err = run("export", small, "--to", to, "--out", tmp_path / name, "--json", capsys=capsys)
+        assert status == 0, err
+        assert json.loads(out)["bytes"] > 0
+    status, out, err = run("export", small, "--to", "hf", "--dense", "--out", tmp_path / "dense", capsys=capsys)
+    assert (status, "all dense" in out) == (0, True), err
+    status, out, err = run("generate", tmp_path / "dense", "-p", "the cat", "--completion", "--json", capsys=capsys)
+    assert status == 0, err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--to", "gguf", "--out", "host/config.json/m.gguf"), "host/config.json"),
+        (("--to", "gguf", "--dense", "--out", "m.gguf"), "--dense and --dtype belong to --to hf"),
+        (("--to", "hf", "--accuracy-level", "4", "--out", "m"), "--accuracy-level belongs to"),
+        (("--to", "hf", "--dense", "--dtype", "int8", "--out", "m"), "dtype 'int8' is not known"),
+        (("--to", "pt", "--out", "m"), "the formats are onnx, gguf, hf, fbgemm"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line(arguments, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    host_folder(tmp_path / "host")
+    status, _, err = run("export", "host", *arguments, capsys=capsys)
+    assert (status, len(err.splitlines())) == (2, 1), err
+    assert said in err
+    assert [one.name for one in tmp_path.iterdir()] == ["host"]

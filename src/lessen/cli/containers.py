@@ -13,6 +13,19 @@ SHOWN = 3
 """Names of layers that a line lists."""
 
 
+def emit_decoder(model: str, out: Path, accuracy_level: int, as_json: bool) -> None:
+    """Write a decoding graph and say how near it is. Raises what `export_decoder` raises."""
+    from lessen.export.onnx_decoder import export_decoder
+
+    new_file(out)
+    written = export_decoder(open_language(model)[0], out, accuracy_level=accuracy_level)
+    if as_json:
+        emit({"out": out.name, **asdict(written)})
+        return
+    line(f"{out}: {size(written.bytes)}, {written.packed} packed layers (MatMulNBits), keys and values in and out")
+    line(f"logits differ from torch's by at most {written.difference:.1e}, {written.share:.1e} of the largest")
+
+
 def emit_container(
     model: str, task: str | None, to: str, out: Path, dense: bool, dtype: str | None, as_json: bool
 ) -> None:

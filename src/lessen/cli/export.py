@@ -46,6 +46,15 @@ def export(
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="hf with --dense: float32, bfloat16 or float16 (default: as it is).")
     ] = None,
+    accuracy_level: Annotated[
+        int,
+        typer.Option(
+            "--accuracy-level",
+            min=0,
+            max=4,
+            help="onnx of a language model: 0 is exact, 4 quicker with 8 bit activations.",
+        ),
+    ] = 0,
     threads: Threads = 1,
     timings: Annotated[
         Path | None, typer.Option("--timings", help="Write parity, sizes, timings and machine to this JSON file too.")
@@ -57,7 +66,8 @@ def export(
     GGUF and hf: packed codes are carried over bit for bit, none is rounded again; what a container cannot hold is
     named. hf is a folder that transformers loads, packed layers as compressed-tensors, or plain ones with --dense.
 
-    ONNX: any batch size, outputs equal to torch's within 1e-5 or no file at all.
+    ONNX: any batch size, outputs equal to torch's within 1e-5 or no file at all. A language model without --task
+    becomes a graph that decodes: keys and values go in and come out, packed layers are MatMulNBits.
 
     Compact tables stay compact: their bytes are in the graph, which unpacks the rows it reads. One row and a batch are
     then timed under both runtimes in alternation. FBGEMM: the tables of emb-rowwise-quant, fp16 scale and bias first.
@@ -66,7 +76,8 @@ def export(
 
     Example: lessen export small --to onnx --out small.onnx
     """
-    from lessen.cli.containers import emit_container
+    from lessen.cli.containers import emit_container, emit_decoder
+    from lessen.cli.languages import writes_text
     from lessen.cli.loading import open_model
     from lessen.environment import environment, package_version
     from lessen.errors import ConfigError
@@ -77,6 +88,14 @@ def export(
         raise ConfigError(f"--to {to!r} is not a format lessen writes; the formats are {', '.join(TARGETS)}")
     if to != "hf" and (dense or dtype is not None):
         raise ConfigError("--dense and --dtype belong to --to hf")
+    if to == "onnx" and task is None and timings is None and rows is None and writes_text(model):
+        with interruptible():
+            emit_decoder(model, out, accuracy_level, as_json)
+        return
+    if accuracy_level != 0:
+        raise ConfigError(
+            "--accuracy-level belongs to the decoding graph of a language model: --to onnx without --task"
+        )
     if to in ("gguf", "hf"):
         with interruptible():
             emit_container(model, task, to, out, dense, dtype, as_json)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lessen.architectures.folder import CONFIG, TOKENIZERS
+from lessen.architectures.folder import CONFIG, TOKENIZERS, read_config
 from lessen.architectures.loading import build_configured, host_folder, load_host, load_model, load_tokenizer
 from lessen.artifact import folder as artifact
 from lessen.artifact.layout import Structure, read_manifest, read_structure
-from lessen.cli.loading import is_host_name, open_model
+from lessen.cli.loading import CAUSAL, is_host_name, open_model
 from lessen.errors import ConfigError
 from lessen.tasks import get_task
 
@@ -55,6 +55,16 @@ def open_host(name: str, task: str | None) -> tuple[Any, Any | None]:
     if not is_host_name(name):
         return open_model(name, task)[0], None
     return load_host(name), _tokenizer(host_folder(name))
+
+
+def writes_text(name: str) -> bool:
+    """Tell whether a name is a causal language model, by its configuration; no weights are read."""
+    folder = Path(name)
+    if not (folder / artifact.MANIFEST).is_file():
+        if not is_host_name(name):
+            return False
+        folder = host_folder(name)
+    return (folder / CONFIG).is_file() and read_config(folder).architecture.endswith(CAUSAL)
 
 
 def _tokenizer(folder: Path) -> Any | None:

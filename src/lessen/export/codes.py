@@ -62,9 +62,12 @@ class Coded:
         return zeros.to(torch.int32) if exact else None
 
     def spread(self, values: Tensor, width: int) -> Tensor:
-        """Return values of groups [out, groups] for blocks of `width` inputs, which divides a group: [out, blocks]."""
+        """Return values of groups [out, groups] for blocks of `width` inputs: [out, blocks].
+
+        A width divides the groups, unless one group is the whole row.
+        """
         blocks = -(-self.inputs // width)
-        return values.repeat_interleave(max(1, self.grid.group // width), 1)[:, :blocks]
+        return values.repeat_interleave(-(-self.grid.group // width), 1)[:, :blocks]
 
 
 def coded(module: Any) -> Coded | None:

@@ -135,7 +135,7 @@ class AWQ(FewBits):
         for site, inner in zip(members, scaled, strict=True):
             layer: Any = inner.module
             grid = fit_grid(layer.weight, self.bits, self.width(layer), self.symmetric, self.ranges, self.zeros)
-            made = GroupQuantizedLinear.from_codes(layer, grid, quantise(layer.weight, grid))
+            made = GroupQuantizedLinear.from_codes(layer, grid, quantise(layer.weight, grid), self.activations)
             self.record(Site(site.paths, layer), made, context)
             model = replace(model, inner, made)
         return model

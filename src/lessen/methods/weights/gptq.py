@@ -65,6 +65,8 @@ class GPTQ(FewBits, Calibrated):
         """Return the layer on its grid and record its error."""
         layer: Any = site.module
         grid = fit_grid(layer.weight, self.bits, self.width(layer), self.symmetric, self.ranges, self.zeros)
-        made = GroupQuantizedLinear.from_codes(layer, grid, round_with_feedback(layer.weight, grid, spread))
+        made = GroupQuantizedLinear.from_codes(
+            layer, grid, round_with_feedback(layer.weight, grid, spread), self.activations
+        )
         self.record(site, made, context)
         return made

@@ -43,7 +43,7 @@ class RTN(FewBits):
             context.log.progress("round to nearest", number, len(sites))
             layer: Any = site.module
             grid = fit_grid(layer.weight, self.bits, self.width(layer), self.symmetric, self.ranges, self.zeros)
-            made = GroupQuantizedLinear.from_codes(layer, grid, quantise(layer.weight, grid))
+            made = GroupQuantizedLinear.from_codes(layer, grid, quantise(layer.weight, grid), self.activations)
             self.record(site, made, context)
             model = replace(model, site, made)
         self.remark(context)

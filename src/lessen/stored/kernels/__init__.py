@@ -103,7 +103,7 @@ def worthwhile(ids: Tensor) -> bool:
 
 def fits(source: Source, ids: Tensor, offsets: Tensor | None, weights: Tensor | None, dim: int) -> bool:
     """Tell whether a kernel may answer: a large lookup, plain dense tensors on the CPU, nobody watching or training."""
-    if not worthwhile(ids) or dim > WIDEST_ROW or _watched():
+    if not worthwhile(ids) or dim > WIDEST_ROW or watched():
         return False
     given = [tensor for tensor in (ids, offsets, weights) if tensor is not None]
     integers = ids.dtype in (torch.int32, torch.int64) and (offsets is None or offsets.dtype == ids.dtype)
@@ -114,17 +114,18 @@ def fits(source: Source, ids: Tensor, offsets: Tensor | None, weights: Tensor | 
         and right
         and source.sound()
         and all(map(source.accepts, source.blocks(dim)))
-        and all(_plain(tensor, grad) for tensor in (*given, *source.tensors()))
+        and all(plain(tensor, grad) for tensor in (*given, *source.tensors()))
         and all(tensor.is_contiguous() and tensor.numel() > 0 for tensor in source.tensors())
     )
 
 
-def _plain(tensor: Tensor, grad: bool) -> bool:
+def plain(tensor: Tensor, grad: bool) -> bool:
+    """Tell whether a kernel may read a tensor: dense, on the CPU, of no subclass, and without gradient where `grad`."""
     known = type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
     return known and tensor.is_cpu and tensor.layout == torch.strided and not (grad and tensor.requires_grad)
 
 
-def _watched() -> bool:
+def watched() -> bool:
     """Tell whether something records or transforms torch's operators, which would not see a kernel."""
     return (
         torch.compiler.is_exporting()

@@ -45,7 +45,7 @@ class Assembly:
     def room(self, kind: str, count: int) -> str:
         """Return the place of `count` variables side by side, which hold anything until they are set."""
         name = self.name()
-        self.variables.append(f"  {name} = alloca [{count} x {kind}]")
+        self.variables.append(f"  {name} = alloca [{count} x {kind}], align 64")
         return name
 
     def get(self, kind: str, place: str) -> str:

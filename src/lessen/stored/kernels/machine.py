@@ -56,8 +56,13 @@ def _target() -> Any:
     return target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features, opt=3, codemodel="jitdefault")
 
 
-def compiled(text: str) -> int:
-    """Return the address of the function `kernel` in LLVM assembly; it stays for the life of the process."""
+def compiled(text: str, as_written: bool = False) -> int:
+    """Return the address of the function `kernel` in LLVM assembly; it stays for the life of the process.
+
+    Args:
+        as_written: keep the order of lines, for tiles that are planned to fit the registers: sums are not put in
+            another order and nothing is moved out of loops.
+    """
     import llvmlite.binding as llvm
 
     with _lock:
@@ -65,11 +70,24 @@ def compiled(text: str) -> int:
         module = llvm.parse_assembly(text)
         module.verify()
         builder = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=3))
-        builder.getModulePassManager().run(module, builder)
+        (_as_written() if as_written else builder.getModulePassManager()).run(module, builder)
         engine = llvm.create_mcjit_compiler(module, target)
         engine.finalize_object()
         _engines.append(engine)
         return int(engine.get_function_address("kernel"))
+
+
+def _as_written() -> Any:
+    """Return the passes that put variables into registers and drop what is written twice, and do no more."""
+    import llvmlite.binding as llvm
+
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_sroa_pass()
+    passes.add_instruction_combine_pass()
+    passes.add_simplify_cfg_pass()
+    passes.add_new_gvn_pass()
+    passes.add_dead_code_elimination_pass()
+    return passes
 
 
 def prepare() -> None:

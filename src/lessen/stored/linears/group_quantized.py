@@ -13,19 +13,31 @@ from lessen.errors import InputError
 from lessen.stored import bits as packing
 from lessen.stored import checks
 from lessen.stored.base import StoredModule, stored
+from lessen.stored.kernels.dots import LARGEST
+from lessen.stored.kernels.linear import Held, product, takes
+from lessen.stored.kernels.operands import Operand
+from lessen.stored.kernels.panels import Blocks
+from lessen.stored.kernels.roundings import LEAST
 from lessen.stored.linears.group_grid import WIDTHS, GroupGrid, group_count
 
+ACTIVATIONS = ("float", "int8")
 DECODED = 2**20
 """Weights that a forward decodes at a time."""
 
 
 @stored
 class GroupQuantizedLinear(StoredModule):
-    """Storage with decoded compute: bytes are saved on disk and in memory, time is not.
+    """State: `codes` uint8 [out, packed bytes of a row] (see `stored.bits`), `scales` fp16 [out, groups], `minimums`
+    fp16 [out, groups] unless symmetric, `bias` float32 [out] or none. Values are those of `GroupGrid`.
 
-    State: `codes` uint8 [out, packed bytes of a row] (see `stored.bits`), `scales` fp16 [out, groups], `minimums`
-    fp16 [out, groups] unless symmetric, `bias` float32 [out] or none. Values are those of `GroupGrid`. A forward
-    decodes some outputs at a time (at most `DECODED` weights, or one row) to the input's type and multiplies in it.
+    `activations`:
+        "float"  storage only: a forward decodes some outputs at a time (at most `DECODED` weights, or one row) to the
+                 input's type and multiplies in it. Bytes are saved on disk and in memory, time is not.
+        "int8"   inputs are rounded to int8 with a step for each group of each row (pieces of 128 of a group beyond
+                 256), so that products are of integers. With the extra `kernels` (llvmlite) they run compiled on Linux
+                 CPUs, from panels made at the first forward (`packed_bytes` of memory, never saved); elsewhere inputs
+                 are rounded alike and multiplied as above, which gives the same up to the order of float sums. Where a
+                 gradient with respect to the input is asked for, inputs are not rounded.
     """
 
     kind = "group-quantized-linear"
@@ -35,8 +47,9 @@ class GroupQuantizedLinear(StoredModule):
     bias: Tensor | None
 
     def __init__(
-        self, in_features: int, out_features: int, bits: int, group: int, symmetric: bool = False, bias: bool = True
-    ) -> None:
+        self, in_features: int, out_features: int, bits: int, group: int, symmetric: bool = False, bias: bool = True,
+        activations: str = "float",
+    ) -> None:  # fmt: skip
         super().__init__()
         self.in_features = checks.whole("in_features", in_features, 1, 2**24)
         self.out_features = checks.whole("out_features", out_features, 1, 2**24)
@@ -44,6 +57,7 @@ class GroupQuantizedLinear(StoredModule):
         self.bits: int = checks.one_of("bits", bits, WIDTHS)
         self.group = checks.whole("group", group, 1, self.in_features)
         self.symmetric = bool(checks.one_of("symmetric", symmetric, (True, False)))
+        self.activations = str(checks.one_of("activations", activations, ACTIVATIONS))
         has_bias = bool(checks.one_of("bias", bias, (True, False)))
         out, groups = self.out_features, group_count(self.in_features, self.group)
         packed = packing.row_bytes(self.in_features, self.bits)
@@ -51,6 +65,7 @@ class GroupQuantizedLinear(StoredModule):
         self.register_buffer("scales", torch.zeros(out, groups, dtype=torch.float16))
         self.register_buffer("minimums", None if symmetric else torch.zeros(out, groups, dtype=torch.float16))
         self.register_buffer("bias", torch.zeros(out) if has_bias else None)
+        self._held = Held()
 
     def config(self) -> dict[str, Any]:
         """Return the sizes, the bits of a code, the inputs of a group, and what there is beside codes and scales."""
@@ -61,14 +76,18 @@ class GroupQuantizedLinear(StoredModule):
             "group": self.group,
             "symmetric": self.symmetric,
             "bias": self.bias is not None,
+            "activations": self.activations,
         }
 
     @classmethod
-    def from_codes(cls, layer: nn.Linear, grid: GroupGrid, codes: Tensor) -> GroupQuantizedLinear:
+    def from_codes(
+        cls, layer: nn.Linear, grid: GroupGrid, codes: Tensor, activations: str = "float"
+    ) -> GroupQuantizedLinear:
         """Pack codes uint8 [out, in] on their grid; the bias is the layer's."""
         made = cls(
-            layer.in_features, layer.out_features, grid.bits, grid.group, grid.minimums is None, layer.bias is not None
-        ).to(layer.weight.device)
+            layer.in_features, layer.out_features, grid.bits, grid.group, grid.minimums is None, layer.bias is not None,
+            activations,
+        ).to(layer.weight.device)  # fmt: skip
         made.codes.copy_(packing.pack(codes, grid.bits))
         made.scales.copy_(grid.scales)
         if made.minimums is not None and grid.minimums is not None:
@@ -86,6 +105,33 @@ class GroupQuantizedLinear(StoredModule):
         """Map float [*, in] to [*, out] of the same type. Raises InputError for inputs of another width."""
         if inputs.shape[-1] != self.in_features:
             raise InputError(f"a layer of {self.in_features} inputs was given {inputs.shape[-1]}")
+        if self.activations == "float" or (torch.is_grad_enabled() and inputs.requires_grad):
+            return self._decoded_product(inputs)
+        operand = self.operand() if takes(inputs, self._tensors) else None
+        if operand is not None:
+            return product(operand, inputs)
+        return self._decoded_product(rounded(inputs, Blocks(self.in_features, self.group)))
+
+    def operand(self) -> Operand | None:
+        """Return the layer as kernels take it, made where it changed; None for a form that none takes."""
+        if self.scales.dtype != torch.float16 or self.activations == "float":
+            return None
+        return self._held.operand(self._tensors, self._operand)
+
+    @property
+    def _tensors(self) -> tuple[Tensor | None, ...]:
+        return self.codes, self.scales, self.minimums, self.bias
+
+    def _operand(self) -> Operand | None:
+        codes = packing.unpack(self.codes, self.bits, self.in_features)
+        bias = None if self.bias is None else self.bias.detach().float().contiguous()
+        return Operand.of(codes, self.scales, self.minimums, bias, self.bits, self.group)
+
+    def packed_bytes(self) -> int:
+        """Return the bytes of the panels held beside the buffers."""
+        return self._held.bytes
+
+    def _decoded_product(self, inputs: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(inputs.dtype)
         outputs = [
             functional.linear(inputs, self.decoded(part).to(inputs.dtype), None if bias is None else bias[part])
@@ -107,6 +153,16 @@ class GroupQuantizedLinear(StoredModule):
         """Return the weights of some outputs, float32 [part, in]."""
         codes = packing.unpack(self.codes[part], self.bits, self.in_features)
         return self.grid.rows(part).values(codes)
+
+
+def rounded(inputs: Tensor, blocks: Blocks) -> Tensor:
+    """Return float [*, in] rounded to int8 by block, as kernels round: the step is largest |x| / 127."""
+    parts = []
+    for start, end in blocks.spans:
+        part = inputs[..., start:end].float()
+        largest = part.abs().amax(dim=-1, keepdim=True).clamp(min=LEAST)
+        parts.append(torch.round(part * (LARGEST / largest)) * (largest / LARGEST))
+    return torch.cat(parts, dim=-1).to(inputs.dtype)
 
 
 def row_parts(rows: int, width: int) -> Iterator[slice]:

@@ -12,6 +12,8 @@ from torch.nn import functional
 
 from lessen.stored import checks
 from lessen.stored.base import StoredModule, stored
+from lessen.stored.kernels.linear import Held, product, takes
+from lessen.stored.kernels.operands import Operand
 
 GRANULARITIES = ("row", "tensor")
 
@@ -21,11 +23,12 @@ class Int8Linear(StoredModule):
     """State: `codes` int8 [out, in], `scales` float32 [out], `bias` float32 [out]; weight = scales * codes.
 
     `activations`:
-        "row"     each example has its own scale and integer products run in `torch._int_mm`: an example's output
-                  does not depend on its batch.
+        "row"     each example has its own scale: an example's output does not depend on its batch. Integer products run
+                  compiled where the extra `kernels` has them (`stored.kernels.linear`), else in `torch._int_mm`; both
+                  multiply the same integers.
         "tensor"  one scale for the batch, torch's fused `linear_dynamic`: faster, coarser, and the output of an
                   example moves slightly with its batch.
-    The packed operand that "tensor" needs is made at first use and never saved. Where a gradient with respect to
+    What kernels and "tensor" multiply from is made at first use and never saved. Where a gradient with respect to
     the input is asked for, the dequantised weight is used.
     """
 
@@ -44,6 +47,7 @@ class Int8Linear(StoredModule):
         self.register_buffer("scales", torch.zeros(self.out_features))
         self.register_buffer("bias", torch.zeros(self.out_features))
         self._packed: tuple[Any, Any] | None = None
+        self._held = Held()
 
     def config(self) -> dict[str, Any]:
         """Return the sizes and the granularity of activations."""
@@ -70,12 +74,25 @@ class Int8Linear(StoredModule):
         """Map float [*, in] to float32 [*, out]."""
         if torch.is_grad_enabled() and inputs.requires_grad:
             return functional.linear(inputs, self.dequantise(), self.bias)
+        operand = self.operand() if takes(inputs, (self.codes, self.scales, self.bias)) else None
+        if operand is not None:
+            return product(operand, inputs.float())
         flat = inputs.reshape(-1, self.in_features).float()
         if flat.shape[0] == 0:
             wide = flat.new_zeros(0, self.out_features)
         else:
             wide = self._by_row(flat) if self.activations == "row" else self._by_tensor(flat)
         return wide.reshape(*inputs.shape[:-1], self.out_features)
+
+    def operand(self) -> Operand | None:
+        """Return the layer as kernels take it, made where it changed; None for activations by tensor."""
+        if self.activations != "row" or self.scales.dtype != torch.float32 or self.codes.dtype != torch.int8:
+            return None
+        return self._held.operand((self.codes, self.scales, self.bias), self._held_operand)
+
+    def _held_operand(self) -> Operand | None:
+        codes, scales = self.codes.view(torch.uint8) ^ 0x80, self.scales.unsqueeze(1)
+        return Operand.of(codes, scales, None, self.bias.detach().float(), 8, self.in_features, across=True)
 
     def _by_row(self, flat: Tensor) -> Tensor:
         scale = flat.abs().amax(dim=1, keepdim=True).clamp_(min=1e-30) / 127.0
@@ -104,8 +121,8 @@ class Int8Linear(StoredModule):
         return {**self.__dict__, "_packed": None}
 
     def packed_bytes(self) -> int:
-        """Return the bytes of the packed operand held beside the buffers."""
-        return 0 if self._packed is None else self.codes.numel()
+        """Return the bytes of what is multiplied from, held beside the buffers."""
+        return self._held.bytes + (0 if self._packed is None else self.codes.numel())
 
     def dequantise(self) -> Tensor:
         """Return the dense weight [out, in], float32."""

@@ -49,6 +49,9 @@ class FewBits(ModuleMethod):
         description="minimums of any value, or whole multiples of short scales, which compressed-tensors and "
         "MatMulNBits hold exactly (at most 6 bits)",
     )
+    activations: Literal["float", "int8"] = Field(
+        "float", description="inputs as they come, or rounded to int8 group by group so that kernels multiply integers"
+    )
     min_weights: int = Field(1024, ge=1, le=10**9, description="layers with fewer weights stay as they are")
     table_bits: Bits | None = Field(
         8, description="bits of a Transformer's token embedding and of the head over its rows; none: embeddings stay"
@@ -96,7 +99,7 @@ class FewBits(ModuleMethod):
     def _rounded(self, layer: nn.Linear, bits: int) -> GroupQuantizedLinear:
         symmetric = self.symmetric or bits > WITH_MINIMUMS
         grid = fit_grid(layer.weight, bits, self.width(layer), symmetric, self.ranges, self.zeros)
-        return GroupQuantizedLinear.from_codes(layer, grid, quantise(layer.weight, grid))
+        return GroupQuantizedLinear.from_codes(layer, grid, quantise(layer.weight, grid), self.activations)
 
     @model_validator(mode="after")
     def _check_zeros(self) -> Self:
@@ -153,8 +156,9 @@ def _head_over(made: GroupQuantizedLinear, layer: nn.Linear) -> GroupQuantizedLi
     """Return a layer that holds the very codes of another, and the bias of `layer`."""
     with torch.device("meta"):
         head = GroupQuantizedLinear(
-            made.in_features, made.out_features, made.bits, made.group, made.symmetric, layer.bias is not None
-        )
+            made.in_features, made.out_features, made.bits, made.group, made.symmetric, layer.bias is not None,
+            made.activations,
+        )  # fmt: skip
     for name in ("codes", "scales", "minimums"):
         head._buffers[name] = made._buffers[name]
     head._buffers["bias"] = None if layer.bias is None else layer.bias.detach().float().clone()

@@ -78,7 +78,8 @@ class Dots:
         """Return the total after a step: of kind `sums`, or of int16 where `narrow` ("" for none yet)."""
         if self.narrow:
             return self._pairs(total, codes, given)
-        return getattr(self, f"_{self.machine.dots}")(total, codes, given)  # type: ignore[no-any-return]
+        ways = {"vnni": self._vnni, "avx2": self._signed, "plain": self.plainly}
+        return ways[self.machine.dots](total, codes, given)
 
     def widened(self, total: str, narrow: str) -> str:
         """Return the int32 total with what was summed in int16."""
@@ -98,12 +99,13 @@ class Dots:
         fours = [self.code.let(f"bitcast {self.bytes} {one} to {self.sums}") for one in (codes, given)]
         return self.code.call(self.sums, f"llvm.x86.avx512.vpdpbusd.{size}", [self.sums] * 3, [total, *fours])
 
-    def _avx2(self, total: str, codes: str, given: str) -> str:
+    def _signed(self, total: str, codes: str, given: str) -> str:
         size = self.code.call(self.bytes, f"llvm.abs.v{self.machine.width}i8", [self.bytes, "i1"], [codes, "false"])
         signed = self.code.call(self.bytes, "llvm.x86.avx2.psign.b", [self.bytes] * 2, [given, codes])
         return self.widened(total, self._pairs("", size, signed))
 
-    def _plain(self, total: str, codes: str, given: str) -> str:
+    def plainly(self, total: str, codes: str, given: str) -> str:
+        """Return the total after a step, in operations that every processor has."""
         wide = f"<{self.machine.width} x i32>"
         left = self.code.let(f"zext {self.bytes} {codes} to {wide}")
         right = self.code.let(f"sext {self.bytes} {given} to {wide}")

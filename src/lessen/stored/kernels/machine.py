@@ -26,11 +26,19 @@ _engines: list[Any] = []
 def available() -> bool:
     """Tell whether kernels can be made here: llvmlite installed, torch on GNU OpenMP, a processor with half floats."""
     try:
-        import llvmlite.binding as llvm
+        import llvmlite.binding as llvm  # noqa: F401
     except (ImportError, OSError):
         return False
     arm = platform.machine() in ("aarch64", "arm64")
-    return _openmp() is not None and (arm or bool(llvm.get_host_cpu_features().get("f16c")))
+    return _openmp() is not None and (arm or bool(features().get("f16c")))
+
+
+@cache
+def features() -> dict[str, bool]:
+    """Return what this processor has, by LLVM's names."""
+    import llvmlite.binding as llvm
+
+    return dict(llvm.get_host_cpu_features())
 
 
 @cache
@@ -51,9 +59,9 @@ def _target() -> Any:
     llvm.initialize_native_asmprinter()
     for name in ("omp_get_thread_num", "omp_get_num_threads"):
         llvm.add_symbol(name, ctypes.cast(getattr(_openmp(), name), ctypes.c_void_p).value)
-    features = llvm.get_host_cpu_features().flatten()
+    flags = llvm.get_host_cpu_features().flatten()
     target = llvm.Target.from_default_triple()
-    return target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features, opt=3, codemodel="jitdefault")
+    return target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=flags, opt=3, codemodel="jitdefault")
 
 
 def compiled(text: str, as_written: bool = False) -> int:

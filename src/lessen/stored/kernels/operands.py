@@ -25,9 +25,7 @@ SHARE = 1 << 15
 @cache
 def here() -> Machine:
     """Return what products are written for on this machine."""
-    import llvmlite.binding as llvm
-
-    return machine_of(llvm.get_host_cpu_features())
+    return machine_of(machine.features())
 
 
 @cache

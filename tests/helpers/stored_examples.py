@@ -23,6 +23,7 @@ from lessen.stored.linears.low_rank_delta import LowRankDelta
 from lessen.stored.linears.rotated import RotatedInput, RotatedNorm, draw_signs
 from lessen.stored.linears.scaled_input import ScaledInput
 from lessen.stored.linears.spqr import Outliers, SpQRLinear, Statistics
+from lessen.stored.linears.static_int8 import StaticInt8Conv, StaticInt8Linear
 from lessen.stored.series.wavelet_bank import WaveletBank
 from lessen.stored.tables.cluster_assigned import ClusterAssignedEmbedding
 from lessen.stored.tables.clustered_embedding import ClusteredEmbedding
@@ -198,6 +199,19 @@ def billm_linear_of_one_bit():
     return billm_linear(split=False)
 
 
+def static_int8_linear():
+    made = StaticInt8Linear(12, 5)
+    made.fill(nn.Linear(12, 5), True, -1.0, 3.0)
+    return made
+
+
+def static_int8_conv():
+    layer = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2)
+    made = StaticInt8Conv.like(layer)
+    made.fill(layer, True, -1.0, 3.0)
+    return made
+
+
 def half_linear():
     return HalfLinear.from_dense(nn.Linear(12, 5))
 
@@ -228,6 +242,8 @@ OTHERS = {
     "symmetric quantised linear": (symmetric_quantized_linear, lambda: (random(3, 12),)),
     "rotated input": (rotated_input, lambda: (random(3, 12),)),
     "rotated norm": (rotated_norm, lambda: (random(3, 12),)),
+    "static int8 linear": (static_int8_linear, lambda: (random(3, 12),)),
+    "static int8 conv": (static_int8_conv, lambda: (random(2, 4, 7, 7),)),
     "scaled input": (scaled_input, lambda: (random(3, 12),)),
     "spqr linear": (spqr_linear, lambda: (random(3, 12),)),
     "billm linear": (billm_linear, lambda: (random(3, 12),)),

@@ -30,6 +30,11 @@ MORE = {
     "spqr 2": ("spqr", {"bits": 2, "hessian": "output", "leave_one_out": False, "act_order": False}),
     "billm of one bit": ("billm", {"block": None, "split": False, "hessian": "output"}),
     "kivi 2": ("kivi", {"bits": 2, "group": 4, "residual": 4, "first": 1}),
+    "int8-static tensor": ("int8-static", {"weights": "tensor", "ranges": "mse"}),
+    "linear-mixed-bits random": (
+        "linear-mixed-bits",
+        {"average": 6.0, "group": 32, "allocation": "random", "rounding": "gptq", "min_weights": 64},
+    ),
     "jpeg 10": ("jpeg", {"quality": 10}),
     "lora 1": ("lora", {"rank": 1, "alpha": 1.0}),
     "data-random-rows 0.2": ("data-random-rows", {"share": 0.2}),

@@ -206,6 +206,7 @@ def _quick(task: Task, epochs: int) -> Task:
 TOYS: dict[str, Callable[[], Task]] = {
     "embeddings": TableTask,
     "weights": TableTask,
+    "int8-static": another_style,
     "quarot": pictures_in_tokens,
     "emb-dedup": RepeatedRowsTask,
     "intactkv": SentenceTask,

@@ -1,8 +1,8 @@
 """What rounding one layer alone does to the loss: by its slopes in one backward pass, or by running the model again.
 
 slopes    sum over tokens of (g . (x D^T))^2, with g the loss's slope at the layer's output, x its input, D the change
-          of its weight: the second-order rise of the loss under the empirical Fisher matrix, tokens as independent, up to
-          a factor that all layers share. One backward pass a batch serves all layers and widths: O(depth).
+          of its weight: the second-order rise of the loss under the empirical Fisher matrix, tokens as independent,
+          up to a factor that all layers share. One backward pass a batch serves all layers and widths: O(depth).
 loss      the rise of the loss itself, the model run once for each layer and width: O(depth^2), for small models.
 """
 

@@ -77,4 +77,5 @@ def test_the_plug_in_is_that_of_a_plain_loop(trained, task):
         optimizer.step()
         schedule.step()
     for name, tensor in expected.state_dict().items():
-        assert torch.allclose(tensor, found.state_dict()[name], atol=1e-6), name
+        # a step moves a value by up to 1e-2, rounding by 1e-6 on some processors
+        assert torch.allclose(tensor, found.state_dict()[name], atol=1e-5), name

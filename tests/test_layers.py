@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "lessen"
 # From the ground up: a room imports rooms before it, never one after it. Rooms of one line import none of each other.
 ORDER = [
     # the ground
-    "errors", "files", "log", "version", "environment", "costs", "usercode",
+    "errors", "files", "log", "version", "environment", "costs", "usercode", "registry",
     # what is held, what is read, what is trained
     "metrics", "stored", "data", "architectures", "train",
     # contracts

@@ -10,21 +10,19 @@ from importlib.metadata import entry_points
 from lessen import usercode
 from lessen.errors import ConfigError, nearest
 from lessen.method import Method
+from lessen.registry import classes_of
 
 
 @lru_cache(maxsize=1)
 def builtin_methods() -> dict[str, type[Method]]:
     """Return the methods of this package by card name."""
     found: dict[str, type[Method]] = {}
-    for info in pkgutil.walk_packages(__path__, prefix=f"{__name__}."):
-        module = importlib.import_module(info.name)
-        for value in vars(module).values():
-            if isinstance(value, type) and issubclass(value, Method) and value.__module__ == info.name:
-                if "card" not in vars(value):
-                    continue  # an abstract base shared by siblings
-                other = found.setdefault(value.card.name, value)
-                if other is not value:
-                    raise ValueError(f"two methods are called {value.card.name!r}: {other} and {value}")
+    for cls in classes_of(__name__, __path__, Method):
+        if "card" not in vars(cls):
+            continue  # an abstract base shared by siblings
+        other = found.setdefault(cls.card.name, cls)
+        if other is not cls:
+            raise ValueError(f"two methods are called {cls.card.name!r}: {other} and {cls}")
     return dict(sorted(found.items()))
 
 

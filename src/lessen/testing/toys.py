@@ -144,6 +144,12 @@ def deep_bytes() -> Task:
     return task.view(reference=_few_reference(task))
 
 
+def taught_shapes() -> Task:
+    """Return drawn shapes for a convolutional network, with an untrained teacher."""
+    task = _quick(ShapesTask(ShapesOptions(examples=160)), 1)
+    return task.view(teacher=lambda seed: _untrained(task, seed + 1), reference=_few_reference(task))
+
+
 def _few_bytes(depth: int) -> Task:
     """Return a task whose train split ends after three batches of four rows, and that judges 64 bytes a document."""
     task = ManualTask(ManualOptions(width=8, depth=depth, documents=2, steps=3))
@@ -218,6 +224,8 @@ TOYS: dict[str, Callable[[], Task]] = {
     "adapt": another_style,
     "data": another_style,
     "distil": TaughtTableTask,
+    "ofa-kd": taught_shapes,
+    "cwd": taught_shapes,
     "gkd": taught_bytes,
     "sequence-kd": taught_bytes,
     "semantic-revision": taught_bytes,

@@ -112,3 +112,55 @@ def check_answers(student: Tensor, teacher: Tensor) -> None:
             "classes or another vocabulary; give a teacher of the same ones, or use fitnet, rkd or crd, which compare "
             "features"
         )
+
+
+def class_of(target: Tensor) -> Tensor:
+    """Return the class of each row, int64 [rows]; of soft labels [rows, classes] the most probable."""
+    return target.argmax(dim=1) if target.ndim == 2 and target.shape[1] > 1 else target.reshape(-1).long()
+
+
+def enhanced_cross_entropy(
+    student: Tensor, teacher: Tensor, target: Tensor, exponent: float, temperature: float
+) -> Tensor:
+    """Return the mean of -sum_c w_c log q_c with w_c = (p_c + m_c)^exponent - m_c, m one-hot (arXiv 2310.19444).
+
+    At exponent 1 it is the cross-entropy with the teacher's probabilities.
+
+    Args:
+        student, teacher: logits [rows, classes].
+        target: class of each row, int64 [rows].
+    """
+    logs = F.log_softmax(student.float() / temperature, dim=1)
+    weights = F.softmax(teacher.float() / temperature, dim=1)
+    if exponent != 1.0:
+        mask = F.one_hot(target, weights.shape[1])
+        weights = (weights + mask) ** exponent - mask
+    return -(weights * logs).sum(dim=1).mean()
+
+
+def channel_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return tau^2 / C sum over channels of KL of softmaxes over cells, mean over rows (arXiv 2011.13256, Eq. 4).
+
+    Args:
+        student, teacher: maps [B, C, H, W] of the same shape.
+    """
+    own, wanted = (F.log_softmax(maps.float().flatten(2) / temperature, dim=2) for maps in (student, teacher))
+    return temperature**2 * F.kl_div(own, wanted, reduction="none", log_target=True).sum(dim=2).mean()
+
+
+def trust(student: Tensor, teacher: Tensor, sharpness: float) -> tuple[Tensor, Tensor]:
+    """Return (alpha, c) of each row: how far the student trusts its own class, and the cross-entropy with that.
+
+    alpha = sigmoid((c - c_teacher) / sharpness) in (0, 1/2], without gradient, with c and c_teacher the student's
+    cross-entropies with its own and with the teacher's most probable class (arXiv 2402.03749).
+    """
+    logs = F.log_softmax(student.float(), dim=1)
+    own = -logs.max(dim=1).values
+    theirs = -logs.gather(1, teacher.argmax(dim=1, keepdim=True))[:, 0]
+    return torch.sigmoid((own - theirs) / sharpness).detach(), own
+
+
+def row_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return T^2 KL(softmax(teacher / T) || softmax(student / T)) of each row, float32 [rows]."""
+    own, wanted = (F.log_softmax(logits.float() / temperature, dim=1) for logits in (student, teacher))
+    return temperature**2 * F.kl_div(own, wanted, reduction="none", log_target=True).sum(dim=1)

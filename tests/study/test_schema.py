@@ -22,7 +22,7 @@ def test_a_good_study_is_resolved_with_every_default(tmp_path):
     assert resolved["margin"] == 0.01
     assert resolved["task"]["fields"] == 6
     assert resolved["measure"]["threads"] == 1
-    assert resolved["recipes"][0]["steps"][0]["emb-rowwise-quant"]["ranges"] == "auto"
+    assert resolved["recipes"][0]["steps"][0]["emb-rowwise-quant"]["ranges"] == "least"
     again = Study.parse(resolved)
     assert again.describe() == resolved
     assert [(recipe.name, seed) for recipe, seed in study.runs()] == [

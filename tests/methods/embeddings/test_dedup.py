@@ -31,7 +31,7 @@ def test_planted_copies_are_all_found_and_nothing_is_lost():
 def test_the_result_equals_the_quantised_table_bit_for_bit(bits):
     table = planted()
     made = DedupRows(bits=bits).apply(nn.Sequential(table), None, Context())[0]
-    whole = QuantizedEmbedding.from_dense(table, bits, greedy=bits == 2)
+    whole = QuantizedEmbedding.from_dense(table, bits, "greedy" if bits == 2 else "plain")
     assert torch.equal(made.dequantise(), whole.dequantise())
     assert len(made.table.packed) == 600
 

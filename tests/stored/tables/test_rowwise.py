@@ -84,12 +84,12 @@ def test_packing_equals_the_written_formulas_bit_for_bit(bits):
 def test_greedy_ranges_never_do_worse_by_more_than_rounding_and_pay_on_gaussian_rows(bits):
     weight = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
     plain = (rowwise.unpack(rowwise.pack(weight, bits), 16, bits) - weight).square().sum(1)
-    greedy = (rowwise.unpack(rowwise.pack(weight, bits, greedy=True), 16, bits) - weight).square().sum(1)
+    greedy = (rowwise.unpack(rowwise.pack(weight, bits, "greedy"), 16, bits) - weight).square().sum(1)
     assert float(greedy.mean()) < 0.95 * float(plain.mean())
     found = [greedy_range(row, bits) for row in weight.numpy()[:40]]
     low, high = (np.array(side, dtype=np.float32) for side in zip(*found, strict=True))
     codes, _, _ = reference_codes(weight.numpy()[:40], bits, low, high)
-    same = (rowwise.codes(rowwise.pack(weight[:40], bits, greedy=True), 16, bits).numpy() == codes).all(1)
+    same = (rowwise.codes(rowwise.pack(weight[:40], bits, "greedy"), 16, bits).numpy() == codes).all(1)
     assert same.mean() >= 0.9  # a tie between two equal losses may fall either way in another summation order
 
 

@@ -28,7 +28,13 @@ MAX_HEADER = 1 << 20
 
 
 def write_quantized(
-    path: Path, shape: TableShape, blocks: Iterable[Tensor], bits: int, *, greedy: bool = False, log: Log = SILENT
+    path: Path,
+    shape: TableShape,
+    blocks: Iterable[Tensor],
+    bits: int,
+    *,
+    ranges: rowwise.Ranges = "plain",
+    log: Log = SILENT,
 ) -> int:
     """Quantise float32 blocks of rows [n, dim], in order, to the new file `path`; return its bytes.
 
@@ -42,12 +48,12 @@ def write_quantized(
     width = rowwise.row_bytes(shape.dim, bits)
     with files.atomic_stream(path) as handle:
         files.FILES.write(handle, _header(shape, bits, width))
-        _write_rows(handle, shape, blocks, bits, greedy, log)
+        _write_rows(handle, shape, blocks, bits, ranges, log)
     return path.stat().st_size
 
 
 def _write_rows(
-    handle: BinaryIO, shape: TableShape, blocks: Iterable[Tensor], bits: int, greedy: bool, log: Log
+    handle: BinaryIO, shape: TableShape, blocks: Iterable[Tensor], bits: int, ranges: rowwise.Ranges, log: Log
 ) -> None:
     done = 0
     log.progress("quantising rows", done, shape.rows)
@@ -60,7 +66,7 @@ def _write_rows(
             raise NonFiniteError(f"NaN or infinity in the block that starts at row {done}; repair the table first")
         if not rowwise.representable(block, bits):
             raise DataError(f"rows after {done} reach beyond what {bits} bit row parameters hold; use 8 bits")
-        files.FILES.write(handle, rowwise.pack(block, bits, greedy).numpy().tobytes())
+        files.FILES.write(handle, rowwise.pack(block, bits, ranges).numpy().tobytes())
         done += len(block)
         log.progress("quantising rows", done, shape.rows)
     if done != shape.rows:

@@ -39,7 +39,7 @@ class QuantizedEmbedding(StoredEmbedding):
         return {"bits": self.bits}
 
     @classmethod
-    def from_dense(cls, table: nn.Module, bits: int, greedy: bool = False) -> QuantizedEmbedding:
+    def from_dense(cls, table: nn.Module, bits: int, ranges: rowwise.Ranges = "plain") -> QuantizedEmbedding:
         """Quantise the rows of an `nn.Embedding` or `nn.EmbeddingBag`.
 
         Raises:
@@ -51,7 +51,7 @@ class QuantizedEmbedding(StoredEmbedding):
             # padding never enters a bag; as a zero row it may stay in the sum
             weight = weight.clone()
             weight[made.padding_idx] = 0.0
-        made.packed.copy_(rowwise.pack(weight, bits, greedy))
+        made.packed.copy_(rowwise.pack(weight, bits, ranges))
         return made
 
     def lookup(self, ids: Tensor) -> Tensor:

@@ -8,11 +8,15 @@ value = scale * code + bias. The packing and lookup operators are torch's own (`
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from lessen.stored import bits as packing
+from lessen.stored.tables.row_ranges import least_error
 
+Ranges = Literal["plain", "greedy", "least"]
 BITS = (8, 4, 2)
 _OPERATOR = {8: "byte", 4: "4bit", 2: "2bit"}
 HALF_MAX = 65_504.0
@@ -38,10 +42,12 @@ def representable(weight: Tensor, bits: int) -> bool:
     return bool((low.abs() <= HALF_MAX).all() and (scale <= HALF_MAX).all())
 
 
-def pack(weight: Tensor, bits: int, greedy: bool = False) -> Tensor:
+def pack(weight: Tensor, bits: int, ranges: Ranges = "plain") -> Tensor:
     """Quantise float32 rows [N, D] to packed bytes uint8 [N, row_bytes(D, bits)].
 
-    `greedy` narrows each row's range while its squared error falls (4 and 2 bits; arXiv 1911.02079).
+    Args:
+        ranges: of 4 and 2 bit rows: `plain` takes minimum and maximum, `greedy` narrows them while the squared error
+            falls (arXiv 1911.02079), `least` searches the least squared error (`row_ranges`).
 
     Raises:
         ValueError: a row's range does not fit the parameters of this layout (see `representable`).
@@ -49,12 +55,16 @@ def pack(weight: Tensor, bits: int, greedy: bool = False) -> Tensor:
     if not representable(weight, bits):
         raise ValueError(f"rows reach beyond the range that {bits} bit row parameters can hold; use 8 bits")
     weight = weight.detach().float()
+    if bits < 8 and ranges == "least":
+        found, scale, bias = least_error(weight, bits)
+        parameters = torch.cat([scale, bias], dim=1).view(torch.uint8)
+        return torch.cat([packing.pack(found, bits), parameters], dim=1)
     extra = padded(weight.shape[1], bits) - weight.shape[1]
     if extra:
         # a repeated value never widens the range of its row
         weight = torch.cat([weight, weight[:, -1:].expand(-1, extra)], dim=1)
     operator = getattr(torch.ops.quantized, f"embedding_bag_{_OPERATOR[bits]}_prepack")
-    packed: Tensor = operator(weight.contiguous(), greedy) if bits < 8 else operator(weight.contiguous())
+    packed: Tensor = operator(weight.contiguous(), ranges == "greedy") if bits < 8 else operator(weight.contiguous())
     return packed
 
 

@@ -57,7 +57,8 @@ class DedupRows(ModuleMethod):
 
     def _merge(self, site: Site, context: Context) -> PrunedEmbedding | None:
         shape, weight = TableShape.of(site.module), site.module.weight.detach().float()
-        packed = rowwise.pack(weight, self.bits, "greedy" if self.bits == 2 else "plain") if self.bits < 32 else as_bytes(weight)
+        ranges: rowwise.Ranges = "greedy" if self.bits == 2 else "plain"
+        packed = rowwise.pack(weight, self.bits, ranges) if self.bits < 32 else as_bytes(weight)
         distinct, position = torch.unique(packed, dim=0, return_inverse=True)
         before, after = module_bytes(site.module), distinct.numel() + 4 * shape.rows
         if after >= before or len(distinct) == shape.rows:

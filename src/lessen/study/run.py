@@ -50,6 +50,7 @@ from lessen.study.jobs import (
     source_of,
     train_reference,
 )
+from lessen.study.rehearsal import check_budgets
 from lessen.study.schema import Study
 from lessen.train.device import find_device
 
@@ -92,6 +93,7 @@ def run(
     Raises:
         ConfigError: `only` matches no recipe.
         OutputError: `out` cannot be written, holds something else or a different study, or this study without `resume`.
+        BudgetError: no recipe can reach the share that it asks for; found before any reference is trained.
         InputError, EnvironmentFault: a reference could not be trained, so that nothing can be compared.
         KeyboardInterrupt: stopped by the user; what was finished is in the files.
     """
@@ -142,6 +144,8 @@ class _Running:
         """Train the reference of every seed, or read it back. A study without them has nothing to compare."""
         found = {seed: known for seed in self.study.seeds if (known := known_reference(self.folder, seed)) is not None}
         jobs = [self._job(Recipe([]), seed) for seed in self.study.seeds if seed not in found]
+        if jobs:
+            check_budgets([recipe for recipe in self.study.recipes if recipe.name in self.chosen], self.task, self.log)
         for _, job, value in self._outcomes("reference models", [(train_reference, job) for job in jobs]):
             if isinstance(value, Failure):
                 raise _as_error(value, f"the reference of seed {job.seed}")

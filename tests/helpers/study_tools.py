@@ -13,7 +13,7 @@ study: tiny
 task: {name: ctr-synthetic, rows: 1500, rows_per_field: 40}
 seeds: [0, 1]
 margin: {auc: 0.01}
-measure: {rounds: 8, resamples: 100, peak_memory: false, baselines: false}
+measure: {rounds: 8, peak_memory: false, baselines: false}
 recipes:
   - name: int8
     steps: [{emb-rowwise-quant: {bits: 8, min_rows: 10}}]

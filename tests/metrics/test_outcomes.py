@@ -160,7 +160,7 @@ class Gain(ToyTask):
 
 
 def test_the_report_gives_the_verdicts_of_the_run(tmp_path):
-    task, options = Gain(examples=4000), MeasureOptions(rounds=8, resamples=100)
+    task, options = Gain(examples=4000), MeasureOptions(rounds=8)
     study = Study("s", task, [Recipe([HalfTables()], name="half")], seeds=(0, 1), margin=0.05, measure=options)
     result = run(study, tmp_path / "out")
     ran, read = Frontier.load(result.out, metrics=task.metrics), Frontier.load(result.out)
@@ -216,7 +216,7 @@ def test_the_report_needs_no_class_of_a_metric(tmp_path):
         metrics = {"hinge": space["Margin"]()}
         settings = FitSettings(epochs=5, learning_rate=0.02)
 
-    task, options = Mine(examples=4000), MeasureOptions(rounds=8, resamples=100)
+    task, options = Mine(examples=4000), MeasureOptions(rounds=8)
     study = Study("s", task, [Recipe([HalfTables()], name="half")], seeds=(0, 1), margin=0.05, measure=options)
     result = run(study, tmp_path / "out")
     ran = Frontier.load(result.out, metrics=task.metrics)

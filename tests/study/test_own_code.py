@@ -101,7 +101,7 @@ def own(tmp_path, monkeypatch):
 study: own
 task: {name: "my_study_code.py:Mine", rows: 300}
 seeds: [0]
-measure: {rounds: 8, resamples: 100, baselines: false}
+measure: {rounds: 8, baselines: false}
 recipes:
   - name: rounded
     steps: [{"my_study_code.py:Rounded": {step: 0.5}}]

@@ -19,7 +19,7 @@ from lessen.study.parts import Parts, load
 TEXT = """
 study: two kinds
 seeds: [0]
-measure: {rounds: 8, resamples: 100, peak_memory: false, baselines: false}
+measure: {rounds: 8, peak_memory: false, baselines: false}
 parts:
   - study: codec
     task: {name: pictures, pictures: 30, side: 32}

@@ -205,7 +205,7 @@ def test_a_fault_in_a_method_is_one_line_and_its_trace_is_kept(tmp_path, monkeyp
 @pytest.mark.slow
 def test_a_disk_that_fails_ends_the_study_and_a_resume_repairs_it(tmp_path, monkeypatch):
     """The n-th rename fails, for all n: the old or the new state is left, and resuming gives what a quiet run gives."""
-    options = MeasureOptions(rounds=8, resamples=100, peak_memory=False)
+    options = MeasureOptions(rounds=8, peak_memory=False)
     task = ToyTask(examples=400, rows=32, batch=100)
     task.settings = FitSettings(epochs=1)
     study = Study("faults", task, [Recipe([HalfTables()], name="half")], seeds=(0,), measure=options)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lessen.errors import ConfigError
+from lessen.files import dump_yaml
+from lessen.log import Log
 from lessen.recipe import Recipe
 from lessen.study import Study
 from lessen.study.folder import difference
@@ -31,6 +33,23 @@ def test_a_good_study_is_resolved_with_every_default(tmp_path):
         ("hash", 0),
         ("hash", 1),
     ]
+
+
+def test_an_older_file_loads_and_says_what_it_leaves_aside(tmp_path):
+    class Notes(Log):
+        heard: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.heard.append(text)
+
+    new = load(tmp_path, TEXT).describe()
+    older = {**new, "measure": {**new["measure"], "resamples": 1000}}
+    (tmp_path / "older.yaml").write_text(dump_yaml(older))
+    notes = Notes()
+    assert Study.load(tmp_path / "older.yaml", notes).describe() == new
+    assert len(notes.heard) == 1
+    assert "older.yaml: measure.resamples is left aside" in notes.heard[0]
+    assert difference(older, new) == ""  # a folder of the older version is gone on with
 
 
 BAD = {

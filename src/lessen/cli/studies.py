@@ -135,7 +135,7 @@ def _run(
     with interruptible():
         try:
             with Reporting() as log:
-                study = load(path)
+                study = load(path, log)
                 if isinstance(study, Parts):
                     chosen = study.holding(only)
                     places = study.open(out, resume=resume)

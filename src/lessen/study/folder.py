@@ -18,7 +18,7 @@ from lessen.frontier.records import outcome_path
 from lessen.measure.record import Quality
 from lessen.metrics.storage import write_outcomes
 from lessen.recipe import Recipe
-from lessen.study.schema import slug
+from lessen.study.schema import current, slug
 
 LOCK = ".lessen-lock"
 STUDY, MEASUREMENTS = "study.yaml", "measurements.jsonl"
@@ -172,6 +172,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
     Margin and budget may change, and recipes and seeds may be added: what was measured stays true.
     """
+    old = {**old, "measure": current(old.get("measure"))}
     for key in ("study", "task", "threads", "measure", "judges", "device"):
         if old.get(key) != new.get(key):
             return f"{key} was {old.get(key)!r}, is {new.get(key)!r}"

@@ -17,6 +17,7 @@ from typing import Any
 
 from lessen import files
 from lessen.errors import ConfigError, OutputError, nearest
+from lessen.log import SILENT, Log
 from lessen.study.folder import STUDY, StudyFolder
 from lessen.study.run import StudyResult, named
 from lessen.study.schema import Study, slug
@@ -33,7 +34,7 @@ class Parts:
     studies: Sequence[Study]
 
     @classmethod
-    def parse(cls, value: Mapping[Any, Any], where: str) -> Parts:
+    def parse(cls, value: Mapping[Any, Any], where: str, log: Log = SILENT) -> Parts:
         """Build every part from the YAML form, checked as a whole before anything runs. Raises ConfigError."""
         for key in value:
             if key not in KEYS:
@@ -42,7 +43,7 @@ class Parts:
         if not isinstance(parts, list) or not parts or not all(isinstance(part, Mapping) for part in parts):
             raise ConfigError(f"{where}: parts must be a list of studies, at least one")
         shared = {key: value[key] for key in SHARED if key in value}
-        studies = [Study.parse({**shared, **part}, f"{where}: part {at}") for at, part in enumerate(parts, 1)]
+        studies = [Study.parse({**shared, **part}, f"{where}: part {at}", log) for at, part in enumerate(parts, 1)]
         names = [slug(study.name).casefold() for study in studies]
         for name in names:
             if names.count(name) > 1:
@@ -86,12 +87,12 @@ def unfinished(part: Study, place: Path) -> StudyResult:
     return StudyResult(place, records, len(found) - len(records))
 
 
-def load(path: Path) -> Study | Parts:
+def load(path: Path, log: Log = SILENT) -> Study | Parts:
     """Read a study file of either form. Raises ConfigError naming file, key and what is allowed."""
     value = files.parse_yaml(files.read_text(path, "study"), str(path))
     if isinstance(value, Mapping) and "parts" in value:
-        return Parts.parse(value, str(path))
-    return Study.parse(value, str(path))
+        return Parts.parse(value, str(path), log)
+    return Study.parse(value, str(path), log)
 
 
 def parts_of(out: Path) -> tuple[str, dict[str, Path]] | None:

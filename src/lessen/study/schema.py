@@ -17,6 +17,7 @@ from lessen.frontier.gates import parse_gates
 from lessen.frontier.margin import check_margin
 from lessen.frontier.records import REFERENCE, file_name
 from lessen.judges import get_judge
+from lessen.log import SILENT, Log
 from lessen.recipe import Recipe
 from lessen.task import Judge, Task
 from lessen.tasks import get_task
@@ -32,7 +33,15 @@ class MeasureOptions(BaseModel):
     batches: int = Field(4, ge=1, le=1000, description="test batches that take turns while timing")
     peak_memory: bool = Field(True, description="measure peak memory in a child process (built-in tasks only)")
     baselines: bool = Field(True, description="fit the task's simple baselines on the same features, if it has any")
-    resamples: int = Field(1000, ge=100, le=100_000, description="of older study files: intervals need none now")
+
+
+RETIRED = {"resamples": "intervals leave units out, so that nothing is resampled"}
+"""Keys of `measure` in older study files, and why they mean nothing now."""
+
+
+def current(measure: Any) -> Any:
+    """Return measuring options without the keys of older study files that mean nothing now."""
+    return {k: v for k, v in measure.items() if k not in RETIRED} if isinstance(measure, Mapping) else measure
 
 
 class StudyFile(BaseModel):
@@ -88,16 +97,16 @@ class Study:
         self.task.check_metrics()
 
     @classmethod
-    def load(cls, path: Path) -> Study:
+    def load(cls, path: Path, log: Log = SILENT) -> Study:
         """Read a study file. Raises ConfigError naming file, key and what is allowed."""
-        return cls.parse(files.parse_yaml(files.read_text(path, "study"), str(path)), str(path))
+        return cls.parse(files.parse_yaml(files.read_text(path, "study"), str(path)), str(path), log)
 
     @classmethod
-    def parse(cls, value: Any, where: str = "study") -> Study:
-        """Build a study from its YAML form. Raises ConfigError."""
+    def parse(cls, value: Any, where: str = "study", log: Log = SILENT) -> Study:
+        """Build a study from its YAML form; `log` hears of keys that mean nothing any more. Raises ConfigError."""
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where}: expected a mapping with the keys study, task and recipes")
-        raw = _validated(value, where)
+        raw = _validated(_without_retired(value, where, log), where)
         task = get_task(raw.task, f"{where}: task", own=True)
         recipes = [
             Recipe.parse(item, f"{where}: recipe {number}", own=True) for number, item in enumerate(raw.recipes, 1)
@@ -142,6 +151,16 @@ class Study:
     def runs(self) -> list[tuple[Recipe, int]]:
         """Return every (recipe, seed) in the order of the measurements file."""
         return [(recipe, seed) for recipe in self.recipes for seed in self.seeds]
+
+
+def _without_retired(value: Mapping[Any, Any], where: str, log: Log) -> Mapping[Any, Any]:
+    measure = value.get("measure")
+    if not isinstance(measure, Mapping):
+        return value
+    for key in RETIRED:
+        if key in measure:
+            log.note(f"{where}: measure.{key} is left aside: {RETIRED[key]}")
+    return {**value, "measure": current(measure)}
 
 
 def _validated(value: Mapping[Any, Any], where: str) -> StudyFile:

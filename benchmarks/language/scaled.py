@@ -3,8 +3,8 @@
     python -m benchmarks.language.scaled [--rows GLOB] [--documents 8]
 
 Rows, documents, calibration and figures are those of `benchmarks.language.fewbits`: SmolLM2-135M-Instruct, float32,
-news text, one thread; `part` rows round blocks 10 to 15 of 30, `whole` rows all blocks, in groups of 64. The embedding,
-which is also the head, stays as it is but in `tables` rows. A row that the result file holds already is not made again.
+news text, one thread; `part` rows round blocks 10 to 15 of 30, `whole` rows all of them, in groups of 64, and the
+embedding, which is also the head, at 8 bits. `tables` rows round that alone. What the result file holds is not made again.
 """
 
 from __future__ import annotations
@@ -34,13 +34,21 @@ CALIBRATION = {"calibration_batches": 6}
 
 
 def few(method: str, bits: int, **knobs: Any) -> dict[str, Any]:
-    return {method: {"bits": bits, "group": 64, "table_bits": None, **knobs}}
+    table = {"table_bits": None} if "only" in knobs else {}
+    return {method: {"bits": bits, "group": 64, **table, **knobs}}
+
+
+def mixed(average: float, **knobs: Any) -> dict[str, Any]:
+    return {"linear-mixed-bits": {"average": average, "group": 64, **knobs}}
 
 
 def rows() -> dict[str, list[dict[str, Any]]]:
     """Return the steps by row, in the order in which they are made."""
     found: dict[str, list[dict[str, Any]]] = {}
     for bits in (3, 4):
+        part = {"only": PART, "table_bits": None}
+        found[f"part {bits} mixed"] = [mixed(bits + 0.5, calibration_batches=3, **part)]
+        found[f"part {bits} mixed by lot"] = [mixed(bits + 0.5, allocation="random", **part)]
         found[f"part {bits} rtn"] = [few("rtn", bits, only=PART)]
         found[f"part {bits} rtn search"] = [few("rtn", bits, only=PART, ranges="search")]
         found[f"part {bits} awq"] = [few("awq", bits, only=PART, **CALIBRATION)]
@@ -50,6 +58,8 @@ def rows() -> dict[str, list[dict[str, Any]]]:
     for bits in (4, 3):
         found[f"whole {bits} rtn"] = [few("rtn", bits)]
         found[f"whole {bits} quarot+rtn"] = [{"quarot": {}}, few("rtn", bits)]
+        found[f"whole {bits} mixed"] = [mixed(bits + 0.5, calibration_batches=3)]
+        found[f"whole {bits} mixed by lot"] = [mixed(bits + 0.5, allocation="random")]
         found[f"whole {bits} awq"] = [few("awq", bits, grid=10, **CALIBRATION)]
     for bits in (8, 6, 5, 4, 3):
         found[f"tables {bits}"] = [few("rtn", 4, only="model.embed_tokens", table_bits=bits)]
@@ -82,12 +92,13 @@ def bits_of(model: nn.Module) -> dict[str, float]:
     }  # fmt: skip
 
 
-def made(task: Any, judge: Judge, steps: list[dict[str, Any]]) -> dict[str, Any]:
+def made(original: nn.Module, task: Any, judge: Judge, steps: list[dict[str, Any]]) -> dict[str, Any]:
     start, cpu = time.perf_counter(), time.process_time()
-    model, ledger = Recipe.parse({"name": "row", "steps": steps}).apply(task.reference(), task, seed=0)
+    model, ledger = Recipe.parse({"name": "row", "steps": steps}).apply(original, task, seed=0)
     seconds = {"wall_s": time.perf_counter() - start, "cpu_s": time.process_time() - cpu}
     findings = {
-        step.method: {k: step.findings[k] for k in ("rotated", "allocation") if k in step.findings} for step in ledger
+        step.method: {k: step.findings[k] for k in ("rotated", "allocation", "sensitivity") if k in step.findings}
+        for step in ledger
     }
     return {"steps": steps, **bits_of(model), **seconds, "findings": findings, "documents": judge(densely(model))}
 
@@ -117,10 +128,11 @@ def main() -> None:
         "judged": judged.describe(), "calibrated": task.describe(),
     }  # fmt: skip
     wanted = [name for name in rows() if name not in record["rows"] and fnmatch.fnmatch(name, asked.rows)]
-    judge = Judge(judged) if wanted else None
+    original = task.reference()
+    judge = Judge(judged, original) if wanted else None
     for name in wanted:
         assert judge is not None
-        record["rows"][name] = made(task, judge, rows()[name])
+        record["rows"][name] = made(original, task, judge, rows()[name])
         atomic_write(RESULT, dump_json(record))
         table({"rows": {name: record["rows"][name]}})
     table(record)

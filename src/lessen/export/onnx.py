@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lessen.errors import ConfigError, EnvironmentFault, GateFailed, MissingExtraError, TaskError
-from lessen.export.onnx_forms import exportable
+from lessen.export.onnx_forms import ROUNDED_AGAIN, exportable
 from lessen.export.onnx_operators import translations
 from lessen.files import atomic_write
 from lessen.task import call_model
@@ -56,7 +56,10 @@ def export_onnx(model: nn.Module, inputs: Inputs, path: Path) -> float:
     except ImportError as error:
         raise MissingExtraError("onnx", error.name or "onnx", "exporting to ONNX") from error
     raw = _graph(exportable(copy.deepcopy(model)).eval().requires_grad_(False), batch)
-    session = onnxruntime.InferenceSession(raw, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    if any(isinstance(module, ROUNDED_AGAIN) for module in model.modules()):
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
     difference = share = 0.0
     for rows in (_rows(batch), 1):  # other batch sizes than the traced one prove that it is free
         part = first_rows(batch, rows)

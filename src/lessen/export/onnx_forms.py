@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lessen.errors import ConfigError
 from lessen.export.onnx_linears import Int8Rows
+from lessen.export.onnx_static_int8 import StaticConvolution, StaticLinearRows
 from lessen.export.onnx_tables import (
     BlockHashedRows,
     ClusteredRows,
@@ -28,6 +29,7 @@ from lessen.export.onnx_tables import (
 )
 from lessen.stored.base import StoredModule
 from lessen.stored.linears.int8_linear import Int8Linear
+from lessen.stored.linears.static_int8 import StaticInt8Conv, StaticInt8Linear
 from lessen.stored.tables.block_hashed import BlockHashedEmbedding
 from lessen.stored.tables.clustered_embedding import ClusteredEmbedding
 from lessen.stored.tables.deep_hash import DeepHashEmbedding
@@ -43,9 +45,13 @@ from lessen.stored.tables.tiered_embedding import TieredEmbedding
 
 TRACED = (
     "fallback-embedding", "half-embedding", "low-rank-embedding", "low-rank-linear",
-    "pruned-embedding", "selected-fields", "tensor-train-embedding", "token-reduction", "unified-embedding",
+    "pruned-embedding", "rotated-input", "rotated-norm", "scaled-input", "selected-fields", "tensor-train-embedding",
+    "token-reduction", "unified-embedding",
 )  # fmt: skip
 """Kinds whose own forward is made of operations that ONNX knows."""
+ROUNDED_AGAIN = (StaticInt8Linear, StaticInt8Conv)
+"""Kinds that onnxruntime fuses into integer kernels, which round once more than the graph says: a level here and there
+differs. What is checked is the graph as it is written."""
 
 
 def exportable(model: nn.Module) -> nn.Module:
@@ -104,4 +110,6 @@ FORMS: dict[str, Callable[[Any], nn.Module]] = {
     SparseEmbedding.kind: SparseRows,
     TieredEmbedding.kind: TieredRows,
     Int8Linear.kind: Int8Rows,
+    StaticInt8Linear.kind: StaticLinearRows,
+    StaticInt8Conv.kind: StaticConvolution,
 }

@@ -37,6 +37,7 @@ def by_slopes(
     except NothingMatchedError:
         stacks = []
     blocks = stacks[0].blocks if len(stacks) == 1 else None
+    inside = [n for n, b in enumerate(blocks or ()) if any(site.path.startswith(f"{b.path}.") for site in sites)]
 
     def taker(number: int) -> Callable[[Tensor, Tensor], None]:
         def take(given: Tensor, slope: Tensor) -> None:
@@ -69,7 +70,7 @@ def by_slopes(
             if blocks is None:
                 backward_through_all(model, task, batch, sites)
             else:
-                backward_through_blocks(model, task, batch, blocks, 0)
+                backward_through_blocks(model, task, batch, blocks, inside[0] if inside else len(blocks) - 1)
     return harms
 
 

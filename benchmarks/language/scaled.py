@@ -4,7 +4,7 @@
 
 Rows, documents, calibration and figures are those of `benchmarks.language.fewbits`: SmolLM2-135M-Instruct, float32,
 news text, one thread; `part` rows round blocks 10 to 15 of 30, `whole` rows all of them, in groups of 64, and the
-embedding, which is also the head, at 8 bits. `tables` rows round that alone. What the result file holds is not made again.
+embedding, which is also the head, at 8 bits. `tables` rows round that alone. Rows of the result file are kept.
 """
 
 from __future__ import annotations

@@ -58,6 +58,9 @@ class MixedBits(ModuleMethod):
     )
     symmetric: bool = Field(False, description="levels around zero, in place of a minimum for each group")
     ranges: Ranges = Field("minmax", description="range of a group: all of it, or narrowed where that errs less")
+    activations: Literal["float", "int8"] = Field(
+        "float", description="inputs as they come, or rounded to int8 group by group so that kernels multiply integers"
+    )
     min_weights: int = Field(1024, ge=1, le=10**9, description="layers with fewer weights stay as they are")
     table_bits: Bits | None = Field(
         8, description="bits of a Transformer's token embedding and of the head over its rows; none: embeddings stay"
@@ -106,6 +109,7 @@ class MixedBits(ModuleMethod):
     def _rounder(self, bits: int, only: Sequence[str] | None) -> RTN:
         shared: dict[str, Any] = {
             "bits": bits, "group": self.group, "symmetric": self.symmetric, "ranges": self.ranges,
+            "activations": self.activations,
             "min_weights": self.min_weights,
         }  # fmt: skip
         if only is None:

@@ -1,15 +1,21 @@
-"""Deploying a pruned table: dropped values leave the vocabulary, so that encoded ids are the rows and no map is needed.
+"""Deploying a pruned table: its map of ids leaves the model, and whoever writes the ids writes the small ones.
 
-before  value --vocabulary--> id --map of the pruned table--> row
-after   value --smaller vocabulary--> row                      (dropped values are unknown values)
+before  value --vocabulary--> id --map of the pruned table, 4 bytes an id--> row
+
+`renumber`       value --smaller vocabulary--> row      a data folder is written again; dropped values are unknown ones
+`take_maps_out`  id --the map, in your preprocessing--> row      any model, each table with a map of its own
+
+The first makes one numbering for all tables, field by field, since a vocabulary has one; the second keeps the order of
+rows that each table has, so that it knows no data and changes no bit.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,17 +25,21 @@ from torch import Tensor, nn
 from lessen.data.encoder import Encoded, Encoder
 from lessen.data.folder import Dataset, SplitWriter, write_description
 from lessen.data.vocabulary import Hashed, Vocabulary
-from lessen.errors import ConfigError, TaskError
+from lessen.errors import ConfigError, NothingMatchedError, TaskError
 from lessen.files import atomic_folder
+from lessen.methods.sites import Site, replace
 from lessen.stored.fields import FieldEmbedding
 from lessen.stored.tables.embedding import StoredEmbedding, TableShape
 from lessen.stored.tables.fallback_embedding import FallbackEmbedding
 from lessen.stored.tables.pruned_embedding import PrunedEmbedding
 from lessen.stored.tables.quantized_embedding import QuantizedEmbedding
 from lessen.stored.tables.tiered_embedding import TieredEmbedding
+from lessen.task import Split, Task
 from lessen.tasks.ctr.logs import LogClicks, LogOptions
 
 BLOCK_ROWS = 1 << 18
+
+AnyTask = TypeVar("AnyTask", bound=Task)
 
 
 @dataclass(frozen=True)
@@ -186,3 +196,42 @@ def _copy_state(made: nn.Module, model: nn.Module, tables: dict[str, Any]) -> No
             raise TaskError(f"{name} holds compressed modules beside its tables; renumber before compressing these")
     own = dict(model.named_parameters(recurse=False)) | dict(model.named_buffers(recurse=False))
     made.load_state_dict({k: v for k, v in own.items() if k in made.state_dict()}, strict=False)
+
+
+# -- any model, in memory ------------------------------------------------------------------------------------------
+def take_maps_out(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Return a copy of `model` whose pruned tables are plain embeddings, and by path the new id of each old id.
+
+    With ids mapped by `new[old]` the copy gives the same outputs bit for bit. Dropped ids share the last row of the
+    table; padding keeps its id. Each map is int32 [old rows] and belongs into preprocessing.
+
+    Raises:
+        NothingMatchedError: the model holds no pruned table.
+    """
+    changed = copy.deepcopy(model)
+    maps: dict[str, Tensor] = {}
+    for path, module in list(changed.named_modules()):
+        if isinstance(module, PrunedEmbedding) and module.mode is None:
+            rows = module.table.get_parameter("weight").detach()
+            padding = None if module.padding_idx is None else int(module.position[module.padding_idx])
+            plain = nn.Embedding(len(rows), rows.shape[1], padding_idx=padding, _weight=rows.clone())
+            maps[path] = module.position.detach().clone()
+            changed = replace(changed, Site((path,), module), plain)
+    if not maps:
+        raise NothingMatchedError("no pruned table (such as OptFS leaves) is in the model, so there is no map to move")
+    return changed, maps
+
+
+def with_new_ids(task: AnyTask, new_ids: Tensor) -> AnyTask:
+    """Return `task` as if its ids had been written by the map, to measure a model without one.
+
+    Args:
+        task: its inputs are a mapping with the entry `ids`.
+        new_ids: new id of each old id, int32 [old rows].
+    """
+
+    def batches(split: Split, seed: int = 0) -> Iterator[Any]:
+        for inputs, label in task.batches(split, seed):
+            yield {**inputs, "ids": new_ids[inputs["ids"]]}, label
+
+    return task.view(name=f"{task.name}-renumbered", batches=batches)

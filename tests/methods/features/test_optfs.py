@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lessen.errors import NothingMatchedError
-from lessen.export.vocabulary import RewrittenTask, rewrite
+from lessen.export.renumber import take_maps_out, with_new_ids
 from lessen.method import Context
 from lessen.methods.features._shared.gates import GateOptimizer, RowGatedTable
 from lessen.methods.features.optfs import OptFS, _Search, stored_rows
@@ -150,15 +150,15 @@ def test_learned_gates_beat_random_ones(task, compact, monkeypatch):
 
 def test_the_vocabulary_is_rewritten_so_that_no_map_is_left(task, compact):
     model = compact[1]
-    plain, maps = rewrite(model)
+    plain, maps = take_maps_out(model)
     assert state_bytes(model) - state_bytes(plain) == 4 * model.vectors.table.num_embeddings
     assert type(plain.vectors.table) is nn.Embedding
-    rewritten = RewrittenTask(task, maps["vectors.table"])
+    rewritten = with_new_ids(task, maps["vectors.table"])
     before, _ = task.predictions(model)
     after, _ = rewritten.predictions(plain)
     assert (before == after).all()
     with pytest.raises(NothingMatchedError, match="no pruned table"):
-        rewrite(plain)
+        take_maps_out(plain)
 
 
 def test_nothing_to_do_is_an_error(task, compact):

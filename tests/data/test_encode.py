@@ -93,6 +93,17 @@ def test_quantile_buckets_hold_equal_shares(tmp_path: Path) -> None:
     assert counts[counts > 0].tolist() == [500] * 8
 
 
+def test_numbers_too_large_are_one_line(tmp_path: Path) -> None:
+    table = [{"click": str(n % 2), "x": "1e200" if n == 250 else str(n), "u": f"u{n % 3}"} for n in range(300)]
+    path = write_csv(tmp_path / "a.csv", table)
+    label, user = FieldSchema(name="click", kind="label"), FieldSchema(name="u", kind="categorical")
+    rule, options = SplitRule(fractions=(1.0, 0.0, 0.0)), {"piece_bytes": 500}
+    large = Schema(fields=(label, user, FieldSchema(name="x", kind="numeric", transform="standard")))
+    raised("field 'x' holds numbers too large to standardise", [str(path)], large, tmp_path / "out", rule, **options)
+    plain = Schema(fields=(label, user, FieldSchema(name="x", kind="numeric")))
+    raised("a.csv, line 252, column 'x': is too large", [str(path)], plain, tmp_path / "out", rule, **options)
+
+
 def test_hashed_ids_stay_in_their_rows_and_need_no_vocabulary(log: Path, tmp_path: Path) -> None:
     fields = (FIELDS[0], FieldSchema(name="user", kind="categorical", buckets=16))
     data = encode_logs([str(log)], Schema(fields=fields), tmp_path / "out", SplitRule(fractions=(1.0, 0.0, 0.0)))

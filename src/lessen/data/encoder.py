@@ -85,7 +85,11 @@ class Encoder:
                 part[row, place] = vocabulary.encode(self._spelled(values, spec)) + first
         numeric = np.zeros((rows, len(self.plain)), dtype=np.float32)
         for column, spec in enumerate(self.plain):
-            numeric[:, column] = standardise(parse_numbers(piece, spec.name, spec.fill), self.numbers[spec.name])
+            numbers = standardise(parse_numbers(piece, spec.name, spec.fill), self.numbers[spec.name])
+            large = np.abs(numbers) > np.finfo(np.float32).max
+            if large.any():
+                raise piece.fault(int(large.argmax()), spec.name, "is too large a number for float32", "too large")
+            numeric[:, column] = numbers
         return Encoded(ids, numeric, parse_labels(piece, self.schema.label.name), self._extras(piece))
 
     def values(self, piece: Piece, spec: FieldSchema) -> pl.Series:

@@ -141,9 +141,10 @@ class NumberFit:
         """Take in the train rows of a piece (Chan's update of mean and variance); `keep` a sample for quantiles."""
         if not len(numbers):
             return
-        mean, total = float(numbers.mean()), self.count + len(numbers)
-        shift = mean - self.mean
-        self.square += float(((numbers - mean) ** 2).sum()) + shift**2 * self.count * len(numbers) / total
+        with np.errstate(over="ignore", invalid="ignore"):  # `result` refuses what is not finite
+            mean, total = float(numbers.mean()), self.count + len(numbers)
+            shift = mean - self.mean
+            self.square += float(((numbers - mean) ** 2).sum()) + shift * shift * self.count * len(numbers) / total
         self.mean += shift * len(numbers) / total
         if keep:
             self.sample.append((np.arange(self.count, total), numbers))
@@ -161,10 +162,19 @@ class NumberFit:
         self.sample, self.kept = [(rows, values)], len(rows)
 
     def result(self, spec: FieldSchema) -> dict[str, Any]:
-        """Return the fitted parameters of the transform. Raises DataError if no train row was seen."""
+        """Return the fitted parameters of the transform.
+
+        Raises:
+            DataError: no train row was seen, or the numbers are too large for a variance.
+        """
         if not self.count:
             raise DataError(f"no train row to fit the numeric field {spec.name!r} on; check the split")
         if spec.transform == "standard":
+            if not math.isfinite(self.square):
+                raise DataError(
+                    f"field {spec.name!r} holds numbers too large to standardise (their squares overflow); "
+                    "mend these rows, or give the field the transform quantile"
+                )
             deviation = math.sqrt(self.square / self.count)
             return {"mean": self.mean, "deviation": deviation if deviation > 0 else 1.0}
         if spec.transform == "quantile":

@@ -37,25 +37,27 @@ from lessen.stored.base import StoredModule
 RESULT = Path(__file__).parents[1] / "results" / "language_fewbits.json"
 PART = "model.layers.1[0-5]"
 CALIBRATION = {"calibration_batches": 6}
-OAC = {"hessian": "output", "blocks_a_pass": 6, **CALIBRATION}
+OAC = {"hessian": "output", **CALIBRATION}
 
 
 def rows() -> dict[str, dict[str, Any]]:
     """Return the steps by row, those of the bars first."""
-    kinds = {"rtn": ("rtn", {}), "gptq": ("gptq", CALIBRATION), "oac": ("gptq", OAC)}
     found: dict[str, dict[str, Any]] = {}
     for where, bits in (("part", 3), ("whole", 4), ("part", 2), ("whole", 3), ("whole", 2), ("whole", 8)):
-        for kind, (method, knobs) in kinds.items():
-            only = {"only": PART} if where == "part" else {}
-            table = {"table_bits": None} if where == "part" else {}
-            found[f"{where} {bits} {kind}"] = {method: {"bits": bits, "group": 64, **table, **only, **knobs}}
-    for kind, knobs in (("input", CALIBRATION), ("output", OAC)):
-        for where, only in (("part", {"only": PART}), ("whole", {})):
-            for bits in (2, 3):
-                found[f"{where} {bits} spqr {kind}"] = {"spqr": {"bits": bits, **only, **knobs}}
-            found[f"{where} billm {kind}"] = {"billm": {**only, **knobs}}
-            plain = {"split": False, "block": None}
-            found[f"{where} billm of one bit {kind}"] = {"billm": {**plain, **only, **knobs}}
+        # a part is compared at equal linears; of a whole model the embedding counts too, at its default of 8 bits
+        common = {"bits": bits, "group": 64, **({"only": PART, "table_bits": None} if where == "part" else {})}
+        oac = {**OAC, "blocks_a_pass": 6 if where == "part" else 15}
+        found[f"{where} {bits} rtn"] = {"rtn": common}
+        found[f"{where} {bits} gptq"] = {"gptq": {**common, **CALIBRATION}}
+        found[f"{where} {bits} oac"] = {"gptq": {**common, **oac}}
+        found[f"{where} {bits} gptq searched"] = {"gptq": {**common, **CALIBRATION, "ranges": "search"}}
+        found[f"{where} {bits} oac searched"] = {"gptq": {**common, **oac, "ranges": "search"}}
+    for kind, knobs in (("", CALIBRATION), (" oac", {**OAC, "blocks_a_pass": 6})):
+        only = {"only": PART, **knobs}
+        for bits in (3, 2):
+            found[f"part {bits} spqr{kind}"] = {"spqr": {"bits": bits, **only}}
+        found[f"part billm{kind}"] = {"billm": only}
+        found[f"part billm of one bit{kind}"] = {"billm": {"split": False, "block": None, **only}}
     return found
 
 

@@ -74,6 +74,25 @@ def test_running_a_step_gives_what_the_block_gives(name):
         assert step.calls[0].hidden.shape[-1] == 32
 
 
+def test_blocks_run_in_the_callers_thread_and_keep_a_forward_of_their_own():
+    """Each thread's allocator would keep a block's scratch memory: with a thread a batch, that adds up."""
+    model, here, seen = host("llama"), threading.get_ident(), []
+    block = model.model.layers[1]
+    plain = block.forward
+
+    def forward(*arguments, **keywords):
+        seen.append(threading.get_ident())
+        return plain(*arguments, **keywords)
+
+    block.forward = forward
+    batches = [inputs("llama", seed=seed) for seed in range(3)]
+    for step in walk(model, stacks_of(model), batches, forward_of(model)):
+        step.run(0)
+    assert seen == [here] * 4
+    assert block.forward is forward
+    assert "forward" not in vars(model.model.layers[0])
+
+
 def test_gradients_reach_the_block_that_is_worked_on():
     model, batch = host("llama"), inputs("llama")
     for step in walk(model, stacks_of(model), [batch], forward_of(model)):

@@ -8,6 +8,7 @@ The host's own forward runs, once a batch, and is held before each block: masks,
 hands to the next are the host's, for every family. What a method changes in a block is what later blocks see.
 
 Held at once: the activations of all batches at one block (and the first ones, which hosts keep until they return).
+Blocks run in the caller's thread, also when batches move on: each thread's allocator keeps a block's scratch memory.
 """
 
 from __future__ import annotations
@@ -74,6 +75,10 @@ class _Runner:
         """Blocks after which nobody needs the rest of the forward; None runs it to its end."""
         self.block: Block | None = None
         self.call: Call | None = None
+        self.run: Callable[..., Any] | None = None
+        """What the held block does."""
+        self.result: Any = None
+        """What it gave, on the way to the host."""
         self.error: BaseException | None = None
         self.stopped = False
         self.thread = threading.Thread(target=self._run, args=(work,), name="lessen-block-walk", daemon=True)
@@ -88,12 +93,12 @@ class _Runner:
             pass
         except BaseException as error:  # handed to the walker, which raises it
             self.error = error
-        self.block = self.call = None
+        self.block = self.call = self.run = None
         self.waits.release()
 
-    def hold(self, block: Block, call: Call) -> None:
-        """Wait before `block` until the walker says go on. Called by the runner's own thread."""
-        self.block, self.call = block, call
+    def hold(self, block: Block, call: Call, run: Callable[..., Any]) -> None:
+        """Wait before `block` until the walker has run it. Called by the runner's own thread."""
+        self.block, self.call, self.run = block, call, run
         self.waits.release()
         self.go.acquire()
         self.call = None
@@ -108,7 +113,10 @@ class _Runner:
                 raise _Stop
 
     def move(self) -> None:
-        """Let the thread run to the next block or to its end. Called by the walker."""
+        """Run the held block and let the thread go to the next one or to its end. Called by the walker."""
+        if self.run is not None and self.call is not None:
+            with torch.no_grad():
+                self.result = self.run(*self.call.arguments, **self.call.keywords)
         self.go.release()
         self.waits.acquire()
         if self.error is not None:
@@ -214,7 +222,7 @@ def _holding(blocks: list[Block], runners: list[_Runner]) -> Iterator[None]:
             if runner is None:
                 return None
             call = Call(tuple(map(without_cache, arguments)), {k: without_cache(v) for k, v in keywords.items()})
-            runner.hold(block, call)
+            runner.hold(block, call, forwards[block.path])
             return call.arguments, call.keywords
 
         return hook
@@ -224,15 +232,31 @@ def _holding(blocks: list[Block], runners: list[_Runner]) -> Iterator[None]:
         if runner is not None:
             runner.passed()
 
+    def instead(run: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*arguments: Any, **keywords: Any) -> Any:
+            runner = runner_here()
+            if runner is None:
+                return run(*arguments, **keywords)
+            result, runner.result = runner.result, None
+            return result
+
+        return forward
+
     handles: list[Any] = []
+    forwards = {block.path: block.module.forward for block in blocks}
+    own = {b.path: {k: v for k, v in vars(b.module).items() if k == "forward"} for b in blocks}
     try:
         for block in blocks:
+            block.module.forward = instead(forwards[block.path])
             handles.append(block.module.register_forward_pre_hook(before(block), with_kwargs=True))
             handles.append(block.module.register_forward_hook(after))
         yield
     finally:
         for handle in handles:
             handle.remove()
+        for block in blocks:
+            vars(block.module).pop("forward", None)
+            vars(block.module).update(own[block.path])
 
 
 def without_cache(value: Any) -> Any:

@@ -1,5 +1,6 @@
-"""Choosing how a model runs: straight lines of operations where its blocks are known, unpadded passes through its own
-forward where its attention can be exchanged, one sequence at a time elsewhere.
+"""Choosing how a model runs: compiled where its blocks are known and its layers packed for integer products,
+straight lines of operations where its blocks are known, unpadded passes through its own forward where its attention can
+be exchanged, one sequence at a time elsewhere.
 
 Which of them is right is found out by trying (`lessen.decoding.probe`): the model's own decoding past every window
 and switch is compared with passes of the engine. A model for which none agrees is refused by name.
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lessen.architectures.loading import hugging_face
+from lessen.decoding.compiled.engine import CompiledEngine
 from lessen.decoding.kv_engine import bare_of, keeping
 from lessen.decoding.probe import agrees, limits_of, rehearses
 from lessen.decoding.ragged import RaggedEngine
@@ -102,9 +104,10 @@ def choose_engine(model: Any) -> Engine:
     """
     check_model(model)
     patched, model = model, bare_of(model)
-    kinds: list[type[Any]] = (
-        [StraightEngine, RaggedEngine] if getattr(model, "_supports_attention_backend", False) else []
-    )
+    kinds: list[type[Any]] = []
+    if getattr(model, "_supports_attention_backend", False):
+        compiled = [CompiledEngine] if model is patched else []  # patches of a cache know tensors of their own
+        kinds = [*compiled, StraightEngine, RaggedEngine]
     why = "its cache was cut and then held something else"
     for kind in [*kinds, SingleEngine]:
         try:

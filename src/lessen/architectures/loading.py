@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 
-from lessen.architectures.folder import HostFolder, read_config, read_folder
+from lessen.architectures.folder import CONFIG, HostFolder, read_config, read_folder
+from lessen.architectures.gguf_file import check_gguf
 from lessen.data.cache import cache_folder, fetch, read_member
 from lessen.data.catalogue import DATASETS
-from lessen.errors import ConfigError, DataError, MissingExtraError, nearest
+from lessen.errors import ConfigError, DataError, MissingExtraError, NonFiniteError, nearest
 from lessen.files import atomic_folder, atomic_write, sha256
 from lessen.log import SILENT, Log
 
@@ -83,11 +84,13 @@ def load_host(name: str, dtype: str | None = None, log: Log = SILENT) -> Any:
     Raises:
         ConfigError: no such model, a class that the library does not have, or weights of a kind that cannot be opened.
         DataError: a file is damaged, a tensor is missing, or one has another shape than the configuration says.
+        NonFiniteError: a tensor holds NaN or infinity.
         MissingExtraError: transformers is not installed.
     """
     wanted = dtype_of(dtype) if dtype is not None else None
     folder = read_folder(host_folder(name))
     model = _filled(folder, model_class(folder), wanted, log)
+    _check_finite(folder, model)
     return model.eval()
 
 
@@ -174,6 +177,11 @@ def _check_complete(folder: HostFolder, found: Any) -> None:
             "config.json and weights do not belong together"
         )
     missing = sorted(map(str, found["missing_keys"]))
+    if missing == ["lm_head.weight"]:
+        raise DataError(
+            f"{folder.path} has no tensor 'lm_head.weight': if its head is the token embedding, set "
+            f'"tie_word_embeddings": true in {CONFIG}; if not, the file is incomplete'
+        )
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise DataError(
@@ -182,6 +190,31 @@ def _check_complete(folder: HostFolder, found: Any) -> None:
         )
     if found["error_msgs"]:
         raise DataError(f"{folder.path}: {_line(found['error_msgs'][0])}")
+
+
+def _check_finite(folder: HostFolder, model: Any) -> None:
+    """Raise NonFiniteError that names the first damaged tensor, and its file where that is known."""
+    for name, tensor in model.named_parameters():
+        if not bool(torch.isfinite(tensor).all()):
+            file = folder.tensors.get(name)
+            where = f" in {file.name}" if file is not None else ""
+            raise NonFiniteError(f"{folder.path}: tensor {name!r}{where} holds NaN or infinity; fetch the file again")
+
+
+def check_vocabulary(tokenizer: Any, rows: int) -> None:
+    """Refuse a tokenizer whose texts have ids that a model of `rows` tokens has no row for.
+
+    A special token beyond the rows does no harm: readers of GGUF add one, and no text turns into it.
+
+    Raises:
+        ConfigError: the largest such id.
+    """
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    largest = max((number for number in tokenizer.get_vocab().values() if number not in special), default=0)
+    if largest >= rows:
+        raise ConfigError(
+            f"the tokenizer gives token ids up to {largest}, and the model has {rows} rows; they do not belong together"
+        )
 
 
 @contextmanager
@@ -224,7 +257,9 @@ def load_model(name: str, dtype: str = "float32") -> tuple[Any, Any]:
     model = load_host(str(folder), dtype)
     if not hasattr(model, "lm_head") and model.get_output_embeddings() is None:
         raise ConfigError(f"{name} is a {type(model).__name__}, not a causal language model: it has no head")
-    return model, load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)
+    return model, tokenizer
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -297,13 +332,11 @@ def convert_gguf(path: Path, folder: Path) -> None:
     configuration without the quantisation mark.
 
     Raises:
-        ConfigError: the file is not a readable GGUF causal language model.
+        ConfigError: the file is no GGUF causal language model that the library reads.
+        DataError: it is cut short, or holds a tensor of a type that cannot be read; which.
     """
     transformers = hugging_face()
-    try:
-        import gguf  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("hf", "gguf", "reading a GGUF file") from error
+    check_gguf(path)
     place: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
         with _quiet(transformers), redirect_stderr(StringIO()):  # the bar of the dequantising is not the library's own

@@ -48,6 +48,9 @@ def generate(
     ] = None,
     key_length: Annotated[int, typer.Option(min=1, help="Tokens that must agree before copying.")] = 2,
     pack: Annotated[bool, typer.Option("--pack/--no-pack", help="Hold packed float32 weights if quicker.")] = True,
+    screen: Annotated[
+        bool, typer.Option("--screen/--no-screen", help="Choose greedy tokens through 8 bit scores if quicker; exact.")
+    ] = True,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print tokens as they come.")] = True,
     report: Annotated[
         bool, typer.Option("--report", help="Also decode plainly, compare, and say what it gained.")
@@ -82,7 +85,9 @@ def generate(
     helper = open_language(assistant, dtype)[0] if assistant is not None else None
     place = cost_store.place_of(loaded, pack)
     costs = cost_store.load(place)
-    with Decoder(loaded, tokenizer, key_length=key_length, assistant=helper, pack=pack, costs=costs) as decoder:
+    with Decoder(
+        loaded, tokenizer, key_length=key_length, assistant=helper, pack=pack, screen=screen, costs=costs
+    ) as decoder:
         if costs is not None and not decoder.costs_hold():
             decoder.tune()  # the machine is not what it was when the curve was kept
         if decoder.costs is not costs:

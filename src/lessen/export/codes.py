@@ -85,12 +85,14 @@ def shared(model: Any) -> bool:
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None:
         return bool(getattr(model.config, "tie_word_embeddings", False))
-    own, other = (_held(module) for module in (head, table))
+    own, other = held(head), held(table)
     return own is not None and own is other
 
 
-def _held(module: Any) -> Any:
-    return getattr(module, "codes" if isinstance(module, StoredModule) else "weight", None)
+def held(module: Any) -> Tensor | None:
+    """Return the tensor that a layer or a table keeps its weight in; two that keep one are tied."""
+    names = ("codes", "rows", "weight") if isinstance(module, StoredModule) else ("weight",)
+    return next((found for name in names if isinstance(found := getattr(module, name, None), Tensor)), None)
 
 
 def check_plain(model: nn.Module, container: str) -> None:

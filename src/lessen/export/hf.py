@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lessen.architectures.loading import dtype_of, hugging_face
+from lessen.architectures.loading import check_vocabulary, dtype_of, hugging_face
+from lessen.architectures.parts import linear_sizes
 from lessen.artifact.tensors import SHARD_BYTES
 from lessen.errors import ConfigError, NonFiniteError
 from lessen.export.codes import check_plain, coded, dense_weight, shared
 from lessen.export.compressed import Form, configuration, pack_layer
-from lessen.export.gguf.tokenizer import check_fits
 from lessen.files import atomic_folder
 from lessen.stored.base import StoredModule
 
@@ -67,7 +67,7 @@ def export_hf(model: Any, words: Any, path: Path, *, dense: bool = False, dtype:
     check_plain(model, "a Hugging Face folder")
     table = model.get_input_embeddings() if words is not None else None
     if isinstance(getattr(table, "num_embeddings", None), int):
-        check_fits(words, table.num_embeddings)
+        check_vocabulary(words, table.num_embeddings)
     state = _state(model, packs=not dense)
     if state.forms and dtype not in (None, "float32"):
         raise ConfigError(f"packed layers are exact in float32 only, not {dtype}; leave --dtype out, or add --dense")
@@ -149,9 +149,7 @@ def _write_packed(model: Any, state: _State, folder: Path) -> None:
 
     config = copy.deepcopy(model.config)
     config.tie_word_embeddings, config.dtype = shared(model), torch.float32
-    plain = [
-        path for path, module in model.named_modules() if isinstance(module, nn.Linear) and path not in state.forms
-    ]
+    plain = [path for path, one in model.named_modules() if linear_sizes(one)[0] and path not in state.forms]
     config.architectures = [type(model).__name__]
     config.quantization_config = configuration(state.forms, plain)
     config.save_pretrained(folder)

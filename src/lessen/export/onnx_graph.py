@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lessen.export.codes import coded, dense_weight
+from lessen.export.codes import coded, dense_weight, held
 from lessen.export.matmul_nbits import Blocks, blocks_of
 from lessen.stored.base import StoredModule
 
@@ -149,10 +149,9 @@ class Graph:
 
     def _dense(self, module: Any, path: str) -> str:
         """Return the constant [out, in] of a plain or decoded weight, one for all modules that share it."""
-        held = getattr(module, "weight", None) if not isinstance(module, StoredModule) else None
-        key = id(held) if held is not None else id(module)
+        key = id(module if (kept := held(module)) is None else kept)
         if key not in self._known:
-            weight = dense_weight(module, path, "ONNX") if held is None else held
+            weight = dense_weight(module, path, "ONNX") if isinstance(module, StoredModule) else module.weight
             self._known[key] = self.constant(_array(weight), f"{path}.weight")
         name: str = self._known[key]
         return name

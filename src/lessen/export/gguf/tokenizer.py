@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from lessen.architectures.loading import check_vocabulary
 from lessen.errors import ConfigError
 
 NORMAL, UNKNOWN, CONTROL, OWN, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -44,22 +45,13 @@ class Vocabulary:
     template: str | None = None
 
 
-def check_fits(tokenizer: Any, rows: int) -> None:
-    """Refuse a tokenizer with ids that the model has no row for. Raises ConfigError."""
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= rows:
-        raise ConfigError(
-            f"the tokenizer gives token ids up to {largest}, and the model has {rows} rows; they do not belong together"
-        )
-
-
 def read(tokenizer: Any, rows: int) -> Vocabulary:
     """Return the vocabulary of a fast tokenizer, filled up with unused tokens to the model's rows.
 
     Raises:
         ConfigError: the tokenizer has more tokens than the model, or is of a kind that llama.cpp would read otherwise.
     """
-    check_fits(tokenizer, rows)
+    check_vocabulary(tokenizer, rows)
     if not getattr(tokenizer, "is_fast", False):
         raise ConfigError(
             "the tokenizer has no tokenizer.json, from which GGUF metadata are made; save it as a fast one"
@@ -74,15 +66,17 @@ def read(tokenizer: Any, rows: int) -> Vocabulary:
     tokens = [f"[PAD{number}]" for number in range(rows)]
     kinds = [UNUSED] * rows
     for token, number in tokenizer.get_vocab().items():
-        tokens[number], kinds[number] = token, NORMAL
+        if number < rows:
+            tokens[number], kinds[number] = token, NORMAL
     pieces = not any(part["type"] == "ByteLevel" for part in parts)
     for number, added in tokenizer.added_tokens_decoder.items():
-        kinds[number] = CONTROL if added.special else OWN
+        if number < rows:
+            kinds[number] = CONTROL if added.special else OWN
     if pieces:
         kinds = [BYTE if _BYTE_TOKEN.fullmatch(token) else kind for token, kind in zip(tokens, kinds, strict=True)]
     special = {
         name: number for name in ("bos", "eos", "unk", "pad")
-        if (number := getattr(tokenizer, f"{name}_token_id", None)) is not None
+        if (number := getattr(tokenizer, f"{name}_token_id", None)) is not None and number < rows
     }  # fmt: skip
     if pieces and "unk" in special:
         kinds[special["unk"]] = UNKNOWN

@@ -70,8 +70,8 @@ def made(original: Any, words: Any, task: LanguageTask, step: Any, chosen: Any, 
     """Return what one recipe gives in four containers.
 
     Args:
-        speaks: whether logits are compared too. transformers 5.24 with compressed-tensors 0.20 loads no folder with zero
-            points, not even one that compressed-tensors wrote itself, so that is done for the symmetric recipe.
+        speaks: whether logits are compared too. transformers 5.24 with compressed-tensors 0.20 loads no folder with
+            zero points, not even one that compressed-tensors wrote itself, so that is done for the symmetric recipe.
     """
     model: Any = Recipe.parse({"steps": [step]}, "step").apply(original, task)[0]
     ours = {path: held.values() for path, module in model.named_modules() if (held := coded(module)) is not None}

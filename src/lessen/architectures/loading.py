@@ -106,7 +106,7 @@ def build_configured(path: Path, dtype: str | None = None) -> Any:
 
 def _built(folder: HostFolder, dtype: str | None) -> Any:
     wanted = dtype_of(dtype) if dtype is not None else None
-    with _quiet(hugging_face()):
+    with quiet(hugging_face()):
         model = model_class(folder)(_config(folder)).eval()
     return model if wanted is None else model.to(wanted)
 
@@ -148,7 +148,7 @@ def _filled(folder: HostFolder, cls: Any, dtype: torch.dtype | None, log: Log) -
     transformers = hugging_face()
     config = _config(folder)
     try:
-        with _quiet(transformers):
+        with quiet(transformers):
             model, found = cls.from_pretrained(
                 folder.path,
                 config=config,
@@ -218,7 +218,7 @@ def check_vocabulary(tokenizer: Any, rows: int) -> None:
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def quiet(transformers: Any) -> Iterator[None]:
     """Keep the library's bars and reports off the terminal; what they say is said by our own errors."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -339,7 +339,7 @@ def convert_gguf(path: Path, folder: Path) -> None:
     check_gguf(path)
     place: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
-        with _quiet(transformers), redirect_stderr(StringIO()):  # the bar of the dequantising is not the library's own
+        with quiet(transformers), redirect_stderr(StringIO()):  # the bar of the dequantising is not the library's own
             loaded = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
             tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
     except Exception as error:  # whatever a library makes of a file that the user gave
@@ -350,7 +350,7 @@ def convert_gguf(path: Path, folder: Path) -> None:
     plain = transformers.AutoModelForCausalLM.from_config(config)
     plain.load_state_dict(loaded.state_dict())
     plain.generation_config = loaded.generation_config
-    with atomic_folder(folder) as place_to_write, _quiet(transformers):
+    with atomic_folder(folder) as place_to_write, quiet(transformers):
         plain.save_pretrained(place_to_write, safe_serialization=True)
         tokenizer.save_pretrained(place_to_write)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from lessen.cli.arguments import new_file, new_folder
 from lessen.cli.languages import open_host, open_language
@@ -30,28 +31,31 @@ def emit_container(
     model: str, task: str | None, to: str, out: Path, dense: bool, dtype: str | None, as_json: bool
 ) -> None:
     """Write one container and say what is in it. Raises what `export_gguf` and `export_hf` raise."""
-    if to == "gguf":
-        from lessen.export.gguf.write import export_gguf
-
-        new_file(out)
-        written = export_gguf(*open_language(model), out)
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(written.kinds.items()))
-        told = f"{out}: {size(written.bytes)}, architecture {written.architecture}, tensors: {kinds}"
-    else:
-        from lessen.export.hf import export_hf
-
-        new_folder(out)
-        written = export_hf(*open_host(model, task), out, dense=dense, dtype=dtype)
-        what = f"{written.packed} packed layers (compressed-tensors)" if written.packed else "all dense"
-        told = f"{out}: {size(written.bytes)}, {written.architecture}, {what}"
+    record, told = _gguf(model, out) if to == "gguf" else _folder(model, task, out, dense, dtype)
     if as_json:
-        emit({"out": out.name, **asdict(written)})
+        emit({"out": out.name, **record})
         return
     line(told)
-    for names, what in (
-        (written.rounded, "rounded to 16 bits"),
-        (written.decoded, "decoded, for they have no form there"),
-    ):
+    for name, what in (("rounded", "rounded to 16 bits"), ("decoded", "decoded, for they have no form there")):
+        names = record[name]
         if names:
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             say(f"{len(names)} tensors {what}: {', '.join(names[:SHOWN])}{more}")
+
+
+def _gguf(model: str, out: Path) -> tuple[dict[str, Any], str]:
+    from lessen.export.gguf.write import export_gguf
+
+    new_file(out)
+    written = export_gguf(*open_language(model), out)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(written.kinds.items()))
+    return asdict(written), f"{out}: {size(written.bytes)}, architecture {written.architecture}, tensors: {kinds}"
+
+
+def _folder(model: str, task: str | None, out: Path, dense: bool, dtype: str | None) -> tuple[dict[str, Any], str]:
+    from lessen.export.hf import export_hf
+
+    new_folder(out)
+    written = export_hf(*open_host(model, task), out, dense=dense, dtype=dtype)
+    what = f"{written.packed} packed layers (compressed-tensors)" if written.packed else "all dense"
+    return asdict(written), f"{out}: {size(written.bytes)}, {written.architecture}, {what}"

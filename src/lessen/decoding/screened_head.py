@@ -112,7 +112,7 @@ class Screen:
             off += (scores.abs() + bias.abs()) * SLACK
         low = (scores - off).amax(1, keepdim=True)
         kept = ((scores + off) >= low - low.abs() * SLACK).any(0).nonzero()[:, 0]
-        exact = torch.cat([_products(self.weight[part].double(), wide) for part in kept.split(TOGETHER)], dim=1)
+        exact = torch.cat([_products(self.weight[part].double(), wide) for part in torch.split(kept, TOGETHER)], dim=1)
         if bias is not None:
             exact += bias[kept].double()
         best = kept[exact.argmax(1)]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lessen.architectures.loading import check_vocabulary, dtype_of, hugging_face
+from lessen.architectures.loading import check_vocabulary, dtype_of, hugging_face, quiet
 from lessen.architectures.parts import linear_sizes
 from lessen.artifact.tensors import SHARD_BYTES
 from lessen.errors import ConfigError, NonFiniteError
@@ -36,7 +36,7 @@ class Written:
     rounded: tuple[str, ...]
     """Tensors that the type asked for did not hold exactly."""
     decoded: tuple[str, ...]
-    """Stored layers that were written dense."""
+    """Stored layers that were written dense though others stay packed."""
 
 
 @dataclass
@@ -65,9 +65,9 @@ def export_hf(model: Any, words: Any, path: Path, *, dense: bool = False, dtype:
     if not isinstance(model, transformers.PreTrainedModel):
         raise ConfigError(f"a {type(model).__name__} is no Hugging Face model, which such a folder is written from")
     check_plain(model, "a Hugging Face folder")
-    table = model.get_input_embeddings() if words is not None else None
-    if isinstance(getattr(table, "num_embeddings", None), int):
-        check_vocabulary(words, table.num_embeddings)
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None) if words is not None else None
+    if isinstance(rows, int):
+        check_vocabulary(words, rows)
     state = _state(model, packs=not dense)
     if state.forms and dtype not in (None, "float32"):
         raise ConfigError(f"packed layers are exact in float32 only, not {dtype}; leave --dtype out, or add --dense")
@@ -101,7 +101,8 @@ def _state(model: Any, packs: bool) -> _State:
             found.forms[path] = form
             found.tensors |= {f"{path}.{name}": tensor for name, tensor in tensors.items()}
         else:
-            found.decoded.append(f"{path} ({module.kind})")
+            if packs:
+                found.decoded.append(f"{path} ({module.kind})")
             found.tensors[f"{path}.weight"] = dense_weight(module, path, "the folder")
         if isinstance(getattr(module, "bias", None), Tensor):
             found.tensors[f"{path}.bias"] = module.bias
@@ -141,7 +142,8 @@ def _write_dense(model: Any, tensors: dict[str, Tensor], folder: Path, kind: tor
     if config.tie_word_embeddings:
         plain.tie_weights()
     plain.generation_config = model.generation_config
-    plain.save_pretrained(folder)
+    with quiet(hugging_face()):
+        plain.save_pretrained(folder)
 
 
 def _write_packed(model: Any, state: _State, folder: Path) -> None:

@@ -171,8 +171,8 @@ def _model(graph: Graph, model: Any, parts: Parts) -> Any:
     path = next(name for name, module in model.named_modules() if module is head)
     logits = graph.linear(head, path, hidden)
     graph.op("Identity", logits, name="logits")
-    shape = ["batch", first.kv_heads, "past", first.head_dim]
-    grown = [*shape[:2], "total", shape[3]]
+    shape: list[str | int] = ["batch", first.kv_heads, "past", first.head_dim]
+    grown: list[str | int] = ["batch", first.kv_heads, "total", first.head_dim]
     names = [f"{index}.{kind}" for index in range(len(stack.blocks)) for kind in ("key", "value")]
     whole, real = TensorProto.INT64, TensorProto.FLOAT
     inputs = [

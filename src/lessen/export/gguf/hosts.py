@@ -98,7 +98,8 @@ def rotary_factors(model: Any, config: Any) -> Tensor | None:
         )
     found = module.inv_freq.float()
     base = float(parameters["rope_theta"]) ** -(torch.arange(len(found)).float() / len(found))
-    return base / found
+    factors: Tensor = base / found
+    return factors
 
 
 # -- numbers ---------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """# Deploy a language model
 
-From a folder to four bits, and from there to llama.cpp, onnxruntime and transformers, with the codes that were measured.
-The model here is tiny and random, so that the page runs in seconds; yours is a folder with its tokenizer.
+From a folder to four bits, and from there to llama.cpp, onnxruntime and transformers, with the codes that were
+measured. The model here is tiny and random, so that the page runs in seconds; yours is a folder with its tokenizer.
 """
 
 from pathlib import Path
@@ -19,8 +19,10 @@ torch.manual_seed(0)
 # %% [markdown]
 # ## A folder with a tokenizer
 
-shape = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
-config = transformers.LlamaConfig(vocab_size=270, max_position_embeddings=128, initializer_range=0.2, **shape)
+config = transformers.LlamaConfig(
+    vocab_size=270, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.2,
+)  # fmt: skip
 model = transformers.LlamaForCausalLM(config).eval()
 model.save_pretrained("my-llama")
 
@@ -72,7 +74,7 @@ for _ in range(24):
     length += new.shape[1]
     feeds = {"input_ids": new, "attention_mask": np.ones((1, length), np.int64), **past}
     logits, *present = session.run(None, feeds)
-    past = dict(zip(past, present))
+    past = dict(zip(past, present, strict=True))
     emitted.append(int(logits[0, -1].argmax()))
     new = np.array([emitted[-1:]])
 

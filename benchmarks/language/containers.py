@@ -8,7 +8,7 @@ by the `gguf` package, the ONNX file by `onnx`, the folder by the `compressed-te
 installed, by our own reader, and the result says so). Then logits on news text, token by token: onnxruntime at accuracy
 level 0 and 4, llama.cpp and transformers with compressed-tensors where they are installed, beside our float32 ones.
 
-llama.cpp: see tests/helpers/llama_cpp.py. The script runs in an environment with those packages beside lessen.
+llama.cpp: see tests/helpers/llama_runtime.py. The script runs in an environment with those packages beside lessen.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def llama(
     path: Path, ids: list[int], prompts: list[list[int]], wanted: np.ndarray, texts: list[list[int]], new: int
 ) -> Any:
     sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "helpers"))
-    from llama_cpp import LlamaCpp, missing
+    from llama_runtime import LlamaCpp, missing
 
     if missing() is not None:
         return missing()

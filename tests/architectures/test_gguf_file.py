@@ -74,3 +74,25 @@ def test_our_own_file_is_read_back(whole, tmp_path, capsys, monkeypatch):
     (tmp_path / "m.gguf").write_bytes(whole)
     status = execute(["generate", str(tmp_path / "m.gguf"), "-p", "the cat", "--completion", "--max-new-tokens", "4"])
     assert status == 0, capsys.readouterr().err
+
+
+def test_text_is_cut_as_the_file_says(whole, tmp_path, monkeypatch):
+    from lessen.architectures.loading import load_model
+
+    monkeypatch.setenv("LESSEN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "m.gguf").write_bytes(whole)
+    text = "12 cats, 345 dogs! don't"
+    assert load_model(str(tmp_path / "m.gguf"))[1](text)["input_ids"] == byte_level()(text)["input_ids"]
+
+
+@pytest.mark.parametrize("name", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
+def test_every_named_cut_is_told_again(name):
+    import json
+
+    from lessen.architectures.text_cuts import cut_of, name_of
+
+    words = byte_level()
+    words.backend_tokenizer.pre_tokenizer = cut_of(name)
+    described = json.loads(words.backend_tokenizer.to_str())["pre_tokenizer"]
+    assert name_of(described.get("pretokenizers", [described])) == name
+    assert cut_of("unheard-of") is None

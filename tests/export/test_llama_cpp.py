@@ -10,7 +10,7 @@ pytest.importorskip("gguf", reason="the [hf] extra is not installed")
 
 from export_models import compact
 from lessen.export.gguf.write import export_gguf
-from llama_cpp import LlamaCpp, missing
+from llama_runtime import LlamaCpp, missing
 from tiny_language import byte_level, language_model
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))

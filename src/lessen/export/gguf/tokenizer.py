@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from lessen.architectures import text_cuts
 from lessen.architectures.loading import check_vocabulary
 from lessen.errors import ConfigError
 
@@ -22,10 +23,6 @@ NORMAL, UNKNOWN, CONTROL, OWN, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 UNMERGED = -1e6
 """Score of a token that no merge makes."""
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-CUTS = {_WORDS + r"\p{N}{1,3}" + _REST: "llama-bpe", _WORDS + r"\p{N}" + _REST: "qwen2"}
-"""Names of the expressions that a tokenizer cuts by."""
 
 
 @dataclass(frozen=True)
@@ -107,21 +104,13 @@ def _parts(described: Any) -> list[dict[str, Any]]:
 
 def _cut(parts: list[dict[str, Any]]) -> str:
     """Return llama.cpp's name for how text is cut before merging. Raises ConfigError for a way without a name."""
-    kinds = [part["type"] for part in parts]
-    last = parts[-1]
-    if last["type"] == "ByteLevel" and not last["add_prefix_space"]:
-        if kinds == ["ByteLevel"] and last["use_regex"]:
-            return "gpt-2"
-        if kinds == ["Digits", "ByteLevel"] and parts[0]["individual_digits"] and last["use_regex"]:
-            return "smollm"
-        if kinds == ["Split", "ByteLevel"] and not last["use_regex"]:
-            named = CUTS.get(parts[0]["pattern"].get("Regex"))
-            if named is not None:
-                return named
-    raise ConfigError(
-        f"the tokenizer cuts text in a way ({', '.join(kinds)}) that llama.cpp has no name for here; known are "
-        "the ways of GPT-2, SmolLM, Llama 3 and Qwen2"
-    )
+    named = text_cuts.name_of(parts)
+    if named is None:
+        raise ConfigError(
+            f"the tokenizer cuts text in a way ({', '.join(part['type'] for part in parts)}) that llama.cpp has no "
+            "name for here; known are the ways of GPT-2, SmolLM, Llama 3 and Qwen2"
+        )
+    return named
 
 
 def _scores(tokens: list[str], merges: list[str]) -> list[float]:

@@ -92,10 +92,17 @@ class LanguageTask(Task):
 
     @classmethod
     def of_host(cls, model: str, text: str | None = None) -> LanguageTask:
-        """Return the task for a model of your own: windows that its positions hold, on `text` or the built-in news."""
+        """Return the task for a model of your own: windows that its positions hold, on `text` or the built-in news.
+
+        A first look at a model should take minutes, so fewer documents are judged than a study judges.
+        """
         limit = _positions(read_folder(host_folder(model)).config)
         window = LanguageOptions().window if limit is None else min(LanguageOptions().window, limit)
-        return cls(LanguageOptions(model=model, text=text or NEWS, window=window, stride=max(1, window // 2)))
+        return cls(
+            LanguageOptions(
+                model=model, text=text or NEWS, documents=16, validation_documents=4, window=window, stride=window // 2
+            )
+        )
 
     @cached_property
     def tokenizer(self) -> Any:

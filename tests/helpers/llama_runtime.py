@@ -38,7 +38,7 @@ def missing() -> str | None:
     try:
         bindings()
     except (ImportError, OSError, RuntimeError, StopIteration) as error:
-        return f"no llama.cpp ({str(error)[:80]}); see tests/helpers/llama_cpp.py"
+        return f"no llama.cpp ({str(error)[:80]}); see tests/helpers/llama_runtime.py"
     return None
 
 

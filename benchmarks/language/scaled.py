@@ -53,6 +53,10 @@ def rows() -> dict[str, list[dict[str, Any]]]:
         found[f"part {bits} rtn search"] = [few("rtn", bits, only=PART, ranges="search")]
         found[f"part {bits} awq"] = [few("awq", bits, only=PART, **CALIBRATION)]
         found[f"part {bits} quarot+rtn"] = [{"quarot": {}}, few("rtn", bits, only=PART)]
+        found[f"part {bits} quarot of heads and hidden+rtn"] = [
+            {"quarot": {"residual": False}},
+            few("rtn", bits, only=PART),
+        ]
         found[f"part {bits} gptq"] = [few("gptq", bits, only=PART, **CALIBRATION)]
         found[f"part {bits} quarot+gptq"] = [{"quarot": {}}, few("gptq", bits, only=PART, **CALIBRATION)]
     for bits in (4, 3):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import nn
 
 from host_models import answer, host, inputs
+from lessen.architectures.loading import load_host
 from lessen.artifact import folder as artifact
-from lessen.errors import ConfigError, NothingMatchedError
+from lessen.errors import ConfigError, DataError, NothingMatchedError
 from lessen.method import Context
 from lessen.methods.sites import state_bytes
 from lessen.methods.weights._shared.conv1d import linearised
@@ -65,6 +68,9 @@ def test_scope_and_knob_decide_about_tables():
     made, _ = applied(llama(vocab=96), only="model.embed_tokens", **KNOBS)
     assert isinstance(made.get_input_embeddings(), GroupQuantizedEmbedding)
     assert type(made.model.layers[0].mlp.up_proj) is nn.Linear
+    made, findings = applied(llama(vocab=96, tie_word_embeddings=True), skip="lm_head", **KNOBS)
+    assert isinstance(made.get_input_embeddings(), nn.Embedding)
+    assert findings["skipped"]["model.embed_tokens"] == "shares its matrix with lm_head, which is in `skip`"
     with pytest.raises(ConfigError, match="embed_token'"):
         applied(llama(), only="model.embed_token", **KNOBS)
 
@@ -122,6 +128,15 @@ def test_conv1d_becomes_an_equal_linear_layer_for_every_method():
         after = answer(made, inputs("gpt2"))
         assert float((after - before).norm() / before.norm()) < 0.05
         assert "transformer.h.0.attn.c_attn" not in findings.get("skipped", {})
+
+
+def test_a_file_that_ties_head_and_embedding_under_a_configuration_that_does_not_is_one_line(tmp_path):
+    llama(vocab=96, tie_word_embeddings=True).save_pretrained(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    with pytest.raises(DataError, match=r"lacks the tensor 'lm_head.weight'") as caught:
+        load_host(str(tmp_path / "model"))
+    assert "\n" not in str(caught.value)
 
 
 def test_nothing_to_round_is_said():

@@ -48,7 +48,7 @@ def token_tables(model: nn.Module, scope: Scope, context: Context) -> list[Token
     read = direct_reads(model)
     found = []
     for table in _embeddings(model):
-        reason = scope.reason(paths[table]) or _obstacle(model, table, read)
+        reason = scope.reason(paths[table]) or _skipped(model, table, paths, scope) or _obstacle(model, table, read)
         if reason is None:
             found.append(_with_heads(model, table, paths, scope))
         else:
@@ -71,6 +71,13 @@ def _embeddings(model: nn.Module) -> list[Any]:
         ):
             found.setdefault(id(stack.embedding.module.weight), stack.embedding.module)
     return list(found.values())
+
+
+def _skipped(model: nn.Module, table: Any, paths: dict[nn.Module, list[str]], scope: Scope) -> str | None:
+    """Say that a layer which is to be left alone holds the matrix too, or None."""
+    left = Scope(scope.method, skip=scope.skip)
+    other = next((paths[holder][0] for holder in _holders(model, table) if left.reason(paths[holder])), None)
+    return None if other is None else f"shares its matrix with {other}, which is in `skip`"
 
 
 def _obstacle(model: nn.Module, table: Any, read: dict[nn.Module, str]) -> str | None:

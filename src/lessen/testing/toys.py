@@ -224,6 +224,8 @@ TOYS: dict[str, Callable[[], Task]] = {
     "adapt": another_style,
     "data": another_style,
     "distil": TaughtTableTask,
+    "drop-am": columns,
+    "distill-am": columns,
     "ofa-kd": taught_shapes,
     "cwd": taught_shapes,
     "gkd": taught_bytes,

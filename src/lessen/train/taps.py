@@ -35,17 +35,13 @@ class Taps:
     def __init__(
         self, model: nn.Module, paths: Sequence[str], read: Callable[[Any, nn.Module], Tensor], *, training_only: bool
     ) -> None:
-        known = dict(model.named_modules())
-        for path in paths:
-            inner = path.removesuffix(INPUT)
-            if inner not in known or not inner:
-                raise ConfigError(f"{type(model).__name__} has no module {inner!r} to read; {nearest(inner, known)}")
+        known = {path: _found(model, path.removesuffix(INPUT)) for path in paths}
         self.model, self.read, self.training_only = model, read, training_only
         self.paths = tuple(paths)
         self.caught: Outputs = {}
         self._handles: list[RemovableHandle] = []
         for path in paths:
-            module = known[path.removesuffix(INPUT)]
+            module = known[path]
             if path.endswith(INPUT):
                 self._handles.append(module.register_forward_pre_hook(self._before(path), with_kwargs=True))
             else:
@@ -86,3 +82,14 @@ class Taps:
         for handle in self._handles:
             handle.remove()
         self.caught = {}
+
+
+def _found(model: nn.Module, path: str) -> nn.Module:
+    """Return the module at a path. Raises ConfigError if the model does not have it."""
+    try:
+        if path:
+            return model.get_submodule(path)
+    except AttributeError:
+        pass
+    known = [other for other, _ in model.named_modules() if other]
+    raise ConfigError(f"{type(model).__name__} has no module {path!r} to read; {nearest(path, known)}")

@@ -45,18 +45,11 @@ class Scene:
     context: Context
 
 
-class Taught(Method):
-    """Trains a model by the task's settings with the help of a teacher."""
+class Trained(Method):
+    """Trains a model by the task's settings."""
 
-    teacher: str | None = Field(
-        None,
-        description="artifact, Hugging Face folder or GGUF file; none: the task's teacher, "
-        "or else the model that the recipe was given",
-    )
     start: Literal["given", "fresh"] = Field("given", description="train on from the given weights, or a fresh build")
     epochs: int | None = Field(None, ge=1, le=100_000, description="cap on epochs; none: the task's settings")
-    weight: float = Field(1.0, ge=0, le=1e6, description="factor on the teacher's term")
-    task_weight: float = Field(1.0, ge=0, le=1e6, description="factor on the task's own loss")
 
     def readied(self, student: nn.Module, context: Context) -> tuple[nn.Module, Callable[[], None]]:  # noqa: ARG002
         """Return the student as it trains, and what is done to it afterwards."""
@@ -65,6 +58,18 @@ class Taught(Method):
     def _student(self, model: nn.Module, task: Task, context: Context) -> tuple[nn.Module, Callable[[], None]]:
         student = retrain.fresh(model, task, context) if self.start == "fresh" else model
         return self.readied(student.to(context.device), context)
+
+
+class Taught(Trained):
+    """Trains a model with the help of a teacher."""
+
+    teacher: str | None = Field(
+        None,
+        description="artifact, Hugging Face folder or GGUF file; none: the task's teacher, "
+        "or else the model that the recipe was given",
+    )
+    weight: float = Field(1.0, ge=0, le=1e6, description="factor on the teacher's term")
+    task_weight: float = Field(1.0, ge=0, le=1e6, description="factor on the task's own loss")
 
     # -- the teacher ----------------------------------------------------------------------------------------------
     def _master(self, model: nn.Module, task: Task, context: Context) -> nn.Module:

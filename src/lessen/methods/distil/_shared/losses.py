@@ -24,7 +24,8 @@ def class_rows(output: Tensor, batch: Any) -> Tensor:
     rows = output.flatten(0, -2)
     mask = _mask(batch)
     if output.ndim == 3 and mask is not None and mask.shape == output.shape[:2]:
-        return rows[mask.reshape(-1).bool()]
+        kept = mask.reshape(-1).bool()
+        return rows if bool(kept.all()) else rows[kept]  # a copy of all logits is dear
     return rows
 
 

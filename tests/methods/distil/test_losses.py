@@ -17,6 +17,7 @@ from lessen.methods.distil._shared.losses import (
     class_rows,
     decoupled_divergence,
     distance_loss,
+    single_divergence,
     soft_divergence,
 )
 from lessen.methods.distil.crd import Critic
@@ -79,6 +80,17 @@ def test_with_two_classes_the_first_part_is_everything() -> None:
     assert float(second.detach()) == 0
     (gradient,) = torch.autograd.grad(first + second, own)
     assert bool(gradient.isfinite().all())
+
+
+def test_one_logit_is_two_classes() -> None:
+    own, wanted, _ = logits(classes=1)
+    left, right = own[:, 0].clone().requires_grad_(), own[:, 0].clone().requires_grad_()
+    one = single_divergence(left, wanted[:, 0], 3.0)
+    other = soft_divergence(class_rows(right, None), class_rows(wanted[:, 0], None), 3.0)
+    assert float(one.detach()) == pytest.approx(float(other.detach()), rel=1e-5)
+    slopes = [torch.autograd.grad(loss, x)[0] for loss, x in ((one, left), (other, right))]
+    assert torch.allclose(*slopes, atol=1e-7)
+    assert float(single_divergence(wanted[:, 0], wanted[:, 0], 3.0)) == pytest.approx(0, abs=1e-6)
 
 
 def huber(a: float, b: float) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lessen.method import Card
 from lessen.methods.distil._shared.distilled import ACTS_ON, CLAIMS, NEEDS, Distilled, Scene
-from lessen.methods.distil._shared.losses import check_answers, class_rows, soft_divergence
+from lessen.methods.distil._shared.losses import check_answers, class_rows, single_divergence, soft_divergence
 from lessen.task import main_tensor
 from lessen.train.taps import OUTPUT, Outputs
 from lessen.train.teachers import DistilHook, Teacher
@@ -49,6 +49,10 @@ class _Answers(DistilHook):
     def distil(self, loss: Tensor, student: Outputs, teacher: Outputs, batch: Any) -> Tensor:
         """Return both terms, weighted. Raises TaskError when the teacher answers in another form."""
         check_answers(student[OUTPUT], teacher[OUTPUT])
-        own, wanted = (class_rows(outputs[OUTPUT], batch) for outputs in (student, teacher))
         method = self.method
-        return method.task_weight * loss + method.weight * soft_divergence(own, wanted, method.temperature)
+        if student[OUTPUT].ndim == 1:
+            term = single_divergence(student[OUTPUT], teacher[OUTPUT], method.temperature)
+        else:
+            own, wanted = (class_rows(outputs[OUTPUT], batch) for outputs in (student, teacher))
+            term = soft_divergence(own, wanted, method.temperature)
+        return method.task_weight * loss + method.weight * term

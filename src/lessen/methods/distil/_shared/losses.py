@@ -47,6 +47,14 @@ def soft_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Ten
     return temperature**2 * F.kl_div(own, wanted, reduction="batchmean", log_target=True)
 
 
+def single_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return `soft_divergence` of two classes where one logit an example says the second, [rows], in fewer steps."""
+    own, wanted = student.float() / temperature, teacher.float() / temperature
+    chance = wanted.sigmoid()
+    fixed = (chance * wanted - F.softplus(wanted)).mean()
+    return temperature**2 * ((F.softplus(own) - chance * own).mean() + fixed)
+
+
 def decoupled_divergence(student: Tensor, teacher: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Return the divergence on "target or not" and that among the other classes, arXiv 2203.08679, Eq. 5 to 7.
 

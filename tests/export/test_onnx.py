@@ -203,14 +203,11 @@ def test_a_form_that_onnx_lacks_is_refused_by_name(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_batch_wide_activations_and_bags_are_refused() -> None:
+def test_batch_wide_activations_are_refused() -> None:
     model = model_of("deepfm")
     model.deep[0] = Int8Linear.from_dense(model.deep[0], "tensor")  # type: ignore[index, operator, arg-type]
     with pytest.raises(ConfigError, match="activations=row"):
         export_onnx(model, inputs(), Path("never.onnx"))
-    bags = nn.Sequential(QuantizedEmbedding.from_dense(nn.EmbeddingBag(9, 4, mode="sum"), 8))
-    with pytest.raises(ConfigError, match="pools bags by sum"):
-        export_onnx(bags, torch.zeros(2, 3, dtype=torch.int64), Path("never.onnx"))
 
 
 def test_what_cannot_be_exported_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

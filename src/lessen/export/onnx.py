@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lessen.errors import ConfigError, EnvironmentFault, GateFailed, MissingExtraError, TaskError
+from lessen.export.onnx_batch import dimensions, examples, first_examples
 from lessen.export.onnx_forms import ROUNDED_AGAIN, exportable
 from lessen.export.onnx_operators import translations
 from lessen.files import atomic_write
@@ -114,7 +115,7 @@ def first_rows(inputs: Named, rows: int) -> Named:
     """Return the first `rows` examples of a batch, repeated where it has fewer."""
     if isinstance(inputs, Tensor):
         return inputs[torch.arange(rows) % len(inputs)]
-    return {name: value[torch.arange(rows) % len(value)] for name, value in inputs.items()}
+    return first_examples(inputs, rows)
 
 
 def feeds(inputs: Named) -> dict[str, np.ndarray]:
@@ -124,18 +125,19 @@ def feeds(inputs: Named) -> dict[str, np.ndarray]:
 
 
 def _rows(inputs: Named) -> int:
-    first = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()), None)
-    if first is None or not isinstance(first, Tensor):
+    if isinstance(inputs, Tensor):
+        return len(inputs)
+    if not inputs or not all(isinstance(value, Tensor) and value.dim() for value in inputs.values()):
         raise TaskError("a model is exported with one tensor or a dict of tensors as input")
-    return len(first)
+    return examples(inputs)
 
 
 def _graph(model: nn.Module, inputs: Named) -> bytes:
-    batch = {0: torch.export.Dim("batch", min=1)}
     part = first_rows(inputs, TRACED_ROWS)
     names = [ONLY_INPUT] if isinstance(part, Tensor) else list(part)
     arguments, keywords = ((part,), {}) if isinstance(part, Tensor) else ((), dict(part))
-    shapes = (batch,) if isinstance(part, Tensor) else dict.fromkeys(names, batch)
+    batch = {0: torch.export.Dim("batch", min=1)}
+    shapes: Any = (batch,) if isinstance(part, Tensor) else dimensions(part)
     try:
         with warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore")

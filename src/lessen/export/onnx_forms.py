@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lessen.errors import ConfigError
+from lessen.export.onnx_bags import Bags, SingleRows
 from lessen.export.onnx_linears import Int8Rows
 from lessen.export.onnx_static_int8 import StaticConvolution, StaticLinearRows
 from lessen.export.onnx_tables import (
@@ -63,25 +64,30 @@ def exportable(model: nn.Module) -> nn.Module:
     for path, parent in reversed(list(model.named_modules())):  # inner tables before the tables that hold them
         for name, child in list(parent.named_children()):
             form = FORMS.get(getattr(child, "kind", ""))
+            if form is None and isinstance(child, StoredModule):
+                _check_traceable(child, f"{path}.{name}".lstrip("."))
             if form is not None:
                 setattr(parent, name, _answering(form(child), child))
-            elif isinstance(child, StoredModule):
-                _check_traceable(child, f"{path}.{name}".lstrip("."))
+            elif isinstance(child, nn.EmbeddingBag) or (isinstance(child, StoredEmbedding) and child.mode is not None):
+                setattr(parent, name, _answering(SingleRows(child), child))
     return model
 
 
 def _answering(form: nn.Module, module: nn.Module) -> nn.Module:
-    """Return the form of a table in the table's own type of answer, where that is not float32."""
-    kept = isinstance(module, StoredEmbedding) and module.shape.dtype != torch.float32
-    return Typed(form, module.shape.dtype) if kept and isinstance(module, StoredEmbedding) else form
+    """Return the form of a table as the table answers: pooled where it pools, and in its own type."""
+    if isinstance(module, nn.EmbeddingBag):
+        return Bags(form, module)
+    if not isinstance(module, StoredEmbedding):
+        return form
+    if module.mode is not None:
+        form = Bags(form, module)
+    return form if module.shape.dtype == torch.float32 else Typed(form, module.shape.dtype)
 
 
 def _check_traceable(module: StoredModule, path: str) -> None:
     if module.kind not in TRACED:
         known = ", ".join(sorted([*FORMS, *TRACED]))
         raise ConfigError(f"{path} is a {module.kind}, which has no ONNX form; these have one: {known}")
-    if isinstance(module, StoredEmbedding) and module.mode is not None:
-        raise ConfigError(f"{path} pools bags by {module.mode}; only tables of single lookups have an ONNX form")
 
 
 class Typed(nn.Module):
@@ -91,9 +97,9 @@ class Typed(nn.Module):
         super().__init__()
         self.form, self.dtype = form, dtype
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Return rows [*, dim] of the type."""
-        rows: Tensor = self.form(ids)
+    def forward(self, *given: Tensor, **named: Tensor) -> Tensor:
+        """Return rows [*, dim] or bags [bags, dim] of the type."""
+        rows: Tensor = self.form(*given, **named)
         return rows.to(self.dtype)
 
 

@@ -10,12 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lessen.errors import ConfigError
 from lessen.stored import hashing
 from lessen.stored.tables.block_hashed import BlockHashedEmbedding
 from lessen.stored.tables.clustered_embedding import ClusteredEmbedding
 from lessen.stored.tables.deep_hash import DeepHashEmbedding
-from lessen.stored.tables.embedding import StoredEmbedding
 from lessen.stored.tables.hashed_embedding import HashedEmbedding
 from lessen.stored.tables.mixed_width import MixedWidthEmbedding
 from lessen.stored.tables.partly_exact import Places
@@ -25,11 +23,6 @@ from lessen.stored.tables.quotient_remainder import QuotientRemainderEmbedding
 from lessen.stored.tables.sparse_embedding import SparseEmbedding
 from lessen.stored.tables.step_quantized import StepQuantizedEmbedding
 from lessen.stored.tables.tiered_embedding import TieredEmbedding
-
-
-def _single(table: StoredEmbedding) -> None:
-    if table.mode is not None:
-        raise ConfigError(f"a {table.kind} that pools bags by {table.mode} has no ONNX form; look up single ids")
 
 
 def _values(codes: Tensor, bits: int, dim: int) -> Tensor:
@@ -50,7 +43,6 @@ class PackedRows(nn.Module):
 
     def __init__(self, table: QuantizedEmbedding) -> None:
         super().__init__()
-        _single(table)
         self.bits, self.dim = table.bits, table.embedding_dim
         tail = 8 if table.bits == 8 else 4
         kind = torch.float32 if table.bits == 8 else torch.float16
@@ -71,7 +63,6 @@ class SteppedRows(nn.Module):
 
     def __init__(self, table: StepQuantizedEmbedding) -> None:
         super().__init__()
-        _single(table)
         self.source = table
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -87,7 +78,6 @@ class ProductRows(nn.Module):
 
     def __init__(self, table: ProductQuantizedEmbedding) -> None:
         super().__init__()
-        _single(table)
         self.source = table
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -103,7 +93,6 @@ class HashedRows(nn.Module):
 
     def __init__(self, table: HashedEmbedding) -> None:
         super().__init__()
-        _single(table)
         self.source = table
         self.remainders = bool((table.constants[..., 0] == 0).any())
         self.hashes = bool((table.constants[..., 0] != 0).any())
@@ -134,7 +123,6 @@ class ComposedRows(nn.Module):
 
     def __init__(self, table: QuotientRemainderEmbedding) -> None:
         super().__init__()
-        _single(table)
         self.source = table
         quotients, shared = torch.tensor(table.quotients), torch.tensor(table.collisions)
         self.register_buffer("starts", torch.tensor([block.start for block in table.blocks]))
@@ -157,7 +145,6 @@ class ClusteredRows(nn.Module):
 
     def __init__(self, table: ClusteredEmbedding) -> None:
         super().__init__()
-        _single(table)
         self.source = table
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -174,7 +161,6 @@ class DeepHashRows(DeepHashEmbedding):
 
     def __init__(self, table: DeepHashEmbedding) -> None:
         super().__init__(table.shape, list(table.exact_blocks), table.hashes, table.width, table.layers)
-        _single(table)
         self.load_state_dict(table.state_dict())
         self.eval()
 
@@ -190,7 +176,6 @@ class BlockHashedRows(BlockHashedEmbedding):
 
     def __init__(self, table: BlockHashedEmbedding) -> None:
         super().__init__(table.shape, list(table.exact_blocks), table.size, table.block)
-        _single(table)
         self.load_state_dict(table.state_dict())
 
     def computed(self, places: Places) -> Tensor:
@@ -208,7 +193,6 @@ class MixedWidthRows(nn.Module):
 
     def __init__(self, table: MixedWidthEmbedding) -> None:
         super().__init__()
-        _single(table)
         self.source = table
         self.register_buffer("where", table._where(torch.device("cpu")))
         self.register_buffer("starts", torch.tensor([block.start for block in table.blocks]))
@@ -235,7 +219,6 @@ class SparseRows(nn.Module):
 
     def __init__(self, table: SparseEmbedding) -> None:
         super().__init__()
-        _single(table)
         self.source = table
         self.longest = int((table.starts[1:] - table.starts[:-1]).max())
 
@@ -262,7 +245,6 @@ class TieredRows(nn.Module):
 
     def __init__(self, table: TieredEmbedding) -> None:
         super().__init__()
-        _single(table)
         self.hot, self.cold, self.dim = table.hot, table.cold, table.embedding_dim
         hot = table.hot_ids.long()
         marks = torch.zeros(-(-table.num_embeddings // 8), dtype=torch.int64).scatter_add_(0, hot // 8, 2 ** (hot % 8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,13 +88,14 @@ def _header(path: Path, head: bytes, settings: ReadSettings) -> tuple[str, list[
     frame = _parse(path, line, separator, None, 1, settings.quote)
     if len(frame) != 1:
         raise DataError(f"{path}, line 1: cannot tell the column names apart; repair the quotes of the header")
-    return separator, [str(name or "").strip() for name in frame.row(0)]
+    # tables written with their row numbers have no name over them; every door calls that column the same
+    return separator, [str(name or "").strip() or f"column_{at}" for at, name in enumerate(frame.row(0))]
 
 
 def _checked(path: Path, names: list[str]) -> tuple[str, ...]:
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
-        raise DataError(f"{path}: the header names {twice[0]!r} more than once; names must be unique and not empty")
+        raise DataError(f"{path}: the header names {twice[0]!r} more than once; names must be unique")
     return tuple(names)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from lessen.errors import BudgetError
 from lessen.method import Card, Context, Method
 from lessen.methods.features._shared.effects import Effect, field_effects, redundant_groups
-from lessen.methods.features._shared.fields import click_task, names_of, retrained
+from lessen.methods.features._shared.fields import OWN_MODELS, click_task, names_of, retrained
 from lessen.task import Task
 from lessen.tasks.ctr.base import ClickTask
 from lessen.tasks.ctr.layers import FieldVectors
@@ -58,7 +58,7 @@ class ColumnSelection(Method):
             BudgetError: no id field would be left.
         """
         if not any(isinstance(module, FieldVectors) for module in model.modules()):
-            raise self.nothing_matched(model)
+            raise self.nothing_matched(model, OWN_MODELS)
         clicks = click_task(task, model, self.card.name)
         effects = self._effects(model, clicks, context)
         kept = self._choose(effects, clicks)

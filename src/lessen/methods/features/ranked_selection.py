@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lessen.method import Card, Context, Method
-from lessen.methods.features._shared.fields import click_task, names_of, retrained
+from lessen.methods.features._shared.fields import OWN_MODELS, click_task, names_of, retrained
 from lessen.selection.ranking.ranking import Ranking, RankSettings, rank_frame
 from lessen.selection.ranking.scan import ScanSettings
 from lessen.task import Task
@@ -51,7 +51,7 @@ class RankedSelection(Method):
             BudgetError: no id field would be left.
         """
         if not any(isinstance(module, FieldVectors) for module in model.modules()):
-            raise self.nothing_matched(model)
+            raise self.nothing_matched(model, OWN_MODELS)
         clicks = click_task(task, model, self.card.name)
         ranking = self._ranking(clicks, context)
         ranked = {field.name for field in clicks.layout.single} | set(clicks.layout.numeric)

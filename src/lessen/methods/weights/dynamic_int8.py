@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from lessen.method import Card, Context
 from lessen.methods.modules import ModuleMethod
@@ -21,7 +22,8 @@ class DynamicInt8Linears(ModuleMethod):
     Source: symmetric per-channel weights and dynamic activations, Krishnamoorthi 2018 (arXiv 1806.08342). By default
     each example has its own activation scale: one scale for the batch is faster but lets an outlier in one
     example hurt the others (it multiplied a small language model's perplexity by three or more). Layers that
-    attention reads directly, tied layers and small ones are left alone.
+    attention reads directly, tied layers and small ones are left alone; so are layers whose inputs have very different
+    scales, such as a ridge head on raw features (LightWaveS): one step an output cannot hold their columns.
     """
 
     card = Card(
@@ -47,4 +49,26 @@ class DynamicInt8Linears(ModuleMethod):
             return f"has {layer.weight.numel()} weights, fewer than min_weights {self.min_weights}"
         if layer.weight.element_size() < 4:
             return f"holds {layer.weight.dtype} and would answer in float32"
+        share = lost_columns(layer.weight)
+        if share > LOST:
+            return (
+                f"has columns of very different size: {100 * share:.0f} % would round to a step or less, and the "
+                "inputs that they weigh would be lost; bring its inputs to one scale before it is trained"
+            )
         return None
+
+
+LOST = 0.1
+"""Share of the columns that may be lost; layers of trained networks have none or next to none."""
+
+
+@torch.no_grad()
+def lost_columns(weight: Tensor) -> float:
+    """Return the share of columns of a weight [out, in] that int8 with a scale an output cannot hold.
+
+    A column is lost where each of its weights is under a step and a half of its output. Columns of zeros do not count.
+    """
+    size = weight.detach().float().abs()
+    steps = (size / (size.amax(1, keepdim=True) / 127).clamp_min(1e-30)).amax(0)
+    used = steps > 0
+    return float((steps[used] < 1.5).float().mean()) if bool(used.any()) else 0.0

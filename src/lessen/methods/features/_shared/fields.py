@@ -20,6 +20,11 @@ from lessen.tasks.ctr.base import ClickTask
 from lessen.tasks.ctr.layers import FieldVectors
 from lessen.tasks.ctr.models import MODELS
 
+OWN_MODELS = (
+    "it rebuilds a narrower model, and only the click models of this package can be rebuilt (`--task ctr-logs:...`); "
+    "for a model of your own, rank its columns with `lessen rank`, leave some out of the data and train it again"
+)
+
 
 def click_task(task: Task, model: nn.Module, method: str) -> ClickTask:
     """Return `task` if fields can be taken out of its model.

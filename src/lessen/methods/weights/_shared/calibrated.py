@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,14 @@ from lessen.methods.blockwise import Step, walk
 from lessen.methods.calibration import run_through
 from lessen.methods.modules import ModuleMethod
 from lessen.methods.sites import Site, replace, require
-from lessen.methods.weights._shared.curvature import Curvature, Hessian, curvatures, output_curvatures, sharing
+from lessen.methods.weights._shared.curvature import (
+    Curvature,
+    Hessian,
+    curvatures,
+    ending_early,
+    output_curvatures,
+    sharing,
+)
 from lessen.methods.weights._shared.error_feedback import Feedback, feedback, output_error
 from lessen.methods.weights._shared.slopes import backward_through_all, backward_through_blocks, without_parameters
 from lessen.stored.base import StoredModule
@@ -121,10 +129,13 @@ class Calibrated(ModuleMethod):
                 break  # what later blocks would see is nobody's business
 
     def _block(self, model: nn.Module, step: Step, sites: list[Site], context: Context) -> None:
-        sets = sharing(sites, lambda: step.run(0))
+        again: set[str] = set()
+        sets = sharing(sites, lambda: step.run(0), again)
+        calls = [partial(step.run, number) for number in range(len(step.calls))]
         sequential = self.true_sequential is not False
         for turn in [[members] for members in sets] if sequential else [sets]:
-            found = curvatures(turn, lambda: [step.run(number) for number in range(len(step.calls))])
+            once = not any(members[0].path in again for members in turn)
+            found = curvatures(turn, ending_early(turn, calls) if once else lambda: [call() for call in calls])
             for members in turn:
                 self._replace(model, members, found.pop(0), context)
 

@@ -11,6 +11,7 @@ Sums and not means: a factor of the curvature changes no solution, as damping is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
@@ -63,11 +64,14 @@ class Curvature:
         return values
 
 
-def sharing(sites: Sequence[Site], run: Callable[[], Any]) -> list[list[Site]]:
+def sharing(sites: Sequence[Site], run: Callable[[], Any], again: set[str] | None = None) -> list[list[Site]]:
     """Return the layers in the order in which one forward calls them, those that are given one tensor together.
 
     Queries, keys and values are such a set, gate and up are another. Layers that this forward does not call come last,
     each by itself.
+
+    Args:
+        again: takes the paths of layers that this forward calls more than once.
     """
     sets: list[tuple[Tensor, list[Site]]] = []  # holding the tensors keeps them apart
 
@@ -75,6 +79,8 @@ def sharing(sites: Sequence[Site], run: Callable[[], Any]) -> list[list[Site]]:
         def hook(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             given = given_to(arguments, keywords)
             if any(site in members for _, members in sets):
+                if again is not None:
+                    again.add(site.path)
                 return
             same = next((members for tensor, members in sets if tensor is given), None)
             if same is None:
@@ -88,6 +94,35 @@ def sharing(sites: Sequence[Site], run: Callable[[], Any]) -> list[list[Site]]:
         run()
     called = [members for _, members in sets]
     return called + [[site] for site in sites if not any(site in members for members in called)]
+
+
+class _Shown(BaseException):
+    """Ends a forward that has shown all that is asked of it; no host catches it."""
+
+
+def ending_early(sets: Sequence[Sequence[Site]], calls: Sequence[Callable[[], Any]]) -> Callable[[], None]:
+    """Return a run of `calls` that ends each of them when the first layer of every set was called, for `curvatures`.
+
+    What comes after that layer in a block is nobody's business, and is most of the work. A call that leaves a layer
+    out runs to its end. Each layer must be called at most once in a forward.
+    """
+
+    def run() -> None:
+        for call in calls:
+            left = {members[0].path for members in sets}
+
+            def hook_of(path: str, left: set[str] = left) -> Callable[..., None]:
+                def hook(_module: nn.Module, _arguments: tuple[Any, ...], _keywords: dict[str, Any]) -> None:
+                    left.discard(path)
+                    if not left:
+                        raise _Shown
+
+                return hook
+
+            with watching([(members[0].module, hook_of(members[0].path)) for members in sets]), suppress(_Shown):
+                call()
+
+    return run
 
 
 def curvatures(sets: Sequence[Sequence[Site]], run: Callable[[], Any]) -> list[Curvature]:

@@ -50,6 +50,8 @@ from lessen.train.device import device_of, to_device
 Steps = Recipe | Method | str | Mapping[str, Any] | Sequence[Method | str | Mapping[str, Any]]
 
 WIDTH = 22
+TIMING_SECONDS = 30.0
+"""After so many no further pair of calls is timed, a workload; a study says its rounds and gets them."""
 """Of the first column of the table."""
 
 
@@ -197,7 +199,7 @@ def compress(
     probes.inputs_for(task, copied)
     del copied
     small, ledger = recipe.apply(model, task, seed=seed, log=log)
-    return compare(model, small, task, margin=margin, recipe=recipe, ledger=ledger, seed=seed, threads=threads)
+    return compare(model, small, task, margin=margin, recipe=recipe, ledger=ledger, seed=seed, threads=threads, log=log)
 
 
 def compare(
@@ -210,8 +212,12 @@ def compare(
     ledger: Sequence[StepRecord] = (),
     seed: int = 0,
     threads: int = 1,
+    log: Log = SILENT,
 ) -> Trade:
-    """Measure two models on one task, timed in alternation and judged on the same examples; neither is changed."""
+    """Measure two models on one task, timed in alternation and judged on the same examples; neither is changed.
+
+    Slow calls are timed for half a minute a workload, fast ones 40 times each.
+    """
     margin = check_margin(margin)
     for one in (reference, compact):
         check_given(one, task, seed, threads)
@@ -219,9 +225,15 @@ def compare(
     if recipe is None:
         for one in (base, small):
             called(one, task)
-    before, after = measure_quality(task, base), measure_quality(task, small)
+    stages = "judging and timing both models"
+    log.progress(stages, 0, 3)
+    before = measure_quality(task, base)
+    log.progress(stages, 1, 3)
+    after = measure_quality(task, small)
+    log.progress(stages, 2, 3)
     differences, judgement = _judged(task, before, after, margin)
-    latency = measure_latency(task, base, small, threads=threads)
+    latency = measure_latency(task, base, small, threads=threads, seconds=TIMING_SECONDS)
+    log.progress(stages, 3, 3)
     recipe = recipe or Recipe([], name="given")
     named = base_of(base) if recipe.keeps_base else None
     costs = {

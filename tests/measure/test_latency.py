@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from lessen.measure.latency import _median_ranks, compare_latency
+from lessen.measure.latency import FEWEST, _median_ranks, compare_latency
 
 
 def sleeper(seconds):
@@ -38,6 +38,14 @@ def test_calls_alternate_and_inputs_rotate():
     assert all(first[1] == second[1] for first, second in pairs)
     assert {first[0] for first, _ in pairs} == {"reference", "compact"}
     assert {batch for _, batch in seen} == {"x", "y", "z"}
+
+
+def test_slow_calls_are_timed_as_long_as_asked_and_as_often_as_a_median_needs():
+    found = compare_latency(sleeper(0.002), sleeper(0.002), [None], rounds=10_000, warmup=1, seconds=0.2)
+    assert FEWEST <= found.rounds < 1_000
+    assert found.rounds % 2 == 0
+    assert compare_latency(sleeper(0.002), sleeper(0.002), [None], rounds=40, seconds=0.0).rounds == FEWEST
+    assert compare_latency(sleeper(0), sleeper(0), [None], rounds=9, seconds=60.0).rounds == 9
 
 
 def test_threads_are_restored():

@@ -19,6 +19,8 @@ import torch
 from lessen.errors import MAX_THREADS, ConfigError
 
 Call = Callable[[Any], Any]
+FEWEST = 8
+"""Pairs that a median and its interval need, however slow the calls are."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +77,23 @@ def compare_latency(
     warmup: int = 4,
     threads: int = 1,
     batch_examples: int = 1,
+    seconds: float | None = None,
 ) -> Latency:
     """Time two callables in alternation; who goes first changes every round, and inputs rotate so caches stay honest.
 
     Args:
         inputs: batches that both callables are given, one a round.
         rounds: pairs that count; `warmup` pairs before them do not.
+        seconds: after so many no pair is begun, once `FEWEST` count; None times all rounds.
     """
     times, settle = np.empty((rounds, 2)), _settler()
+    began = time.perf_counter()
     with pinned_threads(threads), torch.no_grad():
         for number in range(-warmup, rounds):
+            spent = seconds is not None and time.perf_counter() - began > seconds
+            if spent and number >= FEWEST and number % 2 == 0:  # both orders as often
+                rounds, times = number, times[:number]
+                break
             batch = inputs[number % len(inputs)]
             order = ((0, reference), (1, compact))
             pair = [0.0, 0.0]

@@ -141,11 +141,19 @@ def measure_cost(
 
 
 def measure_latency(
-    task: Judge, reference: nn.Module, model: nn.Module, *, rounds: int = 40, threads: int = 1, batches: int = 4
+    task: Judge,
+    reference: nn.Module,
+    model: nn.Module,
+    *,
+    rounds: int = 40,
+    threads: int = 1,
+    batches: int = 4,
+    seconds: float | None = None,
 ) -> dict[str, Latency]:
     """Time `model` against `reference` in alternation on each workload of the task, by its name.
 
-    The same model twice gives the noise floor. Raises TaskError for a judge without a workload.
+    The same model twice gives the noise floor. `seconds` bounds each workload (see `compare_latency`). Raises TaskError
+    for a judge without a workload.
     """
     found = {
         name: compare_latency(
@@ -155,6 +163,7 @@ def measure_latency(
             rounds=rounds,
             threads=threads,
             batch_examples=work.units,
+            seconds=seconds,
         )
         for name, work in task.workloads(batches).items()
     }

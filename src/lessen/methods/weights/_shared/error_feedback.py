@@ -52,22 +52,30 @@ def feedback(curvature: Tensor, damping: float, by_curvature: bool) -> Feedback:
         order = torch.argsort(diagonal, descending=True, stable=True)
     # H = R R^T with R upper triangular comes from the Cholesky factor of H in reverse order, and U is the inverse of R
     reverse = order.flip(0)
-    damped = curvature.index_select(0, reverse).index_select(1, reverse).double()
-    seen = damped.diagonal() != 0
-    mean = float(damped.diagonal()[seen].mean()) if bool(seen.any()) else 1.0
-    damped.diagonal()[~seen] = mean
-    extra = damping * mean
-    damped.diagonal().add_(extra)
-    for _ in range(TRIES):
-        factor, failed = torch.linalg.cholesky_ex(damped)
-        if not int(failed):
-            del damped
-            identity = torch.eye(len(order), dtype=factor.dtype, device=factor.device)
-            upper = torch.linalg.solve_triangular(factor, identity, upper=False).float()
-            return Feedback(order, upper.flip(0, 1))
-        damped.diagonal().add_((STRONGER - 1) * extra)
-        extra *= STRONGER
+    seen = diagonal != 0
+    mean = float(diagonal[seen].double().mean()) if bool(seen.any()) else 1.0
+    for power in range(TRIES):
+        damped = curvature.index_select(0, reverse).index_select(1, reverse).double()
+        own = damped.diagonal()
+        own[own == 0] = mean
+        own += damping * mean * STRONGER**power
+        if _factor(damped):
+            return Feedback(order, _inverse(damped).float().flip(0, 1))
     raise NonFiniteError("the curvature of a layer's inputs has no Cholesky factor; calibrate on other data")
+
+
+def _factor(matrix: Tensor) -> bool:
+    """Put the Cholesky factor of a symmetric matrix in its place, transposed, and tell whether there is one."""
+    columns, failed = matrix.t(), torch.empty(0, dtype=torch.int32, device=matrix.device)
+    torch.linalg.cholesky_ex(columns, out=(columns, failed))  # in place where columns are contiguous
+    return not int(failed)
+
+
+def _inverse(factor: Tensor) -> Tensor:
+    """Return the inverse of a lower triangular matrix that is given transposed."""
+    identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device).t()
+    torch.linalg.solve_triangular(factor.t(), identity, upper=False, out=identity)
+    return identity
 
 
 def round_with_feedback(weight: Tensor, grid: GroupGrid, spread: Feedback, block: int = BLOCK) -> Tensor:

@@ -268,3 +268,16 @@ def test_compact_tables_of_a_float16_model_answer_in_float16(bits: int, tmp_path
     model = nn.Sequential(QuantizedEmbedding.from_dense(table, bits), nn.Tanh())
     assert export_onnx(model, torch.arange(40), tmp_path / "model.onnx") <= 4e-3
     assert serve(tmp_path / "model.onnx")(torch.arange(3)).dtype == np.float16
+
+
+def test_a_patch_of_the_cache_is_refused_before_anything_is_written(tmp_path):
+    pytest.importorskip("transformers")
+    from lessen.decoding.kv_stored import KeyValueCodes
+    from lessen.testing.sentences import SentenceTask
+
+    task = SentenceTask()
+    model = task.reference()
+    KeyValueCodes(bits=4).attach(model)
+    with pytest.raises(ConfigError, match="key_value_codes is a key-value-codes.*lessen and transformers decode"):
+        export_onnx(model, task.inputs(task.example_batch()), tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())

@@ -99,10 +99,17 @@ def check_plain(model: nn.Module, container: str) -> None:
     """Refuse a model with a patch: a container of weights does not say how a model runs. Raises ConfigError."""
     for path, module in model.named_modules():
         if isinstance(module, StoredPatch):
+            why = module.not_exported or f"{container} holds weights only"
             raise ConfigError(
-                f"{path} is a {module.kind}, which changes how the model runs; {container} holds weights only: export "
-                "the artifact of the other steps"
+                f"{path} is a {module.kind}, which changes how the model runs; {why}: export the artifact of the other "
+                "steps"
             )
+
+
+def check_traced(model: nn.Module, container: str) -> None:
+    """Refuse a model with a patch that a trace of its forward does not show. Raises ConfigError."""
+    if any(isinstance(module, StoredPatch) and module.not_exported for module in model.modules()):
+        check_plain(model, container)
 
 
 def dense_weight(module: StoredModule, path: str, container: str) -> Tensor:

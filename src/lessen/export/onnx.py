@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lessen.errors import ConfigError, EnvironmentFault, GateFailed, MissingExtraError, TaskError
+from lessen.export.codes import check_traced
 from lessen.export.onnx_batch import dimensions, examples, first_examples
 from lessen.export.onnx_forms import ROUNDED_AGAIN, exportable
 from lessen.export.onnx_operators import translations
@@ -45,11 +46,12 @@ def export_onnx(model: nn.Module, inputs: Inputs, path: Path) -> float:
 
     Raises:
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
-        ConfigError: a stored module has no ONNX form.
+        ConfigError: a stored module has no ONNX form, or a patch acts on a cache.
         EnvironmentFault: the model holds an operation that cannot be exported.
         GateFailed: the exported graph differs by more than 1e-5 of the largest output (at least 1) from the model;
             nothing is written.
     """
+    check_traced(model, "an ONNX graph")
     batch = named(model, inputs)
     try:
         import onnxruntime

@@ -13,6 +13,7 @@ from lessen.codecs.stored import JpegCodec
 from lessen.decoding.kv_stored import KeyValueCodes, PrefixStates
 from lessen.methods.weights._shared.grids import fit_grid
 from lessen.stored.base import StoredModule
+from lessen.stored.constant import Constant
 from lessen.stored.linears.billm import BiLLMLinear
 from lessen.stored.linears.group_grid import GroupGrid
 from lessen.stored.linears.group_quantized import GroupQuantizedLinear
@@ -229,6 +230,10 @@ def prefix_states():
     return made
 
 
+def constant():
+    return Constant.of(random(2, 3))
+
+
 def flat_vectors():
     return FlatVectors.of(random(9, 12))
 
@@ -250,6 +255,7 @@ OTHERS = {
     "billm linear of one bit": (billm_linear_of_one_bit, lambda: (random(3, 12),)),
     "half linear": (half_linear, lambda: (random(3, 12),)),
     "low rank delta": (low_rank_delta, lambda: (random(3, 12),)),
+    "constant": (constant, lambda: (random(3, 12),)),
     "flat vectors": (flat_vectors, lambda: (random(3, 12),)),
     "int8 vectors": (int8_vectors, lambda: (random(3, 12),)),
     "jpeg codec": (JpegCodec, None),

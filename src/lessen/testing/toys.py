@@ -209,6 +209,24 @@ def _quick(task: Task, epochs: int) -> Task:
     return task.view(settings=dataclasses.replace(task.settings, epochs=epochs))
 
 
+class NormedTableNet(TableNet):
+    """A TableNet with a batch norm that the layer before it can take in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(2 * DIM, 64), nn.BatchNorm1d(64))
+
+
+class NormedTableTask(TableTask):
+    """The clicks of TableTask for a model that carries what it does not need."""
+
+    name = "contract-norms"
+
+    def build(self) -> nn.Module:
+        """Return an untrained NormedTableNet."""
+        return NormedTableNet()
+
+
 TOYS: dict[str, Callable[[], Task]] = {
     "embeddings": TableTask,
     "weights": TableTask,
@@ -217,6 +235,7 @@ TOYS: dict[str, Callable[[], Task]] = {
     "emb-dedup": RepeatedRowsTask,
     "intactkv": SentenceTask,
     "kivi": SentenceTask,
+    "fold": NormedTableTask,
     "features": columns,
     "tokens": pictures_in_tokens,
     "codecs": pictures_on_a_wire,

@@ -1,0 +1,1 @@
+"""Savings that change no output: constant parts, norms, branches and units that a trained model carries for nothing."""

@@ -1,0 +1,86 @@
+"""Parts of a model that answer the same whatever it is given: their answer is stored in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lessen.folding.flow import Flow
+from lessen.folding.fold import Fold, Found, put
+from lessen.stored.constant import Constant
+
+SMALL = 4096
+"""Bytes of an answer that may be more than the part's own."""
+
+
+def find(flows: Sequence[Flow]) -> Found:
+    """Return a fold for each outermost module that reads weights only, whose one answer all passes agree on."""
+    flow, found = flows[0], Found()
+    fixed = _fixed(flow)
+    inside: tuple[str, ...] = ()
+    for path, module in flow.modules.items():
+        if (
+            not path
+            or "parametrizations" in path.split(".")
+            or path.startswith(inside)
+            or isinstance(module, Constant)
+            or flow.calls[path] != 1
+        ):
+            continue
+        reason = _obstacle(flows, path, fixed)
+        if reason is None:
+            found.folds.append(_answer(path, flow.answers[path]))
+            inside = (*inside, f"{path}.")
+        elif reason:
+            found.kept[path] = reason
+    return found
+
+
+def _fixed(flow: Flow) -> set[int]:
+    """Return the values that follow from weights alone; what a function makes of nothing, such as a range, may vary."""
+    fixed = set(flow.held)
+    for step in flow.steps:
+        if step.reads and all(value in fixed for value in step.reads):
+            fixed.update(step.makes)
+    return fixed
+
+
+def _obstacle(flows: Sequence[Flow], path: str, fixed: set[int]) -> str | None:
+    """Return why a module is no constant, "" where nobody would have thought so, or None."""
+    flow = flows[0]
+    steps = [step for step in flow.steps if step.path == path or step.path.startswith(f"{path}.")]
+    answer = flow.answers.get(path)
+    if not steps or not isinstance(answer, Tensor) or not all(value in fixed for step in steps for value in step.makes):
+        return ""
+    if not all(_only_tensors(value) for value in flow.given[path]):
+        return "is told a number by its caller"
+    module = flow.modules[path]
+    if any(part._forward_hooks or part._forward_pre_hooks for part in module.modules()):
+        return "carries forward hooks that would not run"
+    if any(
+        not isinstance(other.answers.get(path), Tensor) or not _same(other.answers[path], answer) for other in flows
+    ):
+        return "answers other values to other inputs"
+    own = sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
+    size = answer.numel() * answer.element_size()
+    return None if size <= max(own, SMALL) else f"its answer takes {size} bytes, its weights {own}"
+
+
+def _only_tensors(value: Any) -> bool:
+    return value is None or isinstance(value, Tensor)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool(torch.equal(one, other))
+
+
+def _answer(path: str, answer: Tensor) -> Fold:
+    value = answer.detach().clone()
+
+    def apply(model: nn.Module) -> None:
+        put(model, path, Constant.of(value))
+
+    return Fold("constant part", path, "its answer", apply)

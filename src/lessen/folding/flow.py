@@ -1,0 +1,255 @@
+"""What flows where in one pass of a model: each call of a torch function, what it read, and which module made it.
+
+    step 0  conv2d      reads the input, conv.weight    by conv
+    step 1  batch_norm  reads step 0, norm.weight ...   by norm
+
+A recording holds for the inputs it was made with; what is folded on its word is proven on others.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
+from torch.overrides import TorchFunctionMode
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Arguments and keywords of one forward."""
+ASKING = frozenset(
+    {
+        "__get__",
+        "size",
+        "dim",
+        "numel",
+        "stride",
+        "is_floating_point",
+        "is_complex",
+        "__len__",
+        "element_size",
+        "get_device",
+    }
+)
+"""Functions that ask for the form of a tensor, not for its values."""
+PASSING = frozenset(
+    {"dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout", "contiguous"}
+)
+"""Functions that answer what they are given when nothing is trained."""
+_DEEP = 6
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of a torch function; tensors are told by numbers, in the order in which they came to be."""
+
+    index: int
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+    reads: tuple[int, ...]
+    makes: tuple[int, ...]
+    path: str
+    """The innermost module that was running, "" for the model itself."""
+
+
+class Flow:
+    """The steps of one pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.steps: list[Step] = []
+        self.modules = dict(model.named_modules())
+        self.calls: Counter[str] = Counter()
+        self.given: dict[str, tuple[Any, ...]] = {}
+        """What each module was called with, positions and keywords alike, by path."""
+        self.answers: dict[str, Any] = {}
+        self.held: dict[int, str] = {}
+        """Parameters and buffers by number, each with its name."""
+        self.returned: frozenset[int] = frozenset()
+        self.users: dict[int, list[Step]] = defaultdict(list)
+        self.makers: dict[int, Step] = {}
+        self.low_precision = False
+        """Whether some step computed in less than the precision of the weights."""
+        self._alive: list[Tensor] = []
+        self._numbers: dict[int, int] = {}
+        self._stack: list[str] = [""]
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            self.held[self._number(tensor)] = name
+
+    @classmethod
+    @torch.no_grad()
+    def record(cls, model: nn.Module, call: Call) -> Flow:
+        """Run the model once and return what flowed; the model is in eval mode."""
+        flow = cls(model)
+        with _Recorder(flow), flow._watching():
+            answer = model(*call[0], **call[1])
+        flow.returned = frozenset(flow._numbers[id(leaf)] for leaf in leaves(answer) if id(leaf) in flow._numbers)
+        return flow
+
+    # -- asking --------------------------------------------------------------------------------------------------
+    def step_of(self, path: str) -> Step | None:
+        """Return the one step that a module of torch made, or None if it was not called once or made several."""
+        found = [step for step in self.steps if step.path == path and step.name not in ASKING]
+        return found[0] if len(found) == 1 and self.calls[path] == 1 else None
+
+    def source(self, value: int) -> Step | None:
+        """Return the step that computed a value that nothing else reads, looking through steps that pass it on."""
+        while True:
+            maker = self.makers.get(value)
+            if maker is None or value in self.returned or len(self.users[value]) != 1:
+                return None
+            if maker.name not in PASSING and not self._adds_nothing(maker):
+                return maker
+            value = self.passed(maker)
+
+    def readers(self, value: int) -> list[Step] | None:
+        """Return all steps that read a value, looking through steps that pass it on; None if it leaves the model."""
+        found = []
+        if value in self.returned:
+            return None
+        for step in self.users[value]:
+            if step.name in PASSING:
+                further = self.readers(step.makes[0])
+                if further is None:
+                    return None
+                found += further
+            else:
+                found.append(step)
+        return found
+
+    def passed(self, step: Step) -> int:
+        """Return the value that a step passes on, the first that no zero constant made."""
+        return next((value for value in step.reads if not self._is_zero(value)), step.reads[0])
+
+    def tensor(self, value: int) -> Tensor:
+        """Return the tensor of a number."""
+        return self._alive[value]
+
+    def _adds_nothing(self, step: Step) -> bool:
+        return step.name in ("add", "__add__", "__radd__", "add_", "__iadd__") and any(map(self._is_zero, step.reads))
+
+    def _is_zero(self, value: int) -> bool:
+        from lessen.stored.constant import Constant
+
+        maker = self.makers.get(value)
+        module = None if maker is None else self.modules.get(maker.path)
+        return isinstance(module, Constant) and module.value.dim() == 0 and not bool(module.value)
+
+    # -- recording -----------------------------------------------------------------------------------------------
+    def add(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any], made: Any
+    ) -> None:
+        """Take one call in."""
+        name = str(getattr(function, "__name__", function))
+        outputs = list(leaves(made))
+        if name in ASKING and not outputs:
+            return
+        reads = tuple(self._number(leaf) for leaf in (*leaves(arguments), *leaves(keywords)))
+        for leaf in outputs:  # what a step returns is its own from here on, even where it wrote over what it was given
+            self._numbers.pop(id(leaf), None)
+        makes = tuple(self._number(leaf) for leaf in outputs)
+        step = Step(len(self.steps), name, function, arguments, keywords, reads, makes, self._stack[-1])
+        self.steps.append(step)
+        for value in dict.fromkeys(reads):
+            self.users[value].append(step)
+        self.makers.update(dict.fromkeys(makes, step))
+        narrow = (torch.float32, torch.bfloat16, torch.float16)
+        self.low_precision |= any(leaf.dtype in narrow for leaf in outputs)
+
+    def _number(self, tensor: Tensor) -> int:
+        if id(tensor) not in self._numbers:
+            self._numbers[id(tensor)] = len(self._alive)
+            self._alive.append(tensor)  # kept, so that its identity stays its own
+        return self._numbers[id(tensor)]
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        paths = {module: path for path, module in self.modules.items()}
+
+        def enter(module: nn.Module, arguments: Any) -> None:
+            path = paths.get(module)
+            if path is not None:
+                self.calls[path] += 1
+                self.given[path] = tuple(arguments)
+                self._stack.append(path)
+
+        def leave(module: nn.Module, _arguments: Any, answer: Any) -> None:
+            path = paths.get(module)
+            if path is not None:
+                self.answers[path] = answer
+                self._stack.pop()
+
+        handles = [hooks.register_module_forward_pre_hook(enter), hooks.register_module_forward_hook(leave)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class _Recorder(TorchFunctionMode):
+    """Hands every call of a torch function to a flow."""
+
+    def __init__(self, flow: Flow) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        keywords = kwargs or {}
+        made = func(*args, **keywords)
+        self.flow.add(func, args, keywords, made)
+        return made
+
+
+def leaves(value: Any, depth: int = 0) -> Iterator[Tensor]:
+    """Yield the tensors inside containers, data classes and plain objects such as caches, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif depth > _DEEP or isinstance(value, (str, bytes, int, float, type(None), nn.Module, type)):
+        return
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from leaves(item, depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from leaves(item, depth + 1)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from leaves(getattr(value, field.name), depth + 1)
+    elif type(value).__module__.partition(".")[0] not in ("builtins", "torch", "numpy"):
+        for item in getattr(value, "__dict__", {}).values():
+            yield from leaves(item, depth + 1)
+
+
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a value with each tensor in its dictionaries, lists and tuples replaced by what `change` makes of it."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: mapped(item, change) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(mapped(item, change) for item in value)
+    return value
+
+
+def first_rows(call: Call, rows: int) -> Call:
+    """Return a call with its first rows only, where all of its tensors have as many; else the call itself."""
+    sides = {leaf.shape[0] for leaf in leaves(call) if leaf.dim()}
+    if len(sides) != 1 or min(sides) <= rows:
+        return call
+    made: Call = mapped(call, lambda leaf: leaf[:rows] if leaf.dim() else leaf)
+    return made
+
+
+def same_course(flows: Sequence[Flow]) -> bool:
+    """Tell whether passes took the same steps by the same modules, whatever their sizes."""
+    courses = [[(step.name, step.path) for step in flow.steps] for flow in flows]
+    return all(course == courses[0] for course in courses)

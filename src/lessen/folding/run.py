@@ -1,0 +1,224 @@
+"""The whole search: fold after fold until none is left, each proven before it is kept, in float64 if the model can."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from lessen.errors import TaskError
+from lessen.folding import branches, chains, constants, norms, tensors, units
+from lessen.folding.flow import Call, Flow, mapped, same_course
+from lessen.folding.fold import Fold, Found
+from lessen.folding.proof import answers, bound_of, error, more_calls
+
+ROUNDS = 50
+SEARCHES: tuple[Callable[[list[Flow]], Found], ...] = (
+    lambda flows: norms.find(flows[0]),
+    lambda flows: branches.find(flows[0]),
+    lambda flows: chains.find(flows[0]),
+    lambda flows: units.find(flows[0]),
+    constants.find,
+)
+
+
+@dataclass
+class Folded:
+    """A model that answers as before, and what was done to it."""
+
+    model: nn.Module
+    folds: list[Fold] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
+    """What was looked at and left alone, by path, with the reason."""
+    error: float = 0.0
+    """Largest difference of an answer, relative to the largest value, in the precision of the proof."""
+    bound: float = 0.0
+    unused: tuple[str, ...] = ()
+    """Modules with weights of their own that no call reached: they may serve other inputs, and stay."""
+
+
+def fold(model: nn.Module, calls: Sequence[Call], generator: torch.Generator) -> Folded:
+    """Fold what can be folded of a model in eval mode; the model itself is not changed.
+
+    Args:
+        calls: arguments and keywords of forwards as they are served, one or more.
+        generator: draws further inputs for the proofs.
+
+    Raises:
+        TaskError: the model does not answer twice alike, or takes other steps for other inputs.
+    """
+    if not calls:
+        raise TaskError("folding needs at least one input of the model to prove itself on")
+    with _still(model):
+        exact, kinds = copy.deepcopy(model), _kinds(model)
+        wide = _widened(exact, calls)
+        served = [_wide_call(call) for call in calls] if wide else list(calls)
+        prover = _Prover(exact if wide else copy.deepcopy(model), more_calls(served, generator))
+        found = _fold_all(prover, served)
+        result = _narrowed(prover.model, kinds) if wide else prover.model
+        last = _Prover(copy.deepcopy(model), more_calls(list(calls), generator, 0))
+        last.replace_with(result)
+        for search in (tensors.doubles, tensors.long_floats):
+            more = search(last.model)
+            last.take(more, found)
+    found.model, found.error, found.bound = last.model, max(prover.worst, last.worst), prover.bound
+    return found
+
+
+class _Prover:
+    """Holds a model, and takes a fold only if the answers stay."""
+
+    def __init__(self, model: nn.Module, calls: Sequence[Call]) -> None:
+        self.model = model
+        self.calls = self._answered(calls)
+        self.expected = answers(model, self.calls)
+        self.flow = Flow.record(model, self.calls[0])
+        self.bound = bound_of(self.expected, self.flow.low_precision and _is_wide(model))
+        self.worst = 0.0
+        again = error(answers(model, self.calls), self.expected)
+        if again > self.bound:
+            raise TaskError("the model does not answer one input twice alike; what folding changes cannot be told")
+
+    def _answered(self, calls: Sequence[Call]) -> list[Call]:
+        """Return the calls that the model answers: a drawn one may be an input that it refuses."""
+        first, kept = calls[0], []
+        for call in calls:
+            try:
+                answers(self.model, [call])
+            except Exception:
+                if call is first:
+                    raise
+                continue
+            kept.append(call)
+        return kept
+
+    def differs(self, model: nn.Module) -> float:
+        """Return how far a model's answers are from the first one's; infinity if it cannot answer."""
+        try:
+            return error(answers(model, self.calls), self.expected)
+        except Exception:  # whatever a user's forward raises for a part that is gone
+            return float("inf")
+
+    def replace_with(self, model: nn.Module) -> None:
+        """Go on with a model that was folded in another precision; rounding may differ by that of its own."""
+        self.model = model
+        self.expected = answers(model, self.calls)
+
+    def take(self, found: Found, into: Folded) -> int:
+        """Apply all folds, or one by one where together they change an answer; return how many were kept."""
+        into.kept.update(found.kept)
+        if not found.folds:
+            return 0
+        if self._tried(found.folds):
+            into.folds += found.folds
+            return len(found.folds)
+        count = 0
+        for each in found.folds if len(found.folds) > 1 else ():
+            if self._tried([each]):
+                into.folds.append(each)
+                count += 1
+            else:
+                into.kept[each.path] = "folding it changes an answer"
+        if len(found.folds) == 1:
+            into.kept[found.folds[0].path] = "folding it changes an answer"
+        return count
+
+    def _tried(self, folds: Sequence[Fold]) -> bool:
+        trial = copy.deepcopy(self.model)
+        try:
+            for each in folds:
+                each.apply(trial)
+        except (ValueError, RuntimeError, AttributeError, TypeError):
+            return False
+        found = self.differs(trial)
+        if found > self.bound:
+            return False
+        self.model, self.worst = trial, max(self.worst, found)
+        return True
+
+
+def _fold_all(prover: _Prover, calls: Sequence[Call]) -> Folded:
+    found = Folded(prover.model)
+    for _ in range(ROUNDS):
+        count = 0
+        for search in SEARCHES:
+            flows = [Flow.record(prover.model, call) for call in prover.calls[: max(2, len(calls))]]
+            if not same_course(flows):
+                raise TaskError("the model takes other steps for other inputs: nothing seen of one holds for the next")
+            count += prover.take(search(flows), found)
+        if not count:
+            break
+    flow = Flow.record(prover.model, prover.calls[0])
+    owners = {path for path, module in flow.modules.items() if next(module.parameters(recurse=False), None) is not None}
+    found.unused = tuple(sorted(path for path in owners if path and not flow.calls[path] and not _read(flow, path)))
+    gone = {each.path for each in found.folds}
+    found.kept = {path: reason for path, reason in found.kept.items() if reason and path not in gone}
+    return found
+
+
+def _read(flow: Flow, path: str) -> bool:
+    return any(flow.users[value] for value, name in flow.held.items() if name.rpartition(".")[0] == path)
+
+
+# -- precision ---------------------------------------------------------------------------------------------------
+def _kinds(model: nn.Module) -> dict[str, torch.dtype]:
+    return {name: tensor.dtype for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+
+
+def _is_wide(model: nn.Module) -> bool:
+    return any(parameter.dtype is torch.float64 for parameter in model.parameters())
+
+
+@torch.no_grad()
+def _widened(model: nn.Module, calls: Sequence[Call]) -> bool:
+    """Make a copy float64 in place and say whether it still answers: some forwards insist on their own type."""
+    _retype(model, lambda _name, tensor: tensor.double())
+    try:
+        answers(model, [_wide_call(calls[0])])
+    except Exception:
+        return False
+    return True
+
+
+def _wide_call(call: Call) -> Call:
+    made: Call = mapped(call, lambda leaf: leaf.double() if leaf.is_floating_point() else leaf)
+    return made
+
+
+def _narrowed(model: nn.Module, kinds: dict[str, torch.dtype]) -> nn.Module:
+    floats = [kind for kind in kinds.values() if kind.is_floating_point]
+    common = max(set(floats), key=floats.count) if floats else torch.float32
+    made = copy.deepcopy(model)
+    _retype(made, lambda name, tensor: tensor.to(kinds.get(name, common)))
+    return made
+
+
+@torch.no_grad()
+def _retype(model: nn.Module, change: Callable[[str, Tensor], Tensor]) -> None:
+    """Change the type of all floats of a model; what shares a tensor goes on sharing it."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point():
+            parameter.data = change(name, parameter.data)
+    made: dict[int, Tensor] = {}
+    for path, module in model.named_modules():
+        for own, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point():
+                name = f"{path}.{own}" if path else own
+                made.setdefault(id(buffer), change(name, buffer))
+                setattr(module, own, made[id(buffer)])
+
+
+@contextmanager
+def _still(model: nn.Module) -> Iterator[None]:
+    """Hold a model in eval mode, and give each module back its own afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,86 @@
+"""Savings that change no output: what a trained model carries for nothing is folded into its neighbours."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from pydantic import Field
+from torch import nn
+
+from lessen.errors import TaskError
+from lessen.folding.flow import Call, first_rows
+from lessen.folding.run import Folded, fold
+from lessen.method import Card, Context, Method
+from lessen.methods.calibration import watching
+from lessen.task import Task
+
+LISTED = 40
+
+
+class LosslessFold(Method):
+    """Fold batch norms, parallel branches, linear chains, spare units, constant parts and doubled tensors.
+
+    Source: batch norms into layers, Jacob et al. 2018 (arXiv 1712.05877, section 3.2); branches into one convolution,
+    RepVGG (arXiv 2101.03697); the others are identities. What reads what is seen in one pass in eval mode, by the
+    calls of torch functions, not guessed from the order of the modules. Each fold is made on a float64 copy where the
+    model can run in float64, and is kept only if all answers stay: to the inputs of the task, to parts of their
+    batches, and to drawn ones. Parts that are called more than once, shared, hooked or parametrised stay as they are.
+    Afterwards the model serves; batch norms that are gone cannot be trained any more.
+    """
+
+    card = Card(
+        name="fold",
+        family="weights",
+        summary="Fold what changes no output: norms, branches, linear chains, spare units, constant parts, doubles.",
+        acts_on=(nn.Module,),
+        source="arXiv 1712.05877 (section 3.2); RepVGG, arXiv 2101.03697; identities",
+        needs=frozenset({"calibration"}),
+        claims=frozenset({"bytes"}),
+    )
+    batches: int = Field(2, ge=1, le=100, description="train batches that the answers are compared on")
+    rows: int = Field(8, ge=2, le=4096, description="examples of each that are used")
+
+    def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
+        """Fold until nothing is left. Raises NothingMatchedError; TaskError for a model that cannot be compared."""
+        found = fold(model, calls_of(model, task, self.batches, self.rows), context.generator)
+        context.findings.update(report(found))
+        if not found.folds:
+            kept = "; ".join(f"{path}: {reason}" for path, reason in list(found.kept.items())[:4])
+            raise self.nothing_matched(model, kept or "no norm, branch, chain, constant part or spare unit")
+        return found.model.train(model.training)
+
+
+def calls_of(model: nn.Module, task: Task, batches: int, rows: int) -> list[Call]:
+    """Return what the task calls the model with, the first `rows` examples of each batch.
+
+    Raises:
+        TaskError: the train split is empty, or the task never calls the model.
+    """
+    calls: list[Call] = []
+
+    def note(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        calls.append((arguments, keywords))
+
+    was = model.training
+    model.eval()
+    try:
+        with watching([(model, note)]):
+            for batch in itertools.islice(task.batches("train"), batches):
+                task.forward(model, batch)
+    finally:
+        model.train(was)
+    if not calls:
+        raise TaskError(f"task {task.name!r} called the model on no train batch: nothing to prove a fold on")
+    return [first_rows(call, rows) for call in calls[:batches]]
+
+
+def report(found: Folded) -> dict[str, Any]:
+    """Return what was folded and what was not, and how far the answers moved: JSON values."""
+    return {
+        "folded": [{"kind": each.kind, "path": each.path, "into": each.into} for each in found.folds],
+        "error": found.error,
+        "bound": found.bound,
+        "kept": dict(list(found.kept.items())[:LISTED]),
+        "unused": list(found.unused[:LISTED]),
+    }

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from lessen.errors import InputError
 
+ANY_SIZE = 64
+"""Side of the pictures of a network of convolutions, whose configuration names none: it takes any."""
+
 
 def sample_inputs(model: Any, rows: int, length: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Return keyword arguments for `rows` inputs of a Hugging Face model.
@@ -31,8 +34,8 @@ def sample_inputs(model: Any, rows: int, length: int, generator: torch.Generator
         raise InputError(_refusal(model, "pictures inside of a text"))
     if "input_ids" in takes and isinstance(getattr(text, "vocab_size", None), int):
         made["input_ids"] = _tokens(text, rows, length, generator)
-    if "pixel_values" in takes and hasattr(eye, "image_size"):
-        height, width = _pair(eye.image_size)
+    if "pixel_values" in takes and isinstance(getattr(eye, "num_channels", None), int):
+        height, width = _pair(getattr(eye, "image_size", ANY_SIZE))
         made["pixel_values"] = torch.randn(rows, int(eye.num_channels), height, width, generator=generator)
     if "input_features" in takes and hasattr(config, "num_mel_bins"):
         frames = 2 * int(config.max_source_positions)  # the second convolution halves them

@@ -18,6 +18,7 @@ from lessen.cli import (
     catalogue,
     checkpoint,
     export,
+    fold,
     generate,
     models,
     new_method,
@@ -53,7 +54,7 @@ def options(
     """Take what comes before a verb."""
 
 
-for group in (studies, plan, models, export, renumber, rank, generate, catalogue, new_method, system):
+for group in (studies, plan, models, fold, export, renumber, rank, generate, catalogue, new_method, system):
     group.register(app)
 for family in (checkpoint, tokens, bars):
     app.add_typer(family.app)

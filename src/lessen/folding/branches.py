@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +38,9 @@ def find(flow: Flow) -> Found:
 
 def _merged(kept: str, path: str) -> Fold:
     def apply(model: nn.Module) -> None:
-        conv, branch = model.get_submodule(kept), model.get_submodule(path)
-        made = copy.deepcopy(conv)
+        conv: Any = model.get_submodule(kept)
+        branch: Any = model.get_submodule(path)
+        made: Any = copy.deepcopy(conv)
         weight, bias = as_kernel(branch, conv)
         with torch.no_grad():
             made.weight.add_(weight)
@@ -53,7 +55,7 @@ def _merged(kept: str, path: str) -> Fold:
 
 
 @torch.no_grad()
-def as_kernel(branch: nn.Module, conv: nn.Module) -> tuple[Tensor, Tensor | None]:
+def as_kernel(branch: Any, conv: Any) -> tuple[Tensor, Tensor | None]:
     """Return a branch, a convolution or a batch norm, as a kernel of the shape of `conv`'s and a bias."""
     target = conv.weight
     made = torch.zeros_like(target)
@@ -76,7 +78,8 @@ def _width(module: nn.Module | None) -> int:
 
 
 def _obstacle(flow: Flow, one: str, other: str) -> str | None:
-    conv, branch = flow.modules[one], flow.modules[other]
+    conv: Any = flow.modules[one]
+    branch: Any = flow.modules[other]
     if not isinstance(conv, CONVS):
         return "neither branch is a convolution"
     if _input(flow, one) != _input(flow, other):
@@ -100,7 +103,7 @@ def _input(flow: Flow, path: str) -> int | None:
     return None if step is None else step.reads[0]
 
 
-def _centred(conv: nn.Module) -> bool:
+def _centred(conv: Any) -> bool:
     """Tell whether odd kernels are padded so that each output lies over its own input."""
     if isinstance(conv.padding, str):
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,13 +43,13 @@ def _merged(before: str, path: str) -> Fold:
 
 
 @torch.no_grad()
-def product(first: nn.Module, second: nn.Module) -> nn.Module:
+def product(first: Any, second: Any) -> nn.Module:
     """Return one layer that does what `first` and then `second` do."""
     left, right = second.weight, first.weight
     assert isinstance(left, Tensor)
     assert isinstance(right, Tensor)
     flat = left.reshape(left.shape[0], left.shape[1])
-    made = copy.deepcopy(first)
+    made: nn.Module = copy.deepcopy(first)
     weight = torch.einsum("om,m...->o...", flat, right)
     made.weight = nn.Parameter(weight.contiguous(), requires_grad=right.requires_grad)
     bias = None if first.bias is None else flat @ first.bias
@@ -60,7 +61,7 @@ def product(first: nn.Module, second: nn.Module) -> nn.Module:
     return made
 
 
-def _obstacle(first: nn.Module, second: nn.Module) -> str | None:
+def _obstacle(first: Any, second: Any) -> str | None:
     if isinstance(second, CONVS):
         trivial = {1}, {1}, {0}, {1}
         own = (set(second.kernel_size), set(second.stride), set(second.padding), {second.groups})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,13 @@ SMALL = 4096
 """Bytes of an answer that may be more than the part's own."""
 
 
-def find(flows: Sequence[Flow]) -> Found:
-    """Return a fold for each outermost module that reads weights only, whose one answer all passes agree on."""
-    flow, found = flows[0], Found()
+def find(flow: Flow, others: Callable[[], Sequence[Flow]]) -> Found:
+    """Return a fold for each outermost module that reads weights only, whose one answer all passes agree on.
+
+    Args:
+        others: gives passes with other inputs; asked only if there is a module to ask about.
+    """
+    found = Found()
     fixed = _fixed(flow)
     inside: tuple[str, ...] = ()
     for path, module in flow.modules.items():
@@ -30,7 +34,7 @@ def find(flows: Sequence[Flow]) -> Found:
             or flow.calls[path] != 1
         ):
             continue
-        reason = _obstacle(flows, path, fixed)
+        reason = _obstacle(flow, others, path, fixed)
         if reason is None:
             found.folds.append(_answer(path, flow.answers[path]))
             inside = (*inside, f"{path}.")
@@ -48,9 +52,8 @@ def _fixed(flow: Flow) -> set[int]:
     return fixed
 
 
-def _obstacle(flows: Sequence[Flow], path: str, fixed: set[int]) -> str | None:
+def _obstacle(flow: Flow, others: Callable[[], Sequence[Flow]], path: str, fixed: set[int]) -> str | None:
     """Return why a module is no constant, "" where nobody would have thought so, or None."""
-    flow = flows[0]
     steps = [step for step in flow.steps if step.path == path or step.path.startswith(f"{path}.")]
     answer = flow.answers.get(path)
     if not steps or not isinstance(answer, Tensor) or not all(value in fixed for step in steps for value in step.makes):
@@ -60,13 +63,18 @@ def _obstacle(flows: Sequence[Flow], path: str, fixed: set[int]) -> str | None:
     module = flow.modules[path]
     if any(part._forward_hooks or part._forward_pre_hooks for part in module.modules()):
         return "carries forward hooks that would not run"
-    if any(
-        not isinstance(other.answers.get(path), Tensor) or not _same(other.answers[path], answer) for other in flows
-    ):
+    found = [other.answers.get(path) for other in others()]
+    if not all(isinstance(other, Tensor) and _same(other, answer) for other in found):
         return "answers other values to other inputs"
     own = sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
     size = answer.numel() * answer.element_size()
     return None if size <= max(own, SMALL) else f"its answer takes {size} bytes, its weights {own}"
+
+
+def _is_constant(module: nn.Module) -> bool:
+    """Tell whether a module is a constant already, alone or in a chain of layers that pass it on."""
+    parts = [part for part in module.modules() if not isinstance(part, (nn.Sequential, nn.Identity, nn.Dropout))]
+    return bool(parts) and all(isinstance(part, Constant) for part in parts)
 
 
 def _only_tensors(value: Any) -> bool:

@@ -40,6 +40,9 @@ PASSING = frozenset(
     {"dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout", "contiguous"}
 )
 """Functions that answer what they are given when nothing is trained."""
+SHAPING = frozenset({"flatten", "reshape", "view", "reshape_as", "view_as"})
+LIKE = frozenset({"reshape_as", "view_as", "expand_as", "type_as"})
+"""Functions that read the values of their first tensor, and of the second only its form."""
 _DEEP = 6
 
 
@@ -74,13 +77,23 @@ class Flow:
         self.returned: frozenset[int] = frozenset()
         self.users: dict[int, list[Step]] = defaultdict(list)
         self.makers: dict[int, Step] = {}
+        self.made_by: dict[str, list[Step]] = defaultdict(list)
+        """Steps by the module that was running, asking ones left out."""
+        self.owners = Counter(id(own) for part in model.modules() for own in _own(part))
+        """In how many modules each tensor is registered, by identity."""
         self.low_precision = False
         """Whether some step computed in less than the precision of the weights."""
         self._alive: list[Tensor] = []
         self._numbers: dict[int, int] = {}
         self._stack: list[str] = [""]
-        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            self.held[self._number(tensor)] = name
+        self.numbers: dict[str, int] = {}
+        """Numbers of parameters and buffers by each of their names."""
+        for name, tensor in (
+            *model.named_parameters(remove_duplicate=False),
+            *model.named_buffers(remove_duplicate=False),
+        ):
+            self.numbers[name] = self._number(tensor)
+            self.held.setdefault(self.numbers[name], name)
 
     @classmethod
     @torch.no_grad()
@@ -95,16 +108,21 @@ class Flow:
     # -- asking --------------------------------------------------------------------------------------------------
     def step_of(self, path: str) -> Step | None:
         """Return the one step that a module of torch made, or None if it was not called once or made several."""
-        found = [step for step in self.steps if step.path == path and step.name not in ASKING]
+        found = self.made_by[path]
         return found[0] if len(found) == 1 and self.calls[path] == 1 else None
 
-    def source(self, value: int) -> Step | None:
-        """Return the step that computed a value that nothing else reads, looking through steps that pass it on."""
+    def source(self, value: int, rows: bool = False) -> Step | None:
+        """Return the step that computed a value that nothing else reads, looking through steps that pass it on.
+
+        Args:
+            rows: look through steps too that put rows of the last axis into another shape.
+        """
         while True:
             maker = self.makers.get(value)
             if maker is None or value in self.returned or len(self.users[value]) != 1:
                 return None
-            if maker.name not in PASSING and not self._adds_nothing(maker):
+            passes = maker.name in PASSING or self._adds_nothing(maker) or (rows and self._keeps_rows(maker))
+            if not passes:
                 return maker
             value = self.passed(maker)
 
@@ -131,6 +149,12 @@ class Flow:
         """Return the tensor of a number."""
         return self._alive[value]
 
+    def _keeps_rows(self, step: Step) -> bool:
+        if step.name not in SHAPING or len(step.makes) != 1:
+            return False
+        before, after = self.tensor(step.reads[0]).shape, self.tensor(step.makes[0]).shape
+        return bool(before and after) and before[-1] == after[-1]
+
     def _adds_nothing(self, step: Step) -> bool:
         return step.name in ("add", "__add__", "__radd__", "add_", "__iadd__") and any(map(self._is_zero, step.reads))
 
@@ -150,12 +174,15 @@ class Flow:
         outputs = list(leaves(made))
         if name in ASKING and not outputs:
             return
-        reads = tuple(self._number(leaf) for leaf in (*leaves(arguments), *leaves(keywords)))
+        given = [*leaves(arguments), *leaves(keywords)]
+        reads = tuple(self._number(leaf) for leaf in (given[:1] if name in LIKE else given))
         for leaf in outputs:  # what a step returns is its own from here on, even where it wrote over what it was given
             self._numbers.pop(id(leaf), None)
         makes = tuple(self._number(leaf) for leaf in outputs)
         step = Step(len(self.steps), name, function, arguments, keywords, reads, makes, self._stack[-1])
         self.steps.append(step)
+        if name not in ASKING:
+            self.made_by[step.path].append(step)
         for value in dict.fromkeys(reads):
             self.users[value].append(step)
         self.makers.update(dict.fromkeys(makes, step))
@@ -191,6 +218,10 @@ class Flow:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _own(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
 class _Recorder(TorchFunctionMode):

@@ -46,16 +46,17 @@ def ready(flow: Flow, path: str, kinds: tuple[type[nn.Module], ...]) -> str | No
         return "is in training mode"
     if flow.calls[path] != 1:
         return "is never called" if not flow.calls[path] else f"is called {flow.calls[path]} times a pass"
-    if flow.step_of(path) is None:
-        return "does something else than its class says"
-    names = {id(tensor): name for name, tensor in (*module.named_parameters(), *module.named_buffers())}
-    owners = [other for other in set(flow.modules.values()) if other is not module and _owns(other, names)]
-    if owners:
-        return f"shares {next(iter(names.values()))} with another module"
     step = flow.step_of(path)
-    for value, name in flow.held.items():
-        if name in {f"{path}.{own}" for own in names.values()} and any(user is not step for user in flow.users[value]):
-            return f"another part of the model reads {name}"
+    if step is None:
+        return "does something else than its class says"
+    own = dict((*module.named_parameters(), *module.named_buffers()))
+    shared = next((name for name, tensor in own.items() if flow.owners[id(tensor)] > 1), None)
+    if shared is not None:
+        return f"shares {shared} with another module"
+    for name in own:
+        value = flow.numbers[f"{path}.{name}"]
+        if any(user is not step for user in flow.users[value]):
+            return f"another part of the model reads {path}.{name}"
     return None
 
 
@@ -73,8 +74,3 @@ def layer_of(flow: Flow, step: Step | None, kinds: tuple[type[nn.Module], ...]) 
     if step is None or not step.path or flow.step_of(step.path) is not step:
         return None
     return None if ready(flow, step.path, kinds) else step.path
-
-
-def _owns(module: nn.Module, names: dict[int, str]) -> bool:
-    held = (*module.parameters(recurse=False), *module.buffers(recurse=False))
-    return any(id(tensor) in names for tensor in held)

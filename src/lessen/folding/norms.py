@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -35,7 +37,7 @@ def find(flow: Flow) -> Found:
 
 
 @torch.no_grad()
-def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+def affine(norm: Any) -> tuple[Tensor, Tensor]:
     """Return the scale and the shift [channels] that a batch norm is once it is trained."""
     if not isinstance(norm, NORMS) or norm.running_mean is None or norm.running_var is None:
         raise TypeError(f"a {type(norm).__name__} has no running statistics")
@@ -48,6 +50,8 @@ def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 def _into_before(flow: Flow, path: str, step: Step) -> Fold | None:
     before = layer_of(flow, flow.source(step.reads[0]), LAYERS)
+    if before is None:  # features of rows, whatever shape the rows lie in
+        before = layer_of(flow, flow.source(step.reads[0], rows=True), (nn.Linear,))
     if before is None or not _channels_are(flow, step.reads[0], flow.modules[before]):
         return None
 
@@ -72,7 +76,7 @@ def _into_after(flow: Flow, path: str, step: Step) -> Fold | None:
         module = flow.modules[layer]
         if not _channels_are(flow, step.makes[0], module):
             return None
-        if shifted and isinstance(module, CONVS) and _pads(module):  # the rim is padded with zeros after the norm
+        if shifted and isinstance(module, CONVS) and pads(module):  # the rim is padded with zeros after the norm
             return None
 
     def apply(model: nn.Module) -> None:
@@ -89,13 +93,14 @@ def _channels_are(flow: Flow, value: int, layer: nn.Module) -> bool:
     return not isinstance(layer, nn.Linear) or flow.tensor(value).dim() == 2
 
 
-def _pads(layer: nn.Module) -> bool:
+def pads(layer: Any) -> bool:
+    """Tell whether a layer adds a rim to its input."""
     padding = getattr(layer, "padding", 0)
-    return padding not in (0, "valid") and any(padding)
+    return padding != "valid" and (isinstance(padding, str) or bool(torch.tensor(padding).any()))
 
 
 @torch.no_grad()
-def _scale_outputs(layer: nn.Module, scale: Tensor, shift: Tensor) -> None:
+def _scale_outputs(layer: Any, scale: Tensor, shift: Tensor) -> None:
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
     if isinstance(layer, TRANSPOSED):
@@ -108,7 +113,7 @@ def _scale_outputs(layer: nn.Module, scale: Tensor, shift: Tensor) -> None:
 
 
 @torch.no_grad()
-def _scale_inputs(layer: nn.Module, scale: Tensor, shift: Tensor) -> None:
+def _scale_inputs(layer: Any, scale: Tensor, shift: Tensor) -> None:
     weight, groups = layer.weight, int(getattr(layer, "groups", 1))
     assert isinstance(weight, Tensor)
     outputs, width = weight.shape[0] // groups, weight.shape[1]
@@ -121,6 +126,6 @@ def _scale_inputs(layer: nn.Module, scale: Tensor, shift: Tensor) -> None:
         set_bias(layer, more if layer.bias is None else layer.bias + more)
 
 
-def set_bias(layer: nn.Module, bias: Tensor) -> None:
+def set_bias(layer: Any, bias: Tensor) -> None:
     """Give a layer this bias [out]."""
     layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=layer.weight.requires_grad)

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,7 @@ from lessen.folding.fold import Fold, Found
 from lessen.folding.proof import answers, bound_of, error, more_calls
 
 ROUNDS = 50
-SEARCHES: tuple[Callable[[list[Flow]], Found], ...] = (
-    lambda flows: norms.find(flows[0]),
-    lambda flows: branches.find(flows[0]),
-    lambda flows: chains.find(flows[0]),
-    lambda flows: units.find(flows[0]),
-    constants.find,
-)
+SEARCHES = (norms.find, branches.find, chains.find, units.find)
 
 
 @dataclass
@@ -54,12 +49,12 @@ def fold(model: nn.Module, calls: Sequence[Call], generator: torch.Generator) ->
     if not calls:
         raise TaskError("folding needs at least one input of the model to prove itself on")
     with _still(model):
-        exact, kinds = copy.deepcopy(model), _kinds(model)
+        exact = copy.deepcopy(model)
         wide = _widened(exact, calls)
         served = [_wide_call(call) for call in calls] if wide else list(calls)
         prover = _Prover(exact if wide else copy.deepcopy(model), more_calls(served, generator))
         found = _fold_all(prover, served)
-        result = _narrowed(prover.model, kinds) if wide else prover.model
+        result = _narrowed(model, found.folds, prover.model) if wide else prover.model
         last = _Prover(copy.deepcopy(model), more_calls(list(calls), generator, 0))
         last.replace_with(result)
         for search in (tensors.doubles, tensors.long_floats):
@@ -143,16 +138,17 @@ class _Prover:
 
 def _fold_all(prover: _Prover, calls: Sequence[Call]) -> Folded:
     found = Folded(prover.model)
+    flow = _flow(prover, calls)
     for _ in range(ROUNDS):
-        count = 0
+        before = len(found.folds)
         for search in SEARCHES:
-            flows = [Flow.record(prover.model, call) for call in prover.calls[: max(2, len(calls))]]
-            if not same_course(flows):
-                raise TaskError("the model takes other steps for other inputs: nothing seen of one holds for the next")
-            count += prover.take(search(flows), found)
-        if not count:
+            if prover.take(search(flow), found):
+                flow = Flow.record(prover.model, prover.calls[0])
+        others = cache(lambda: [Flow.record(prover.model, call) for call in prover.calls[1:3]])
+        if prover.take(constants.find(flow, others), found):
+            flow = Flow.record(prover.model, prover.calls[0])
+        if len(found.folds) == before:
             break
-    flow = Flow.record(prover.model, prover.calls[0])
     owners = {path for path, module in flow.modules.items() if next(module.parameters(recurse=False), None) is not None}
     found.unused = tuple(sorted(path for path in owners if path and not flow.calls[path] and not _read(flow, path)))
     gone = {each.path for each in found.folds}
@@ -160,15 +156,19 @@ def _fold_all(prover: _Prover, calls: Sequence[Call]) -> Folded:
     return found
 
 
+def _flow(prover: _Prover, calls: Sequence[Call]) -> Flow:
+    """Return what flows in the first call. Raises TaskError if the next calls take other steps."""
+    flows = [Flow.record(prover.model, call) for call in prover.calls[: max(2, len(calls))]]
+    if not same_course(flows):
+        raise TaskError("the model takes other steps for other inputs: nothing seen of one holds for the next")
+    return flows[0]
+
+
 def _read(flow: Flow, path: str) -> bool:
     return any(flow.users[value] for value, name in flow.held.items() if name.rpartition(".")[0] == path)
 
 
 # -- precision ---------------------------------------------------------------------------------------------------
-def _kinds(model: nn.Module) -> dict[str, torch.dtype]:
-    return {name: tensor.dtype for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-
-
 def _is_wide(model: nn.Module) -> bool:
     return any(parameter.dtype is torch.float64 for parameter in model.parameters())
 
@@ -189,11 +189,19 @@ def _wide_call(call: Call) -> Call:
     return made
 
 
-def _narrowed(model: nn.Module, kinds: dict[str, torch.dtype]) -> nn.Module:
+def _narrowed(model: nn.Module, folds: Sequence[Fold], wide: nn.Module) -> nn.Module:
+    """Return the model with the folds made again and the values of `wide`, rounded to the types of the model.
+
+    What the wide copy noted while it ran, such as caches that are no buffers, is in float64 and stays behind.
+    """
+    kinds = {name: tensor.dtype for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     floats = [kind for kind in kinds.values() if kind.is_floating_point]
     common = max(set(floats), key=floats.count) if floats else torch.float32
     made = copy.deepcopy(model)
-    _retype(made, lambda name, tensor: tensor.to(kinds.get(name, common)))
+    for each in folds:
+        each.apply(made)
+    values = {**dict(wide.named_parameters()), **dict(wide.named_buffers())}
+    _retype(made, lambda name, _tensor: values[name].detach().to(kinds.get(name, common)).clone())
     return made
 
 

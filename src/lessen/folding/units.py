@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lessen.folding.flow import Flow, Step
 from lessen.folding.fold import Fold, Found, layer_of, put
-from lessen.folding.norms import set_bias
+from lessen.folding.norms import pads, set_bias
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BY_ELEMENT = frozenset(
@@ -67,7 +68,7 @@ def _before(flow: Flow, path: str) -> tuple[str, Activation] | None:
     return before, activation
 
 
-def spare(first: nn.Module, second: nn.Module, activation: Activation) -> tuple[Tensor, Tensor, Tensor] | None:
+def spare(first: Any, second: Any, activation: Activation) -> tuple[Tensor, Tensor, Tensor] | None:
     """Return which units stay [units], the columns of those that go by whose they join [units], and constants [units].
 
     None where all units are needed. `joins` is a unit's own number unless it is a double of another; a unit that goes
@@ -79,8 +80,7 @@ def spare(first: nn.Module, second: nn.Module, activation: Activation) -> tuple[
     bias = rows.new_zeros(units) if first.bias is None else first.bias.detach()
     answers = activation(bias)
     still, unread = ~rows.any(1), ~columns.any(1)
-    padding = getattr(second, "padding", 0)
-    if padding not in (0, "valid") and (isinstance(padding, str) or any(padding)):
+    if pads(second):
         still &= answers == 0  # the rim of zeros is no constant
     still &= torch.isfinite(answers)
     go = still | unread
@@ -97,7 +97,8 @@ def spare(first: nn.Module, second: nn.Module, activation: Activation) -> tuple[
 
 def _without(before: str, path: str, activation: Activation, count: int) -> Fold:
     def apply(model: nn.Module) -> None:
-        first, second = model.get_submodule(before), model.get_submodule(path)
+        first: Any = model.get_submodule(before)
+        second: Any = model.get_submodule(path)
         with torch.no_grad():
             plan = spare(first, second, activation)
             if plan is None:
@@ -118,8 +119,8 @@ def _without(before: str, path: str, activation: Activation, count: int) -> Fold
     return Fold(f"{count} units", before, path, apply)
 
 
-def _kept(layer: nn.Module, axis: int, weight: Tensor, side: str) -> nn.Module:
-    made = copy.deepcopy(layer)
+def _kept(layer: Any, axis: int, weight: Tensor, side: str) -> nn.Module:
+    made: nn.Module = copy.deepcopy(layer)
     made.weight = nn.Parameter(weight.detach().clone(), requires_grad=layer.weight.requires_grad)
     setattr(made, f"{side}_{'features' if isinstance(layer, nn.Linear) else 'channels'}", weight.shape[axis])
     return made

@@ -10,6 +10,7 @@ from torch import nn
 
 from lessen.errors import TaskError
 from lessen.folding.flow import Call, first_rows
+from lessen.folding.norms import LAYERS, NORMS
 from lessen.folding.run import Folded, fold
 from lessen.method import Card, Context, Method
 from lessen.methods.calibration import watching
@@ -33,16 +34,17 @@ class LosslessFold(Method):
         name="fold",
         family="weights",
         summary="Fold what changes no output: norms, branches, linear chains, spare units, constant parts, doubles.",
-        acts_on=(nn.Module,),
+        acts_on=(*NORMS, *LAYERS),
         source="arXiv 1712.05877 (section 3.2); RepVGG, arXiv 2101.03697; identities",
-        needs=frozenset({"calibration"}),
         claims=frozenset({"bytes"}),
     )
-    batches: int = Field(2, ge=1, le=100, description="train batches that the answers are compared on")
+    batches: int = Field(2, ge=1, le=100, description="validation batches that the answers are compared on")
     rows: int = Field(8, ge=2, le=4096, description="examples of each that are used")
 
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
         """Fold until nothing is left. Raises NothingMatchedError; TaskError for a model that cannot be compared."""
+        if next(itertools.chain(model.parameters(), model.buffers()), None) is None:
+            raise self.nothing_matched(model, "it holds no tensor")
         found = fold(model, calls_of(model, task, self.batches, self.rows), context.generator)
         context.findings.update(report(found))
         if not found.folds:
@@ -55,7 +57,7 @@ def calls_of(model: nn.Module, task: Task, batches: int, rows: int) -> list[Call
     """Return what the task calls the model with, the first `rows` examples of each batch.
 
     Raises:
-        TaskError: the train split is empty, or the task never calls the model.
+        TaskError: the validation split is empty, or the task never calls the model.
     """
     calls: list[Call] = []
 
@@ -66,12 +68,12 @@ def calls_of(model: nn.Module, task: Task, batches: int, rows: int) -> list[Call
     model.eval()
     try:
         with watching([(model, note)]):
-            for batch in itertools.islice(task.batches("train"), batches):
+            for batch in itertools.islice(task.batches("validation"), batches):
                 task.forward(model, batch)
     finally:
         model.train(was)
     if not calls:
-        raise TaskError(f"task {task.name!r} called the model on no train batch: nothing to prove a fold on")
+        raise TaskError(f"task {task.name!r} called the model on no validation batch: nothing to prove a fold on")
     return [first_rows(call, rows) for call in calls[:batches]]
 
 

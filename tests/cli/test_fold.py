@@ -28,8 +28,9 @@ def test_a_folder_becomes_an_artifact_that_answers_as_before(tmp_path, capsys):
     out = tmp_path / "folded"
     assert cli.execute(["fold", str(folder), "--out", str(out), "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert {each["kind"] for each in record["folded"]} == {"batch norm"}
-    assert record["error"] <= record["bound"] <= 1e-10
+    fold = record["fold"]
+    assert {each["kind"] for each in fold["folded"]} == {"batch norm"}
+    assert fold["error"] <= fold["bound"] <= 1e-10
     assert record["quality"]["agreement"] == 1.0
     assert record["stored_bytes"] < record["reference"]["cost"]["stored_bytes"]
     assert cli.execute(["verify", str(out)]) == 0

@@ -67,7 +67,7 @@ def fold(
         stored = trade.save(out)
     findings = trade.measurement.steps[0]["findings"]
     if as_json:
-        emit({"artifact": str(out), "stored_bytes": stored, **findings, **trade.measurement.record()})
+        emit({"artifact": str(out), "stored_bytes": stored, "fold": findings, **trade.measurement.record()})
         return
     _show(findings)
     line(str(trade))

@@ -31,7 +31,7 @@ def test_a_folder_becomes_an_artifact_that_answers_as_before(tmp_path, capsys):
     fold = record["fold"]
     assert {each["kind"] for each in fold["folded"]} == {"batch norm"}
     assert fold["error"] <= fold["bound"] <= 1e-10
-    assert record["quality"]["agreement"] == 1.0
+    assert record["quality"]["agreement"] == pytest.approx(1.0)
     assert record["stored_bytes"] < record["reference"]["cost"]["stored_bytes"]
     assert cli.execute(["verify", str(out)]) == 0
 

@@ -30,7 +30,7 @@ def find(flow: Flow, others: Callable[[], Sequence[Flow]]) -> Found:
             not path
             or "parametrizations" in path.split(".")
             or path.startswith(inside)
-            or isinstance(module, Constant)
+            or _is_constant(module)
             or flow.calls[path] != 1
         ):
             continue

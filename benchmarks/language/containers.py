@@ -1,6 +1,6 @@
 """One set of codes in four containers: how many weights differ, and what each runtime says.
 
-    python -m benchmarks.language.containers [--tokens 256] [--new 32]
+    python -m benchmarks.language.containers [--tokens 256] [--new 32] [--weights-only]
 
 SmolLM2-135M-Instruct, all linears of its blocks at 4 bits in groups of 64, symmetric and with whole zero points, the
 embedding, which is also the head, at 8 bits. Each file is written by `lessen export` and read by other code: GGUF
@@ -33,7 +33,7 @@ from lessen.export.gguf.write import export_gguf
 from lessen.export.hf import export_hf
 from lessen.export.matmul_nbits import Blocks, values_of
 from lessen.export.onnx_decoder import OnnxDecoder, export_decoder
-from lessen.files import atomic_write, dump_json
+from lessen.files import atomic_write, dump_json, parse_json
 from lessen.recipe import Recipe
 from lessen.tasks.language.perplexity import LanguageTask
 
@@ -49,6 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--new", type=int, default=32)
+    parser.add_argument("--weights-only", action="store_true", help="keep what the result file says of logits")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     task = LanguageTask()
@@ -58,10 +59,16 @@ def main() -> None:
         "command": " ".join(["python -m benchmarks.language.containers", *sys.argv[1:]]),
         "model": SMOLLM2,
         "recipes": {
-            name: made(original, words, task, step, chosen, name == "symmetric") for name, step in STEPS.items()
+            name: made(original, words, task, step, chosen, name == "symmetric" and not chosen.weights_only)
+            for name, step in STEPS.items()
         },
         "env": {**environment(1), **{name: package_version(name) for name in names}},
     }
+    if chosen.weights_only:
+        kept = parse_json(RESULT.read_bytes(), str(RESULT))["recipes"]
+        for name, recipe in record["recipes"].items():
+            recipe.update({key: kept[name][key] for key in ("said",) if key in kept[name]})
+            recipe["bytes"] = {**kept[name]["bytes"], **recipe["bytes"]}
     atomic_write(RESULT, dump_json(record))
     print(dump_json(record))
 

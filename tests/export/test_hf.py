@@ -86,6 +86,7 @@ def test_a_packed_folder_holds_our_codes(symmetric, tmp_path):
             held = {name.rpartition(".")[2]: value for name, value in state.items() if name.startswith(f"{path}.")}
             form, _ = pack_layer(layer_codes(layer), path)
             assert torch.equal(unpack_layer(form, held), layer.dequantise())
+            assert held["weight_scale"].dtype == torch.float32
             assert f"{path}.weight" not in state
 
 

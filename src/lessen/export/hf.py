@@ -157,7 +157,10 @@ def _write_packed(model: Any, state: _State, folder: Path) -> None:
     config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
-    tensors = {name: _small(tensor) for name, tensor in state.tensors.items()}
+    # scales stay float32: readers multiply in the type of the scales, where fp16 would round products
+    tensors = {
+        name: tensor if name.endswith("weight_scale") else _small(tensor) for name, tensor in state.tensors.items()
+    }
     if config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
     save_torch_state_dict(tensors, folder, max_shard_size=SHARD_BYTES)

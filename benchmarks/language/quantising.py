@@ -37,7 +37,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "llama-1b": {
         "hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32, "num_key_value_heads": 4,
-        "num_hidden_layers": 2, "vocab_size": 32000, "tie_word_embeddings": False,
+        "num_hidden_layers": 1, "vocab_size": 32000, "tie_word_embeddings": False,
     },
 }  # fmt: skip
 BLOCKS = {"smollm2": 30, "llama-1b": 22}
@@ -104,7 +104,7 @@ def allowed(shape: str, method: str) -> dict[str, int]:
         "activations": 8 * BATCHES * TOKENS * wide + inside,
         "logits": 3 * 4 * TOKENS * words if method == "oac" else 0,
         "curvatures": 4 * (6 * wide * wide + hidden * hidden if method == "oac" else hidden * hidden),
-        "solver": 3 * 8 * hidden * hidden + 2 * 4 * wide * hidden,
+        "solver": 2 * 8 * hidden * hidden + 2 * 4 * wide * hidden,
     }
 
 

@@ -66,9 +66,18 @@ def test_a_model_of_ones_own_and_other_steps(task, tmp_path):
     loaded = lessen.load(tmp_path / "small", model=Own())
     series = task.split("test").values
     assert loaded.part["features"].features == 500
-    assert isinstance(loaded.out, Int8Linear)
+    assert isinstance(loaded.out.layer, Int8Linear)
     with torch.no_grad():
         assert torch.equal(loaded(series), small(series))
+
+
+def test_int8_after_it_keeps_the_classes(task, model):
+    """Features differ by a factor of millions: without factors on them two thirds of the answers changed."""
+    small, _ = Recipe([LightWaveS()]).apply(model, task)
+    both, _ = Recipe([LightWaveS(), DynamicInt8Linears()]).apply(model, task)
+    series = task.split("test").values
+    with torch.no_grad():
+        assert (both(series).argmax(1) == small(series).argmax(1)).float().mean() >= 0.97
 
 
 def test_refusals(task, model):

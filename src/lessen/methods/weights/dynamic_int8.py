@@ -13,6 +13,7 @@ from lessen.methods.modules import ModuleMethod
 from lessen.methods.sites import replace
 from lessen.methods.weights._shared.conv1d import linearised
 from lessen.stored.linears.int8_linear import Int8Linear
+from lessen.stored.linears.scaled_input import ScaledInput
 from lessen.task import Task
 
 
@@ -22,8 +23,10 @@ class DynamicInt8Linears(ModuleMethod):
     Source: symmetric per-channel weights and dynamic activations, Krishnamoorthi 2018 (arXiv 1806.08342). By default
     each example has its own activation scale: one scale for the batch is faster but lets an outlier in one
     example hurt the others (it multiplied a small language model's perplexity by three or more). Layers that
-    attention reads directly, tied layers and small ones are left alone; so are layers whose inputs have very different
-    scales, such as a ridge head on raw features (LightWaveS): one step an output cannot hold their columns.
+    attention reads directly, tied layers and small ones are left alone.
+
+    An addition: where inputs have very different scales, as under a ridge head on raw features (LightWaveS), one step
+    an output and one an example cannot hold them. Each column's largest weight then becomes a factor on its input.
     """
 
     card = Card(
@@ -41,7 +44,11 @@ class DynamicInt8Linears(ModuleMethod):
         """Replace each eligible layer. Raises NothingMatchedError."""
         model = linearised(model)
         for site in self.eligible(model, (nn.Linear,), context, self._reject):
-            model = replace(model, site, Int8Linear.from_dense(site.module, self.activations))
+            uneven = lost_columns(site.module.weight) > LOST
+            if uneven:
+                context.findings.setdefault("equalised", []).append(site.path)
+            make = equalised if uneven else Int8Linear.from_dense
+            model = replace(model, site, make(site.module, self.activations))
         return model
 
     def _reject(self, layer: Any) -> str | None:
@@ -49,12 +56,6 @@ class DynamicInt8Linears(ModuleMethod):
             return f"has {layer.weight.numel()} weights, fewer than min_weights {self.min_weights}"
         if layer.weight.element_size() < 4:
             return f"holds {layer.weight.dtype} and would answer in float32"
-        share = lost_columns(layer.weight)
-        if share > LOST:
-            return (
-                f"has columns of very different size: {100 * share:.0f} % would round to a step or less, and the "
-                "inputs that they weigh would be lost; bring its inputs to one scale before it is trained"
-            )
         return None
 
 
@@ -72,3 +73,21 @@ def lost_columns(weight: Tensor) -> float:
     steps = (size / (size.amax(1, keepdim=True) / 127).clamp_min(1e-30)).amax(0)
     used = steps > 0
     return float((steps[used] < 1.5).float().mean()) if bool(used.any()) else 0.0
+
+
+@torch.no_grad()
+def equalised(layer: nn.Linear, activations: str) -> ScaledInput:
+    """Return an int8 layer behind factors on its inputs, so that the largest weight of every column is alike."""
+    largest = layer.weight.detach().float().abs().amax(0)
+    factors = (largest / largest.amax()).clamp_min(SMALLEST).half()
+    plain = nn.utils.skip_init(nn.Linear, layer.in_features, layer.out_features, bias=layer.bias is not None)
+    plain.weight.copy_(layer.weight / factors)
+    if layer.bias is not None:
+        plain.bias.copy_(layer.bias)
+    made = ScaledInput.around(plain, factors)
+    made.layer = Int8Linear.from_dense(plain, activations)
+    return made
+
+
+SMALLEST = 2.0**-24
+"""Smallest number of fp16; that it is coarse there does no harm, weights are divided by the factor as it is held."""

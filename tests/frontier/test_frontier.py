@@ -242,12 +242,14 @@ def test_two_studies_join_and_equal_names_are_told_apart(tmp_path):
     assert "int8 rows (second)" in labels
 
 
-def test_last_line_cut_by_a_kill_is_ignored_but_a_damaged_one_is_named(demo, tmp_path):
+def test_a_cut_file_and_a_damaged_line_are_named(demo, tmp_path):
+    """A study writes the file whole: a cut one has lost runs, and a report without them would not say so."""
     folder = write_study(tmp_path / "s", examples=400)
     path = folder / "measurements.jsonl"
     whole = path.read_text()
-    path.write_text(whole + whole[:100])
-    assert len(Frontier.load(folder)) == 10
+    path.write_text(whole[:-100])
+    with pytest.raises(DataError, match=r"is cut inside line \d+; copy it again, or resume the study"):
+        Frontier.load(folder)
     path.write_text(whole[:100] + "\n" + whole)
     with pytest.raises(DataError, match="line 1"):
         Frontier.load(folder)

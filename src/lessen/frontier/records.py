@@ -194,8 +194,8 @@ def _measurements(path: Path) -> list[dict[str, Any]]:
         try:
             found.append(parse_json(line, f"{path}: line {count}"))
         except ArtifactError as error:
-            if count == len(lines) and not line.endswith(b"\n"):
-                break  # the writer was killed in the middle of its last line
+            if count == len(lines) and not line.endswith(b"\n"):  # a study writes this file whole or not at all
+                raise DataError(f"{path} is cut inside line {count}; copy it again, or resume the study") from error
             raise DataError(f"{error}; remove that line and resume the study") from error
     return found
 

@@ -124,6 +124,9 @@ class OutputCache:
             places = self._places(keys)
         if not len(places) or places.min() < 0:
             return None
+        if len(self._parts) == 1:
+            only = torch.from_numpy(places)
+            return {name: tensor[only] for name, tensor in self._parts[0].items()}
         part_of, row_of = places >> 32, places & 0xFFFFFFFF
         parts = np.unique(part_of)
         if len({_signature(self._parts[part], skip=1) for part in parts}) != 1:
@@ -190,7 +193,9 @@ def row_keys(batch: Any) -> Keys:
     total = np.zeros((count, KEY_BYTES // 4), dtype=np.uint64)
     for place, tensor in enumerate(tensors):
         raw = tensor.detach().cpu().contiguous().reshape(count, -1).view(torch.uint8).numpy()
-        words = np.pad(raw, ((0, 0), (0, -raw.shape[1] % 4))).view(np.uint32).astype(np.uint64)
+        if raw.shape[1] % 4:
+            raw = np.pad(raw, ((0, 0), (0, -raw.shape[1] % 4)))
+        words = raw.view(np.uint32).astype(np.uint64)
         total += words @ _coefficients(place, words.shape[1])
     form = repr([(str(tensor.dtype), tuple(tensor.shape[1:])) for tensor in tensors]).encode()
     salt = np.frombuffer(hashlib.blake2b(form, digest_size=KEY_BYTES).digest(), dtype=np.uint32)

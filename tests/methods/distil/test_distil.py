@@ -298,3 +298,14 @@ def test_a_hugging_face_student_learns_from_a_folder(method, tmp_path: Path) -> 
         assert gaps[1] < gaps[0]
         with pytest.raises(TaskError, match="dkd needs a class for each of 68 rows, the task gives 8; use kd"):
             Recipe([DKD(teacher=named.teacher)]).apply(student, shallow)
+
+
+def test_a_step_may_set_its_rate_and_its_time(shapes: Shapes, student: nn.Module) -> None:
+    assert KD().paced(shapes) is shapes
+    paced = KD(learning_rate=1e-7, minutes=0.5).paced(shapes)
+    assert (paced.settings.learning_rate, paced.settings.minimum_learning_rate) == (1e-7, 1e-7)
+    assert paced.settings.max_seconds == 30
+    assert Recipe([KD()]).hash == Recipe([KD(learning_rate=None)]).hash
+    still, _ = Recipe([KD(learning_rate=1e-9, epochs=1)]).apply(student, shapes)
+    for a, b in zip(still.parameters(), student.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)

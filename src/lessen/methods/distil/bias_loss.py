@@ -59,7 +59,7 @@ class BiasLoss(Trained):
         student, settle = self._student(model, task, context)
         layer = self.layer or _last(student, task)
         context.findings["layer"] = layer
-        retrain.train(student, task, context, epochs=self.epochs, hooks=(_Weighed(self, layer, task),))
+        retrain.train(student, self.paced(task), context, epochs=self.epochs, hooks=(_Weighed(self, layer, task),))
         settle()
         return student
 

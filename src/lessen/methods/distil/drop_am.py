@@ -39,7 +39,7 @@ class DropAM(MissingInputs):
         """
         view, optional = self.dropping(task, context)
         student, settle = self._student(model, task, context)
-        retrain.train(student, view, context, epochs=self.epochs)
+        retrain.train(student, self.paced(view), context, epochs=self.epochs)
         settle()
         context.findings["score by inputs"] = optional.scores(student)
         return student

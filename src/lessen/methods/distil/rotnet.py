@@ -60,7 +60,7 @@ class RotNet(Trained):
         head = {name: value.clone() for name, value in student.state_dict().items()}
         hook = _Turned(layer, task, batch)
         view = task.view(loss=hook.turned, score=lambda *_: 0.0)
-        retrain.train(student, view, context, epochs=self.epochs, hooks=(hook,))
+        retrain.train(student, self.paced(view), context, epochs=self.epochs, hooks=(hook,))
         settle()
         _restore(student, head, layer)
         context.findings["turns told right"] = hook.share

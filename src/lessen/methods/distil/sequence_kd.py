@@ -57,7 +57,7 @@ class SequenceKD(Speaking):
         texts = list(self._texts(master, task, context))
         context.findings["batches written"] = len(texts)
         part = self.weight / (self.weight + self.task_weight) if self.weight else 0.0
-        retrain.train(student, task.view(batches=_mixed(task, texts, part)), context, epochs=self.epochs)
+        retrain.train(student, self.paced(task).view(batches=_mixed(task, texts, part)), context, epochs=self.epochs)
         settle()
         return student
 

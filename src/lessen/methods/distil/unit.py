@@ -65,7 +65,7 @@ class UNIT(Trained):
         teacher = Teacher(copy.deepcopy(model), task.forward, taps=(layer,))
         before = None if old is None else old.score(student)
         hook = _Kept(self, teacher, layer, task, old, context.seed)
-        retrain.train(student, task, context, epochs=self.epochs, hooks=(hook,))
+        retrain.train(student, self.paced(task), context, epochs=self.epochs, hooks=(hook,))
         settle()
         if old is not None and before is not None:
             context.findings["old domain"] = {"before": before, "after": old.score(student)}

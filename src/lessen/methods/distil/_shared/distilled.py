@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -48,8 +49,22 @@ class Scene:
 class Trained(Method):
     """Trains a model by the task's settings."""
 
+    later_knobs: ClassVar[frozenset[str]] = frozenset({"learning_rate", "minutes"})
     start: Literal["given", "fresh"] = Field("given", description="train on from the given weights, or a fresh build")
     epochs: int | None = Field(None, ge=1, le=100_000, description="cap on epochs; none: the task's settings")
+
+    learning_rate: float | None = Field(None, gt=0, le=100, description="largest rate; none: the task's")
+    minutes: float | None = Field(None, gt=0, le=1e6, description="cap on minutes of training; none: no cap")
+
+    def paced(self, task: Task) -> Task:
+        """Return the task with the settings of training that this step changes."""
+        changes: dict[str, Any] = {}
+        if self.learning_rate is not None:
+            lowest = min(task.settings.minimum_learning_rate, self.learning_rate)
+            changes = {"learning_rate": self.learning_rate, "minimum_learning_rate": lowest}
+        if self.minutes is not None:
+            changes["max_seconds"] = 60 * self.minutes
+        return task.view(settings=dataclasses.replace(task.settings, **changes)) if changes else task
 
     def readied(self, student: nn.Module, context: Context) -> tuple[nn.Module, Callable[[], None]]:  # noqa: ARG002
         """Return the student as it trains, and what is done to it afterwards."""
@@ -139,7 +154,7 @@ class Distilled(Taught):
         teacher.ask(batch)  # what cannot teach is refused before anything is trained
         hook = self.hook(Scene(teacher, self.student_taps(student, task, batch), task, batch, student, context))
         self._compare(master, student, task, context)
-        retrain.train(student, task, context, epochs=self.epochs, hooks=(hook,))
+        retrain.train(student, self.paced(task), context, epochs=self.epochs, hooks=(hook,))
         settle()
         return student
 

@@ -79,19 +79,20 @@ class _Forward(torch.autograd.Function):
         losses = torch.empty(len(student), dtype=torch.float32, device=student.device)
         slopes = torch.empty(student.shape, dtype=torch.float32, device=student.device)
         for rows in pieces(*student.shape):
-            own, wanted = (F.log_softmax(logits[rows].float(), dim=1) for logits in (student, teacher))
-            chances = wanted.exp()
-            torch.sum(chances * wanted.sub_(own), dim=1, out=losses[rows])
-            torch.sub(own.exp_(), chances, out=slopes[rows])
-        ctx.save_for_backward(slopes)
-        ctx.dtype = student.dtype
+            own, wanted = student[rows].float(), teacher[rows].float()
+            q, p = torch.softmax(own, dim=1, out=slopes[rows]), torch.softmax(wanted, dim=1)
+            # log sum exp z = max z - log max softmax(z): no second exponential
+            normal = own.amax(dim=1) - q.amax(dim=1).log() - wanted.amax(dim=1) + p.amax(dim=1).log()
+            losses[rows] = torch.linalg.vecdot(p, wanted - own) + normal
+            q.sub_(p)
+        ctx.slopes, ctx.dtype = slopes, student.dtype
         return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        (slopes,) = ctx.saved_tensors
-        return (slopes * upstream[:, None]).to(ctx.dtype), None
+        slopes, ctx.slopes = ctx.slopes, None
+        return slopes.mul_(upstream[:, None]).to(ctx.dtype), None
 
 
 def sampled_cross_entropy(student: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
@@ -125,9 +126,13 @@ class _Sampled(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         student, ids, weights, totals = ctx.saved_tensors
         scaled = weights * upstream[:, None]
-        slopes = torch.empty_like(student)
+        slopes, plain = torch.empty_like(student), student.dtype == torch.float32
         for rows in pieces(*student.shape):
-            slope = student[rows].float().sub(totals[rows, None]).exp_()
+            slope = (
+                slopes[rows] if student.dtype == torch.float32 else torch.empty_like(student[rows], dtype=torch.float32)
+            )
+            torch.sub(student[rows], totals[rows, None], out=slope).exp_()
             slope.mul_(scaled[rows].sum(dim=1, keepdim=True)).scatter_add_(1, ids[rows], -scaled[rows])
-            slopes[rows] = slope
+            if not plain:
+                slopes[rows] = slope
         return slopes, None, None

@@ -23,7 +23,7 @@ class RTN(FewBits):
     weights that were dequantised from such a grid (Q4_1 at group 32) come back exactly. The search moves both ends of
     a range that does not hold zero towards its nearer end. A layer whose inputs are no multiple of the group ends in
     a shorter group. A Transformer's token embedding and a head over its rows take `table_bits`.
-    Layers are storage with decoded compute: bytes are saved, time is not.
+    Layers are storage with decoded compute or, with activations=int8, fast; that rounds their inputs too.
     """
 
     card = Card(

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.language.llama_npm import F16, Q4_0, Q8_0, Library, Model
+from lessen.decoding.view import cache_argument
 from lessen.environment import environment
 from lessen.files import atomic_write, dump_json
 
@@ -72,7 +73,8 @@ class Stock:
     def run(self, tokens: list[int]) -> None:
         """Add tokens behind those that are there."""
         ids = torch.tensor([tokens])
-        out = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        held = {cache_argument(self.model): self.cache}
+        out = self.model(input_ids=ids, use_cache=True, logits_to_keep=1, **held)
         out.logits[0, -1].argmax()
 
     def cut(self, length: int) -> None:

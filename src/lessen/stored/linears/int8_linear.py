@@ -26,8 +26,8 @@ class Int8Linear(StoredModule):
         "row"     each example has its own scale: an example's output does not depend on its batch. Integer products run
                   compiled where the extra `kernels` has them (`stored.kernels.linear`), else in `torch._int_mm`; both
                   multiply the same integers.
-        "tensor"  one scale for the batch, torch's fused `linear_dynamic`: faster, coarser, and the output of an
-                  example moves slightly with its batch.
+        "tensor"  one scale for the batch, torch's fused `linear_dynamic`: faster, coarser (7 bits on processors
+                  without VNNI), and the output of an example moves slightly with its batch.
     What kernels and "tensor" multiply from is made at first use and never saved. Where a gradient with respect to
     the input is asked for, the dequantised weight is used.
     """
@@ -101,7 +101,7 @@ class Int8Linear(StoredModule):
         return torch.addcmul(self.bias, products.float(), scale * self.scales)
 
     def _by_tensor(self, flat: Tensor) -> Tensor:
-        result: Tensor = torch.ops.quantized.linear_dynamic(flat, self._operand(), False)
+        result: Tensor = torch.ops.quantized.linear_dynamic(flat, self._operand(), not _sums_in_int32())
         return result
 
     def _operand(self) -> Any:
@@ -131,3 +131,12 @@ class Int8Linear(StoredModule):
     def opaque_macs(self, *inputs: Any) -> int:
         """Return multiply-adds of one forward of float [*, in], which the flop counter does not see."""
         return int(inputs[0].numel() // self.in_features) * self.in_features * self.out_features
+
+
+def _sums_in_int32() -> bool:
+    """Tell whether products of 8 bits are summed in int32 here.
+
+    Without VNNI torch adds pairs in int16, which overflow silently unless activations keep to 7 bits.
+    """
+    supported = getattr(torch.cpu, "_is_vnni_supported", None)
+    return supported is None or bool(supported())

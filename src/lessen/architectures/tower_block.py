@@ -109,7 +109,7 @@ class TowerBlock:
         joined = self.project_out(out.transpose(1, 2).flatten(2))
         holder, _, name = self.family.output.rpartition(".")
         dropout = getattr(getattr(self.attention, holder), "dropout", None) if name and holder else None
-        return joined if dropout is None else dropout(joined)  # type: ignore[no-any-return]
+        return joined if dropout is None else dropout(joined)
 
     def _takes_mask(self) -> bool:
         return bool(self.family.bias_argument) and self.family.name not in ("plain", "timm")

@@ -103,7 +103,7 @@ def dimensions(inputs: Inputs) -> dict[str, dict[int, object]]:
     batch = torch.export.Dim("batch", min=1)
     free: dict[str, dict[int, object]] = {name: {0: batch} for name in inputs}
     for number, group in enumerate(groups_of(inputs)):
-        own = {0: torch.export.Dim(f"ids_{number}", min=1)}
+        own: dict[int, object] = {0: torch.export.Dim(f"ids_{number}", min=1)}
         free |= {name: own for name in (group.ids, group.weights) if name}
         if group.last:
             free[group.offsets] = {0: batch + 1}

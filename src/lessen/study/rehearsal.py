@@ -33,8 +33,8 @@ def check_budgets(recipes: Sequence[Recipe], task: Task, log: Log = SILENT) -> d
     if asking:
         log.progress("check budgets", len(asking), len(asking))
     if refused and len(refused) == len(recipes):
-        name, error = next(iter(refused.items()))
-        raise BudgetError(f"no recipe of this study can be run; recipe {name!r}: {error}", nearest=error.nearest)
+        name, first = next(iter(refused.items()))
+        raise BudgetError(f"no recipe of this study can be run; recipe {name!r}: {first}", nearest=first.nearest)
     return refused
 
 

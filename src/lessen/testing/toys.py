@@ -214,7 +214,14 @@ class NormedTableNet(TableNet):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Sequential(nn.Linear(2 * DIM, 64), nn.BatchNorm1d(64))
+        self.norm = nn.BatchNorm1d(64)
+
+    def forward(self, items: Tensor, tags: Tensor) -> Tensor:
+        """Return logits [B] for items [B] and tags [B, 3], both int64."""
+        joined = torch.cat([self.items(items), self.tags(tags)], dim=1)
+        hidden = torch.relu(self.second(torch.relu(self.norm(self.first(joined)))))
+        logits: Tensor = self.last(hidden)[:, 0]
+        return logits
 
 
 class NormedTableTask(TableTask):

@@ -27,7 +27,7 @@ def least_error(weight: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
 
     Time is bounded: 60 starts and 3 x 6 rounds, each a pass over the rows. The rows' ranges must fit fp16.
     """
-    parts = [_search(rows, 2**bits - 1) for rows in weight.split(ROWS)]
+    parts = [_search(rows, 2**bits - 1) for rows in torch.split(weight, ROWS)]
     codes, scale, bias = (torch.cat(each) for each in zip(*parts, strict=True))
     return codes.to(torch.uint8), scale.half(), bias.half()
 

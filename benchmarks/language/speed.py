@@ -161,14 +161,15 @@ def main() -> None:
 
 
 def table(record: dict[str, Any]) -> str:
-    """Return tokens a second by the processor's clock, as lines of Markdown."""
+    """Return tokens a second as lines of Markdown: by the processor's clock for one thread, by the wall's for more."""
     lines = []
     for name, run in record.items():
         load = "load {:.0f} to {:.0f}".format(*run["load"])
         lines += ["", f"{name}, {load}, llama.cpp build {run['llama.cpp build']}", ""]
         lines += ["| mode | prefill, tokens/s | decode, tokens/s |", "|---|---|---|"]
+        clock = "cpu" if name.startswith("1 ") else "wall"
         for mode, best in run["seconds"].items():
-            prefill, decode = run["prompt"] / best["prefill"]["cpu"], 1 / best["decode"]["cpu"]
+            prefill, decode = run["prompt"] / best["prefill"][clock], 1 / best["decode"][clock]
             lines.append(f"| {mode} | {prefill:.0f} | {decode:.0f} |")
     return "\n".join(lines)
 

@@ -53,6 +53,19 @@ def test_the_gradient_made_in_pieces_is_that_of_autograd(temperature, monkeypatc
     assert torch.allclose(left.grad, right.grad, atol=1e-6)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("kind", "beta"), [("reverse", 0.5), ("jsd", 0.3), ("jsd", 0.9)])
+def test_the_other_gradients_are_those_of_autograd(kind, beta) -> None:
+    own, wanted = logits()
+    left, right = own.clone().requires_grad_(), own.clone().double().requires_grad_()
+    weights = torch.arange(1.0, 6.0)
+    (divergence(left, wanted, kind, beta) * weights).sum().backward()
+    q, p = right.softmax(dim=1), wanted.double().softmax(dim=1)
+    m = beta * p + (1 - beta) * q
+    parts = [beta * p * (p / m).log() + (1 - beta) * q * (q / m).log(), q * (q / p).log()]
+    (parts[kind == "reverse"].sum(dim=1) * weights).sum().backward()
+    assert torch.allclose(left.grad, right.grad.float(), atol=1e-5)  # type: ignore[arg-type, union-attr]
+
+
 def test_other_vocabularies_are_refused() -> None:
     with pytest.raises(TaskError, match="the teacher's vocabulary has 7 tokens, the student's 5"):
         divergence(torch.zeros(2, 5), torch.zeros(2, 7), "reverse")

@@ -6,7 +6,6 @@ made in the same pass: softmax is taken once a side.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -51,11 +50,8 @@ def divergence(student: Tensor, teacher: Tensor, kind: Kind, beta: float = 0.5, 
     if kind == "forward":
         found: Tensor = _Forward.apply(student, teacher)  # type: ignore[no-untyped-call]
         return temperature**2 * found
-    own, wanted = (F.log_softmax(logits.float(), dim=1) for logits in (student, teacher.detach()))
-    if kind == "reverse":
-        return temperature**2 * _kl(own, wanted)
-    middle = torch.logaddexp(wanted + math.log(beta), own + math.log(1 - beta))
-    return temperature**2 * (beta * _kl(wanted, middle) + (1 - beta) * _kl(own, middle))
+    mixed: Tensor = _Mixed.apply(student, teacher, beta if kind == "jsd" else None)  # type: ignore[no-untyped-call]
+    return temperature**2 * mixed
 
 
 def check_vocabulary(student: Tensor, teacher: Tensor) -> None:
@@ -65,10 +61,6 @@ def check_vocabulary(student: Tensor, teacher: Tensor) -> None:
             f"the teacher's vocabulary has {teacher.shape[-1]} tokens, the student's {student.shape[-1]}: they cannot "
             "be compared token by token; give a teacher with the student's tokenizer"
         )
-
-
-def _kl(left: Tensor, right: Tensor) -> Tensor:
-    return F.kl_div(right, left, reduction="none", log_target=True).sum(dim=1)
 
 
 class _Forward(torch.autograd.Function):
@@ -93,6 +85,40 @@ class _Forward(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         slopes, ctx.slopes = ctx.slopes, None
         return slopes.mul_(upstream[:, None]).to(ctx.dtype), None
+
+
+class _Mixed(torch.autograd.Function):
+    """KL(Q || P), or with a beta the generalised Jensen-Shannon divergence.
+
+    With g = log Q / P, or (1 - beta) log Q / M, the gradient on the student's logits is Q (g - sum of Q g).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, beta: float | None) -> Tensor:
+        losses = torch.empty(len(student), dtype=torch.float32, device=student.device)
+        slopes = torch.empty(student.shape, dtype=torch.float32, device=student.device)
+        for rows in pieces(*student.shape):
+            own, wanted = (F.log_softmax(logits[rows].float(), dim=1) for logits in (student, teacher))
+            q = torch.exp(own, out=slopes[rows])
+            if beta is None:
+                own.sub_(wanted)
+                mean = torch.linalg.vecdot(q, own)
+                losses[rows] = mean
+            else:
+                p = wanted.exp()
+                middle = torch.lerp(q, p, beta).clamp_(min=torch.finfo(torch.float32).tiny).log_()
+                own.sub_(middle).mul_(1 - beta)
+                mean = torch.linalg.vecdot(q, own)
+                losses[rows] = beta * torch.linalg.vecdot(p, wanted.sub_(middle)) + mean
+            q.mul_(own.sub_(mean[:, None]))
+        ctx.slopes, ctx.dtype = slopes, student.dtype
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        slopes, ctx.slopes = ctx.slopes, None
+        return slopes.mul_(upstream[:, None]).to(ctx.dtype), None, None
 
 
 def sampled_cross_entropy(student: Tensor, ids: Tensor, weights: Tensor) -> Tensor:

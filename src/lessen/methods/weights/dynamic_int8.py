@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,9 @@ from lessen.methods.weights._shared.conv1d import linearised
 from lessen.stored.linears.int8_linear import Int8Linear
 from lessen.stored.linears.scaled_input import ScaledInput
 from lessen.task import Task
+
+SMALLEST = 2.0**-24
+"""Smallest number of fp16; that it is coarse there does no harm, weights are divided by the factor as it is held."""
 
 
 class DynamicInt8Linears(ModuleMethod):
@@ -80,14 +84,8 @@ def equalised(layer: nn.Linear, activations: str) -> ScaledInput:
     """Return an int8 layer behind factors on its inputs, so that the largest weight of every column is alike."""
     largest = layer.weight.detach().float().abs().amax(0)
     factors = (largest / largest.amax()).clamp_min(SMALLEST).half()
-    plain = nn.utils.skip_init(nn.Linear, layer.in_features, layer.out_features, bias=layer.bias is not None)
-    plain.weight.copy_(layer.weight / factors)
-    if layer.bias is not None:
-        plain.bias.copy_(layer.bias)
+    plain = copy.deepcopy(layer)
+    plain.weight.div_(factors)
     made = ScaledInput.around(plain, factors)
     made.layer = Int8Linear.from_dense(plain, activations)
     return made
-
-
-SMALLEST = 2.0**-24
-"""Smallest number of fp16; that it is coarse there does no harm, weights are divided by the factor as it is held."""

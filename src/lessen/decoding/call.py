@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lessen.decoding.assistant import Drafting
 from lessen.decoding.cost import CostCurve
-from lessen.decoding.engine import Engine
 from lessen.decoding.policy import NOTHING, Candidate, plan
+from lessen.decoding.protocol import Engine
 from lessen.decoding.request import Request
 from lessen.errors import NonFiniteError
 

@@ -16,9 +16,10 @@ from lessen.decoding.assistant import Assistant, Drafting
 from lessen.decoding.call import Call
 from lessen.decoding.copying import TextMemory
 from lessen.decoding.cost import SIZES, CostCurve, costs_hold, measure_costs
-from lessen.decoding.engine import Engine, choose_engine
+from lessen.decoding.engine import choose_engine
 from lessen.decoding.packing import Packing
 from lessen.decoding.policy import KEY_LENGTH, Copier, plan
+from lessen.decoding.protocol import Engine
 from lessen.decoding.report import DecodeReport
 from lessen.decoding.request import Request
 from lessen.decoding.screened_head import screened, screened_head

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from lessen.architectures.loading import hugging_face
 from lessen.decoding.compiled.engine import CompiledEngine
 from lessen.decoding.kv_engine import bare_of, keeping
 from lessen.decoding.probe import agrees, limits_of, rehearses
+from lessen.decoding.protocol import Engine
 from lessen.decoding.ragged import RaggedEngine
 from lessen.decoding.settings import context_length
 from lessen.decoding.straight import StraightEngine
@@ -27,25 +28,6 @@ from lessen.decoding.view import cache_argument, shared_view
 from lessen.errors import InputError, LessenError, NonFiniteError
 
 _CUTTABLE = {"full_attention", "sliding_attention", "chunked_attention"}
-
-
-class Engine(Protocol):
-    """What the decoder needs of a model."""
-
-    batched: bool
-    view: Any
-
-    def new_cache(self, reserve: int = 0) -> Any:
-        """Return the empty cache of one sequence."""
-
-    def cut(self, cache: Any, length: int) -> None:
-        """Forget all but the first `length` tokens of a cache."""
-
-    def reach(self, cache: Any) -> int | None:
-        """Return how many tokens the next pass of a sequence may add; None where there is no bound."""
-
-    def run(self, work: Sequence[tuple[Any, Sequence[int]]], last_only: bool = False) -> Tensor:
-        """Add new tokens to the caches; return logits (rows, vocabulary), or one row a sequence."""
 
 
 class SingleEngine:

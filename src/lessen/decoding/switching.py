@@ -12,32 +12,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lessen.decoding.protocol import Engine
 from lessen.decoding.view import cache_argument
 from lessen.errors import InputError
-
-
-class Runs(Protocol):
-    """The engine that is switched."""
-
-    batched: bool
-    view: Any
-
-    def new_cache(self, reserve: int = 0) -> Any:
-        """Return the empty cache of one sequence."""
-
-    def cut(self, cache: Any, length: int) -> None:
-        """Forget all but the first `length` tokens of a cache."""
-
-    def reach(self, cache: Any) -> int | None:
-        """Return how many tokens the next pass of a sequence may add; None where there is no bound."""
-
-    def run(self, work: Sequence[tuple[Any, Sequence[int]]], last_only: bool = False) -> Tensor:
-        """Add new tokens to the caches; return logits."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +98,9 @@ def _recomputes(model: Any, place: int) -> bool:
 
 
 class SwitchingEngine:
-    """Runs another engine so that each pass lies on one side of the switch."""
+    """Engine another engine so that each pass lies on one side of the switch."""
 
-    def __init__(self, inner: Runs, switch: Switch) -> None:
+    def __init__(self, inner: Engine, switch: Switch) -> None:
         self.inner, self.switch, self.batched, self.view = inner, switch, inner.batched, inner.view
         self._lock = threading.Lock()  # a pass writes the frequencies that it then reads
 

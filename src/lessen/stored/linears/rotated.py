@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lessen.stored import checks
 from lessen.stored.base import StoredModule, stored
-from lessen.stored.linears.low_rank import dense_weight, empty_linear
+from lessen.stored.linears.changed_input import ChangedInput
 
 LARGEST_POWER = 32
 """Largest power of two that one factor takes."""
@@ -120,31 +120,20 @@ def draw_signs(size: int, generator: torch.Generator) -> Tensor:
 
 # -- stored modules --------------------------------------------------------------------------------------------------
 @stored
-class RotatedInput(StoredModule):
+class RotatedInput(ChangedInput):
     """y = layer(O x). State: `signs` int8 [in], and `layer`, an `nn.Linear` or a compact form of it."""
 
     kind = "rotated-input"
     signs: Tensor
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
-        super().__init__()
-        self.in_features = checks.whole("in_features", in_features, 1, 2**24)
-        self.out_features = checks.whole("out_features", out_features, 1, 2**24)
-        checks.elements("a weight", self.in_features, self.out_features)
-        self.bias = bool(checks.one_of("bias", bias, (True, False)))
+        super().__init__(in_features, out_features, bias)
         self.register_buffer("signs", torch.ones(self.in_features, dtype=torch.int8))
-        self.layer: nn.Module = empty_linear(self.in_features, self.out_features, self.bias)
-
-    def config(self) -> dict[str, Any]:
-        """Return the sizes and whether there is a bias."""
-        return {"in_features": self.in_features, "out_features": self.out_features, "bias": self.bias}
 
     @classmethod
     def around(cls, layer: nn.Linear, signs: Tensor) -> RotatedInput:
         """Return `layer`, whose columns are rotated already, behind the rotation of its inputs."""
-        with torch.device("meta"):
-            made = cls(layer.in_features, layer.out_features, layer.bias is not None)
-        made.layer = layer
+        made = cls.holding(layer)
         made.signs = signs.to(layer.weight.device)
         return made
 
@@ -155,7 +144,7 @@ class RotatedInput(StoredModule):
 
     def dequantise(self) -> Tensor:
         """Return the dense weight [out, in], float32, that takes inputs as they come."""
-        return rotate_back(dense_weight(self.layer).float(), self.signs)
+        return rotate_back(self.dense(), self.signs)
 
     def check_values(self) -> None:
         """Refuse signs that are no signs. Raises ValueError."""

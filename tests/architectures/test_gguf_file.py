@@ -46,16 +46,14 @@ def test_what_is_no_gguf_and_foreign_versions_are_said(whole, tmp_path):
         check_gguf(path)
 
 
-@pytest.mark.parametrize(("kind", "said"), [(999, "number 999"), (16, "is of type IQ2_XXS|cut short")])
-def test_an_unknown_type_is_named_with_its_tensor(whole, kind, said, tmp_path):
+def test_an_unknown_type_is_named_with_its_tensor(whole, tmp_path):
     path, name = tmp_path / "m.gguf", b"blk.1.ffn_up.weight"
     at = whole.index(name) + len(name)
     rank = struct.unpack("<I", whole[at : at + 4])[0]
     at += 4 + 8 * rank
-    path.write_bytes(whole[:at] + struct.pack("<I", kind) + whole[at + 4 :])
-    if kind == 999:
-        with pytest.raises(DataError, match=rf"tensor 'blk.1.ffn_up.weight' .*{said}.*write it as Q8_0"):
-            check_gguf(path)
+    path.write_bytes(whole[:at] + struct.pack("<I", 999) + whole[at + 4 :])
+    with pytest.raises(DataError, match=r"tensor 'blk.1.ffn_up.weight' .*number 999.*write it as Q8_0"):
+        check_gguf(path)
 
 
 def test_the_command_says_it_in_one_line(whole, tmp_path, capsys, monkeypatch):

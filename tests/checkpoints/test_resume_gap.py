@@ -64,7 +64,9 @@ def test_an_error_of_the_users_own_function_reads_as_theirs(run, tmp_path):
     def mistaken(checkpoint, steps, seed):
         return {"losses": [{"loss": 1.0}["los"]]}
 
-    with pytest.raises(ConfigError, match=r"training function raised KeyError: 'los' \(line \d+ of .*test_prove\.py\)"):
+    with pytest.raises(
+        ConfigError, match=r"training function raised KeyError: 'los' \(line \d+ of .*test_resume_gap\.py\)"
+    ):
         prove(Archive(tmp_path / "a"), 8, mistaken, steps=1, seeds=2)
     with pytest.raises(ConfigError, match="no numbers"):
         prove(Archive(tmp_path / "a"), 8, lambda *_: {"losses": ["low"]}, steps=1, seeds=2)

@@ -23,7 +23,7 @@ def saved(tmp_path, model):
 
 
 def test_a_folder_becomes_an_artifact_that_answers_as_before(tmp_path, capsys):
-    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=5)
+    config = transformers.ResNetConfig(embedding_size=32, hidden_sizes=[32, 96], depths=[1, 1], num_labels=5)
     folder = saved(tmp_path, transformers.ResNetForImageClassification(config))
     out = tmp_path / "folded"
     assert cli.execute(["fold", str(folder), "--out", str(out), "--json"]) == 0

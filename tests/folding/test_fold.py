@@ -111,6 +111,13 @@ def test_layers_that_others_watch_stay(obstacle):
     assert "1" in found.kept
 
 
+def test_what_is_to_be_left_is_left_with_what_would_go_into_it():
+    model = stirred(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 5), nn.BatchNorm1d(5)))
+    found = fold(model, [((drawn(6, 4),), {})], torch.Generator(), lambda path: "is in `skip`" if path == "0" else None)
+    assert [each.path for each in found.folds] == ["4"]
+    assert found.kept["1"] == "is in `skip`"
+
+
 class RepVGG(nn.Module):
     def __init__(self, groups=1, identity=True):
         super().__init__()

@@ -91,4 +91,4 @@ def _answer(path: str, answer: Tensor) -> Fold:
     def apply(model: nn.Module) -> None:
         put(model, path, Constant.of(value))
 
-    return Fold("constant part", path, "its answer", apply)
+    return Fold("constant part", path, "", apply)

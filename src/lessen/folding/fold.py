@@ -18,6 +18,7 @@ class Fold:
     kind: str
     path: str
     into: str
+    """Paths of what takes it in, "" where nothing has to."""
     apply: Callable[[nn.Module], None]
 
 

@@ -18,6 +18,7 @@ from lessen.folding.fold import Fold, Found
 from lessen.folding.proof import answers, bound_of, error, more_calls
 
 ROUNDS = 50
+Leave = Callable[[str], str | None]
 SEARCHES = (norms.find, branches.find, chains.find, units.find)
 
 
@@ -36,10 +37,11 @@ class Folded:
     """Modules with weights of their own that no call reached: they may serve other inputs, and stay."""
 
 
-def fold(model: nn.Module, calls: Sequence[Call], generator: torch.Generator) -> Folded:
+def fold(model: nn.Module, calls: Sequence[Call], generator: torch.Generator, leave: Leave = lambda _: None) -> Folded:
     """Fold what can be folded of a model in eval mode; the model itself is not changed.
 
     Args:
+        leave: why a module or parameter has to stay as it is, by path, or None.
         calls: arguments and keywords of forwards as they are served, one or more.
         generator: draws further inputs for the proofs.
 
@@ -52,10 +54,10 @@ def fold(model: nn.Module, calls: Sequence[Call], generator: torch.Generator) ->
         exact = copy.deepcopy(model)
         wide = _widened(exact, calls)
         served = [_wide_call(call) for call in calls] if wide else list(calls)
-        prover = _Prover(exact if wide else copy.deepcopy(model), more_calls(served, generator))
+        prover = _Prover(exact if wide else copy.deepcopy(model), more_calls(served, generator), leave)
         found = _fold_all(prover, served)
         result = _narrowed(model, found.folds, prover.model) if wide else prover.model
-        last = _Prover(copy.deepcopy(model), more_calls(list(calls), generator, 0))
+        last = _Prover(copy.deepcopy(model), more_calls(list(calls), generator, 0), leave)
         last.replace_with(result)
         for search in (tensors.doubles, tensors.long_floats):
             more = search(last.model)
@@ -67,8 +69,8 @@ def fold(model: nn.Module, calls: Sequence[Call], generator: torch.Generator) ->
 class _Prover:
     """Holds a model, and takes a fold only if the answers stay."""
 
-    def __init__(self, model: nn.Module, calls: Sequence[Call]) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, calls: Sequence[Call], leave: Leave) -> None:
+        self.model, self.leave = model, leave
         self.calls = self._answered(calls)
         self.expected = answers(model, self.calls)
         self.flow = Flow.record(model, self.calls[0])
@@ -106,21 +108,23 @@ class _Prover:
     def take(self, found: Found, into: Folded) -> int:
         """Apply all folds, or one by one where together they change an answer; return how many were kept."""
         into.kept.update(found.kept)
-        if not found.folds:
+        folds = [each for each in found.folds if not self._left(each, into)]
+        if not folds:
             return 0
-        if self._tried(found.folds):
-            into.folds += found.folds
-            return len(found.folds)
-        count = 0
-        for each in found.folds if len(found.folds) > 1 else ():
-            if self._tried([each]):
-                into.folds.append(each)
-                count += 1
-            else:
-                into.kept[each.path] = "folding it changes an answer"
-        if len(found.folds) == 1:
-            into.kept[found.folds[0].path] = "folding it changes an answer"
-        return count
+        if self._tried(folds):
+            into.folds += folds
+            return len(folds)
+        good = [each for each in folds if len(folds) > 1 and self._tried([each])]
+        into.folds += good
+        into.kept.update({each.path: "folding it changes an answer" for each in folds if each not in good})
+        return len(good)
+
+    def _left(self, each: Fold, into: Folded) -> bool:
+        """Tell whether a place that a fold would change is to be left, and note why."""
+        reasons = [reason for path in (each.path, *filter(None, each.into.split(", "))) if (reason := self.leave(path))]
+        if reasons:
+            into.kept[each.path] = reasons[0]
+        return bool(reasons)
 
     def _tried(self, folds: Sequence[Fold]) -> bool:
         trial = copy.deepcopy(self.model)

@@ -61,4 +61,4 @@ def _shorten(name: str) -> Fold:
         short = tensor.detach().float()
         setattr(holder, own, nn.Parameter(short, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else short)
 
-    return Fold("float64", name, "float32", apply)
+    return Fold("float64", name, "", apply)

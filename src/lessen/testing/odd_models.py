@@ -34,7 +34,8 @@ def strided_parameters(case: Case) -> None:
     result = survives(case, model)
     expect(result is not None, "non-contiguous weights were refused")
     if result is not None and "training" not in case.method.card.needs:
-        close = torch.allclose(case.outputs(result), case.outputs(case.result), rtol=1e-4, atol=1e-5)
+        order = float((case.outputs(model) - case.outputs(case.model)).abs().max())  # sums are taken in another order
+        close = torch.allclose(case.outputs(result), case.outputs(case.result), rtol=1e-4, atol=1e-5 + 4 * order)
         expect(close, "non-contiguous weights give other outputs than contiguous ones")
 
 

@@ -42,7 +42,7 @@ class MaskWatch:
 
     def __init__(self, asked: Asked, module: nn.Module) -> None:
         self.asked = asked
-        self.names = list(inspect.signature(inspect.unwrap(type(module).forward)).parameters)[1:]
+        self.names = _arguments(module)
 
     def __call__(self, _module: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
         """Note what this module was given; one that is given a built mask leaves the note as it is."""
@@ -55,9 +55,19 @@ class MaskWatch:
 
 
 def watch_masks(model: nn.Module, owner: nn.Module, asked: Asked) -> list[Any]:
-    """Watch every module from `model` to the owner of the blocks, and return the handles."""
+    """Watch the modules from `model` to the owner of the blocks if one of them takes a mask; return the handles.
+
+    Where none does, nobody can ask for anything to be hidden, and nothing needs to be watched.
+    """
     around = [m for m in model.modules() if any(inner is owner for inner in m.modules())]
+    if not any(_is_mask(name) for m in around for name in _arguments(m)):
+        asked.nothing = True
+        return []
     return [m.register_forward_pre_hook(MaskWatch(asked, m), with_kwargs=True) for m in around]
+
+
+def _arguments(module: nn.Module) -> list[str]:
+    return list(inspect.signature(inspect.unwrap(type(module).forward)).parameters)[1:]
 
 
 def _is_mask(name: str) -> bool:

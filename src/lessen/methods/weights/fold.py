@@ -12,14 +12,15 @@ from lessen.errors import TaskError
 from lessen.folding.flow import Call, first_rows
 from lessen.folding.norms import LAYERS, NORMS
 from lessen.folding.run import Folded, fold
-from lessen.method import Card, Context, Method
+from lessen.method import Card, Context
 from lessen.methods.calibration import watching
+from lessen.methods.modules import ModuleMethod
 from lessen.task import Task
 
 LISTED = 40
 
 
-class LosslessFold(Method):
+class LosslessFold(ModuleMethod):
     """Fold batch norms, parallel branches, linear chains, spare units, constant parts and doubled tensors.
 
     Source: batch norms into layers, Jacob et al. 2018 (arXiv 1712.05877, section 3.2); branches into one convolution,
@@ -45,7 +46,9 @@ class LosslessFold(Method):
         """Fold until nothing is left. Raises NothingMatchedError; TaskError for a model that cannot be compared."""
         if next(itertools.chain(model.parameters(), model.buffers()), None) is None:
             raise self.nothing_matched(model, "it holds no tensor")
-        found = fold(model, calls_of(model, task, self.batches, self.rows), context.generator)
+        self.scope.check(path for path, _ in model.named_modules() if path)
+        calls = calls_of(model, task, self.batches, self.rows)
+        found = fold(model, calls, context.generator, lambda path: self.scope.reason([path]))
         context.findings.update(report(found))
         if not found.folds:
             kept = "; ".join(f"{path}: {reason}" for path, reason in list(found.kept.items())[:4])

@@ -29,10 +29,10 @@ def blocks(page: Path, language: str):
     return [code for name, info, code in BLOCK.findall(page.read_text()) if name == language and "no-run" not in info]
 
 
-def pages_with(language: str, slow: str):
+def pages_with(language: str, *slow: str):
     """Return the pages with such blocks; those of `slow` take over 20 seconds and run in continuous integration."""
     pages = [page for page in PAGES if blocks(page, language)]
-    return [pytest.param(page, id=page.stem, marks=[pytest.mark.slow] * (page.stem == slow)) for page in pages]
+    return [pytest.param(page, id=page.stem, marks=[pytest.mark.slow] * (page.stem in slow)) for page in pages]
 
 
 def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -47,7 +47,7 @@ def test_tutorials_run(script, tmp_path):
     assert done.stdout.strip()
 
 
-@pytest.mark.parametrize("page", pages_with("python", slow="README"))
+@pytest.mark.parametrize("page", pages_with("python", "README"))
 def test_python_blocks_run_in_order(page, tmp_path, monkeypatch, capsys):
     """They run in this process, where torch is imported already; tutorials and shell blocks start their own."""
     monkeypatch.chdir(tmp_path)
@@ -61,7 +61,7 @@ def test_python_blocks_run_in_order(page, tmp_path, monkeypatch, capsys):
                 assert " ".join(row.split()) in found
 
 
-@pytest.mark.parametrize("page", pages_with("bash", slow="clicks"))
+@pytest.mark.parametrize("page", pages_with("bash", "clicks", "weights", "hosts", "scales"))
 def test_shell_blocks_run(page, tmp_path):
     for code in blocks(page, "bash"):
         done = run(["bash", "-euo", "pipefail", "-c", code], tmp_path)

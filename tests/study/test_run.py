@@ -111,6 +111,7 @@ def test_the_frontier_reads_it(finished):
     assert frontier["int8"].difference["auc"].low is not None
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_as_this_process(finished, tmp_path):
     study, result = finished
     run(study, tmp_path / "out", engine=ProcessEngine(2))

@@ -46,6 +46,7 @@ print(status("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("knobs", [{}, {"hessian": "output", "blocks_a_pass": 1}], ids=["input", "output"])
 def test_memory_beyond_the_model_is_a_blocks(knobs):
     done = subprocess.run([sys.executable, "-c", SCRIPT, json.dumps(knobs)], capture_output=True, text=True, check=True)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lessen.architectures.folder import CONFIG
 from lessen.cli.arguments import new_file, new_folder
 from lessen.cli.languages import open_host, open_language
 from lessen.cli.output import emit, line, say, size
@@ -19,7 +20,9 @@ def emit_decoder(model: str, out: Path, accuracy_level: int, as_json: bool) -> N
     from lessen.export.onnx_decoder import export_decoder
 
     new_file(out)
-    written = export_decoder(open_language(model)[0], out, accuracy_level=accuracy_level)
+    plain = (Path(model) / CONFIG).is_file()  # a graph needs no tokenizer, so its folder may hold none
+    opened = open_host(model, None)[0] if plain else open_language(model)[0]
+    written = export_decoder(opened, out, accuracy_level=accuracy_level)
     if as_json:
         emit({"out": out.name, **asdict(written)})
         return

@@ -8,7 +8,7 @@ from torch import nn
 
 from lessen.errors import InputError
 from lessen.methods.sites import module_bytes
-from lessen.stored.linears import group_quantized
+from lessen.stored.linears import decoded
 from lessen.stored.linears.group_grid import WIDTHS, GroupGrid
 from lessen.stored.linears.group_quantized import GroupQuantizedLinear, layer_bytes
 
@@ -53,8 +53,8 @@ def test_decoding_some_rows_at_a_time_changes_nothing(monkeypatch):
     *_, made = made_of(3, 16, False)
     inputs = torch.randn(4, 37)
     whole, dense = made(inputs), made.dequantise()
-    monkeypatch.setattr(group_quantized, "DECODED", 80)
-    assert [part.stop - part.start for part in group_quantized.row_parts(6, 37)] == [2, 2, 2]
+    monkeypatch.setattr(decoded, "DECODED", 80)
+    assert [part.stop - part.start for part in decoded.row_parts(6, 37)] == [2, 2, 2]
     assert torch.equal(made.dequantise(), dense)
     assert torch.allclose(made(inputs), whole, atol=1e-5)
 

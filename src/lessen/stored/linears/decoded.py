@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -10,7 +11,9 @@ from torch.nn import functional
 
 from lessen.errors import InputError
 from lessen.stored.base import StoredModule
-from lessen.stored.linears.group_quantized import row_parts
+
+DECODED = 2**20
+"""Weights that a forward decodes at a time."""
 
 
 class DecodedLinear(StoredModule):
@@ -28,6 +31,10 @@ class DecodedLinear(StoredModule):
         """Map float [*, in] to [*, out] of the same type. Raises InputError for inputs of another width."""
         if inputs.shape[-1] != self.in_features:
             raise InputError(f"a layer of {self.in_features} inputs was given {inputs.shape[-1]}")
+        return self.decoded_product(inputs)
+
+    def decoded_product(self, inputs: Tensor) -> Tensor:
+        """Map float [*, in] to [*, out] of the same type by dense products of decoded weights."""
         bias = None if self.bias is None else self.bias.to(inputs.dtype)
         outputs = [
             functional.linear(inputs, self.decoded(part).to(inputs.dtype), None if bias is None else bias[part])
@@ -38,3 +45,10 @@ class DecodedLinear(StoredModule):
     def dequantise(self) -> Tensor:
         """Return the dense weight [out, in], float32."""
         return torch.cat([self.decoded(part) for part in row_parts(self.out_features, self.in_features)])
+
+
+def row_parts(rows: int, width: int) -> Iterator[slice]:
+    """Yield slices of rows of at most `DECODED` values each, and of at least one row."""
+    step = max(1, DECODED // width)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lessen.errors import InputError
 from lessen.stored import bits as packing
 from lessen.stored import checks
-from lessen.stored.base import StoredModule, stored
+from lessen.stored.base import stored
 from lessen.stored.kernels.dots import LARGEST
 from lessen.stored.kernels.linear import Held, product, takes
 from lessen.stored.kernels.operands import Operand
 from lessen.stored.kernels.panels import Blocks
 from lessen.stored.kernels.roundings import LEAST
+from lessen.stored.linears.decoded import DecodedLinear
 from lessen.stored.linears.group_grid import WIDTHS, GroupGrid, group_count
 
 ACTIVATIONS = ("float", "int8")
-DECODED = 2**20
-"""Weights that a forward decodes at a time."""
 
 
 @stored
-class GroupQuantizedLinear(StoredModule):
+class GroupQuantizedLinear(DecodedLinear):
     """State: `codes` uint8 [out, packed bytes of a row] (see `stored.bits`), `scales` fp16 [out, groups], `minimums`
     fp16 [out, groups] unless symmetric, `bias` float32 [out] or none. Values are those of `GroupGrid`.
 
@@ -106,11 +103,11 @@ class GroupQuantizedLinear(StoredModule):
         if inputs.shape[-1] != self.in_features:
             raise InputError(f"a layer of {self.in_features} inputs was given {inputs.shape[-1]}")
         if self.activations == "float" or (torch.is_grad_enabled() and inputs.requires_grad):
-            return self._decoded_product(inputs)
+            return self.decoded_product(inputs)
         operand = self.operand() if takes(inputs, self._tensors) else None
         if operand is not None:
             return product(operand, inputs)
-        return self._decoded_product(rounded(inputs, Blocks(self.in_features, self.group)))
+        return self.decoded_product(rounded(inputs, Blocks(self.in_features, self.group)))
 
     def operand(self) -> Operand | None:
         """Return the layer as kernels take it, made where it changed; None for a form that none takes."""
@@ -130,18 +127,6 @@ class GroupQuantizedLinear(StoredModule):
     def packed_bytes(self) -> int:
         """Return the bytes of the panels held beside the buffers."""
         return self._held.bytes
-
-    def _decoded_product(self, inputs: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(inputs.dtype)
-        outputs = [
-            functional.linear(inputs, self.decoded(part).to(inputs.dtype), None if bias is None else bias[part])
-            for part in row_parts(self.out_features, self.in_features)
-        ]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
-
-    def dequantise(self) -> Tensor:
-        """Return the dense weight [out, in], float32."""
-        return torch.cat([self.decoded(part) for part in row_parts(self.out_features, self.in_features)])
 
     def check_values(self) -> None:
         """Refuse scales and minimums that are not finite; every code is a level. Raises ValueError."""
@@ -163,13 +148,6 @@ def rounded(inputs: Tensor, blocks: Blocks) -> Tensor:
         largest = part.abs().amax(dim=-1, keepdim=True).clamp(min=LEAST)
         parts.append(torch.round(part * (LARGEST / largest)) * (largest / LARGEST))
     return torch.cat(parts, dim=-1).to(inputs.dtype)
-
-
-def row_parts(rows: int, width: int) -> Iterator[slice]:
-    """Yield slices of rows of at most `DECODED` values each, and of at least one row."""
-    step = max(1, DECODED // width)
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
 
 
 def layer_bytes(layer: nn.Linear, bits: int, group: int, symmetric: bool) -> int:

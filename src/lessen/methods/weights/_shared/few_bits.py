@@ -15,8 +15,8 @@ from lessen.methods.sites import Site, module_bytes, replace, require
 from lessen.methods.weights._shared.conv1d import linearised
 from lessen.methods.weights._shared.grids import Ranges, Zeros, fit_grid, quantise
 from lessen.methods.weights._shared.token_tables import TokenTable, token_tables
-from lessen.stored.linears.decoded import DecodedLinear
-from lessen.stored.linears.group_quantized import GroupQuantizedLinear, layer_bytes, row_parts
+from lessen.stored.linears.decoded import DecodedLinear, row_parts
+from lessen.stored.linears.group_quantized import GroupQuantizedLinear, layer_bytes
 from lessen.stored.tables.embedding import TableShape
 from lessen.stored.tables.group_quantized import GroupQuantizedEmbedding
 

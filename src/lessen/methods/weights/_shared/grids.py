@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lessen.stored.linears.decoded import row_parts
 from lessen.stored.linears.group_grid import GroupGrid, decode, nearest
-from lessen.stored.linears.group_quantized import row_parts
 
 Ranges = Literal["minmax", "search"]
 Zeros = Literal["free", "whole"]

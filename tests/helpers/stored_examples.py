@@ -12,6 +12,7 @@ from kernel_forms import FORMS, ROWS, fields, generator, random
 from lessen.codecs.stored import JpegCodec
 from lessen.decoding.kv_stored import KeyValueCodes, PrefixStates
 from lessen.methods.weights._shared.grids import fit_grid
+from lessen.sparsity.pattern import Pattern
 from lessen.stored.base import StoredModule
 from lessen.stored.constant import Constant
 from lessen.stored.linears.billm import BiLLMLinear
@@ -23,6 +24,8 @@ from lessen.stored.linears.low_rank import LowRankLinear
 from lessen.stored.linears.low_rank_delta import LowRankDelta
 from lessen.stored.linears.rotated import RotatedInput, RotatedNorm, draw_signs
 from lessen.stored.linears.scaled_input import ScaledInput
+from lessen.stored.linears.sparse import SparseConv, SparseLinear, to_matrix
+from lessen.stored.linears.sparse_matrix import SparseMatrix
 from lessen.stored.linears.spqr import Outliers, SpQRLinear, Statistics
 from lessen.stored.linears.static_int8 import StaticInt8Conv, StaticInt8Linear
 from lessen.stored.series.wavelet_bank import WaveletBank
@@ -213,6 +216,28 @@ def static_int8_conv():
     return made
 
 
+def sparse_linear(values="fp32"):
+    weight = random(5, 12)
+    return SparseLinear.around(nn.Linear(12, 5), SparseMatrix.of(weight, weight > 0.3, values))
+
+
+def sparse_linear_of_int8():
+    return sparse_linear("int8")
+
+
+def sparse_linear_n_of_m():
+    weight = random(5, 12)
+    return SparseLinear.around(
+        nn.Linear(12, 5), SparseMatrix.of(weight, Pattern.parse("2:4").mask(weight), "fp16", 2, 4)
+    )
+
+
+def sparse_conv():
+    layer = nn.Conv2d(8, 6, 3, stride=2, padding=1, groups=2)
+    weight = to_matrix(layer.weight.detach())
+    return SparseConv.around(layer, SparseMatrix.of(weight, Pattern.parse("1:4").mask(weight), "int8", 1, 4))
+
+
 def half_linear():
     return HalfLinear.from_dense(nn.Linear(12, 5))
 
@@ -253,6 +278,10 @@ OTHERS = {
     "spqr linear": (spqr_linear, lambda: (random(3, 12),)),
     "billm linear": (billm_linear, lambda: (random(3, 12),)),
     "billm linear of one bit": (billm_linear_of_one_bit, lambda: (random(3, 12),)),
+    "sparse linear": (sparse_linear, lambda: (random(3, 12),)),
+    "sparse linear of int8": (sparse_linear_of_int8, lambda: (random(3, 12),)),
+    "sparse linear N of M": (sparse_linear_n_of_m, lambda: (random(3, 12),)),
+    "sparse conv": (sparse_conv, lambda: (random(2, 8, 7, 7),)),
     "half linear": (half_linear, lambda: (random(3, 12),)),
     "low rank delta": (low_rank_delta, lambda: (random(3, 12),)),
     "constant": (constant, lambda: (random(3, 12),)),

@@ -28,6 +28,13 @@ MORE = {
     "smoothquant 0.8": ("smoothquant", {"strength": 0.8, "only": "second"}),
     "gptq by the loss": ("gptq", {"bits": 2, "hessian": "output", "min_weights": 64}),
     "spqr 2": ("spqr", {"bits": 2, "hessian": "output", "leave_one_out": False, "act_order": False}),
+    "magnitude-sparsity 1:4 trained": (
+        "magnitude-sparsity",
+        {"pattern": "1:4", "values": "int8", "fine_tune_epochs": 1, "min_weights": 64},
+    ),
+    "magnitude-sparsity model": ("magnitude-sparsity", {"density": 0.2, "among": "model", "min_weights": 64}),
+    "wanda 2:4": ("wanda", {"pattern": "2:4", "values": "fp16", "min_weights": 64}),
+    "sparsegpt 0.3": ("sparsegpt", {"density": 0.3, "values": "int8", "min_weights": 64}),
     "billm of one bit": ("billm", {"block": None, "split": False, "hessian": "output"}),
     "kivi 2": ("kivi", {"bits": 2, "group": 4, "residual": 4, "first": 1}),
     "int8-static tensor": ("int8-static", {"weights": "tensor", "ranges": "mse"}),

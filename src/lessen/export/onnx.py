@@ -22,9 +22,12 @@ from lessen.export.codes import check_traced
 from lessen.export.onnx_batch import dimensions, examples, first_examples
 from lessen.export.onnx_forms import ROUNDED_AGAIN, exportable
 from lessen.export.onnx_operators import translations
+from lessen.export.onnx_sparse import Spread
 from lessen.files import atomic_write
 from lessen.task import call_model
 
+SMALL = 64
+"""Size of a constant that the graph of a sparse model may compute ahead."""
 TOLERANCE = 1e-5
 OPSET = 20
 TRACED_ROWS = 5
@@ -139,6 +142,7 @@ def _graph(model: nn.Module, inputs: Named) -> bytes:
     names = [ONLY_INPUT] if isinstance(part, Tensor) else list(part)
     arguments, keywords = ((part,), {}) if isinstance(part, Tensor) else ((), dict(part))
     batch = {0: torch.export.Dim("batch", min=1)}
+    spread = any(isinstance(module, Spread) for module in model.modules())
     shapes: Any = (batch,) if isinstance(part, Tensor) else dimensions(part)
     try:
         with warnings.catch_warnings(), _quiet():
@@ -151,10 +155,15 @@ def _graph(model: nn.Module, inputs: Named) -> bytes:
                 input_names=names,
                 output_names=["output"],
                 custom_translation_table=translations(),
+                optimize=not spread,
             )
     except Exception as error:
         raise EnvironmentFault(f"the model cannot be exported to ONNX: {_reason(error)}") from error
     assert program is not None
+    if spread:  # only what is small is computed ahead: sparse weights stay sparse in the file
+        from onnxscript.optimizer import optimize_ir
+
+        optimize_ir(program.model, input_size_limit=SMALL, output_size_limit=SMALL)
     buffer = io.BytesIO()
     import onnx
 

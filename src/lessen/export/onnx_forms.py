@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lessen.errors import ConfigError
 from lessen.export.onnx_bags import Bags, SingleRows
 from lessen.export.onnx_linears import Int8Rows
+from lessen.export.onnx_sparse import Spread, SpreadConv, SpreadLinear
 from lessen.export.onnx_static_int8 import StaticConvolution, StaticLinearRows
 from lessen.export.onnx_tables import (
     BlockHashedRows,
@@ -30,6 +31,8 @@ from lessen.export.onnx_tables import (
 )
 from lessen.stored.base import StoredModule
 from lessen.stored.linears.int8_linear import Int8Linear
+from lessen.stored.linears.sparse import SparseConv, SparseLinear
+from lessen.stored.linears.sparse_matrix import SparseMatrix
 from lessen.stored.linears.static_int8 import StaticInt8Conv, StaticInt8Linear
 from lessen.stored.tables.block_hashed import BlockHashedEmbedding
 from lessen.stored.tables.clustered_embedding import ClusteredEmbedding
@@ -116,6 +119,9 @@ FORMS: dict[str, Callable[[Any], nn.Module]] = {
     SparseEmbedding.kind: SparseRows,
     TieredEmbedding.kind: TieredRows,
     Int8Linear.kind: Int8Rows,
+    SparseMatrix.kind: Spread,
+    SparseLinear.kind: SpreadLinear,
+    SparseConv.kind: SpreadConv,
     StaticInt8Linear.kind: StaticLinearRows,
     StaticInt8Conv.kind: StaticConvolution,
 }

@@ -25,7 +25,7 @@ from lessen.stored.tables.step_quantized import StepQuantizedEmbedding
 from lessen.stored.tables.tiered_embedding import TieredEmbedding
 
 
-def _values(codes: Tensor, bits: int, dim: int) -> Tensor:
+def unpacked(codes: Tensor, bits: int, dim: int) -> Tensor:
     """Return the first `dim` values of packed bytes uint8 [*, bytes], element 0 in the low bits: uint8 [*, dim]."""
     if bits == 8:
         return codes[..., :dim]
@@ -54,7 +54,7 @@ class PackedRows(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Return rows [*, dim] float32."""
         ids = ids.long()  # GatherND takes no int32
-        codes = _values(self.codes[ids], self.bits, self.dim)
+        codes = unpacked(self.codes[ids], self.bits, self.dim)
         return codes.float() * self.scale[ids].float() + self.bias[ids].float()
 
 
@@ -68,7 +68,7 @@ class SteppedRows(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Return rows [*, dim] float32."""
         table, flat = self.source, ids.reshape(-1).long()
-        codes = _values(table.codes[flat], table.bits, table.embedding_dim)
+        codes = unpacked(table.codes[flat], table.bits, table.embedding_dim)
         rows = (codes.float() - 2.0 ** (table.bits - 1)) * table._steps_of(flat)
         return rows.reshape(*ids.shape, table.embedding_dim)
 
@@ -83,7 +83,7 @@ class ProductRows(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Return rows [*, dim] float32."""
         table, flat = self.source, ids.reshape(-1).long()
-        codes = _values(table.codes[flat], table.bits, table.groups).long()
+        codes = unpacked(table.codes[flat], table.bits, table.groups).long()
         rows = table.codebook(codes + torch.arange(table.groups) * table.centroids).flatten(1)
         return table._without_padding(ids, rows[:, : table.embedding_dim].reshape(*ids.shape, table.embedding_dim))
 

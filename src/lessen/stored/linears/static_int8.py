@@ -154,11 +154,7 @@ class StaticInt8Conv(StaticInt8):
     @classmethod
     def like(cls, layer: Any) -> StaticInt8Conv:
         """Return an empty form of a convolution, on its device."""
-        padding = layer.padding if isinstance(layer.padding, str) else list(layer.padding)
-        return cls(
-            layer.in_channels, layer.out_channels, list(layer.kernel_size), list(layer.stride), padding,
-            list(layer.dilation), layer.groups, layer.bias is not None,
-        ).to(layer.weight.device)  # fmt: skip
+        return cls(**geometry_of(layer)).to(layer.weight.device)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map float [batch, in, *] to [batch, out, *] of the same type."""
@@ -173,6 +169,16 @@ class StaticInt8Conv(StaticInt8):
         wide = sums * (self.step * self.scales).view(shape)
         wide = wide if self.bias is None else wide + self.bias.view(shape)
         return wide.to(inputs.dtype)
+
+
+def geometry_of(layer: Any) -> dict[str, Any]:
+    """Return the arguments of a convolution of torch, as JSON values."""
+    return {
+        "in_channels": layer.in_channels, "out_channels": layer.out_channels, "kernel_size": list(layer.kernel_size),
+        "stride": list(layer.stride),
+        "padding": layer.padding if isinstance(layer.padding, str) else list(layer.padding),
+        "dilation": list(layer.dilation), "groups": layer.groups, "bias": layer.bias is not None,
+    }  # fmt: skip
 
 
 def _sides(name: str, value: Any, least: int) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ ORDER = [
     # contracts
     "capabilities", "task", "method",
     # machinery, named after the thing made smaller
-    ("tokens", "decoding", "checkpoints", "selection", "retrieval", "codecs", "folding", "series", "sparsity"),
+    ("tokens", "decoding", "checkpoints", "selection", "retrieval", "codecs", "folding", "series", "sparsity", "pruning"),
     # what is compressed, and how
     "tasks", "artifact", "judges", "methods", "recipe",
     # what comes out, and what it cost

@@ -104,6 +104,8 @@ def _attention(
     )
     heads = _heads(module, parent)
     head_dim = _head_dim(module, query, heads, bool(fused))
+    if not fused and query.outputs % head_dim == 0:
+        heads = query.outputs // head_dim  # fewer than the configuration says where some were pruned
     kv_heads = _kv_heads(module, heads) if fused else max(1, key.outputs // head_dim)
     if fused and query.outputs != (heads + 2 * kv_heads) * head_dim:
         raise InputError(

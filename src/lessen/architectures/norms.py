@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lessen.architectures.parts import Attention, Norms, Part
 
@@ -27,7 +27,7 @@ def is_norm(module: nn.Module) -> bool:
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         return True
     weight = getattr(module, "weight", None)
-    vector = weight is None or weight.dim() == 1
+    vector = weight is None or (isinstance(weight, Tensor) and weight.dim() == 1)
     return "Norm" in type(module).__name__ and not isinstance(module, nn.modules.batchnorm._BatchNorm) and vector
 
 

@@ -98,7 +98,7 @@ def held(module: Any) -> Tensor | None:
 def check_plain(model: nn.Module, container: str) -> None:
     """Refuse a model with a patch: a container of weights does not say how a model runs. Raises ConfigError."""
     for path, module in model.named_modules():
-        if isinstance(module, StoredPatch):
+        if isinstance(module, StoredPatch) and not module.only_notes:
             why = module.not_exported or f"{container} holds weights only"
             raise ConfigError(
                 f"{path} is a {module.kind}, which changes how the model runs; {why}: export the artifact of the other "

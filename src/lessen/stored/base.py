@@ -159,6 +159,8 @@ class StoredPatch(StoredModule):
 
     role: ClassVar[str | None] = None
     """Role of the file that holds its tensors in an artifact; None puts them among the weights."""
+    only_notes: ClassVar[bool] = False
+    """Whether it changes nothing that a model computes, so that every format can leave it out."""
     not_exported: ClassVar[str] = ""
     """Why no other format can carry it; empty where an export can try."""
 

@@ -218,7 +218,7 @@ def test_what_cannot_be_cut_is_one_line() -> None:
         Recipe([LayerCut(layers=2)]).apply(llama(), Words())
     mixed = llama(num_hidden_layers=4)
     mixed.config.layer_types = ["full_attention", "sliding_attention", "full_attention", "full_attention"]
-    with pytest.raises(InputError, match="block 3 of LlamaForCausalLM is of another kind than block 1"):
+    with pytest.raises(InputError, match="block 3 of LlamaModel is of another kind than block 1"):
         LayerCut(layers=2).apply(mixed, Words(), Context())
 
 

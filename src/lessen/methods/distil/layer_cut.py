@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from torch import nn
 
 from lessen.architectures.find import find_parts
+from lessen.architectures.parts import Stack
 from lessen.errors import InputError
 from lessen.method import Card, Context, Forecast, Method
 from lessen.methods.sites import state_bytes
+from lessen.pruning.depth import drop_blocks
 from lessen.task import Task
-
-DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth")
-NUMBERS = ("layer_idx", "layer_id", "layer_number")
 
 
 class LayerCut(Method):
@@ -47,18 +47,11 @@ class LayerCut(Method):
             NothingMatchedError: there are no blocks, or no more than are kept.
             InputError: the blocks are not all alike, so that one cannot take another's place.
         """
-        path, blocks = self._blocks(model)
-        depth = len(blocks)
-        kept = chosen(depth, self.layers, self.rule)
-        _check_alike(model, blocks, kept)
-        short = nn.ModuleList(blocks[i] for i in kept) if isinstance(blocks, nn.ModuleList) else nn.Sequential(
-            *(blocks[i] for i in kept)
-        )  # fmt: skip
-        parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, short)
-        for place, block in enumerate(short):
-            _renumber(block, kept[place], place)
-        _settle(model, depth, kept)
+        stack, blocks = self._blocks(model)
+        kept = chosen(len(blocks), self.layers, self.rule)
+        marks = torch.zeros(len(blocks), dtype=torch.bool)
+        marks[kept] = True
+        drop_blocks(model, stack, marks)
         context.findings["blocks kept"] = kept
         return model
 
@@ -69,8 +62,8 @@ class LayerCut(Method):
         gone = sum(state_bytes(block) for place, block in enumerate(blocks) if place not in kept)
         return Forecast(state_bytes(model) - gone, f"{self.layers} of {len(blocks)} blocks; train it afterwards")
 
-    def _blocks(self, model: nn.Module) -> tuple[str, Any]:
-        """Return the path and the list of the blocks."""
+    def _blocks(self, model: nn.Module) -> tuple[Stack, Any]:
+        """Return the stack and the list of its blocks."""
         if not any(True for module in model.modules() if isinstance(module, (nn.ModuleList, nn.Sequential))):
             raise self.nothing_matched(model)
         try:
@@ -80,7 +73,7 @@ class LayerCut(Method):
         blocks: Any = model.get_submodule(stack.path)
         if len(blocks) <= self.layers:
             raise self.nothing_matched(model, f"{stack.path} has {len(blocks)} blocks, of which {self.layers} are kept")
-        return stack.path, blocks
+        return stack, blocks
 
 
 def chosen(depth: int, layers: int, rule: str) -> list[int]:
@@ -90,42 +83,3 @@ def chosen(depth: int, layers: int, rule: str) -> list[int]:
     if rule == "last":
         return list(range(depth - layers, depth))
     return [round(place * (depth - 1) / (layers - 1)) for place in range(layers)]
-
-
-def _configs(model: nn.Module) -> list[Any]:
-    """Return the distinct configurations that parts of a model carry."""
-    found = {id(config): config for m in model.modules() if (config := getattr(m, "config", None)) is not None}
-    return list(found.values())
-
-
-def _check_alike(model: nn.Module, blocks: Any, kept: list[int]) -> None:
-    """Refuse where a kept block would stand in the place of one of another kind. Raises InputError."""
-    for place, old in enumerate(kept):
-        kinds = [type(blocks[place]), type(blocks[old])]
-        for config in _configs(model):
-            listed = getattr(config, "layer_types", None)
-            if isinstance(listed, (list, tuple)) and len(listed) == len(blocks):
-                kinds += [listed[place], listed[old]]
-        if kinds[0] is not kinds[1] or any(a != b for a, b in zip(kinds[2::2], kinds[3::2], strict=True)):
-            raise InputError(
-                f"block {old} of {type(model).__name__} is of another kind than block {place}, whose place it would "
-                "take; choose another number of layers or another rule"
-            )
-
-
-def _renumber(block: nn.Module, old: int, new: int) -> None:
-    for module in block.modules():
-        for name in NUMBERS:
-            if getattr(module, name, None) == old:
-                setattr(module, name, new)
-
-
-def _settle(model: nn.Module, depth: int, kept: list[int]) -> None:
-    """Let configurations say the new depth."""
-    for config in _configs(model):
-        for name in DEPTHS:
-            if getattr(config, name, None) == depth:
-                setattr(config, name, len(kept))
-        listed = getattr(config, "layer_types", None)
-        if isinstance(listed, (list, tuple)) and len(listed) == depth:
-            config.layer_types = [listed[place] for place in kept]

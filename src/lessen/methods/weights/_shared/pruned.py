@@ -1,0 +1,179 @@
+"""What methods share that take heads and feed-forward units out of a Transformer: the budget, the cut, the proof."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lessen.errors import ConfigError, InputError, NothingMatchedError
+from lessen.method import Card, Context, Method
+from lessen.pruning.budget import Values, by_shares, fit_budget, fit_evenly
+from lessen.pruning.choice import Choice
+from lessen.pruning.costs import Costs, read_costs
+from lessen.pruning.layout import Layout, read_layout
+from lessen.pruning.masks import masked
+from lessen.pruning.scores import width_by_magnitude
+from lessen.pruning.slicing import NAME, carry_out
+from lessen.stored.pruned_shape import PrunedShape
+from lessen.task import Task
+from lessen.usercode import boundary
+
+CLAIMS = frozenset({"bytes", "macs", "latency"})
+TIED = frozenset({"bert", "roberta", "clip_text_model", "clip_vision_model", "distilbert", "mpnet"})
+"""Configurations in which heads times their width is the width of the stream."""
+
+
+class Pruned(Method):
+    """Takes the least valued heads and units out until a share of the cost is left."""
+
+    card: ClassVar[Card]
+    by_cost: ClassVar[bool] = True
+    """Whether values are worth more where they cost less."""
+    share: float = Field(0.75, gt=0, lt=1, description="what is left of the cost, unless heads or units say it")
+    of: Literal["macs", "parameters"] = Field(
+        "macs", description="the cost: multiply-adds of one example, or parameters of the whole model"
+    )
+    heads: float | None = Field(None, gt=0, le=1, description="share of the heads of every block that stays")
+    units: float | None = Field(None, gt=0, le=1, description="share of the units of every block that stays")
+    width: float | None = Field(None, gt=0, le=1, description="share of the residual width that stays, the largest")
+    multiple: int = Field(16, ge=1, le=1024, description="kept units and width are multiples of it")
+    uniform: bool = Field(
+        False, description="equal counts in all blocks, said in the configuration: any reader opens such a folder"
+    )
+
+    def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
+        """Choose, prove that the slices compute what the masks do, and slice.
+
+        Raises:
+            NothingMatchedError: there are no blocks, or the model is no larger than asked for.
+            BudgetError: the share cannot be reached, or would leave a block without heads.
+            InputError: hooks, parametrisations or shared weights are in the way.
+        """
+        layout = self.layout(model)
+        costs = costs_of(layout, task)
+        dense = dense_of(model, costs)
+        start = self._start(layout)
+        limit = self.share * dense[self.of]
+        asked = self.heads is not None or self.units is not None
+        if not asked and costs.total(self.of, start) <= limit and self.width is None:
+            raise self.nothing_matched(model, f"{self.share:g} of the {self.of} or less is left already")
+        if self.uniform:
+            check_expressible(layout, self.heads)
+        choice = self.choose(layout, costs, limit, start, task, context)
+        context.findings["kept"] = choice.counts(layout)
+        context.findings["share"] = {
+            name: round(costs.total(name, choice) / dense[name], 5) for name in ("macs", "parameters")
+        }
+        return cut(layout, choice, dense, self.uniform, task)
+
+    def choose(
+        self, layout: Layout, costs: Costs, limit: float, start: Choice, task: Task, context: Context
+    ) -> Choice:  # fmt: skip
+        """Return what stays."""
+        return self.fitted(costs, self.values(layout, costs, task, context), limit, start)
+
+    def fitted(self, costs: Costs, values: Values, limit: float, start: Choice) -> Choice:
+        """Return what stays of valued parts. Raises BudgetError."""
+        if self.heads is not None or self.units is not None:
+            return by_shares(values, self.heads, self.units, self.multiple, start)
+        if costs.total(self.of, start) <= limit:
+            return start
+        if self.uniform:
+            if tied_to_width(costs.layout):
+                values = Values({}, values.units)
+            return fit_evenly(costs, values, limit, self.of, self.multiple, start)
+        return fit_budget(costs, values, limit, self.of, self.multiple, by_cost=self.by_cost, start=start)
+
+    @abstractmethod
+    def values(self, layout: Layout, costs: Costs, task: Task, context: Context) -> Values:
+        """Return what each part is worth, higher is better."""
+
+    def layout(self, model: nn.Module) -> Layout:
+        """Return the prunable parts. Raises NothingMatchedError, InputError."""
+        try:
+            return read_layout(model)
+        except NothingMatchedError as error:
+            raise self.nothing_matched(model, str(error)) from error
+
+    def _start(self, layout: Layout) -> Choice:
+        """Return the choice of the width."""
+        if self.width is None:
+            return Choice()
+        path, stack = next(iter(layout.stacks.items()))
+        step = self.multiple if stack.width > self.multiple else 1
+        count = max(step, int(self.width * stack.width / step + 0.5) * step)
+        order = torch.argsort(-self.width_values(layout, path), stable=True)
+        kept = torch.zeros(stack.width, dtype=torch.bool)
+        kept[order[:count]] = True
+        return Choice(width={path: kept})
+
+    def width_values(self, layout: Layout, path: str) -> Tensor:
+        """Return what each dimension of the stream is worth, [width]."""
+        return width_by_magnitude(layout, path)
+
+
+def costs_of(layout: Layout, task: Task) -> Costs:
+    """Return the arithmetic of a model, its tokens read from the task's example batch."""
+    batch = task.example_batch()
+    return read_costs(layout, lambda: task.forward(layout.model, batch), max(1, task.units_in(batch)))
+
+
+def dense_of(model: nn.Module, costs: Costs) -> dict[str, int]:
+    """Return what the model cost before any pruning: as an earlier step noted it, or as it is."""
+    noted = model._modules.get(NAME)
+    if isinstance(noted, PrunedShape) and noted.dense:
+        return noted.dense
+    return {"parameters": costs.parameters(), "macs": costs.macs()}
+
+
+def tied_to_width(layout: Layout) -> bool:
+    """Tell whether the configuration says the width of a head only as width / heads, so that heads must stay."""
+    for stack in layout.stacks.values():
+        config = getattr(stack.owner.module, "config", None)
+        if getattr(config, "model_type", None) in TIED or (config is not None and not hasattr(config, "head_dim")):
+            return True
+    return False
+
+
+def check_expressible(layout: Layout, heads: float | None) -> None:
+    """Refuse equal counts where no configuration would say them. Raises ConfigError."""
+    for stack in layout.stacks.values():
+        config = getattr(stack.owner.module, "config", None)
+        if config is None:
+            raise ConfigError(
+                f"{type(layout.model).__name__} has no configuration that could say other widths; set uniform: false"
+            )
+        if heads is not None and heads < 1 and tied_to_width(layout):
+            raise ConfigError(
+                f"the configuration of {type(layout.model).__name__} says the width of a head as width / heads, so "
+                "that fewer heads cannot be said; prune units only, or set uniform: false"
+            )
+
+
+def cut(layout: Layout, choice: Choice, dense: dict[str, int], uniform: bool, task: Task) -> nn.Module:
+    """Carry a choice out and prove on the task's example batch that the result computes what masks would.
+
+    Raises:
+        InputError: it does not: the host reads widths in a way that is not known here.
+    """
+    model, batch = layout.model, task.example_batch()
+    model.eval()
+    with torch.no_grad(), masked(layout, choice):
+        expected = task.forward(model, batch)
+    if choice.width and expected.shape[-1] == layout.stacks[next(iter(choice.width))].width:
+        expected = expected[..., next(iter(choice.width.values()))]
+    model = carry_out(layout, choice, dense, uniform)
+    with boundary(f"{type(model).__name__} cannot run with fewer heads or units"), torch.no_grad():
+        found = task.forward(model, batch)
+    narrower = expected.shape != found.shape and bool(choice.width)
+    scale = float(expected.abs().max()) + 1e-12
+    if not narrower and float((found - expected).abs().max()) > 1e-3 * scale:
+        raise InputError(
+            f"{type(model).__name__} does not compute without these parts what it computes with zeros in their place; "
+            "it reads its widths in a way that is not known: it cannot be pruned"
+        )
+    return model

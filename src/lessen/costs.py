@@ -71,6 +71,7 @@ PEAK = register(CostKind("peak_rss_bytes", "peak memory", "B", core=True))
 GROWTH = register(CostKind("peak_rss_growth_bytes", "peak memory growth", "B", core=True))
 COMPRESSING = register(CostKind("compress_s", "time to compress", "s", core=True))
 TRAINING = register(CostKind("train_s", "time to train", "s", core=True))
+DECODED = register(CostKind("decoded_bytes", "decoded to be served", "B", relative=False))
 # workloads beside the first, by their names
 for _name, _title in (
     ("prefill", "reading the prompt"),

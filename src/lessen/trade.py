@@ -22,7 +22,7 @@ from lessen.artifact import folder as artifact
 from lessen.artifact import probe as probes
 from lessen.artifact.delta import base_of
 from lessen.artifact.layout import BaseReference
-from lessen.costs import CostKind, cost_kinds
+from lessen.costs import DECODED, CostKind, cost_kinds
 from lessen.errors import MAX_SEED, ArtifactError, ConfigError, InputError
 from lessen.frontier.margin import check_margin
 from lessen.frontier.verdict import Difference, Judgement, judge, no_better_than_chance, paired_difference
@@ -141,6 +141,9 @@ class Trade:
             more = not kind.core and kind.relative and isinstance(after.get(kind.name), (int, float))
             if kind.trade or more:
                 lines.append(_cost_row(kind, before.get(kind.name), after))
+        decoded = after.get(DECODED.name)
+        if decoded:
+            lines.append(f"storage only: {decoded:,} of the bytes held are weights without a kernel here, decoded once")
         for name, difference in self.differences.items():
             start = self.measurement.reference["quality"][name]
             lines.append(

@@ -83,6 +83,7 @@ def generate(
         raise ConfigError("--report compares whole texts; limit them by --max-new-tokens and leave --max-time out")
     loaded, tokenizer = open_language(model, dtype)
     helper = open_language(assistant, dtype)[0] if assistant is not None else None
+    _serve(loaded, helper)
     place = cost_store.place_of(loaded, pack)
     costs = cost_store.load(place)
     with Decoder(
@@ -96,6 +97,15 @@ def generate(
             _answer_all(decoder, _encoded(tokenizer, texts, chat, system), texts, options, show)
         else:
             _converse(decoder, system, options, show)
+
+
+def _serve(*models: Any) -> None:
+    """Decode once what no kernel reads, and say so."""
+    from lessen.stored.serving import serve
+
+    paths = [path for model in models if model is not None for path in serve(model)]
+    if paths:
+        say(f"storage only: {len(paths)} layers, such as {paths[0]}, have no kernel here and are held decoded")
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Memory that is held, not estimated: distinct tensor storages, and the peak of a fresh process that loads and runs.
 
 `PeakMeter` keeps one child process that has imported torch and nothing that starts threads. For each artifact it forks
-while it has a single thread; the fork builds the task, forgets its high-water mark, loads the artifact, runs its probe
-and reports the new mark, so that one measurement never inherits the memory of another. A process that has threads
-must not fork (a lock that one of them holds stays locked for ever): it starts a fresh one instead.
+while it has a single thread; the fork builds the task, forgets its high-water mark, loads the artifact, runs its probe,
+serves it and reports the new mark, so that one measurement never inherits the memory of another. A process that has
+threads must not fork (a lock that one of them holds stays locked for ever): it starts a fresh one instead.
 """
 
 from __future__ import annotations
@@ -147,7 +147,8 @@ def _resident_now() -> int:
 
 
 def _measure_here(task: Mapping[str, Any], artifact: Path) -> dict[str, int] | None:
-    from lessen.artifact.folder import verify
+    from lessen.artifact.folder import load, verify
+    from lessen.stored.serving import serve
     from lessen.tasks import get_task
 
     try:
@@ -155,6 +156,7 @@ def _measure_here(task: Mapping[str, Any], artifact: Path) -> dict[str, int] | N
         _forget_high_water()
         before = _resident_now()
         verify(artifact)
+        serve(load(artifact))
     except LessenError:
         return None
     peak = _high_water()

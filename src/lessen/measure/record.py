@@ -20,6 +20,7 @@ from lessen.metrics import Floats, Metric, Outcomes
 from lessen.metrics.intervals import crossed_interval, deviation
 from lessen.recipe import StepRecord
 from lessen.stored.base import StoredModule
+from lessen.stored.serving import served
 from lessen.task import Judge, Task
 
 
@@ -53,6 +54,9 @@ class Cost:
     peak_rss_growth_bytes: int | None = None
     compress_s: float = 0.0
     train_s: float = 0.0
+    decoded_bytes: int | None = None
+    """Of the memory held: weights of forms that are storage only here, decoded once to be served. None: there are none.
+    """
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class Measurement:
 
 
 def measure_quality(task: Judge, model: nn.Module) -> Quality:
-    """Judge `model` on the test split with every metric of the task.
+    """Judge `model`, served, on the test split with every metric of the task.
 
     Raises:
         TaskError: the test split is empty, or a metric is undefined on it (one class only) or reads a column
@@ -96,7 +100,8 @@ def measure_quality(task: Judge, model: nn.Module) -> Quality:
         NonFiniteError: the model produced NaN or infinity.
     """
     task.check_metrics()
-    outcomes = task.outcomes(model, "test")
+    with served(model):
+        outcomes = task.outcomes(model, "test")
     values, intervals, jackknife = {}, {}, {}
     for name, metric in task.metrics.items():
         jackknife[name] = metric.jackknife(outcomes)
@@ -126,17 +131,24 @@ def difference_deviations(
 def measure_cost(
     task: Task, model: nn.Module, *, stored_bytes: int, ledger: Sequence[StepRecord] = (), peak: Peak | None = None
 ) -> Cost:
-    """Return every cost that needs no clock: bytes, parameters and multiply-adds, and the seconds of the ledger."""
+    """Return every cost that needs no clock: bytes, parameters and multiply-adds, and the seconds of the ledger.
+
+    Memory is what the model holds while it is served, as it is timed: with weights that no kernel reads decoded.
+    """
     train_seconds = sum(step.train_seconds for step in ledger)
+    with served(model):
+        macs, resident = count_macs(task, model), resident_bytes(model)
+    decoded = resident - resident_bytes(model)
     return Cost(
         stored_bytes=stored_bytes,
-        resident_bytes=resident_bytes(model),
+        resident_bytes=resident,
         params=count_parameters(model),
-        macs=count_macs(task, model),
+        macs=macs,
         peak_rss_bytes=peak.peak_rss_bytes if peak else None,
         peak_rss_growth_bytes=peak.growth_bytes if peak else None,
         compress_s=sum(step.seconds for step in ledger) - train_seconds,
         train_s=train_seconds,
+        decoded_bytes=decoded or None,
     )
 
 
@@ -150,23 +162,24 @@ def measure_latency(
     batches: int = 4,
     seconds: float | None = None,
 ) -> dict[str, Latency]:
-    """Time `model` against `reference` in alternation on each workload of the task, by its name.
+    """Time `model` against `reference`, both served, in alternation on each workload of the task, by its name.
 
     The same model twice gives the noise floor. `seconds` bounds each workload (see `compare_latency`). Raises TaskError
     for a judge without a workload.
     """
-    found = {
-        name: compare_latency(
-            partial(work.call, reference.eval()),
-            partial(work.call, model.eval()),
-            work.items,
-            rounds=rounds,
-            threads=threads,
-            batch_examples=work.units,
-            seconds=seconds,
-        )
-        for name, work in task.workloads(batches).items()
-    }
+    with served(reference, model):
+        found = {
+            name: compare_latency(
+                partial(work.call, reference.eval()),
+                partial(work.call, model.eval()),
+                work.items,
+                rounds=rounds,
+                threads=threads,
+                batch_examples=work.units,
+                seconds=seconds,
+            )
+            for name, work in task.workloads(batches).items()
+        }
     if not found:
         raise TaskError(f"task {task.name!r} has no workload: nothing can be timed")
     return found

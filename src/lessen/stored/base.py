@@ -80,6 +80,13 @@ class StoredModule(nn.Module):
         """Return multiply-adds of one forward that torch's flop counter cannot see (packed operators)."""
         return 0
 
+    def storage_only(self) -> bool:
+        """Tell whether no kernel reads this form here, so that a forward decodes what it multiplies with."""
+        return False
+
+    def hold(self, dtype: torch.dtype | None) -> None:
+        """Keep what a forward decodes, in a type, from now on (`stored.serving`); None: let it go."""
+
     def packed_bytes(self) -> int:
         """Return bytes held outside parameters and buffers, such as an operator's packed copy of the weight."""
         return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,16 +14,27 @@ from lessen.stored.kernels.operands import Operand
 KINDS = (torch.float32, torch.bfloat16, torch.float16)
 
 
-class Held:
+class Sized(Protocol):
+    """What is held beside a stored form."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that it takes."""
+
+
+Made = TypeVar("Made", bound=Sized)
+
+
+class Held(Generic[Made]):
     """The operand of one module, made at first use and again when a tensor of the module has changed.
 
     It is no part of copies and pickles: each makes its own.
     """
 
     def __init__(self) -> None:
-        self._made: tuple[tuple[Any, ...], Operand | None] | None = None
+        self._made: tuple[tuple[Any, ...], Made | None] | None = None
 
-    def operand(self, tensors: Sequence[Tensor | None], make: Callable[[], Operand | None]) -> Operand | None:
+    def operand(self, tensors: Sequence[Tensor | None], make: Callable[[], Made | None]) -> Made | None:
         """Return the operand of tensors as they are now; None where no kernel takes their form."""
         version = tuple(None if one is None else (one.data_ptr(), _version(one), one.shape) for one in tensors)
         if self._made is None or self._made[0] != version:
@@ -35,7 +46,7 @@ class Held:
         """Bytes that the operand takes beside the stored form."""
         return 0 if self._made is None or self._made[1] is None else self._made[1].bytes
 
-    def __reduce__(self) -> tuple[type[Held], tuple[()]]:
+    def __reduce__(self) -> tuple[type[Held[Any]], tuple[()]]:
         return Held, ()
 
 

@@ -11,6 +11,7 @@ from lessen.errors import InputError
 from lessen.stored import bits as packing
 from lessen.stored import checks
 from lessen.stored.base import stored
+from lessen.stored.kernels import machine
 from lessen.stored.kernels.dots import LARGEST
 from lessen.stored.kernels.linear import Held, product, takes
 from lessen.stored.kernels.operands import Operand
@@ -62,7 +63,7 @@ class GroupQuantizedLinear(DecodedLinear):
         self.register_buffer("scales", torch.zeros(out, groups, dtype=torch.float16))
         self.register_buffer("minimums", None if symmetric else torch.zeros(out, groups, dtype=torch.float16))
         self.register_buffer("bias", torch.zeros(out) if has_bias else None)
-        self._held = Held()
+        self._held: Held[Operand] = Held()
 
     def config(self) -> dict[str, Any]:
         """Return the sizes, the bits of a code, the inputs of a group, and what there is beside codes and scales."""
@@ -125,8 +126,12 @@ class GroupQuantizedLinear(DecodedLinear):
         return Operand.of(codes, self.scales, self.minimums, bias, self.bits, self.group)
 
     def packed_bytes(self) -> int:
-        """Return the bytes of the panels held beside the buffers."""
-        return self._held.bytes
+        """Return the bytes of the panels, or of the decoded weight, held beside the buffers."""
+        return self._held.bytes + super().packed_bytes()
+
+    def storage_only(self) -> bool:
+        """Tell whether no kernel takes this form here."""
+        return not machine.available() or self.codes.device.type != "cpu" or self.operand() is None
 
     def check_values(self) -> None:
         """Refuse scales and minimums that are not finite; every code is a level. Raises ValueError."""

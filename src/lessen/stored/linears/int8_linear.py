@@ -47,7 +47,7 @@ class Int8Linear(StoredModule):
         self.register_buffer("scales", torch.zeros(self.out_features))
         self.register_buffer("bias", torch.zeros(self.out_features))
         self._packed: tuple[Any, Any] | None = None
-        self._held = Held()
+        self._held: Held[Operand] = Held()
 
     def config(self) -> dict[str, Any]:
         """Return the sizes and the granularity of activations."""

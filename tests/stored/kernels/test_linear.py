@@ -12,6 +12,7 @@ from lessen.stored.kernels.dots import Dots, Machine, machine_of
 from lessen.stored.kernels.operands import Activations, Operand, here, numbers, rounding_kernel
 from lessen.stored.kernels.panels import Blocks, arranged
 from lessen.stored.kernels.products import Product, Writer
+from lessen.stored.linears import int8_linear
 from lessen.stored.linears.group_grid import GroupGrid
 from lessen.stored.linears.group_quantized import GroupQuantizedLinear
 from lessen.stored.linears.int8_linear import Int8Linear
@@ -219,6 +220,7 @@ def test_stored_values_that_are_extreme():
 
 
 def test_int8_by_row_multiplies_the_same_integers(monkeypatch):
+    monkeypatch.setattr(int8_linear, "blocked", lambda: False)
     quick = Int8Linear.from_dense(nn.Linear(300, 21))
     inputs = rows_of(6, 300)
     with torch.no_grad():

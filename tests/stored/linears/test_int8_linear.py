@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from lessen.stored.kernels import machine
+from lessen.stored.linears import int8_linear
 from lessen.stored.linears.int8_linear import Int8Linear
 
 
@@ -49,6 +51,26 @@ def test_by_row_an_example_does_not_depend_on_its_batch():
         alone = made(inputs[:1])
         assert torch.equal(made(inputs)[:1], alone)
         assert torch.equal(made(torch.cat([inputs, 1e4 * inputs]))[:1], alone)
+
+
+def test_by_row_no_second_copy_of_the_codes_is_held_where_torch_multiplies_by_blocks(monkeypatch):
+    made, inputs = Int8Linear.from_dense(nn.Linear(64, 32)), torch.randn(40, 64)
+    with torch.no_grad():
+        monkeypatch.setattr(int8_linear, "blocked", lambda: True)
+        found = made(inputs)
+        assert made.packed_bytes() == 0
+        monkeypatch.setattr(int8_linear, "blocked", lambda: False)
+        assert torch.allclose(made(inputs), found, rtol=1e-5, atol=1e-6)
+        assert made.packed_bytes() > 0 or not machine.available()
+
+
+def test_by_row_rows_are_multiplied_some_at_a_time(monkeypatch):
+    monkeypatch.setattr(int8_linear, "blocked", lambda: True)
+    made, inputs = Int8Linear.from_dense(nn.Linear(48, 20)), torch.randn(2, 45, 48)
+    with torch.no_grad():
+        whole = made(inputs)
+        monkeypatch.setattr(int8_linear, "TOGETHER", 1)
+        assert torch.equal(made(inputs), whole)
 
 
 def test_the_packed_operand_follows_the_buffers_and_is_never_copied():

@@ -97,8 +97,7 @@ def _kernel(source: Source, kind: pooling.Pooling) -> int:
 
 def worthwhile(ids: Tensor) -> bool:
     """Tell whether kernels can be made here, and a lookup is large, on the CPU, and not compiled or traced by torch."""
-    recorded = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    return not recorded and type(ids) is Tensor and ids.numel() >= SMALLEST and ids.is_cpu and machine.available()
+    return not recorded() and type(ids) is Tensor and ids.numel() >= SMALLEST and ids.is_cpu and machine.available()
 
 
 def fits(source: Source, ids: Tensor, offsets: Tensor | None, weights: Tensor | None, dim: int) -> bool:
@@ -123,6 +122,11 @@ def plain(tensor: Tensor, grad: bool) -> bool:
     """Tell whether a kernel may read a tensor: dense, on the CPU, of no subclass, and without gradient where `grad`."""
     known = type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
     return known and tensor.is_cpu and tensor.layout == torch.strided and not (grad and tensor.requires_grad)
+
+
+def recorded() -> bool:
+    """Tell whether torch compiles or traces what runs."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
 def watched() -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from lessen.stored.kernels import machine, plain, watched
+from lessen.stored.kernels import machine, plain, recorded, watched
 from lessen.stored.kernels.operands import Operand
 
 KINDS = (torch.float32, torch.bfloat16, torch.float16)
@@ -60,8 +60,7 @@ def takes(inputs: Tensor, tensors: Sequence[Tensor | None]) -> bool:
     return (
         inputs.is_cpu
         and inputs.dtype in KINDS
-        and not torch.compiler.is_compiling()
-        and torch._C._get_tracing_state() is None
+        and not recorded()
         and all(plain(one, grad) for one in (inputs, *tensors) if one is not None)
         and not watched()
         and machine.available()

@@ -16,6 +16,7 @@ from torch.nn import functional
 from lessen.errors import InputError
 from lessen.stored import checks
 from lessen.stored.base import StoredModule, stored
+from lessen.stored.integers import sums
 
 CONVOLVE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 LAYERS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
@@ -74,7 +75,7 @@ class StaticInt8(StoredModule):
 
 @stored
 class StaticInt8Linear(StaticInt8):
-    """A linear layer; products are of integers, in `torch._int_mm`. It answers in the type of its inputs."""
+    """A linear layer; products are of integers. It answers in the type of its inputs."""
 
     kind = "static-int8-linear"
 
@@ -98,8 +99,8 @@ class StaticInt8Linear(StaticInt8):
         flat = (self.levels(inputs.reshape(-1, self.in_features)) + self.zero).to(torch.int8)
         if not len(flat):
             return inputs.new_zeros(*inputs.shape[:-1], self.out_features)
-        sums = torch._int_mm(flat, self.codes.t()) - self.zero * self.codes.sum(1, dtype=torch.int32)
-        wide = sums.float() * (self.step * self.scales)
+        totals = sums(flat, self.codes) - self.zero * self.codes.sum(1, dtype=torch.int32)
+        wide = totals.float() * (self.step * self.scales)
         wide = wide if self.bias is None else wide + self.bias
         return wide.to(inputs.dtype).view(*inputs.shape[:-1], self.out_features)
 
@@ -164,9 +165,9 @@ class StaticInt8Conv(StaticInt8):
             dense: Tensor = convolve(inputs, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
             return dense
         codes = self.codes.float()
-        sums: Tensor = convolve(self.levels(inputs), codes, None, self.stride, self.padding, self.dilation, self.groups)
+        made: Tensor = convolve(self.levels(inputs), codes, None, self.stride, self.padding, self.dilation, self.groups)
         shape = (-1, *[1] * len(self.kernel_size))
-        wide = sums * (self.step * self.scales).view(shape)
+        wide = made * (self.step * self.scales).view(shape)
         wide = wide if self.bias is None else wide + self.bias.view(shape)
         return wide.to(inputs.dtype)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lessen.stored import checks
 from lessen.stored.base import StoredModule, stored
+from lessen.stored.integers import products
 
 
 class VectorIndex(StoredModule):
@@ -99,7 +100,7 @@ class Int8Vectors(VectorIndex):
         if not len(queries):
             return queries.new_zeros(0, self.rows, dtype=torch.float32)
         codes, scales = _rounded(queries.float())
-        return torch._int_mm(codes, self.codes.t()).float() * scales[:, None] * self.scales
+        return products(codes.float(), self.codes) * scales[:, None] * self.scales
 
     def dequantise(self) -> Tensor:
         """Return the vectors, float32 [rows, dim]."""

@@ -95,10 +95,10 @@ class Judge:
         return found
 
 
-def densely(model: nn.Module) -> nn.Module:
-    """Put each compact layer's own weights into a dense one, which judges the same weights faster."""
+def densely(model: nn.Module, kind: type[StoredModule] = StoredModule) -> nn.Module:
+    """Put the own weights of each compact layer of a kind into a dense one, which judges the same weights faster."""
     for path, module in list(model.named_modules()):
-        if isinstance(module, StoredModule) and hasattr(module, "in_features"):
+        if isinstance(module, kind) and hasattr(module, "in_features"):
             dense = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
             dense.weight.data = module.dequantise()
             if module.bias is not None:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import lessen
-from benchmarks.language.fewbits import PART, Judge, apart, mean, perplexity
+from benchmarks.language.fewbits import PART, Judge, apart, densely, mean, perplexity
 from lessen.environment import environment, package_version
 from lessen.files import atomic_write, dump_json
 from lessen.methods.sites import module_bytes, state_bytes
@@ -70,19 +70,6 @@ def rows() -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def densely(model: nn.Module) -> nn.Module:
-    """Put the weights of each compact layer into a dense one, which judges the same weights faster."""
-    for path, module in list(model.named_modules()):
-        if isinstance(module, GroupQuantizedLinear):
-            dense = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
-            dense.weight.data = module.dequantise()
-            if module.bias is not None:
-                dense.bias.data = module.bias.float()
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, dense)
-    return model
-
-
 def bits_of(model: nn.Module) -> dict[str, float]:
     """Return the bytes of compact layers with what stands in front of them, and their bits for each weight."""
     compact = [m for m in model.modules() if isinstance(m, GroupQuantizedLinear)]
@@ -104,7 +91,13 @@ def made(original: nn.Module, task: Any, judge: Judge, steps: list[dict[str, Any
         step.method: {k: step.findings[k] for k in ("rotated", "allocation", "sensitivity") if k in step.findings}
         for step in ledger
     }
-    return {"steps": steps, **bits_of(model), **seconds, "findings": findings, "documents": judge(densely(model))}
+    return {
+        "steps": steps,
+        **bits_of(model),
+        **seconds,
+        "findings": findings,
+        "documents": judge(densely(model, GroupQuantizedLinear)),
+    }
 
 
 def table(record: dict[str, Any]) -> None:

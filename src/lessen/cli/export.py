@@ -78,46 +78,56 @@ def export(
     """
     from lessen.cli.containers import emit_container, emit_decoder
     from lessen.cli.languages import writes_text
-    from lessen.cli.loading import open_model
-    from lessen.environment import environment, package_version
     from lessen.errors import ConfigError
-    from lessen.export.onnx import export_onnx
-    from lessen.files import atomic_write, dump_json
 
     if to not in TARGETS:
         raise ConfigError(f"--to {to!r} is not a format lessen writes; the formats are {', '.join(TARGETS)}")
     if to != "hf" and (dense or dtype is not None):
         raise ConfigError("--dense and --dtype belong to --to hf")
-    if to == "onnx" and task is None and timings is None and rows is None and writes_text(model):
-        with interruptible():
-            emit_decoder(model, out, accuracy_level, as_json)
-        return
-    if accuracy_level != 0:
+    decodes = to == "onnx" and task is None and timings is None and rows is None and writes_text(model)
+    if accuracy_level != 0 and not decodes:
         raise ConfigError(
             "--accuracy-level belongs to the decoding graph of a language model: --to onnx without --task"
         )
-    if to in ("gguf", "hf"):
-        with interruptible():
+    with interruptible():
+        if decodes:
+            emit_decoder(model, out, accuracy_level, as_json)
+        elif to in ("gguf", "hf"):
             emit_container(model, task, to, out, dense, dtype, as_json)
-        return
+        elif to == "fbgemm":
+            _write_fbgemm(model, task, out, as_json)
+        else:
+            record = _write_onnx(model, task, out, rows, threads, timings)
+            if as_json:
+                emit(record)
+            else:
+                _show_onnx(out, record)
+
+
+def _write_onnx(
+    source: str, task: str | None, out: Path, rows: int | None, threads: int, timings: Path | None
+) -> dict[str, Any]:
+    """Write the graph and, where asked for, the record of its check and timings; return that record."""
+    from lessen.cli.loading import open_model
+    from lessen.environment import environment, package_version
+    from lessen.export.onnx import export_onnx
+    from lessen.files import atomic_write, dump_json
+    from lessen.methods.sites import state_bytes
+
     for place in filter(None, (out, timings)):
         new_file(place)
-    if to == "fbgemm":
-        _write_fbgemm(open_model(model, task)[0], out, as_json)
-        return
-    with interruptible():
-        network, judge = open_model(model, task)
-        for config in (getattr(module, "config", None) for module in network.modules()):
-            if config is not None and getattr(config, "use_cache", False):
-                config.use_cache = False  # of this copy: a graph reads whole texts and gives no key-value cache back
-        example = judge.example_batch()
-        difference = export_onnx(network, judge.inputs(example), out)
-        batch = rows or max(2, min(256, judge.units_in(example)))
-        found = {count: time_both(network, judge, out, count, threads) for count in (1, batch)}
+    model, judge = open_model(source, task)
+    for config in (getattr(module, "config", None) for module in model.modules()):
+        if config is not None and getattr(config, "use_cache", False):
+            config.use_cache = False  # of this copy: a graph reads whole texts and gives no key-value cache back
+    example = judge.example_batch()
+    difference = export_onnx(model, judge.inputs(example), out)
+    batch = rows or max(2, min(256, judge.units_in(example)))
+    found = {count: time_both(model, judge, out, count, threads) for count in (1, batch)}
     record: dict[str, Any] = {
         "file": out.name,
         "bytes": out.stat().st_size,
-        "state_bytes": _state_bytes(network),
+        "state_bytes": state_bytes(model),
         "task": judge.describe(),
         "largest_difference": difference,
         "timings": [_timing(count, latency) for count, latency in found.items()],
@@ -125,20 +135,23 @@ def export(
     }
     if timings is not None:
         atomic_write(timings, dump_json(record))
-    if as_json:
-        emit(record)
-        return
+    return record
+
+
+def _show_onnx(out: Path, record: dict[str, Any]) -> None:
     line(f"{out}: {size(record['bytes'])}, the model's tensors are {size(record['state_bytes'])}")
-    line(f"outputs differ from torch's by at most {difference:.1e}\n")
+    line(f"outputs differ from torch's by at most {record['largest_difference']:.1e}\n")
     table(
         ("rows", ">torch ms", ">onnxruntime ms", ">onnxruntime / torch", "95 % interval"), map(_row, record["timings"])
     )
 
 
-def _write_fbgemm(model: nn.Module, out: Path, as_json: bool) -> None:
+def _write_fbgemm(source: str, task: str | None, out: Path, as_json: bool) -> None:
+    from lessen.cli.loading import open_model
     from lessen.export.fbgemm import export_fbgemm
 
-    difference = export_fbgemm(model, out)
+    new_file(out)
+    difference = export_fbgemm(open_model(source, task)[0], out)
     if as_json:
         emit({"file": out.name, "bytes": out.stat().st_size, "largest_difference": difference})
     else:
@@ -175,9 +188,3 @@ def _row(timing: dict[str, Any]) -> tuple[str, ...]:
     low, high = timing["ratio_ci"]
     milliseconds = (f"{timing[key]:.3f}" for key in ("torch_ms", "onnxruntime_ms"))
     return (str(timing["rows"]), *milliseconds, f"{timing['ratio']:.2f}×", f"[{low:.2f}, {high:.2f}]")
-
-
-def _state_bytes(model: nn.Module) -> int:
-    from lessen.methods.sites import state_bytes
-
-    return state_bytes(model)

@@ -12,9 +12,12 @@ from lessen.cli.output import AsJson, emit, line, say, table
 from lessen.errors import ConfigError
 
 if TYPE_CHECKING:
+    from lessen.data.readers import ReadSettings
     from lessen.selection.ranking import Ranking, RankSettings
+    from lessen.selection.ranking.scan import ScanSettings
 
 READING, OUTPUT = "Reading", "Output"
+VERDICTS = ("missing", "constant", "duplicate", "noise", "key", "leak")
 
 
 def register(app: typer.Typer) -> None:
@@ -64,35 +67,14 @@ def rank(
     """
     from lessen.cli.interrupt import interruptible
     from lessen.cli.progress import Reporting
-    from lessen.data.readers import FORMATS, ReadSettings
+    from lessen.selection.ranking.ranking import as_dict
     from lessen.selection.ranking.ranking import rank as compute
     from lessen.selection.ranking.report import save
-    from lessen.selection.ranking.scan import ScanSettings
 
-    read = ReadSettings(
-        format=None if format == "auto" else _one_of("--format", format, FORMATS),  # type: ignore[arg-type]
-        separator=separator,
-        quote=None if quote == "none" else quote,
-        encoding=encoding,
-        header=header,
-    )
-    scan = ScanSettings(
-        label=None if label == "none" else label,
-        missing=tuple(missing or ("", "{}")),
-        values=values,
-        sample=sample,
-        seed=seed,
-        read=read,
-    )
+    reading = _reading(format, separator, quote, encoding, header)
+    scan = _scan(label, missing, values, sample, seed, reading)
     settings = _settings(scan, label_bins, crosses, redundancy, select, known, transforms, profile, engine)
-    target = _one_of("--write", write, ("parquet", "csv")) if write else None
-    if target and out is None:
-        raise ConfigError("--write needs --out DIR, the folder to write to")
-    dropped = [
-        _one_of("--drop", name, ("missing", "constant", "duplicate", "noise", "key", "leak"))
-        for name in drop.split(",")
-        if name
-    ]
+    target, dropped = _changes(write, drop, out)
     if out is not None:
         new_folder(out)
     with interruptible(), Reporting() as log:
@@ -102,18 +84,52 @@ def rank(
     if out is not None:
         say(f"the report is in {out}: open {out / 'ranking.html'}")
     if as_json:
-        from lessen.selection.ranking.ranking import as_dict
-
         emit(as_dict(result))
-    else:
-        _show(result)
-        gone = result.dead(dropped) if target else []
-        if gone:
-            line(f"dropped from {out / 'data' if out else ''}: {', '.join(gone)} (the evidence is in the report)")
+        return
+    _show(result)
+    gone = result.dead(dropped) if target else []
+    if gone:
+        line(f"dropped from {out / 'data' if out else ''}: {', '.join(gone)} (the evidence is in the report)")
+
+
+def _reading(format: str, separator: str | None, quote: str, encoding: str, header: bool) -> ReadSettings:
+    from lessen.data.readers import FORMATS, ReadSettings
+
+    return ReadSettings(
+        format=None if format == "auto" else _one_of("--format", format, FORMATS),  # type: ignore[arg-type]
+        separator=separator,
+        quote=None if quote == "none" else quote,
+        encoding=encoding,
+        header=header,
+    )
+
+
+def _scan(
+    label: str, missing: list[str] | None, values: int, sample: int, seed: int, read: ReadSettings
+) -> ScanSettings:
+    from lessen.selection.ranking.scan import ScanSettings
+
+    return ScanSettings(
+        label=None if label == "none" else label,
+        missing=tuple(missing or ("", "{}")),
+        values=values,
+        sample=sample,
+        seed=seed,
+        read=read,
+    )
+
+
+def _changes(write: str | None, drop: str, out: Path | None) -> tuple[str | None, list[str]]:
+    """Return the format of the changed data, if any, and the verdicts whose columns they leave out."""
+    target = _one_of("--write", write, ("parquet", "csv")) if write else None
+    if target and out is None:
+        raise ConfigError("--write needs --out DIR, the folder to write to")
+    names = [name for name in drop.split(",") if name]
+    return target, [_one_of("--drop", name, VERDICTS) for name in names]
 
 
 def _settings(
-    scan: object,
+    scan: ScanSettings,
     label_bins: int,
     crosses: int,
     redundancy: int,
@@ -126,7 +142,7 @@ def _settings(
     from lessen.selection.ranking import RankSettings
 
     return RankSettings(
-        scan=scan,  # type: ignore[arg-type]
+        scan=scan,
         label_bins=label_bins,
         crosses=crosses,
         redundancy=redundancy,

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
 
+from lessen.architectures.replaceable import watched_by_others
 from lessen.folding.flow import Flow, Step
 
 
@@ -39,10 +39,9 @@ def ready(flow: Flow, path: str, kinds: tuple[type[nn.Module], ...]) -> str | No
     module = flow.modules.get(path)
     if type(module) not in kinds or module is None:
         return f"is a {type(module).__name__}"
-    if is_parametrized(module):
-        return "is parametrised; remove the parametrisation first"
-    if module._forward_hooks or module._forward_pre_hooks:
-        return "carries forward hooks that would see other values"
+    reason = watched_by_others(module)
+    if reason is not None:
+        return reason
     if module.training:
         return "is in training mode"
     if flow.calls[path] != 1:

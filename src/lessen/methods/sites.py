@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from torch.nn.utils.parametrize import is_parametrized
 
 from lessen.architectures.direct_reads import direct_reads
+from lessen.architectures.replaceable import watched_by_others
 from lessen.errors import ConfigError, nearest
 from lessen.method import Context, Method
 from lessen.stored.base import StoredModule
@@ -149,14 +149,13 @@ def _parameter_owners(model: nn.Module) -> dict[int, int]:
 def _obstacle(module: Any, kinds: Sequence[type[nn.Module]], owners: dict[int, int]) -> str | None:
     """Say why a module cannot be replaced by a compact form without changing what the model does, or None."""
     base = next(kind for kind in kinds if isinstance(module, kind))
-    if is_parametrized(module):
-        return "is parametrised; remove the parametrisation first"
+    reason = watched_by_others(module)
+    if reason is not None:
+        return reason
     if type(module).forward is not base.forward:
         return f"is a {type(module).__name__} with a forward of its own"
     if isinstance(module, NonDynamicallyQuantizableLinear):
         return "its weight is read directly by attention"
-    if module._forward_hooks or module._forward_pre_hooks:
-        return "carries forward hooks that a replacement would lose"
     weight = module.weight
     if not isinstance(weight, torch.Tensor) or weight.layout != torch.strided or weight.is_meta:
         return "its weight is sparse, lazy or has no memory"

@@ -34,6 +34,10 @@ MORE = {
     ),
     "magnitude-sparsity model": ("magnitude-sparsity", {"density": 0.2, "among": "model", "min_weights": 64}),
     "wanda 2:4": ("wanda", {"pattern": "2:4", "values": "fp16", "min_weights": 64}),
+    "nm-progressive stepwise": (
+        "nm-progressive",
+        {"pattern": "1:4", "schedule": "stepwise", "straight_through": True, "min_weights": 64, "epochs": 1},
+    ),
     "sparsegpt 0.3": ("sparsegpt", {"density": 0.3, "values": "int8", "min_weights": 64}),
     "billm of one bit": ("billm", {"block": None, "split": False, "hessian": "output"}),
     "kivi 2": ("kivi", {"bits": 2, "group": 4, "residual": 4, "first": 1}),

@@ -362,3 +362,20 @@ def test_intervals_without_any_width_bound_nothing():
     row = record("a", quality={"accuracy": 1.0}, quality_ci={"accuracy": [1.0, 1.0]})
     row["reference"] |= {"quality": {"accuracy": 1.0}, "quality_ci": {"accuracy": [1.0, 1.0]}}
     assert Frontier.from_records([row], margin=0.01)["a"].verdict == UNKNOWN
+
+
+def test_what_a_folder_lacks_is_told(demo, tmp_path):
+    import shutil
+
+    from lessen.report.content import gaps
+
+    folder = tmp_path / "s"
+    shutil.copytree(demo, folder)
+    assert not [line for line in gaps(Frontier.load(folder)) if "study.yaml" in line or "no cost" in line]
+    lines = [json.loads(line) for line in (folder / "measurements.jsonl").read_text().splitlines()]
+    lines[0]["cost"] = None
+    (folder / "measurements.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "study.yaml").unlink()
+    told = gaps(Frontier.load(folder))
+    assert f"{lines[0]['recipe']}, seed 0: the record holds no cost, what was saved is unknown" in told
+    assert any(line.startswith("study.yaml does not stand beside the measurements") for line in told)

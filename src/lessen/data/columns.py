@@ -47,11 +47,11 @@ class Layout:
     numeric: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        expected = 0
+        expected, known = 0, {segment.name for segment in self.segments}
         for field in self.fields:
             if field.start != expected or field.width < 1:
                 raise DataError(f"field {field.name!r} starts at column {field.start}, expected {expected}")
-            if all(segment.name != field.segment for segment in self.segments):
+            if field.segment not in known:
                 raise DataError(f"field {field.name!r} looks up rows of {field.segment!r}, which no segment is called")
             expected += field.width
 

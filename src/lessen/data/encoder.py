@@ -146,7 +146,9 @@ def checked(piece: Piece, schema: Schema) -> dict[str, NDArray[np.float64]]:
 
 def spelling_of(spec: FieldSchema, schema: Schema) -> str:
     """Return how the vocabulary that a field uses takes numbers: as its owner says."""
-    return next(field.spelling for field in schema.fields if field.name == (spec.vocabulary or spec.name))
+    if spec.vocabulary is None or spec.vocabulary == spec.name:
+        return spec.spelling
+    return next(field.spelling for field in schema.fields if field.name == spec.vocabulary)
 
 
 def spread(cells: pl.Series, spec: FieldSchema) -> tuple[NDArray[np.int64], NDArray[np.int64], pl.Series]:

@@ -134,7 +134,8 @@ def _sample(paths: Sequence[Path], settings: ReadSettings) -> tuple[ReadSettings
         # two pieces: the second one ends a small file, and tells a quote that never closes
         pieces = [piece.frame for piece in itertools.islice(read_pieces(path, settings, size=each), 2)]
         frame = pl.concat(pieces, how="diagonal_relaxed").head(SAMPLE_ROWS)
-        absent = [name for name in names if name not in frame.columns]
+        here = set(frame.columns)
+        absent = [name for name in names if name not in here]
         if absent and settings.format not in ("jsonl", "vw"):
             raise DataError(
                 f"{path} lacks the column {absent[0]!r} that {paths[0]} has; it has {', '.join(frame.columns)}"

@@ -82,13 +82,13 @@ def _check_columns(path: Path, schema: Schema, piece: Piece, seen: set[str]) -> 
 def _as_schema(piece: Piece, schema: Schema) -> pl.DataFrame:
     frame = piece.frame
     missing = list(schema.missing)
-    ids, columns = [], []
+    ids, columns, kinds = [], [], frame.schema
     for spec in schema.used:
         name = in_file(spec, schema)
-        if name not in frame.columns:
+        if name not in kinds:
             columns.append(pl.lit("").alias(spec.name))
             continue
-        kind = frame.schema[name]
+        kind = kinds[name]
         _check_kind(piece, spec, kind)
         column = pl.col(name)
         if spec.kind in NUMBERS and (kind.is_float() or kind.is_integer() or kind == pl.Boolean):

@@ -117,18 +117,35 @@ def load_study(folder: Path | str) -> StudyRecords:
         DataError: no measurements, a damaged line, a missing key, or figures of different data in one folder.
     """
     folder = Path(folder)
-    records = _measurements(folder / "measurements.jsonl")
+    records = check_records(_measurements(folder / "measurements.jsonl"), str(folder))
     notes = _optional_json(folder / "notes.json")
     resolved = folder / "study.yaml"
     study = parse_yaml(read_text(resolved, "study"), str(resolved)) if resolved.exists() else {}
     return StudyRecords(
-        check_records(records, str(folder)),
+        records,
         folder,
         study if isinstance(study, Mapping) else {},
         _mapping(folder / "noise.json"),
         _mapping(folder / "baselines.json"),
-        tuple(str(note) for note in notes) if isinstance(notes, list) else (),
+        (*(str(note) for note in (notes if isinstance(notes, list) else ())), *_gaps(records, resolved)),
     )
+
+
+def _gaps(records: list[dict[str, Any]], resolved: Path) -> list[str]:
+    """Return, in words, what a reader would take for granted and this folder does not hold."""
+    found = []
+    if not resolved.exists():
+        found.append(
+            f"{resolved.name} does not stand beside the measurements: the margin is not that of the study, and its "
+            "budget is not judged"
+        )
+    for record in records:
+        costs = record.get("cost") or {}
+        if record["status"] == "ok" and not any(number(value) is not None for value in costs.values()):
+            found.append(
+                f"{record['recipe']}, seed {record['seed']}: the record holds no cost, what was saved is unknown"
+            )
+    return found
 
 
 def check_records(records: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:

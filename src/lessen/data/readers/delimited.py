@@ -112,13 +112,38 @@ def _rows(
     block = block.rstrip(b"\r\n")
     if not block:
         return None
-    block, lines = _without_ragged(path, block, separator, len(names), line, quote, faults)
-    if not block:
-        return None
-    frame = _parse(path, block, separator, names, line, quote)
+    frame, lines = _parse_whole(path, block, separator, names, line, quote), None
+    if frame is None or not _even(frame, block, separator, names, quote):
+        kept, lines = _without_ragged(path, block, separator, len(names), line, quote, faults)
+        if not kept:
+            return None
+        if frame is None or kept is not block:
+            frame, block = _parse(path, kept, separator, names, line, quote), kept
     if lines is not None and len(lines) != len(frame):
         raise _misread(path, block, separator, line, quote, f"{len(frame)} rows where {len(lines)} end")
     return Piece(frame, path, line, lines)
+
+
+def _parse_whole(
+    path: Path, block: bytes, separator: str, names: tuple[str, ...], line: int, quote: str | None
+) -> pl.DataFrame | None:
+    """Return the parsed block, None where rows that are too long, or worse, keep it from being one."""
+    try:
+        return _parse(path, block, separator, names, line, quote)
+    except DataError:
+        return None
+
+
+def _even(frame: pl.DataFrame, block: bytes, separator: str, names: tuple[str, ...], quote: str | None) -> bool:
+    """Return whether it is plain that no row is ragged, without looking at every cell's separator.
+
+    A row that is too long is an error of the parser, but for an empty last cell of the last row; one that is too short
+    ends in a null; a blank line may be left out.
+    """
+    quoted = quote is not None and quote.encode() in block
+    whole = frame.width == len(names) and len(frame) == block.count(b"\n") + 1
+    last = block.count(separator.encode(), block.rfind(b"\n") + 1) == len(names) - 1
+    return not quoted and whole and last and frame.to_series(-1).null_count() == 0
 
 
 def _parse(

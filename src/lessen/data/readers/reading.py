@@ -92,7 +92,7 @@ def read_pieces(
     rows = 0
     for piece in _pieces(path, replace(settings, format=kind), columns, lists or {}, size, faults, log):
         if columns is not None:
-            here = piece.frame.columns
+            here = set(piece.frame.columns)
             piece = replace(piece, frame=piece.frame.select([name for name in columns if name in here]))
         rows += len(piece.frame)
         yield piece

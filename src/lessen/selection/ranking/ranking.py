@@ -145,7 +145,8 @@ def _rank(state: ScanState, settings: RankSettings, files: tuple[str, ...], bega
 def _on_sample(state: ScanState, columns: list[ColumnReport], settings: RankSettings, log: Log) -> dict[str, Any]:
     """Compute what needs rows, not counts: pairs, selection, transformations, profile."""
     frame, _, classes = state.sample.rows()
-    frame = frame.select([name for name in state.columns if name in frame.columns])
+    here = set(frame.columns)
+    frame = frame.select([name for name in state.columns if name in here])
     pairs = Pairs(frame, classes, settings.scan.seed)
     alive = [c for c in columns if c.verdict in ("useful", "noise", "unscored")]
     best = [c for c in alive if c.verdict != "noise"][: settings.redundancy]

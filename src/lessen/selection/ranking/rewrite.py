@@ -58,7 +58,7 @@ def rewrite(
                     raise DataError(f"{path} already has a column {first}*{second}; rename it")
             made = texts(frame.select({name for pair in crosses for name in pair}), str(path))
             changed = frame.with_columns(made.select([cross_column(*pair) for pair in crosses]).get_columns())
-            changed = changed.drop([name for name in drop if name in changed.columns])
+            changed = changed.drop(drop, strict=False)
             target = folder / f"part-{part:05d}.{to}"
             if to == "parquet":
                 changed.write_parquet(target)

@@ -36,6 +36,8 @@ class RowSample:
     bound: np.uint64 = _EVERYTHING
     pieces: list[pl.DataFrame] = field(default_factory=list)
     held: int = 0
+    settled: bool = False
+    """Whether one piece holds the sample in key order: sorting a hundred columns of text costs as much as reading."""
 
     def add(self, frame: pl.DataFrame, keys: Keys, classes: NDArray[np.uint8]) -> None:
         """Offer rows; `frame` holds the columns, `keys` and `classes` one value a row."""
@@ -45,6 +47,7 @@ class RowSample:
         piece = frame if keep.all() else frame.filter(pl.Series(keep))
         self.pieces.append(piece.with_columns(pl.Series(_KEY, keys[keep]), pl.Series(_CLASS, classes[keep])))
         self.held += len(piece)
+        self.settled = False
         if self.held > 2 * self.limit:
             self._shrink()
 
@@ -53,11 +56,14 @@ class RowSample:
         self.pieces += other.pieces
         self.held += other.held
         self.bound = min(self.bound, other.bound)
+        self.settled = False
         self._shrink()
 
     def _shrink(self) -> None:
+        if self.settled:
+            return
         joined = pl.concat(self.pieces, how="diagonal").sort(_KEY).head(self.limit)
-        self.pieces, self.held = [joined], len(joined)
+        self.pieces, self.held, self.settled = [joined], len(joined), True
         if len(joined) == self.limit:
             self.bound = np.uint64(joined[_KEY][-1])
 

@@ -283,6 +283,13 @@ class Task(Judge):
         """Return the group of each row of `split` (a user, a video, a subject), integers or strings, or None."""
         return None
 
+    def slices(self, split: Split) -> Mapping[str, np.ndarray]:  # noqa: ARG002 - for tasks that know some
+        """Return what the rows of `split` can be cut by: labels [rows], integers or strings, by name. None by default.
+
+        The judge of slices looks for those that a compact model fails; the rows are those of `outcomes`.
+        """
+        return {}
+
     def outcomes(self, model: nn.Module, split: Split = "test") -> Outcomes:
         """Return what happened on each unit of `split`: columns score and target, and the group if there is one.
 

@@ -20,6 +20,7 @@ from lessen.cli import (
     export,
     fold,
     generate,
+    judge,
     models,
     new_method,
     plan,
@@ -54,7 +55,7 @@ def options(
     """Take what comes before a verb."""
 
 
-for group in (studies, plan, models, fold, export, renumber, rank, generate, catalogue, new_method, system):
+for group in (studies, plan, judge, models, fold, export, renumber, rank, generate, catalogue, new_method, system):
     group.register(app)
 for family in (checkpoint, tokens, bars):
     app.add_typer(family.app)

@@ -10,8 +10,9 @@ from functools import lru_cache
 from typing import Any
 
 from lessen import usercode
+from lessen.judges.suite import Suite
 from lessen.registry import Registry, classes_of
-from lessen.task import Judge
+from lessen.task import Judge, Task
 from lessen.tasks import builtin_tasks
 
 
@@ -25,16 +26,42 @@ def builtin_judges() -> dict[str, type[Judge]]:
 JUDGES: Registry[Judge] = Registry("judge", Judge, builtin_judges, "lessen.judges")  # type: ignore[type-abstract]
 
 
-def get_judge(description: Any, where: str = "judge", *, own: bool = False) -> Judge:
+def get_judge(description: Any, where: str = "judge", *, own: bool = False, task: Task | None = None) -> Judge:
     """Build a judge from `name` or `{name: ..., option: value}`; `own` lets the name be FILE.py:NAME.
+
+    Args:
+        task: whose data a suite uses that names no task itself.
 
     Raises:
         ConfigError: no such judge, an option that it does not have, or own code that makes no judge.
     """
     name, options = JUDGES.named(description, where)
     if own and usercode.is_own(name):
-        return JUDGES.own(name, options)
+        made = JUDGES.own(name, options)
+        if isinstance(made, Suite):
+            made.bind(task)
+        return made
+    options = _with_task(name, options, task)
     cls, chosen = JUDGES.chosen(name, options, where)
     judge = cls(chosen)  # type: ignore[call-arg]
+    if isinstance(judge, Suite):
+        judge.bind(task)
     judge.origin = {"name": name, **options}
     return judge
+
+
+def _with_task(name: str, options: dict[str, Any], task: Task | None) -> dict[str, Any]:
+    """Return options that name the task by its description, so that another process finds it too."""
+    cls = builtin_judges().get(name)
+    fields = getattr(getattr(cls, "Options", None), "model_fields", {})
+    if task is None or "task" in options or "task" not in fields:
+        return options
+    if task.origin is None and task.Options is None:
+        return options  # a task made in Python itself: the suite is handed the object
+    return {**options, "task": dict(task.origin or task.describe())}
+
+
+def suites() -> dict[str, type[Suite]]:
+    """Return the built-in suites of the report card, by name: those of every card first, in their order."""
+    found = {name: cls for name, cls in builtin_judges().items() if issubclass(cls, Suite)}
+    return dict(sorted(found.items(), key=lambda item: (item[1].always or 1000, item[0])))

@@ -7,17 +7,18 @@ from pathlib import Path
 
 from lessen.files import atomic_write
 from lessen.frontier import Frontier
+from lessen.judging.places import links
 from lessen.report.markdown import markdown
 from lessen.report.page import page
 from lessen.report.plot import picture
 from lessen.report.table import csv_text
 
-FILES: dict[str, Callable[[Frontier], bytes | str]] = {
-    "frontier.csv": csv_text,
-    "frontier.png": lambda frontier: picture(frontier, "png"),
-    "frontier.svg": lambda frontier: picture(frontier, "svg"),
-    "frontier.md": markdown,
-    "frontier.html": page,
+FILES: dict[str, Callable[[Frontier, Path], bytes | str]] = {
+    "frontier.csv": lambda frontier, _: csv_text(frontier),
+    "frontier.png": lambda frontier, _: picture(frontier, "png"),
+    "frontier.svg": lambda frontier, _: picture(frontier, "svg"),
+    "frontier.md": lambda frontier, _: markdown(frontier),
+    "frontier.html": lambda frontier, out: page(frontier, links(frontier, out)),
 }
 
 
@@ -50,6 +51,6 @@ def write_frontier(frontier: Frontier, out: Path | str) -> list[Path]:
     written = []
     for name, make in FILES.items():
         path = Path(out) / name
-        atomic_write(path, make(frontier))
+        atomic_write(path, make(frontier, Path(out)))
         written.append(path)
     return written

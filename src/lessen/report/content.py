@@ -153,7 +153,7 @@ def environment_rows(frontier: Frontier) -> list[tuple[str, str]]:
     for study in frontier.studies:
         for record in study.records:
             env = record.get("env") or {}
-            for key, value in _flat(env if isinstance(env, Mapping) else {}):
+            for key, value in flat(env if isinstance(env, Mapping) else {}):
                 values.setdefault(key, {})[value] = None
     rows = [(key, " | ".join(found)) for key, found in values.items()]
     rows += [("task", study.task_name) for study in frontier.studies[:1]]
@@ -241,7 +241,8 @@ def _failures(point: Point) -> list[str]:
     ]
 
 
-def _flat(value: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+def flat(value: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """Yield names and values of an environment, as text."""
     for key, item in value.items():
         if isinstance(item, Mapping):
             yield str(key), _pairs(item)

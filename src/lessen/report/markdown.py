@@ -18,7 +18,7 @@ def markdown(frontier: Frontier) -> str:
     environment = Environment(
         loader=PackageLoader("lessen.report", "."),
         autoescape=False,
-        finalize=_safe,
+        finalize=safe,
         undefined=StrictUndefined,
         trim_blocks=False,
         keep_trailing_newline=True,
@@ -64,7 +64,8 @@ class _Verbatim(str):
     """Text that goes into a code block as it is."""
 
 
-def _safe(value: Any) -> Any:
+def safe(value: Any) -> Any:
+    """Return a value as text that cannot break out of its cell or carry HTML."""
     if isinstance(value, _Verbatim):
         return value
     text = printable(" ".join(str(value).replace("\r", " ").replace("\n", " ").split(" ")))

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -23,13 +24,16 @@ RAW_LIMIT = 3 << 20
 """Raw measurements above this many bytes stay out of the page, which then names their file."""
 
 
-def page(frontier: Frontier) -> str:
+def page(frontier: Frontier, cards: Mapping[str, str] | None = None) -> str:
     """Return the whole page as HTML.
+
+    Args:
+        cards: addresses of report cards, by a recipe's label.
 
     Every text is escaped by the template; the content policy names the digests of the one style sheet and the
     one script, so that a name carrying markup could not run even if it got through.
     """
-    style, script = _asset("page.css"), _asset("page.js")
+    style, script = asset("page.css"), asset("page.js")
     environment = Environment(
         loader=PackageLoader("lessen.report", "."),
         autoescape=True,
@@ -43,8 +47,8 @@ def page(frontier: Frontier) -> str:
         **context(frontier),
         style=Markup(style),
         script=Markup(script),
-        policy=f"default-src 'none'; img-src data:; style-src 'sha256-{_digest(style)}'; "
-        f"script-src 'sha256-{_digest(script)}'; base-uri 'none'; form-action 'none'",
+        policy=f"default-src 'none'; img-src data:; style-src 'sha256-{digest_of(style)}'; "
+        f"script-src 'sha256-{digest_of(script)}'; base-uri 'none'; form-action 'none'",
         data=script_json(plot_data(frontier)),
         raw=raw,
         raw_note=raw_note,
@@ -52,6 +56,7 @@ def page(frontier: Frontier) -> str:
         recipes=content.recipes_yaml(frontier),
         tally=wording.tally(frontier),
         margin=f"{frontier.margin:g}",
+        cards=cards or {},
     )
 
 
@@ -131,9 +136,11 @@ def _raw(frontier: Frontier) -> tuple[Markup | None, str]:
     return text, f"{len(records)} measurements, one for each recipe and seed, are embedded in this file."
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Return a style sheet or script of this package."""
     return files("lessen.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _digest(text: str) -> str:
+def digest_of(text: str) -> str:
+    """Return the digest by which a content policy allows a style sheet or script."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,14 @@ class ClickTask(Task):
         label, weight = target.unbind(1)
         losses = nn.functional.binary_cross_entropy_with_logits(logits, label, reduction="none")
         return (losses * weight).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
+
+    def slices(self, split: Split) -> Mapping[str, NDArray[np.int64]]:
+        """Return the id of each field with one id an example, numbered from the field's first table row."""
+        columns = self.splits[split]
+        return {
+            field.name: columns.ids[:, field.start].numpy().astype(np.int64) - columns.layout.segment(field.name).start
+            for field in columns.layout.single
+        }
 
     def baselines(self, log: Log = SILENT) -> dict[str, dict[str, Any]]:
         """Return test quality of simple models on the same features: `{name: {metric: value, metric_ci: [low, high]}}`.

@@ -49,10 +49,12 @@ MORE = {
     "jpeg 10": ("jpeg", {"quality": 10}),
     "lora 1": ("lora", {"rank": 1, "alpha": 1.0}),
     "data-random-rows 0.2": ("data-random-rows", {"share": 0.2}),
+    "vtrans of ten steps": ("vtrans", {"steps": 10, "share": 0.6, "of": "parameters"}),
+    "layer-drop by likeness": ("layer-drop", {"layers": 0.5, "rule": "similarity"}),
 }
 """Settings beside the defaults: what a default never reaches is checked too."""
 CASES = {**{name: (name, {}) for name in ROWS}, **MORE}
-LONG = {"diffrate", "tocom"}
+LONG = {"diffrate", "tocom", "vtrans"}
 """Methods that search or train a Transformer at each application."""
 _cases: dict[str, Case] = {}
 

@@ -95,10 +95,15 @@ def held(module: Any) -> Tensor | None:
     return next((found for name in names if isinstance(found := getattr(module, name, None), Tensor)), None)
 
 
+def is_note(module: nn.Module) -> bool:
+    """Tell whether a module only notes what others say of themselves, so that a container leaves it out."""
+    return isinstance(module, StoredPatch) and module.only_notes
+
+
 def check_plain(model: nn.Module, container: str) -> None:
     """Refuse a model with a patch: a container of weights does not say how a model runs. Raises ConfigError."""
     for path, module in model.named_modules():
-        if isinstance(module, StoredPatch) and not module.only_notes:
+        if isinstance(module, StoredPatch) and not is_note(module):
             why = module.not_exported or f"{container} holds weights only"
             raise ConfigError(
                 f"{path} is a {module.kind}, which changes how the model runs; {why}: export the artifact of the other "

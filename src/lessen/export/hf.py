@@ -18,7 +18,7 @@ from lessen.architectures.loading import check_vocabulary, dtype_of, hugging_fac
 from lessen.architectures.parts import linear_sizes
 from lessen.artifact.tensors import SHARD_BYTES
 from lessen.errors import ConfigError, NonFiniteError
-from lessen.export.codes import check_plain, coded, dense_weight, shared
+from lessen.export.codes import check_plain, coded, dense_weight, is_note, shared
 from lessen.export.compressed import Form, configuration, pack_layer
 from lessen.files import atomic_folder
 from lessen.stored.base import StoredModule
@@ -89,7 +89,8 @@ def export_hf(model: Any, words: Any, path: Path, *, dense: bool = False, dtype:
 def _state(model: Any, packs: bool) -> _State:
     """Return the state dictionary of the folder: plain names, packed layers in their parts."""
     found = _State({}, {}, [])
-    stored = {path: module for path, module in model.named_modules() if isinstance(module, StoredModule)}
+    every = model.named_modules()
+    stored = {path: module for path, module in every if isinstance(module, StoredModule) and not is_note(module)}
     outer = {path: module for path, module in stored.items() if not any(_under(path, other) for other in stored)}
     tables = [model.get_input_embeddings()]
     if shared(model):
@@ -135,15 +136,28 @@ def _write_dense(model: Any, tensors: dict[str, Tensor], folder: Path, kind: tor
     config.dtype = kind
     with torch.device("meta"):
         plain = type(model)(config)
+    _check_widths(plain, tensors)
     cast = {name: one.to(kind) if one.is_floating_point() else one for name, one in tensors.items()}
     found = plain.load_state_dict(cast, strict=False, assign=True)
     for name in [*found.missing_keys, *found.unexpected_keys]:
         raise ConfigError(f"{name} has no place in a plain {type(model).__name__}; export the artifact of other steps")
     if config.tie_word_embeddings:
         plain.tie_weights()
-    plain.generation_config = model.generation_config
+    if model.can_generate():
+        plain.generation_config = model.generation_config
     with quiet(hugging_face()):
         plain.save_pretrained(folder)
+
+
+def _check_widths(plain: Any, tensors: dict[str, Tensor]) -> None:
+    """Refuse tensors of other sizes than the configuration says. Raises ConfigError."""
+    for name, tensor in plain.state_dict().items():
+        found = tensors.get(name)
+        if found is not None and found.shape != tensor.shape:
+            raise ConfigError(
+                f"{name} is {list(found.shape)}, where the configuration says {list(tensor.shape)}: a folder holds "
+                "blocks that are alike; prune with uniform: true, or keep the lessen artifact"
+            )
 
 
 def _write_packed(model: Any, state: _State, folder: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lessen.architectures.find import find_parts
 from lessen.architectures.parts import Attention, Block, Part, Parts
@@ -238,7 +238,8 @@ def _mask(graph: Graph, places: dict[str, str], window: int | None) -> str:
 
 
 def _norm(graph: Graph, part: Part, inputs: str) -> str:
-    epsilon = getattr(part.module, "variance_epsilon", None)
+    plain = isinstance(part.module, nn.RMSNorm)
+    epsilon = part.module.eps if plain else getattr(part.module, "variance_epsilon", None)
     if epsilon is None:
         raise ConfigError(f"{part.path} is no root mean square norm, which the graph writes")
     return graph.norm(part.module, part.path, inputs, float(epsilon))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lessen.errors import ConfigError
+from lessen.export.codes import is_note
 from lessen.export.onnx_bags import Bags, SingleRows
 from lessen.export.onnx_linears import Int8Rows
 from lessen.export.onnx_sparse import Spread, SpreadConv, SpreadLinear
@@ -67,7 +68,7 @@ def exportable(model: nn.Module) -> nn.Module:
     for path, parent in reversed(list(model.named_modules())):  # inner tables before the tables that hold them
         for name, child in list(parent.named_children()):
             form = FORMS.get(getattr(child, "kind", ""))
-            if form is None and isinstance(child, StoredModule):
+            if form is None and isinstance(child, StoredModule) and not is_note(child):
                 _check_traceable(child, f"{path}.{name}".lstrip("."))
             if form is not None:
                 setattr(parent, name, _answering(form(child), child))

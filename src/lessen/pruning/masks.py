@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lessen.pruning.choice import Choice
-from lessen.pruning.layout import Layer, Layout, first_tensor
+from lessen.pruning.layout import Layout, first_tensor
 from lessen.pruning.width import Stream, read_stream, shrink_norm
 
 Hook = Callable[..., Any]
@@ -25,14 +25,17 @@ Hook = Callable[..., Any]
 
 @contextmanager
 def gated(layout: Layout, heads: Mapping[str, Tensor], units: Mapping[str, Tensor]) -> Iterator[None]:
-    """Multiply groups of heads [groups] and units [hidden] by factors, by path of the block; gradients reach them."""
+    """Multiply groups of heads [groups] and units [hidden] by factors, by path of the block.
+
+    Factors are read at each call, so that they may be changed meanwhile.
+    """
     handles: list[Any] = []
     try:
         for layer in layout.layers:
             if layer.path in heads and layer.groups and layer.block.attention is not None:
-                handles.append(_multiply_input(layer.block.attention.output.module, _spread(layer, heads[layer.path])))
+                handles.append(_multiply_input(layer.block.attention.output.module, heads, layer.path, layer.columns))
             if layer.path in units and layer.block.feed_forward is not None:
-                handles.append(_multiply_input(layer.block.feed_forward.down.module, units[layer.path]))
+                handles.append(_multiply_input(layer.block.feed_forward.down.module, units, layer.path, 1))
         yield
     finally:
         for handle in handles:
@@ -59,14 +62,10 @@ def masked(layout: Layout, choice: Choice) -> Iterator[None]:
             handle.remove()
 
 
-def _spread(layer: Layer, factors: Tensor) -> Tensor:
-    """Return factors of groups as factors of columns, [heads * head_dim]."""
-    return factors.repeat_interleave(layer.columns)
-
-
-def _multiply_input(module: nn.Module, factors: Tensor) -> Any:
+def _multiply_input(module: nn.Module, factors: Mapping[str, Tensor], path: str, columns: int) -> Any:
     def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> Any:
-        return (arguments[0] * factors.to(arguments[0].dtype), *arguments[1:])
+        each = factors[path].to(arguments[0].dtype).repeat_interleave(columns, -1)
+        return (arguments[0] * each, *arguments[1:])
 
     return module.register_forward_pre_hook(hook)
 

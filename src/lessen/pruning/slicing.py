@@ -60,12 +60,14 @@ def carry_out(layout: Layout, choice: Choice, dense: dict[str, int], uniform: bo
         }
         modules = _moved(earlier.modules_said, places, *choice.layers) | modules
         dense = earlier.dense
+    depths = {path: len(stack.blocks) for path, stack in layout.stacks.items()}
+    depths = earlier.depths if isinstance(earlier, PrunedShape) else depths
     configs = earlier.configs_said if isinstance(earlier, PrunedShape) else {}
     for path, stack in layout.stacks.items():
         said = _config_numbers(layout, stack, choice, uniform, len(model.get_submodule(path)))  # type: ignore[arg-type]
         configs = {**configs, stack.owner.path: {**configs.get(stack.owner.path, {}), **said}}
     configs = {path: said for path, said in configs.items() if said}
-    PrunedShape(modules, configs, lists, dense).attach(model)
+    PrunedShape(modules, configs, lists, dense, depths).attach(model)
     return model
 
 

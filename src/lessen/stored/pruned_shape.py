@@ -35,6 +35,7 @@ class PrunedShape(StoredPatch):
         configs: numbers of the configuration by path of the module that holds it; "" is the model.
         lists: for a path of a configuration, which entries of its `layer_types` stay.
         dense: parameters and multiply-adds of the model before anything was pruned, that shares refer to.
+        depths: blocks before anything was pruned, by path of the stack.
     """
 
     kind = "pruned-shape"
@@ -42,7 +43,7 @@ class PrunedShape(StoredPatch):
 
     def __init__(
         self, modules: Numbers, configs: Numbers, lists: dict[str, list[int]] | None = None,
-        dense: dict[str, int] | None = None,
+        dense: dict[str, int] | None = None, depths: dict[str, int] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.modules_said = _numbers("modules", modules, MODULE_NAMES)
@@ -53,11 +54,13 @@ class PrunedShape(StoredPatch):
             if name not in DENSE:
                 raise ValueError(f"dense holds {name!r}, which is none of {', '.join(sorted(DENSE))}")
             checks.whole(f"dense[{name!r}]", value, 0, 2**62)
+        self.depths = {str(path): _whole("depths", depth) for path, depth in (depths or {}).items()}
 
     def config(self) -> dict[str, Any]:
         """Return the numbers."""
         return {
-            "modules": self.modules_said, "configs": self.configs_said, "lists": self.lists, "dense": self.dense
+            "modules": self.modules_said, "configs": self.configs_said, "lists": self.lists, "dense": self.dense,
+            "depths": self.depths,
         }  # fmt: skip
 
     def attach(self, model: nn.Module) -> PrunedShape:

@@ -15,7 +15,7 @@ from torch import Tensor
 from lessen.architectures.find import find_parts
 from lessen.architectures.parts import Parts
 from lessen.errors import ConfigError, DataError, MissingExtraError, NonFiniteError
-from lessen.export.codes import Coded, check_plain, coded, dense_weight, shared
+from lessen.export.codes import Coded, check_plain, coded, dense_weight, is_note, shared
 from lessen.export.gguf import blocks, hosts, tokenizer
 from lessen.files import writing
 from lessen.stored.base import StoredModule
@@ -106,7 +106,8 @@ def _sources(model: Any, decoded: list[str]) -> Iterator[tuple[str, Source]]:
     inside: set[str] = set()
     tied = model.get_output_embeddings() if shared(model) else None
     for path, module in model.named_modules():
-        if not isinstance(module, StoredModule) or any(path.startswith(f"{outer}.") for outer in inside):
+        plain = not isinstance(module, StoredModule) or is_note(module)
+        if plain or any(path.startswith(f"{outer}.") for outer in inside):
             continue
         if module is tied:
             inside.add(path)

@@ -146,7 +146,7 @@ for name in lessen.__all__:
     getattr(lessen, name)               # public names are imported on first use
 share = (time.process_time() - middle) / (middle - start)
 extras = {"transformers", "ray", "optuna", "onnx", "onnxruntime", "sklearn", "mlflow", "gguf", "zstandard",
-          "constriction", "matplotlib", "polars", "llvmlite"} & set(sys.modules)
+          "constriction", "matplotlib", "polars", "llvmlite", "faiss"} & set(sys.modules)
 print(share < 0.5, sorted(extras), threading.active_count(), torch.cuda.is_initialized())
 """
 

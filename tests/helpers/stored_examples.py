@@ -42,6 +42,9 @@ from lessen.stored.tables.sparse_embedding import SparseEmbedding
 from lessen.stored.tables.tensor_train import TensorTrainEmbedding
 from lessen.stored.tables.tiered_embedding import TieredEmbedding, bare
 from lessen.stored.vectors.flat import FlatVectors, Int8Vectors
+from lessen.stored.vectors.product import ProductVectors
+from lessen.stored.vectors.rotated import RotatedVectors
+from lessen.stored.vectors.staged import Reduction, StagedVectors
 from lessen.tokens.reducers import reducer_from
 from lessen.tokens.stored import TokenReduction
 
@@ -267,6 +270,23 @@ def int8_vectors():
     return Int8Vectors.of(random(24, 12))
 
 
+def rotated_vectors():
+    return RotatedVectors.of(random(24, 12), bits=4)
+
+
+def product_vectors():
+    return ProductVectors.of(random(24, 12), groups=3)
+
+
+def vector_reduction():
+    return Reduction.principal(random(24, 12), 5)
+
+
+def staged_vectors():
+    vectors, reduction = random(24, 12), vector_reduction()
+    return StagedVectors.around(RotatedVectors.of(reduction(vectors), bits=1), Int8Vectors.of(vectors), reduction, 3)
+
+
 OTHERS = {
     "group quantised linear": (group_quantized_linear, lambda: (random(3, 12),)),
     "symmetric quantised linear": (symmetric_quantized_linear, lambda: (random(3, 12),)),
@@ -287,6 +307,10 @@ OTHERS = {
     "constant": (constant, lambda: (random(3, 12),)),
     "flat vectors": (flat_vectors, lambda: (random(3, 12),)),
     "int8 vectors": (int8_vectors, lambda: (random(3, 12),)),
+    "rotated vectors": (rotated_vectors, lambda: (random(3, 12),)),
+    "product vectors": (product_vectors, lambda: (random(3, 12),)),
+    "vector reduction": (vector_reduction, lambda: (random(3, 12),)),
+    "staged vectors": (staged_vectors, lambda: (random(3, 12),)),
     "jpeg codec": (JpegCodec, None),
     "key-value codes": (KeyValueCodes, None),
     "prefix states": (prefix_states, None),

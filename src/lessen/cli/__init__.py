@@ -20,6 +20,7 @@ from lessen.cli import (
     export,
     fold,
     generate,
+    index,
     judge,
     models,
     new_method,
@@ -57,7 +58,7 @@ def options(
 
 for group in (studies, plan, judge, models, fold, export, renumber, rank, generate, catalogue, new_method, system):
     group.register(app)
-for family in (checkpoint, tokens, bars):
+for family in (checkpoint, tokens, bars, index):
     app.add_typer(family.app)
 
 

@@ -1,0 +1,365 @@
+"""`lessen index`: vectors in a folder that knows whose they are, what they cost, and how much of exact search it finds.
+
+Every verb opens the folder whole: a file that is torn or was changed is named before anything is done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lessen.cli.interrupt import interruptible
+from lessen.cli.output import AsJson, emit, line, say, size, table
+from lessen.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from lessen.log import Log
+    from lessen.retrieval.folder import Found, IndexFolder
+    from lessen.retrieval.sources import Batch
+    from lessen.tasks.retrieval.readers import PictureReader, TextReader
+
+app = typer.Typer(name="index", help="Store and search retrieval vectors at a few bytes each.", no_args_is_help=True)
+Folder = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of an index.")]
+Vectors = Annotated[Path | None, typer.Option(help="Vectors: .npy, .fvecs or .parquet.")]
+Texts = Annotated[Path | None, typer.Option(help="Texts: .txt (one a line), .jsonl, .parquet, .csv.")]
+Column = Annotated[str | None, typer.Option(help="Column of vectors or texts; default: vector, or text.")]
+Names = Annotated[str, typer.Option("--ids", help="Column of names.")]
+SAMPLE = 16_384
+"""Vectors that codebooks are learned from at most."""
+TEXTS_AT_ONCE = 1024
+
+
+@app.command()
+def build(
+    folder: Folder,
+    vectors: Vectors = None,
+    texts: Texts = None,
+    pictures: Annotated[Path | None, typer.Option(help="Folder of pictures.")] = None,
+    encoder: Annotated[str, typer.Option(help="Hugging Face folder, or minilm-l6.")] = "minilm-l6",
+    form: Annotated[
+        str, typer.Option(help="flat, int8, bits4|2|1, pq:groups=N; +int8 or +flat orders the best again.")
+    ] = "int8",
+    metric: Annotated[str, typer.Option(help="cosine or dot.")] = "cosine",
+    column: Column = None,
+    ids: Names = "id",
+    length: Annotated[int, typer.Option(min=2, help="Tokens of a text that are read.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Of turns and codebooks.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Make an index, or add to one what it does not hold yet: a build that was killed is finished by the same command.
+
+    Example: lessen index build news.index --texts news.jsonl --form bits1+int8
+    """
+    from lessen.cli.progress import Reporting
+
+    if sum(source is not None for source in (vectors, texts, pictures)) != 1:
+        raise ConfigError("give one of --vectors, --texts and --pictures")
+    if metric not in ("cosine", "dot"):
+        raise ConfigError(f"--metric {metric!r} is not accepted; allowed: cosine, dot")
+    started = time.process_time()
+    with interruptible(), Reporting() as log:
+        index = _opened(folder) if (folder / "index.json").exists() else None
+        reader = _reader(texts, pictures, encoder, length, log)
+        identity = None if reader is None else reader.identity
+        if index is not None:
+            index.check_encoder(identity, "what is added")
+        batches = _batches(vectors, texts, pictures, reader, column, ids, index)
+        added, skipped = 0, 0
+        if index is None:
+            index, batches = _created(folder, form, metric, identity, seed, batches)
+        seen: set[str] = set()
+        for batch in batches:
+            twice = next((name for name in batch.ids if name in seen), None)
+            if twice is not None:
+                raise DataError(f"the id {twice!r} stands twice in what is added; give each document its own")
+            seen.update(batch.ids)
+            new = index.add(batch.ids, batch.vectors, identity, there="skip")
+            added, skipped = added + new, skipped + len(batch.ids) - new
+            log.progress("added", len(index), len(index))
+    known = {"index": str(folder), "added": added, "there": skipped, **_sizes(index)}
+    known["cpu_seconds"] = round(time.process_time() - started, 2)
+    if as_json:
+        emit(known)
+        return
+    there = f" ({skipped} were there)" if skipped else ""
+    line(
+        f"added {added} documents{there}: {len(index)} in {folder}, form {index.manifest.form}, "
+        f"{index.row_bytes} bytes a document and {size(index.shared_bytes)} shared, {size(index.file_bytes)} on disk"
+    )
+
+
+@app.command()
+def search(
+    folder: Folder,
+    text: Annotated[list[str] | None, typer.Option(help="A query; repeatable.")] = None,
+    texts: Texts = None,
+    vectors: Vectors = None,
+    picture: Annotated[list[Path] | None, typer.Option(help="A picture to look for; repeatable.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Encoder of the queries; default: the index's own.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Documents of each query.")] = 10,
+    column: Column = None,
+    ids: Names = "id",
+    as_json: AsJson = False,
+) -> None:
+    """Find the nearest documents of each query.
+
+    Example: lessen index search news.index --text "storm over the harbour"
+    """
+    index = _opened(folder)
+    names, asked, identity = _queries(index, text, texts, vectors, picture, encoder, column, ids)
+    index.check_encoder(identity, "the query")
+    found = index.search(asked, k)
+    if as_json:
+        emit([{"query": name, "ids": one.ids, "scores": one.scores} for name, one in zip(names, found, strict=True)])
+        return
+    for name, one in zip(names, found, strict=True):
+        table(["query", ">score", "document"], _rows(name, one))
+
+
+@app.command()
+def report(
+    folder: Folder,
+    queries: Annotated[Path | None, typer.Option(help="Vectors of queries; default: the index's own probes.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="The vectors that were indexed, as a file, for exact search with --queries.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, max=100, help="Neighbours that count.")] = 10,
+    column: Column = None,
+    ids: Names = "id",
+    as_json: AsJson = False,
+) -> None:
+    """Say what the index costs and how much of exact search it finds, with an interval over queries.
+
+    Example: lessen index report news.index -k 10
+    """
+    if (queries is None) != (against is None):
+        raise ConfigError("--queries and --against belong together: exact search needs the vectors that were indexed")
+    index = _opened(folder)
+    known = {"index": str(folder), "form": index.manifest.form, "metric": index.manifest.metric, **_sizes(index)}
+    known |= _judged(index, k) if queries is None else _judged_on(index, queries, against, k, column, ids)
+    if as_json:
+        emit(known)
+        return
+    ends = "no interval" if known["low"] is None else f"{known['low']:.3f} to {known['high']:.3f}"
+    line(f"{folder}: {len(index)} documents of width {index.dim}, form {index.manifest.form}")
+    line(f"recall@{known['k']} against exact search: {known['recall']:.3f} ({ends}, {known['queries']} {known['of']})")
+    line(
+        f"{index.row_bytes} bytes a document ({4 * index.dim / index.row_bytes:.1f} times less than float32), "
+        f"{size(index.shared_bytes)} shared, {size(index.file_bytes)} on disk; {known['ms_a_query']:.3f} ms a query"
+    )
+
+
+@app.command()
+def remove(
+    folder: Folder,
+    names: Annotated[list[str], typer.Argument(metavar="ID...", help="Names of documents.")],
+    as_json: AsJson = False,
+) -> None:
+    """Remove documents; none is removed where one of them is not there.
+
+    Example: lessen index remove news.index 17 23
+    """
+    index = _opened(folder)
+    index.remove(names)
+    if as_json:
+        emit({"index": str(folder), "removed": len(names), **_sizes(index)})
+    else:
+        line(f"removed {len(names)} documents; {len(index)} are left")
+
+
+@app.command()
+def export(
+    folder: Folder,
+    out: Annotated[Path, typer.Option("--out", help="faiss file to write; names go to OUT.ids, one a line.")],
+) -> None:
+    """Write a faiss file of an index of the form flat or pq.
+
+    Example: lessen index export news.index --out news.faiss
+    """
+    from lessen.cli.arguments import new_file
+    from lessen.retrieval.faiss_files import export as write
+
+    index = _opened(folder)
+    write(index.modules, index.kept_rows(), list(index.ids()), new_file(out))
+    line(f"wrote {out} ({len(index)} vectors) and {out}.ids")
+
+
+def _opened(folder: Path) -> IndexFolder:
+    from lessen.retrieval.folder import IndexFolder
+
+    return IndexFolder.open(folder)
+
+
+def _sizes(index: IndexFolder) -> dict[str, Any]:
+    return {
+        "documents": len(index),
+        "dim": index.dim,
+        "bytes_a_document": index.row_bytes,
+        "shared_bytes": index.shared_bytes,
+        "file_bytes": index.file_bytes,
+    }
+
+
+def _reader(
+    texts: Path | None, pictures: Path | None, encoder: str, length: int, log: Log
+) -> TextReader | PictureReader | None:
+    from lessen.tasks.retrieval.readers import PictureReader, TextReader
+
+    if texts is not None:
+        return TextReader(encoder, length=length, log=log)
+    return PictureReader(encoder, log=log) if pictures is not None else None
+
+
+def _batches(
+    vectors: Path | None, texts: Path | None, pictures: Path | None, reader: Any, column: str | None, ids: str,
+    index: IndexFolder | None,
+) -> Iterator[Batch]:  # fmt: skip
+    """Yield names and vectors of what an index does not hold; names alone say what is there, before any is encoded."""
+    from lessen.retrieval.sources import Batch, read_vectors
+    from lessen.tasks.retrieval.readers import pictures_of, read_texts
+
+    if vectors is not None:
+        yield from read_vectors(vectors, column or "vector", ids)
+        return
+    pairs: Iterator[tuple[str, Any]]
+    if texts is not None:
+        pairs = read_texts(texts, column or "text", ids)
+    else:
+        assert pictures is not None
+        pairs = ((path.relative_to(pictures).as_posix(), path) for path in pictures_of(pictures))
+    while some := list(islice(pairs, TEXTS_AT_ONCE)):
+        names = [name for name, _ in some]
+        there = [False] * len(some) if index is None else index.has(names)
+        new = [pair for pair, old in zip(some, there, strict=True) if not old]
+        if not new:
+            continue
+        own = [name for name, _ in new]
+        made = (
+            reader.vectors([item for _, item in new], own) if texts is not None else reader.vectors([p for _, p in new])
+        )
+        yield Batch(own, made)
+
+
+def _created(
+    folder: Path, form: str, metric: Any, identity: dict[str, Any] | None, seed: int, batches: Iterator[Batch]
+) -> tuple[IndexFolder, Iterator[Batch]]:
+    """Make the index with what its form learns from the first vectors; return it with all batches, those included."""
+    from itertools import chain
+
+    import torch
+
+    from lessen.cli.arguments import new_folder
+    from lessen.retrieval.folder import IndexFolder
+    from lessen.retrieval.forms import parse_form
+
+    learns = parse_form(form).learns
+    new_folder(folder)
+    first: list[Batch] = []
+    while (batch := next(batches, None)) is not None:
+        first.append(batch)
+        if not learns or sum(len(one.ids) for one in first) >= SAMPLE:
+            break
+    if not first:
+        raise DataError("there is nothing to index")
+    sample = torch.cat([one.vectors for one in first])[:SAMPLE]
+    return IndexFolder.create(folder, form, sample, metric, identity, seed), chain(first, batches)
+
+
+def _queries(
+    index: IndexFolder, text: list[str] | None, texts: Path | None, vectors: Path | None, picture: list[Path] | None,
+    encoder: str | None, column: str | None, ids: str,
+) -> tuple[list[str], Any, dict[str, Any] | None]:  # fmt: skip
+    """Return what each query is called, the vectors of all, and who made them."""
+    from lessen.retrieval.sources import read_all
+    from lessen.tasks.retrieval.readers import PictureReader, TextReader, read_texts
+
+    if sum(bool(given) for given in (text, texts, vectors, picture)) != 1:
+        raise ConfigError("give one of --text, --texts, --vectors and --picture")
+    if vectors is not None:
+        batch = read_all(vectors, column or "vector", ids)
+        return batch.ids, batch.vectors, None
+    made = index.manifest.encoder
+    if made is None:
+        raise ConfigError(f"{index.path} was made of vectors and knows no encoder; give queries as --vectors")
+    if picture:
+        if made["kind"] != "pictures":
+            raise ConfigError(f"{index.path} holds texts; give queries as --text")
+        pictures = PictureReader(encoder or made["name"])
+        return [str(path) for path in picture], pictures.vectors(picture), pictures.identity
+    if made["kind"] != "text":
+        raise ConfigError(f"{index.path} holds pictures; give queries as --picture")
+    pairs = [(one, one) for one in text or ()] if texts is None else list(read_texts(texts, column or "text", ids))
+    reader = TextReader(encoder or made["name"], made["pooling"], made["normalise"], made["length"])
+    names = [name for name, _ in pairs]
+    said = [repr(name[:40]) for name in names]
+    return names, reader.vectors([one for _, one in pairs], said, "query", cut=False), reader.identity
+
+
+def _rows(name: str, found: Found) -> list[tuple[str, str, str]]:
+    return [
+        (name if not place else "", f"{score:.4f}", document)
+        for place, (document, score) in enumerate(zip(found.ids, found.scores, strict=True))
+    ]
+
+
+def _judged(index: IndexFolder, k: int) -> dict[str, Any]:
+    """Judge an index by its probes: documents of its own that look for their neighbours."""
+    from lessen.retrieval.exact import recall, shares
+
+    probes = index.probes()
+    if probes is None or not probes.digests.shape[1]:
+        raise DataError(f"{index.path} holds too few documents to judge it by")
+    k = min(k, probes.digests.shape[1])
+    found, milliseconds = _timed(index, probes.vectors, k + 1)
+    kept = found.masked_fill(found == probes.own[:, None], 0)
+    order = (kept == 0).to(kept.dtype).sort(dim=1, stable=True).indices[:, :k]
+    each = shares(kept.gather(1, order), probes.digests[:, :k])
+    return {"k": k, **recall(each, k), "of": "documents as queries", "ms_a_query": milliseconds}
+
+
+def _judged_on(
+    index: IndexFolder, queries: Path, against: Path | None, k: int, column: str | None, ids: str
+) -> dict[str, Any]:
+    """Judge an index by queries of a file and exact search over the vectors that were indexed."""
+    import torch
+
+    from lessen.retrieval import ids as naming
+    from lessen.retrieval.checks import checked
+    from lessen.retrieval.exact import nearest, recall, shares
+    from lessen.retrieval.sources import read_all, read_vectors
+
+    assert against is not None
+    metric = index.manifest.metric
+    asked = checked(read_all(queries, column or "vector", ids).vectors, index.dim, metric, what=str(queries))
+    digests: list[Any] = []
+
+    def held() -> Iterator[Any]:
+        for batch in read_vectors(against, column or "vector", ids):
+            there = torch.tensor(index.has(batch.ids))
+            digests.append(naming.digests(batch.ids)[there])
+            yield checked(batch.vectors, index.dim, metric, batch.ids, str(against))[there]
+
+    _, numbers = nearest(asked, held(), k)
+    every = torch.cat(digests)
+    if len(every) < len(index):
+        say(f"{against} holds {len(every)} of the {len(index)} documents; recall is against those")
+    if not numbers.shape[1]:
+        raise DataError(f"{against} holds no document of {index.path}; their ids differ")
+    found, milliseconds = _timed(index, asked, k)
+    each = shares(found, every[numbers])
+    return {"k": numbers.shape[1], **recall(each, k), "of": "queries", "ms_a_query": milliseconds}
+
+
+def _timed(index: IndexFolder, queries: Any, k: int) -> tuple[Any, float]:
+    """Return what queries find, one by one, and the processor's milliseconds of one."""
+    import torch
+
+    index.search_digests(queries[:1], k)  # what is made at the first search
+    started = time.process_time()
+    found = torch.cat([index.search_digests(query[None], k) for query in queries])
+    return found, round(1e3 * (time.process_time() - started) / len(queries), 4)

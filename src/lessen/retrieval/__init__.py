@@ -1,0 +1,1 @@
+"""Retrieval vectors that cost less to store and to search, and encoders that can be replaced."""

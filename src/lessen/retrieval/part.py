@@ -33,7 +33,7 @@ class Part:
         tensors = load_mapped(path, one, verify)
         index = twin(manifest, shared, where)
         try:
-            index.hold({name: tensors[name] for name in index.per_row})
+            index.take_rows({name: tensors[name] for name in index.per_row})
             index.check()
             ends = tensors["ids.ends"]
             whole = all(len(tensors[name]) == index.rows == one.rows for name in ("ids.ends", "ids.digests"))

@@ -78,7 +78,7 @@ class VectorIndex(StoredModule):
             self._set(name, self._get(name)[kept])
         self.rows = int(kept.sum())
 
-    def hold(self, rows: Mapping[str, Tensor]) -> None:
+    def take_rows(self, rows: Mapping[str, Tensor]) -> None:
         """Take tensors as the rows, such as those of a mapped file; the caller runs `check` on what is not its own."""
         for name in self.per_row:
             self._set(name, rows[name])

@@ -140,9 +140,9 @@ class StagedVectors(VectorIndex):
         super().remove(numbers)
         self._settle()
 
-    def hold(self, rows: Mapping[str, Tensor]) -> None:
+    def take_rows(self, rows: Mapping[str, Tensor]) -> None:
         """Take tensors as the rows of both stages."""
-        super().hold(rows)
+        super().take_rows(rows)
         self._settle()
 
     def _settle(self) -> None:

@@ -62,11 +62,13 @@ def rows() -> dict[str, dict[str, Any]]:
 
 
 class Judge:
-    """The documents with what the original model says of them, fp16 log-probabilities."""
+    """The documents with what the original model says of them: fp16 log-probabilities, and the likeliest token."""
 
     def __init__(self, task: Any, original: nn.Module) -> None:
         self.task = task
-        self.original = [[(labels, said.half()) for labels, said in windows] for windows in self._documents(original)]
+        self.original = [
+            [(labels, said.half(), said.argmax(1)) for labels, said in windows] for windows in self._documents(original)
+        ]
 
     def _documents(self, model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """Yield, for each document, its windows: (labels int64 [judged], log-probabilities float32 [judged, words])."""
@@ -84,11 +86,11 @@ class Judge:
         found: dict[str, list[float]] = {"nll": [], "kl": [], "flips": [], "tokens": []}
         for windows, known in zip(self._documents(model), self.original, strict=True):
             sums = dict.fromkeys(found, 0.0)
-            for (labels, said), (_, original) in zip(windows, known, strict=True):
+            for (labels, said), (_, original, likeliest) in zip(windows, known, strict=True):
                 before = original.float()
                 sums["nll"] -= float(said.gather(1, labels[:, None]).double().sum())
                 sums["kl"] += float((before.exp() * (before - said)).double().sum())
-                sums["flips"] += float((before.argmax(1) != said.argmax(1)).sum())
+                sums["flips"] += float((likeliest != said.argmax(1)).sum())
                 sums["tokens"] += len(labels)
             for name, value in sums.items():
                 found[name].append(round(value, 4))

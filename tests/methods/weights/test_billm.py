@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from host_words import Words
 from lessen.method import Context
 from lessen.methods.sites import module_bytes
 from lessen.methods.weights._shared.binarising import binarise, once, salient_columns, threshold, twice
-from lessen.methods.weights._shared.error_feedback import Feedback, feedback, output_error
+from lessen.methods.weights._shared.error_feedback import feedback, output_error
 from lessen.methods.weights.billm import BiLLM
 from lessen.stored.linears.billm import BiLLMLinear, layer_bytes
 from lessen.testing.toys import TableTask
@@ -87,7 +89,7 @@ def test_a_column_that_sticks_out_gets_two_signs_and_a_threshold_parts_two_sizes
 def test_errors_go_on_to_later_blocks(split):
     weight, curvature = problem(outputs=32)
     spread = feedback(curvature, 0.01, False)
-    alone = Feedback(spread.order, torch.diag(spread.upper.diagonal()))
+    alone = replace(spread, upper=torch.diag(spread.upper.diagonal()))
     errors = [
         output_error(stored(weight, one, 16, split)[1].dequantise() - weight, curvature) for one in (spread, alone)
     ]

@@ -166,3 +166,16 @@ def test_a_model_whose_loss_does_not_read_the_blocks_is_told():
 
     with pytest.raises(InputError, match="does not depend on what"):
         GPTQ(bits=3, group=32, min_weights=1, hessian="output").apply(host("llama"), Elsewhere(), Context())
+
+
+def test_tokens_apart_weigh_each_row_by_its_own_slope():
+    torch.manual_seed(0)
+    given, slopes = torch.randn(2, 5, 8), torch.randn(2, 5, 3)
+    apart, summed = (Curvature("here", nn.Linear(8, 3)) for _ in range(2))
+    apart.add_gradients(given, slopes, apart=True)
+    summed.add_gradients(given, slopes)
+    rows = (given.reshape(-1, 8), slopes.reshape(-1, 3))
+    wanted = sum(torch.outer(g, x).t() @ torch.outer(g, x) for x, g in zip(*rows, strict=True))
+    assert torch.allclose(apart.total, wanted, rtol=1e-4)
+    assert not torch.allclose(apart.total, summed.total, rtol=0.1)
+    assert apart.count == 10

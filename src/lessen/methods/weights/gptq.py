@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
+from typing_extensions import Self
 
 from lessen.method import Card, Context
 from lessen.methods.sites import Site
 from lessen.methods.weights._shared.calibrated import Calibrated
-from lessen.methods.weights._shared.error_feedback import Feedback, round_with_feedback
+from lessen.methods.weights._shared.error_feedback import Feedback
 from lessen.methods.weights._shared.few_bits import FewBits
 from lessen.methods.weights._shared.grids import fit_grid
+from lessen.methods.weights._shared.refitting import rounds
 from lessen.stored.linears.group_quantized import GroupQuantizedLinear
 from lessen.task import Task
 
@@ -26,10 +28,13 @@ class GPTQ(FewBits, Calibrated):
     are quantised already. Within a block `true_sequential` does layers in the order in which they are called, those
     that read one tensor (queries, keys and values; gate and up) together; without it all see the inputs of the block
     as it was.
-    Differs from the papers: group grids are always static (fitted to the original weights), so that order never has to
-    be stored and codes fit every format of groups; grids are those of `rtn`; the input curvature sums over tokens in
-    place of a mean over sequences, which scales it and changes nothing; weights of inputs that calibration never
-    excites are rounded to nearest, not set to zero; what reads one tensor is found by running the block, for any host.
+    With `refit` the scales and minimums of a row are solved for under the curvature once its codes are known, and codes
+    are rounded again on them: same form, same bytes; a row keeps what errs less. In no paper named here.
+    Differs from the papers: group grids are always static (fitted to the original weights; with `refit` to the codes of
+    whole rows), so that order never has to be stored and codes fit every format of groups; grids are those of `rtn`;
+    the input curvature sums over tokens in place of a mean over sequences, which scales it and changes nothing; weights
+    of inputs that calibration never excites are rounded to nearest, not set to zero; what reads one tensor is found by
+    running the block, for any host.
     OAC's order is not public: gradients of a few blocks at a time are taken in one pass with those before them
     quantised, in the type of the model, and damping is 0.1 unless given. The token embedding and a head over its rows
     are rounded to nearest at `table_bits`; other layers outside the blocks stay as they are. A model without
@@ -47,6 +52,16 @@ class GPTQ(FewBits, Calibrated):
         claims=frozenset({"bytes"}),
     )
     act_order: bool = Field(True, description="inputs in falling order of curvature, in place of their own")
+    refit: int = Field(
+        0, ge=0, le=20, description="times that grids are fitted to the codes by least squares under the curvature, "
+        "weights rounded again between"
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _check_refit(self) -> Self:
+        if self.refit and self.zeros == "whole":
+            raise ValueError("refit moves scales and minimums freely, and zeros=whole allows few; set one of them")
+        return self
 
     @property
     def by_curvature(self) -> bool:
@@ -65,8 +80,7 @@ class GPTQ(FewBits, Calibrated):
         """Return the layer on its grid and record its error."""
         layer: Any = site.module
         grid = fit_grid(layer.weight, self.bits, self.width(layer), self.symmetric, self.ranges, self.zeros)
-        made = GroupQuantizedLinear.from_codes(
-            layer, grid, round_with_feedback(layer.weight, grid, spread), self.activations
-        )
+        found = rounds(layer.weight, grid, spread, self.refit)
+        made = GroupQuantizedLinear.from_codes(layer, found.grid, found.codes, self.activations)
         self.record(site, made, context)
         return made

@@ -43,13 +43,17 @@ class Calibrated(ModuleMethod):
     """Base of methods that round linear layers under the curvature that calibration shows.
 
     `hessian=input`: blocks in order, each on the outputs of those that are rounded already; within a block layers in
-    the order of their calls with `true_sequential`, layers that read one tensor together. `hessian=output` (OAC): the
-    loss of the task is sent backward, a few blocks' curvatures at a time, those before them rounded already; every
-    layer has a curvature of its own. Layers outside the blocks stay. A model without blocks takes one pass.
+    the order of their calls with `true_sequential`, layers that read one tensor together. `hessian=output` (OAC) and
+    `tokens`: the loss of the task is sent backward, a few blocks' curvatures at a time, those before them rounded
+    already; every layer has a curvature of its own. Layers outside the blocks stay. A model without blocks takes one
+    pass.
     """
 
     calibration_batches: int = Field(32, ge=1, le=10**6, description="train batches to calibrate on")
-    hessian: Hessian = Field("input", description="input: squared outputs of a layer; output: the task's loss (OAC)")
+    hessian: Hessian = Field(
+        "input", description="input: squared outputs of a layer; output: the task's loss (OAC); tokens: the loss, its "
+        "tokens as if they were independent, which is faster"
+    )  # fmt: skip
     damping: float | None = Field(
         None, ge=1e-4, le=10, description="share of the mean curvature added to every input's; none: the method's own"
     )
@@ -63,10 +67,10 @@ class Calibrated(ModuleMethod):
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
-        if self.hessian == "output" and self.true_sequential:
+        if self.by_loss and self.true_sequential:
             raise ValueError("true_sequential needs hessian=input: one backward pass shows all layers of its blocks")
-        if self.hessian == "input" and self.blocks_a_pass is not None:
-            raise ValueError("blocks_a_pass needs hessian=output: input curvatures are taken block by block")
+        if not self.by_loss and self.blocks_a_pass is not None:
+            raise ValueError("blocks_a_pass needs hessian=output or tokens: input curvatures are taken block by block")
         return self
 
     @abstractmethod
@@ -76,7 +80,12 @@ class Calibrated(ModuleMethod):
     @property
     def damping_used(self) -> float:
         """The share of the mean curvature that is added: 0.01; 0.1 for the fewer and rank-poorer gradients of OAC."""
-        return self.damping if self.damping is not None else 0.1 if self.hessian == "output" else 0.01
+        return self.damping if self.damping is not None else 0.1 if self.by_loss else 0.01
+
+    @property
+    def by_loss(self) -> bool:
+        """Whether the task's loss is sent backward."""
+        return self.hessian != "input"
 
     @property
     def by_curvature(self) -> bool:
@@ -85,10 +94,10 @@ class Calibrated(ModuleMethod):
 
     def calibrate(self, model: nn.Module, sites: list[Site], task: Task, context: Context) -> nn.Module:
         """Replace the layers at `sites`. Raises NothingMatchedError; TaskError; NonFiniteError; InputError."""
-        if self.hessian == "output" and "gradients" not in capabilities(task):
+        if self.by_loss and "gradients" not in capabilities(task):
             raise TaskError(
-                f"{self.card.name}: hessian=output needs a loss to differentiate, and task {task.name!r} provides no "
-                "gradients; take hessian=input or a task of labelled examples"
+                f"{self.card.name}: hessian={self.hessian} needs a loss to differentiate, and task {task.name!r} "
+                "provides no gradients; take hessian=input or a task of labelled examples"
             )
         try:
             stacks = find_stacks(model)
@@ -102,7 +111,7 @@ class Calibrated(ModuleMethod):
                 context.findings.setdefault("skipped", {})[site.path] = "is outside the Transformer blocks"
         require([site for site in sites if site.path in known], self, model, context)
         batches = self._batches(task)
-        if self.hessian == "output":
+        if self.by_loss:
             self._by_slopes(model, stacks, inside, task, batches, context)
         else:
             self._by_inputs(model, stacks, inside, task, batches, context)
@@ -167,10 +176,10 @@ class Calibrated(ModuleMethod):
                 backward(batch)
 
         with without_parameters(model):
-            return output_curvatures(sites, run)
+            return output_curvatures(sites, run, apart=self.hessian == "tokens")
 
     def _whole(self, model: nn.Module, sites: list[Site], task: Task, context: Context) -> nn.Module:
-        if self.hessian == "output":
+        if self.by_loss:
             found = self._slopes(
                 model, sites, self._batches(task), lambda b: backward_through_all(model, task, b, sites), context
             )

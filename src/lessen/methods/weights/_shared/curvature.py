@@ -4,6 +4,8 @@ input     the sum of x x^T over rows x that go in: what outputs of the layer fee
 output    the sum of G^T G over units of calibration, G = dL/dW of the whole unit: what the loss feels (OAC, arXiv
           2405.15025). A unit is what the first dimension of inputs counts: a sequence of [units, tokens, in], or a row
           of [units, in].
+tokens    the sum of |g|^2 x x^T over tokens, g being the loss's slope at the layer's output for input x (GuidedQuant,
+          Kim et al., ICML 2025, arXiv 2505.07004, with all outputs in one group): tokens count as independent.
 
 Sums and not means: a factor of the curvature changes no solution, as damping is relative to it.
 """
@@ -21,7 +23,7 @@ from lessen.errors import NonFiniteError
 from lessen.methods.calibration import watching
 from lessen.methods.sites import Site
 
-Hessian = Literal["input", "output"]
+Hessian = Literal["input", "output", "tokens"]
 
 
 class Curvature:
@@ -39,14 +41,15 @@ class Curvature:
         self.total.addmm_(rows.t(), rows)
         self.count += len(rows)
 
-    def add_gradients(self, inputs: Tensor, slopes: Tensor) -> None:
+    def add_gradients(self, inputs: Tensor, slopes: Tensor, apart: bool = False) -> None:
         """Take inputs [units, *, in] in with the slopes of the loss along outputs [units, *, out].
 
-        The tokens of a unit are summed before the square is taken. Raises NonFiniteError, which names the layer.
+        The tokens of a unit are summed before the square is taken, unless they stand `apart`. Raises NonFiniteError,
+        which names the layer.
         """
         inputs = self._finite(inputs, "calibration data gave NaN or infinity to")
         slopes = self._finite(slopes, "the loss has a slope of NaN or infinity at")
-        if inputs.ndim < 3:  # units of one row: G^T G = |slope|^2 x x^T
+        if apart or inputs.ndim < 3:  # units of one row: G^T G = |slope|^2 x x^T
             rows = inputs.reshape(-1, inputs.shape[-1])
             rows = rows * slopes.reshape(-1, slopes.shape[-1]).norm(dim=1, keepdim=True)
             self.total.addmm_(rows.t(), rows)
@@ -141,15 +144,19 @@ def curvatures(sets: Sequence[Sequence[Site]], run: Callable[[], Any]) -> list[C
     return found
 
 
-def output_curvatures(sites: Sequence[Site], run: Callable[[], Any]) -> list[Curvature]:
-    """Return the output curvature of each layer over all backward passes that `run` makes (see `slopes`)."""
+def output_curvatures(sites: Sequence[Site], run: Callable[[], Any], apart: bool = False) -> list[Curvature]:
+    """Return the output curvature of each layer over all backward passes that `run` makes (see `slopes`).
+
+    Args:
+        apart: tokens stand apart (`tokens`), in place of being summed to the gradient of their unit (`output`).
+    """
     found = [Curvature(site.path, site.module) for site in sites]
 
     def hook_of(into: Curvature) -> Callable[..., None]:
         def hook(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
             if output.requires_grad:
                 given = given_to(arguments, keywords).detach()
-                output.register_hook(lambda slopes: into.add_gradients(given, slopes))
+                output.register_hook(lambda slopes: into.add_gradients(given, slopes, apart))
 
         return hook
 

@@ -27,10 +27,15 @@ TRIES = 6
 
 @dataclass(frozen=True)
 class Feedback:
-    """How errors spread: the order of columns int64 [in], and U float32 [in, in] in that order."""
+    """How errors spread: the order of columns int64 [in], and U float32 [in, in] in that order.
+
+    With it the curvature [in, in] that it comes from, in the order of the inputs, and what was added to its diagonal.
+    """
 
     order: Tensor
     upper: Tensor
+    curvature: Tensor
+    damping: float
 
 
 def feedback(curvature: Tensor, damping: float, by_curvature: bool) -> Feedback:
@@ -55,13 +60,28 @@ def feedback(curvature: Tensor, damping: float, by_curvature: bool) -> Feedback:
     seen = diagonal != 0
     mean = float(diagonal[seen].double().mean()) if bool(seen.any()) else 1.0
     for power in range(TRIES):
-        damped = curvature.index_select(0, reverse).index_select(1, reverse).double()
+        damped = _in_order(curvature, reverse)
         own = damped.diagonal()
         own[own == 0] = mean
-        own += damping * mean * STRONGER**power
+        added = damping * mean * STRONGER**power
+        own += added
         if _factor(damped):
-            return Feedback(order, _inverse(damped).float().flip(0, 1))
+            inverse = damped.t()
+            _invert(inverse)
+            upper = torch.empty_like(curvature, dtype=torch.float32)
+            for start in range(0, len(order), BLOCK):  # a few rows at a time: two float64 matrices are never held
+                end = min(start + BLOCK, len(order))
+                upper[start:end] = inverse[len(order) - end : len(order) - start].flip(0, 1)
+            return Feedback(order, upper, curvature, added)
     raise NonFiniteError("the curvature of a layer's inputs has no Cholesky factor; calibrate on other data")
+
+
+def _in_order(curvature: Tensor, order: Tensor) -> Tensor:
+    """Return a copy in float64 whose rows and columns are in another order, [in, in]."""
+    made = torch.empty(curvature.shape, dtype=torch.float64, device=curvature.device)
+    for start in range(0, len(order), BLOCK):
+        made[start : start + BLOCK] = curvature[order[start : start + BLOCK]][:, order]
+    return made
 
 
 def _factor(matrix: Tensor) -> bool:
@@ -71,11 +91,28 @@ def _factor(matrix: Tensor) -> bool:
     return not int(failed)
 
 
-def _inverse(factor: Tensor) -> Tensor:
-    """Return the inverse of a lower triangular matrix that is given transposed."""
-    identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device).t()
-    torch.linalg.solve_triangular(factor.t(), identity, upper=False, out=identity)
-    return identity
+def _invert(lower: Tensor) -> None:
+    """Put the inverse of a lower triangular matrix in its place.
+
+    Halves: the inverse of [[A, 0], [B, C]] is [[A', 0], [-C' B A', C']], with A' and C' the inverses of A and C.
+    """
+    size = len(lower)
+    if size <= BLOCK:
+        identity = torch.eye(size, dtype=lower.dtype, device=lower.device)
+        lower.copy_(torch.linalg.solve_triangular(lower, identity, upper=False))
+        return
+    half = size // 2
+    first, second, below = lower[:half, :half], lower[half:, half:], lower[half:, :half]
+    _invert(first)
+    _invert(second)
+    for start in range(
+        0, half, BLOCK
+    ):  # columns of B A', from the left: A' is lower, so that later ones stay to be read
+        end = min(start + BLOCK, half)
+        below[:, start:end] = below[:, start:] @ first[start:, start:end]
+    for end in range(len(second), 0, -BLOCK):  # rows of C' times that, from the bottom: C' is lower too
+        start = max(0, end - BLOCK)
+        below[start:end] = -(second[start:end, :end] @ below[:end])
 
 
 def round_with_feedback(weight: Tensor, grid: GroupGrid, spread: Feedback, block: int = BLOCK) -> Tensor:

@@ -5,7 +5,8 @@
 `lessen run` does the same with artifacts, timing and a report; this takes quality alone, on news and, where
 `--wikitext FILE` names the test part of WikiText-2, on its paragraphs too, and makes a model once for a row and the row
 that only adds IntactKV to it. Weights are decoded once, before judging. Rows that the result holds are kept; nothing
-new is begun after `--seconds` of processor time. `--keep FOLDER` keeps what the original says, so that a later run need not ask it again.
+new is begun after `--seconds` of processor time. `--keep FOLDER` keeps what the original says, so that a later run need
+not ask it again; several runs may add to one result.
 Tables of docs/weights.md are written from the result by `python -m benchmarks.language.cross_tables`.
 """
 
@@ -129,26 +130,27 @@ def main() -> None:
     judges = {name: Kept(each, original, asked.keep) for name, each in texts.items()}
     if "original" not in record["rows"]:
         add(record, result, "original", {"documents": {name: judge(original) for name, judge in judges.items()}})
-    made: tuple[list[Any], nn.Module, float | None] | None = None
+    made: tuple[list[Any], nn.Module, dict[str, Any]] | None = None
     for name, steps in todo:
         if time.process_time() > asked.seconds:
             break
         start = time.process_time()
         if made is not None and steps == [*made[0], {"intactkv": {}}]:
-            model, bits = made[1], made[2]
+            model, sizes = made[1], made[2]
             model = IntactKV().apply(model, task, Context(original=original))
-            size = record["rows"][list(record["rows"])[-1]]["state_bytes"]
         else:
             model, _ = Recipe.parse({"name": "row", "steps": steps}).apply(original, task, seed=0)
-            bits, size = bits_of(model, original), state_bytes(model)
+            sizes = {"bits": bits_of(model, original), "state_bytes": state_bytes(model)}
             model = densely(model)
-            made = (steps, model, bits)
+            made = (steps, model, sizes)
         cpu = round(time.process_time() - start, 2)
         said = {one: judge(model) for one, judge in judges.items()}
-        add(record, result, name, {"steps": steps, "bits": bits, "state_bytes": size, "cpu_s": cpu, "documents": said})
+        add(record, result, name, {"steps": steps, **sizes, "cpu_s": cpu, "documents": said})
 
 
 def add(record: dict[str, Any], result: Path, name: str, row: dict[str, Any]) -> None:
+    if result.exists():  # what another run found meanwhile
+        record["rows"] = {**record["rows"], **json.loads(result.read_text())["rows"]}
     record["rows"][name] = row
     atomic_write(result, dump_json(record))
     print(name, row.get("bits"), {text: figures(one) for text, one in row["documents"].items()}, flush=True)

@@ -171,3 +171,29 @@ def test_exported_models_agree(reducer, tmp_path):
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (got,) = session.run(None, {"images": IMAGES.numpy()})
     assert torch.allclose(torch.from_numpy(got), wanted, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["plain", "vit", "dinov2", "clip", "siglip"])
+def test_reduced_towers_leave_as_onnx_with_a_free_batch(name, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = Outputs(build(name)).eval()
+    reduce_tokens(model.tower, Merge(removed=(8, 8, 8, 8)))
+    path, free = tmp_path / "model.onnx", {"images": {0: torch.export.Dim("batch", min=1, max=64)}}
+    torch.onnx.export(model, (IMAGES,), str(path), input_names=["images"], dynamic_shapes=free, verbose=False)
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for images in (IMAGES, IMAGES[:1], torch.randn(5, *IMAGES.shape[1:])):
+        (got,) = session.run(None, {"images": images.numpy()})
+        assert torch.allclose(torch.from_numpy(got), output(model.tower, images), atol=1e-4)
+
+
+class Outputs(torch.nn.Module):
+    """A tower as the function of pictures that `output` calls."""
+
+    def __init__(self, tower):
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, images):
+        return output(self.tower, images)

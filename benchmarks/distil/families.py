@@ -90,9 +90,10 @@ def main() -> None:
         found[pair] = {"teacher": accuracy(master), "against kd": table(runs, "kd"), "runs": runs}
     settings = {"train pictures": 300, "teacher's pictures": 2000, "epochs": 10, "seeds": len(SEEDS)}
     write(
-        Path("benchmarks/results/distil_families.json"), {"settings": settings, **found},
+        Path("benchmarks/results/distil_families.json"),
+        {"settings": settings, **found},
         "python -m benchmarks.distil.families",
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -44,9 +44,10 @@ def gathered(runs: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
             values = [run[way][pattern] for run in runs]
             gaps = [run[way][pattern] - run["plain"][pattern] for run in runs]
             table[way][pattern] = {
-                "mean": statistics.mean(values), "minus plain": statistics.mean(gaps),
+                "mean": statistics.mean(values),
+                "minus plain": statistics.mean(gaps),
                 "standard error of that": statistics.stdev(gaps) / len(gaps) ** 0.5,
-            }  # fmt: skip
+            }
     return table
 
 

@@ -55,9 +55,14 @@ def trained(width: int, rate: float, seed: int, scaled: bool, x: Tensor, y: Tens
 
     settings = FitSettings(epochs=3, learning_rate=rate, schedule="constant", patience=None, keep="last")
     fit(
-        model, batches=batches, loss=lambda m, b: F.cross_entropy(m(b[0]), b[1]), validate=None, settings=settings,
-        parameters=groups(model, base) if scaled else None, seed=seed,
-    )  # fmt: skip
+        model,
+        batches=batches,
+        loss=lambda m, b: F.cross_entropy(m(b[0]), b[1]),
+        validate=None,
+        settings=settings,
+        parameters=groups(model, base) if scaled else None,
+        seed=seed,
+    )
     with torch.no_grad():
         held = float(F.cross_entropy(model(x[1200:]), y[1200:]))
     largest = sharpness(
@@ -80,9 +85,11 @@ def main() -> None:
                 sharp.append(statistics.mean(run[1] for run in runs))
             best = min(range(len(RATES)), key=lambda place: losses[place])
             found[f"{name} {width}"] = {
-                "log2 of best rate": math.log2(RATES[best]), "losses": losses, "sharpness": sharp,
+                "log2 of best rate": math.log2(RATES[best]),
+                "losses": losses,
+                "sharpness": sharp,
                 "sharpness at 2^-8": sharp[RATES.index(2.0**-8)],
-            }  # fmt: skip
+            }
             print(name, width, math.log2(RATES[best]), [round(one, 3) for one in losses], flush=True)
     found["rates"] = RATES
     write(Path("benchmarks/results/distil_mup.json"), found, "python -m benchmarks.distil.mup")

@@ -15,9 +15,7 @@ class Grey(nn.Module):
 
     def __init__(self, width: int = 32, depth: int = 4, classes: int = 4) -> None:
         super().__init__()
-        self.inner = PlainViT(
-            image_size=16, patch_size=4, width=width, depth=depth, heads=2, classes=classes, stem=()
-        )  # fmt: skip
+        self.inner = PlainViT(image_size=16, patch_size=4, width=width, depth=depth, heads=2, classes=classes, stem=())
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Return logits [B, classes]."""

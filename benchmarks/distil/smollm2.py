@@ -44,14 +44,26 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     options = LanguageOptions(
-        documents=given.documents, validation_documents=2, train_documents=180, window=given.window,
-        stride=given.window // 2, batch=given.batch,
-    )  # fmt: skip
+        documents=given.documents,
+        validation_documents=2,
+        train_documents=180,
+        window=given.window,
+        stride=given.window // 2,
+        batch=given.batch,
+    )
     base = SmolLM2Task(options)
     settings = replace(
-        base.settings, learning_rate=3e-4, schedule="constant", warmup_steps=5, epochs=10_000, steps_per_epoch=10**9,
-        max_seconds=given.seconds, patience=None, keep="last", plateau_factor=1.0,
-    )  # fmt: skip
+        base.settings,
+        learning_rate=3e-4,
+        schedule="constant",
+        warmup_steps=5,
+        epochs=10_000,
+        steps_per_epoch=10**9,
+        max_seconds=given.seconds,
+        patience=None,
+        keep="last",
+        plateau_factor=1.0,
+    )
     whole = base.reference()
     task = base.view(settings=settings, score=lambda *_: 0.0)
     student = LayerCut(layers=LAYERS).apply(copy.deepcopy(whole), task, Context())
@@ -70,10 +82,11 @@ def main() -> None:
         print(name, found[name], flush=True)
     settings_said = {**vars(given), "layers": LAYERS, "of": 30}
     write(
-        Path("benchmarks/results/distil_smollm2.json"), {"settings": settings_said, **found},
+        Path("benchmarks/results/distil_smollm2.json"),
+        {"settings": settings_said, **found},
         f"python -m benchmarks.distil.smollm2 --seconds {given.seconds:g} --documents {given.documents} "
         f"--window {given.window} --batch {given.batch}",
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -61,10 +61,16 @@ def words() -> tuple[Task, nn.Module, nn.Module]:
     import transformers
 
     def made(width: int, layers: int) -> nn.Module:
-        model: nn.Module = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-            vocab_size=16_000, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
-            num_attention_heads=4, num_key_value_heads=2,
-        ))  # fmt: skip
+        model: nn.Module = transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                vocab_size=16_000,
+                hidden_size=width,
+                intermediate_size=2 * width,
+                num_hidden_layers=layers,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+            )
+        )
         return model
 
     def batches(split: str, seed: int = 0) -> Any:  # noqa: ARG001

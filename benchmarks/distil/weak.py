@@ -27,9 +27,11 @@ from lessen.train.settings import FitSettings
 
 SEEDS = range(5)
 METHODS: dict[str, Any] = {
-    "kd": KD(weight=1.0, task_weight=0.0, temperature=1.0), "aug-conf": AugConf(task_weight=0.0),
-    "adapt-conf": AdaptConf(task_weight=0.0), "adapt-conf, rising": AdaptConf(task_weight=0.0, rise=0.25),
-}  # fmt: skip
+    "kd": KD(weight=1.0, task_weight=0.0, temperature=1.0),
+    "aug-conf": AugConf(task_weight=0.0),
+    "adapt-conf": AdaptConf(task_weight=0.0),
+    "adapt-conf, rising": AdaptConf(task_weight=0.0, rise=0.25),
+}
 
 
 class Digits(Task):

@@ -74,8 +74,11 @@ class Judge:
         outcomes, vectors = self._said(model)
         cosine = torch.cosine_similarity(vectors, self.vectors).double().numpy()
         near = [(v @ v.t()).fill_diagonal_(-2).argmax(1) for v in (vectors, self.vectors)]
-        row: dict[str, Any] = {"cosine": round(float(cosine.mean()), 5), "cosine_ci": interval(cosine),
-                               "same_neighbour": round(float((near[0] == near[1]).double().mean()), 4)}  # fmt: skip
+        row: dict[str, Any] = {
+            "cosine": round(float(cosine.mean()), 5),
+            "cosine_ci": interval(cosine),
+            "same_neighbour": round(float((near[0] == near[1]).double().mean()), 4),
+        }
         for name in ("ndcg@10", "recall@1"):
             own, base = (np.asarray(o[name], float) for o in (outcomes, self.outcomes))
             row[name] = round(float(own.mean()), 5)
@@ -102,10 +105,17 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     task = lessen.get_task({"name": "retrieval-minilm", "queries": asked.queries, "length": asked.length})
-    record: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {
-        "benchmark": "retrieval_minilm", "command": "python -m benchmarks.retrieval.minilm", "task": task.describe(),
-        "environment": {**environment(1), "transformers": package_version("transformers")}, "rows": {},
-    }  # fmt: skip
+    record: dict[str, Any] = (
+        json.loads(RESULT.read_text())
+        if RESULT.exists()
+        else {
+            "benchmark": "retrieval_minilm",
+            "command": "python -m benchmarks.retrieval.minilm",
+            "task": task.describe(),
+            "environment": {**environment(1), "transformers": package_version("transformers")},
+            "rows": {},
+        }
+    )
     wanted = {"float32": [], **rows()}
     wanted = {k: v for k, v in wanted.items() if k not in record["rows"] and fnmatch.fnmatch(k, asked.rows)}
     judge = Judge(task) if wanted else None

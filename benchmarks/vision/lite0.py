@@ -161,11 +161,13 @@ def judged(name: str, said: list[Tensor], original: list[Tensor]) -> dict[str, A
     agree = torch.stack([(a.argmax(1) == b.argmax(1)).double().mean() for a, b in zip(said, original, strict=True)])
     cosine = torch.stack([torch.cosine_similarity(a, b).double().mean() for a, b in zip(said, original, strict=True)])
     row = {
-        "agreement": round(float(agree.mean()), 4), "agreement_ci": interval(agree),
-        "cosine": round(float(cosine.mean()), 5), "cosine_ci": interval(cosine),
+        "agreement": round(float(agree.mean()), 4),
+        "agreement_ci": interval(agree),
+        "cosine": round(float(cosine.mean()), 5),
+        "cosine_ci": interval(cosine),
         "by_photograph": [round(float(a), 4) for a in agree],
         "cosine_by_photograph": [round(float(c), 5) for c in cosine],
-    }  # fmt: skip
+    }
     print(f"{name:28} top-1 agreement {row['agreement']:.3f} {row['agreement_ci']}  cosine {row['cosine']:.4f}")
     return row
 

@@ -20,9 +20,15 @@ torch.manual_seed(0)
 # ## A folder with a tokenizer
 
 config = transformers.LlamaConfig(
-    vocab_size=270, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.2,
-)  # fmt: skip
+    vocab_size=270,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=128,
+    initializer_range=0.2,
+)
 model = transformers.LlamaForCausalLM(config).eval()
 model.save_pretrained("my-llama")
 

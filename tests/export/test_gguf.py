@@ -93,8 +93,16 @@ def test_queries_and_keys_of_llama_are_laid_for_neighbours_and_codes_are_kept(tm
 
 
 def test_metadata_say_what_the_model_is(tmp_path):
-    model = language_model(rope_parameters={"rope_type": "llama3", "rope_theta": 5e4, "factor": 8.0, "low_freq_factor": 1.0,
-                                            "high_freq_factor": 4.0, "original_max_position_embeddings": 32})  # fmt: skip
+    model = language_model(
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 5e4,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        }
+    )
     words = byte_level()
     export_gguf(model, words, tmp_path / "m.gguf")
     fields, tensors = read(tmp_path / "m.gguf")

@@ -22,9 +22,14 @@ class Pictures(Task):
     def build(self):
         torch.manual_seed(0)
         return nn.Sequential(
-            nn.Conv2d(8, 64, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 512), nn.ReLU(),
+            nn.Conv2d(8, 64, 3, 2, 1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(64, 512),
+            nn.ReLU(),
             nn.Linear(512, 10),
-        ).eval()  # fmt: skip
+        ).eval()
 
     def batches(self, split, seed=0):
         draw = torch.Generator().manual_seed(0)

@@ -76,9 +76,14 @@ def test_a_decoder_without_norms_of_batches_keeps_every_layer():
     """A causal model takes integers; positions by length are no constants."""
     transformers = pytest.importorskip("transformers", reason="the [hf] extra is not installed")
     config = transformers.LlamaConfig(
-        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+    )
     model = transformers.LlamaForCausalLM(config).eval()
     ids = torch.randint(3, 50, (2, 9))
     found = fold(model, [((), {"input_ids": ids})], torch.Generator())

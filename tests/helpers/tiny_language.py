@@ -24,9 +24,12 @@ def byte_level(vocab: int = 280) -> transformers.PreTrainedTokenizerFast:
     )
     made.train_from_iterator(CORPUS, trainer)
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token=ENDS[0], eos_token=ENDS[1], pad_token=ENDS[2],
+        tokenizer_object=made,
+        bos_token=ENDS[0],
+        eos_token=ENDS[1],
+        pad_token=ENDS[2],
         chat_template="{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:",
-    )  # fmt: skip
+    )
 
 
 SHAPE = {

@@ -24,8 +24,15 @@ class Words(Task):
         self.layers, self.vocabulary = layers, vocabulary
 
     def build(self) -> nn.Module:
-        return llama(self.vocabulary, seed=int(torch.randint(10**6, ())), hidden_size=16, intermediate_size=24, num_hidden_layers=self.layers,
-                     num_attention_heads=2, num_key_value_heads=1)  # fmt: skip
+        return llama(
+            self.vocabulary,
+            seed=int(torch.randint(10**6, ())),
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=self.layers,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+        )
 
     def batches(self, split, seed=0):
         generator = torch.Generator().manual_seed(len(split) * 7 + seed)
@@ -44,7 +51,9 @@ class Words(Task):
     def outcomes(self, model, split="test"):
         from lessen.metrics import Outcomes
 
-        rows = [(self.forward(model, b)[:, 5].detach().numpy(), b[0]["input_ids"][:, 6].numpy())
-                for b in self.batches(split)]  # fmt: skip
+        rows = [
+            (self.forward(model, b)[:, 5].detach().numpy(), b[0]["input_ids"][:, 6].numpy())
+            for b in self.batches(split)
+        ]
         score, target = (np.concatenate(part) for part in zip(*rows, strict=True))
         return Outcomes({"score": score, "target": target})

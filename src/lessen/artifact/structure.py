@@ -364,8 +364,9 @@ def _share(model: nn.Module, tied: Mapping[str, str]) -> None:
     """Let buffers of equal form that were stored once be one tensor in memory too, such as the codes of a tied head."""
     holders = {
         f"{path}.{name}" if path else name: (module, name)
-        for path, module in model.named_modules(remove_duplicate=False) for name in module._buffers
-    }  # fmt: skip
+        for path, module in model.named_modules(remove_duplicate=False)
+        for name in module._buffers
+    }
     for name, source in tied.items():
         if name in holders and source in holders:
             (module, own), (other, its) = holders[name], holders[source]

@@ -93,9 +93,12 @@ def _of_point(point: Point, metric: str, margin: float, seeds: int | None, power
     difference = point.difference[metric]
     loss, errors = difference.loss[0], errors_of(difference)
     row = {
-        "recipe": point.label, "verdict": point.verdict, "loss": loss,
-        "units now": difference.examples, "seeds now": len(point.seeds),
-    }  # fmt: skip
+        "recipe": point.label,
+        "verdict": point.verdict,
+        "loss": loss,
+        "units now": difference.examples,
+        "seeds now": len(point.seeds),
+    }
     gap = abs(margin - loss)
     if errors is None or gap == 0.0:
         return {**row, "units": None, "seeds": None}

@@ -55,9 +55,7 @@ class PrefixStates(StoredPatch):
     role = "prefix"
     not_exported = "the states of its first tokens belong in front of lessen's and transformers' caches only"
 
-    def __init__(
-        self, tokens: int, vocabulary: int, layers: Sequence[Sequence[int]], dtype: str = "float32"
-    ) -> None:  # fmt: skip
+    def __init__(self, tokens: int, vocabulary: int, layers: Sequence[Sequence[int]], dtype: str = "float32") -> None:
         super().__init__()
         kind = _DTYPES[checks.one_of("dtype", dtype, tuple(_DTYPES))]
         tokens, vocabulary = checks.whole("tokens", tokens, 1, 2**20), checks.whole("vocabulary", vocabulary, 1, 2**24)

@@ -33,8 +33,9 @@ def shared_view(model: nn.Module, attention: str | None = None) -> Any:
     for module in model.modules():
         state = {
             name: _turned(value, twins, configuration, memo)
-            for name, value in vars(module).items() if not getattr(value, "not_in_views", False)
-        }  # fmt: skip
+            for name, value in vars(module).items()
+            if not getattr(value, "not_in_views", False)
+        }
         state["_parameters"] = dict(module._parameters)
         state["_buffers"] = {name: _own_buffer(buffer, memo) for name, buffer in module._buffers.items()}
         state["_modules"] = {

@@ -125,9 +125,10 @@ def _check_finite(tensors: dict[str, Tensor]) -> None:
 
 def _rounded(tensors: dict[str, Tensor], kind: torch.dtype) -> list[str]:
     return [
-        name for name, tensor in tensors.items()
+        name
+        for name, tensor in tensors.items()
         if tensor.is_floating_point() and not torch.equal(tensor.to(kind).to(tensor.dtype), tensor)
-    ]  # fmt: skip
+    ]
 
 
 def _write_dense(model: Any, tensors: dict[str, Tensor], folder: Path, kind: torch.dtype) -> None:

@@ -124,9 +124,18 @@ class Graph:
         codes, scales, zeros = self._tensors(blocks, path)
         self.packed.append(path)
         return self.op(
-            "MatMulNBits", inputs, codes, scales, *([zeros] if zeros else []), domain=MICROSOFT, K=blocks.inputs,
-            N=blocks.outputs, bits=blocks.bits, block_size=blocks.block, accuracy_level=self._accuracy,
-        )  # fmt: skip
+            "MatMulNBits",
+            inputs,
+            codes,
+            scales,
+            *([zeros] if zeros else []),
+            domain=MICROSOFT,
+            K=blocks.inputs,
+            N=blocks.outputs,
+            bits=blocks.bits,
+            block_size=blocks.block,
+            accuracy_level=self._accuracy,
+        )
 
     def _tensors(self, blocks: Blocks, path: str) -> tuple[str, str, str | None]:
         """Return the constants of a packed weight; a head that shares the codes of a table shares them here too."""

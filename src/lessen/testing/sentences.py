@@ -32,10 +32,18 @@ class SentenceTask(Task):
         """Return a Llama of two small blocks."""
         transformers = hugging_face()
         config = transformers.LlamaConfig(
-            vocab_size=WORDS, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.2, bos_token_id=3, eos_token_id=1,
+            vocab_size=WORDS,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=128,
+            initializer_range=0.2,
+            bos_token_id=3,
+            eos_token_id=1,
             pad_token_id=0,
-        )  # fmt: skip
+        )
         model: nn.Module = transformers.LlamaForCausalLM(config)
         return model
 

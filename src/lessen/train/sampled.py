@@ -94,9 +94,14 @@ class SampledTeacher(Teacher):
     """
 
     def __init__(
-        self, model: nn.Module, forward: Forward, count: int, temperature: float, generator: torch.Generator,
+        self,
+        model: nn.Module,
+        forward: Forward,
+        count: int,
+        temperature: float,
+        generator: torch.Generator,
         cache: OutputCache | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.count, self.temperature, self.generator = count, temperature, generator
         super().__init__(model, forward, cache=cache)
 

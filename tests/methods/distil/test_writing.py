@@ -112,8 +112,9 @@ def test_the_worst_word_is_put_right_and_the_rest_written_anew() -> None:
             continue
         gaps = [
             (kl(softmax(wanted[row, t].tolist()), softmax(own[row, t].tolist())), t)
-            for t in range(10) if bool(seen.judged[row, t]) and int(wanted[row, t].argmax()) != int(old[row, t + 1])
-        ]  # fmt: skip
+            for t in range(10)
+            if bool(seen.judged[row, t]) and int(wanted[row, t].argmax()) != int(old[row, t + 1])
+        ]
         assert max(gaps)[1] == place - 1
         assert torch.equal(old[row, :place], new[row, :place])
         assert int(new[row, place]) == int(wanted[row, place - 1].argmax()) != int(old[row, place])

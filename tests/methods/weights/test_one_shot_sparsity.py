@@ -170,8 +170,10 @@ def test_what_would_not_be_smaller_stays():
 def test_calibration_data_that_are_no_numbers_are_named():
     class Broken(Host):
         def batches(self, split, seed=0):
-            return [({"pixel_values": torch.full_like(batch["pixel_values"], torch.nan)}, y)
-                    for batch, y in super().batches(split, seed)]  # fmt: skip
+            return [
+                ({"pixel_values": torch.full_like(batch["pixel_values"], torch.nan)}, y)
+                for batch, y in super().batches(split, seed)
+            ]
 
     for method in (Wanda, SparseGPT):
         with pytest.raises(NonFiniteError, match="NaN or infinity to .*; clean"):

@@ -26,11 +26,19 @@ class Net(nn.Sequential):
 
     def __init__(self):
         super().__init__(
-            nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU6(),
-            nn.Conv2d(16, 16, 3, padding="same", groups=16, bias=False), nn.BatchNorm2d(16), nn.ReLU6(),
-            nn.Conv2d(16, 24, 1), nn.BatchNorm2d(24, affine=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(16),
+            nn.ReLU6(),
+            nn.Conv2d(16, 16, 3, padding="same", groups=16, bias=False),
+            nn.BatchNorm2d(16),
+            nn.ReLU6(),
+            nn.Conv2d(16, 24, 1),
+            nn.BatchNorm2d(24, affine=False),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
             nn.Linear(24, 10),
-        )  # fmt: skip
+        )
 
 
 class Pictures(Task):

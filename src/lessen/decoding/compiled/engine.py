@@ -148,9 +148,17 @@ class CompiledEngine(StraightEngine):
         if key not in self._activations:
             self._activations[key] = Activations.room(ROWS, operand.blocks)
         room, blocks = self._activations[key], operand.blocks
-        program.add(rounding_kernel(operand.rounding), [
-            program.at, given.data_ptr(), given.shape[1], *room.addresses(), blocks.count, blocks.row,
-        ])  # fmt: skip
+        program.add(
+            rounding_kernel(operand.rounding),
+            [
+                program.at,
+                given.data_ptr(),
+                given.shape[1],
+                *room.addresses(),
+                blocks.count,
+                blocks.row,
+            ],
+        )
         return room
 
     # passes

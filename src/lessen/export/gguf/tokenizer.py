@@ -72,9 +72,10 @@ def read(tokenizer: Any, rows: int) -> Vocabulary:
     if pieces:
         kinds = [BYTE if _BYTE_TOKEN.fullmatch(token) else kind for token, kind in zip(tokens, kinds, strict=True)]
     special = {
-        name: number for name in ("bos", "eos", "unk", "pad")
+        name: number
+        for name in ("bos", "eos", "unk", "pad")
         if (number := getattr(tokenizer, f"{name}_token_id", None)) is not None and number < rows
-    }  # fmt: skip
+    }
     if pieces and "unk" in special:
         kinds[special["unk"]] = UNKNOWN
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]

@@ -97,9 +97,15 @@ class _Revision(TokenHook):
             total = divergence(rows, wanted, "forward").mean()
         else:
             losses, kept = clipped_divergence(
-                rows, wanted, seen.rows(seen.following), clip=method.clip, top=method.top, limits=self.module,
-                mass=method.mass, floor=method.floor,
-            )  # fmt: skip
+                rows,
+                wanted,
+                seen.rows(seen.following),
+                clip=method.clip,
+                top=method.top,
+                limits=self.module,
+                mass=method.mass,
+                floor=method.floor,
+            )
             total = losses.mean()
             self.kept = [self.kept[0] + float(kept.mean()), self.kept[1] + 1]
         if self.text is not None:

@@ -114,9 +114,7 @@ class Decoder(nn.Module):
 
 
 class _Kept(DistilHook):
-    def __init__(
-        self, method: UNIT, teacher: Teacher, layer: str, task: Task, old: Task | None, seed: int
-    ) -> None:  # fmt: skip
+    def __init__(self, method: UNIT, teacher: Teacher, layer: str, task: Task, old: Task | None, seed: int) -> None:
         super().__init__(teacher, main_tensor, (layer,))
         self.method, self.layer, self.task, self.old, self.seed = method, layer, task, old, seed
         self._source: Iterator[Any] = iter(())

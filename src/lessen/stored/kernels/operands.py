@@ -77,9 +77,16 @@ class Operand:
 
     @classmethod
     def of(
-        cls, codes: Tensor, scales: Tensor, minimums: Tensor | None, bias: Tensor | None, bits: int, group: int,
-        across: bool = False, target: Machine | None = None,
-    ) -> Operand | None:  # fmt: skip
+        cls,
+        codes: Tensor,
+        scales: Tensor,
+        minimums: Tensor | None,
+        bias: Tensor | None,
+        bits: int,
+        group: int,
+        across: bool = False,
+        target: Machine | None = None,
+    ) -> Operand | None:
         """Return codes uint8 [out, in] on scales [out, groups], fp16 or float32; None where blocks are uneven."""
         blocks, target = Blocks(codes.shape[1], group), target or here()
         if not blocks.even:
@@ -115,9 +122,16 @@ class Operand:
         threads = machine.threads_for(count * self.outputs * self.blocks.inputs // SHARE)
         state = numbers([int(threads == 1), count, 0])
         address = ctypes.addressof(state)
-        rounded = numbers([
-            address, rows.data_ptr(), self.blocks.inputs, *given.addresses(), self.blocks.count, self.blocks.row,
-        ])  # fmt: skip
+        rounded = numbers(
+            [
+                address,
+                rows.data_ptr(),
+                self.blocks.inputs,
+                *given.addresses(),
+                self.blocks.count,
+                self.blocks.row,
+            ]
+        )
         machine.run(rounding_kernel(self.rounding), rounded, threads)
         product = numbers(self.arguments(address, given, out.data_ptr(), self.outputs))
         machine.run(product_kernel(self.product, count > 1), product, threads)

@@ -45,9 +45,15 @@ class GroupQuantizedLinear(DecodedLinear):
     bias: Tensor | None
 
     def __init__(
-        self, in_features: int, out_features: int, bits: int, group: int, symmetric: bool = False, bias: bool = True,
+        self,
+        in_features: int,
+        out_features: int,
+        bits: int,
+        group: int,
+        symmetric: bool = False,
+        bias: bool = True,
         activations: str = "float",
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.in_features = checks.whole("in_features", in_features, 1, 2**24)
         self.out_features = checks.whole("out_features", out_features, 1, 2**24)
@@ -83,9 +89,14 @@ class GroupQuantizedLinear(DecodedLinear):
     ) -> GroupQuantizedLinear:
         """Pack codes uint8 [out, in] on their grid; the bias is the layer's."""
         made = cls(
-            layer.in_features, layer.out_features, grid.bits, grid.group, grid.minimums is None, layer.bias is not None,
+            layer.in_features,
+            layer.out_features,
+            grid.bits,
+            grid.group,
+            grid.minimums is None,
+            layer.bias is not None,
             activations,
-        ).to(layer.weight.device)  # fmt: skip
+        ).to(layer.weight.device)
         made.codes.copy_(packing.pack(codes, grid.bits))
         made.scales.copy_(grid.scales)
         if made.minimums is not None and grid.minimums is not None:

@@ -119,9 +119,16 @@ class StaticInt8Conv(StaticInt8):
     kind = "static-int8-conv"
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: list[int], stride: list[int], padding: Any,
-        dilation: list[int], groups: int = 1, bias: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: list[int],
+        stride: list[int],
+        padding: Any,
+        dilation: list[int],
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
         self.in_channels = checks.whole("in_channels", in_channels, 1, 2**24)
         self.out_channels = checks.whole("out_channels", out_channels, 1, 2**24)

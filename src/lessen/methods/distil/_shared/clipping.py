@@ -41,9 +41,17 @@ class Limits(nn.Module):
 
 
 def clipped_divergence(
-    student: Tensor, teacher: Tensor, following: Tensor, *, clip: Clip, top: int, limits: nn.Module | None = None,
-    mass: float = 0.95, floor: float = 0.9, kappa: float = 0.02,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    student: Tensor,
+    teacher: Tensor,
+    following: Tensor,
+    *,
+    clip: Clip,
+    top: int,
+    limits: nn.Module | None = None,
+    mass: float = 0.95,
+    floor: float = 0.9,
+    kappa: float = 0.02,
+) -> tuple[Tensor, Tensor]:
     """Return (KL(p' || q'), kept mass of the teacher) of each row, float32 [rows]; p', q' are clipped and normalised.
 
     The teacher's `top` most probable classes have gates of their own; all others share that of a class at their

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -13,6 +15,16 @@ from toy import ToyTask
 settings.register_profile("loaded", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("loaded")
 """A busy machine makes every example slow; that says nothing about the code."""
+
+
+gc.disable()
+"""Collecting imports hundreds of files and makes eight thousand tests, nothing of which is garbage."""
+
+
+def pytest_collection_finish(session):
+    """What was collected lives to the end: no later search for garbage goes through it again."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

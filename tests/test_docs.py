@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from lessen import cli
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -41,15 +45,15 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("script", TUTORIALS, ids=lambda path: path.stem)
-def test_tutorials_run(script, tmp_path):
-    done = run([sys.executable, str(script)], tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.strip()
+def test_tutorials_run(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(script), run_name="__main__")
+    assert capsys.readouterr().out.strip()
 
 
 @pytest.mark.parametrize("page", pages_with("python", "README"))
 def test_python_blocks_run_in_order(page, tmp_path, monkeypatch, capsys):
-    """They run in this process, where torch is imported already; tutorials and shell blocks start their own."""
+    """They run in this process, where torch is imported already, as tutorials and plain commands of ours do."""
     monkeypatch.chdir(tmp_path)
     exec(compile("\n".join(blocks(page, "python")), page, "exec"), {"__name__": "__main__"})
     printed = capsys.readouterr().out
@@ -62,10 +66,15 @@ def test_python_blocks_run_in_order(page, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("page", pages_with("bash", "clicks", "weights", "hosts", "scales"))
-def test_shell_blocks_run(page, tmp_path):
+def test_shell_blocks_run(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     for code in blocks(page, "bash"):
-        done = run(["bash", "-euo", "pipefail", "-c", code], tmp_path)
-        assert done.returncode == 0, f"{code}\n{done.stderr[-2000:]}"
+        if re.fullmatch(r"(lessen [\w .:=,/-]+\n)+", code):
+            for command in code.splitlines():
+                assert cli.execute(shlex.split(command)[1:]) == 0, f"{command}\n{capsys.readouterr().err}"
+        else:
+            done = run(["bash", "-euo", "pipefail", "-c", code], tmp_path)
+            assert done.returncode == 0, f"{code}\n{done.stderr[-2000:]}"
 
 
 def test_links_between_files_lead_somewhere():
@@ -88,7 +97,6 @@ def test_the_demo_table_is_that_of_the_committed_run():
 
 
 def test_the_studies_of_the_page_on_studies_are_valid_and_ones_own_runs(tmp_path, monkeypatch):
-    from lessen import cli
     from lessen.study.parts import load
 
     monkeypatch.chdir(tmp_path)

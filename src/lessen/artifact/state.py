@@ -31,7 +31,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def load_state(model: nn.Module, path: Path) -> nn.Module:
     """Copy the tensors of a safetensors file into `model` and return it; they take the model's floating types.
 
-    Names may carry the prefixes of a compiled or data-parallel model. Of tied tensors the file may hold one or all.
+    Names may carry the prefixes of a compiled or data-parallel model. The file may hold one or all of tied tensors.
 
     Raises:
         ArtifactError: the file is no safetensors file, a tensor is missing, left over or does not fit, or tensors

@@ -1,8 +1,8 @@
 """What a checkpoint file is to the archive: byte ranges that are arrays, and the skeleton around them.
 
 Which range is which tensor is read from the file's own table: the header of a safetensors file, the index and the
-records of a torch file. Because arrays are byte ranges, any dtype, odd length, view or tied weight comes back as it
-was, and in mode `exact` the file that `unpack` writes is byte for byte the file that was packed.
+records of a torch file. Any dtype, odd length, view or tied weight comes back as it was, because arrays are byte
+ranges, and in mode `exact` the file that `unpack` writes is byte for byte the file that was packed.
 """
 
 from __future__ import annotations

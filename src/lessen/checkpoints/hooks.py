@@ -25,8 +25,8 @@ def trainer_callback(
     """Return a TrainerCallback that packs every checkpoint folder the Trainer saves.
 
     The folders are the Trainer's, and stay as its own rules want (`save_total_limit`, `load_best_model_at_end`): each
-    is given a second name when it is saved, and packed under that. With `keep_full`, packed folders of this run are
-    removed too, all but the newest `keep_full` and the one the Trainer calls the best.
+    is given a second name when it is saved, and packed under that. Packed folders of this run are
+    removed too with `keep_full`, all but the newest `keep_full` and the one the Trainer calls the best.
 
     Resume with `trainer.train(resume_from_checkpoint=...)` from a folder that is still whole, or from what
     `Archive.unpack` writes. What could not be packed is told in the log (without one, as a warning) and never ends a

@@ -10,11 +10,11 @@
     element   ExCP's paper: r_w = alpha / sqrt(exp_avg_sq) * median |D|, per element (capped at 2.5 medians as well)
     adaptive  ours: a dead zone around zero whose width follows the size of the residual itself
 
-With `tensor` and `element`, moments live only where the weight residual lives and |exp_avg| > beta * mean |exp_avg|,
+Moments live, with `tensor` and `element`, only where the weight residual lives and |exp_avg| > beta * mean |exp_avg|,
 values are k-means centroids, and (unlike the official script) second moments keep float32 centroids and a floor at
 their median, because half precision rounds them to zero and Adam then divides by nearly nothing.
 
-With `adaptive`, cells are uniform and values are their centroids (better than k-means once codes are entropy-coded).
+Cells are uniform with `adaptive`, values their centroids (better than k-means once codes are entropy-coded).
 The second moment is row x column factors times a coarse power or, with `second_step`, finer: what it grew or shrank by
 since the step before. The first moment is quantised in units of the root of the second: what Adam's next step depends
 on. No moment is ever zero where the original was not.

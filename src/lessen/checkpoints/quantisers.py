@@ -37,8 +37,8 @@ def cells(x: Values, width: float, dead_zone: float, levels: int) -> tuple[Codes
 def kmeans(x: Values, kept: NDArray[np.bool_], levels: int, iterations: int = 25) -> tuple[Codes, Values]:
     """Quantise `x[kept]` to at most `levels` centroids by one-dimensional Lloyd iterations on a histogram.
 
-    Returns codes (0 where not kept, else centroid + 1) and the codebook with 0 in front, float32. With `levels` or
-    fewer distinct values the result is exact.
+    Returns codes (0 where not kept, else centroid + 1) and the codebook with 0 in front, float32. The
+    result is exact for `levels` or fewer distinct values.
     """
     codes = np.zeros(x.shape, np.uint8)
     values = x[kept]

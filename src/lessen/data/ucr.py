@@ -1,6 +1,6 @@
 """Sets of the UCR and UEA archives of time series, read from `.ts` files inside the package `aeon`.
 
-After the line `@data`, each line is one series: its channels apart by `:`, their samples by `,`, and the class last.
+Each line after `@data` is one series: its channels apart by `:`, their samples by `,`, and the class last.
 """
 
 from __future__ import annotations

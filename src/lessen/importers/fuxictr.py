@@ -1,8 +1,8 @@
 """Reading models that FuxiCTR trained: `feature_map.json` and a state dict become a lessen model with equal outputs.
 
-FuxiCTR keeps one table a field, ids 0 = padding, 1 .. V-2 known, V-1 out of vocabulary. Here one flat table holds all
-fields, with out-of-vocabulary first; `FuxiModel.inputs` translates. Its vectors lie in the order of the feature map,
-ours in the order categorical, sequence, numeric: `fuxictr_weights` moves the weights that meet them.
+FuxiCTR keeps one table a field, ids 0 = padding, 1 .. V-2 known, V-1 out of vocabulary. One flat table holds all
+fields here, with out-of-vocabulary first; `FuxiModel.inputs` translates. Its vectors lie in the order of the feature
+map, ours in the order categorical, sequence, numeric: `fuxictr_weights` moves the weights that meet them.
 """
 
 from __future__ import annotations

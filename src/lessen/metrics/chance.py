@@ -41,7 +41,7 @@ def chance_of(metric: Metric, outcomes: Outcomes) -> float | None:
 def standards(metrics: Mapping[str, Metric], outcomes: Outcomes) -> dict[str, dict[str, float | None]]:
     """Return chance and resolution of each metric on the outcomes of a reference.
 
-    With them in the record, and the metric with units left out beside the outcomes, a verdict needs no class of it.
+    A verdict needs no class of the metric where the record holds them, and the outcomes the metric with units left out.
     """
     found = {}
     for name, metric in metrics.items():

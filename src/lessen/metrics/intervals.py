@@ -129,7 +129,7 @@ def critical(share: float, freedom: int) -> float:
 
     c = z + (t - z) (1 - (1 - share)^a)^b, with a and b for each number of seeds chosen by numerical integration so that
     the coverage is 95 % for every true share, within 0.4 points from three seeds on. Satterthwaite's approximation has
-    88 % with two seeds. With two seeds it is up to 96.6 %: no function of one spread is 95 % everywhere.
+    88 % with two seeds. It is up to 96.6 % with two seeds: no function of one spread is 95 % everywhere.
     """
     if share <= 0.0 or freedom < 1:
         return Z

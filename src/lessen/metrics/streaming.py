@@ -6,8 +6,8 @@ result: the runs are merged in key order, a block at a time; every figure is a s
 
 Memory: `limit` rows of 32 bytes, up to six times while sorting, whatever the number of examples (under 200 MB by
 default; ten million distinct scores were measured at 166 MB), plus the distinct scores of one group for gAUC. Disk: 32
-bytes for each distinct score and run. As the sums run over sorted distinct scores, neither the order of the chunks nor
-how they are cut moves the result beyond the rounding of the weights' sums.
+bytes for each distinct score and run. Neither the order of the chunks nor how they are cut moves the
+result beyond the rounding of the weights' sums, as these run over sorted distinct scores.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class ProcessEngine(Engine):
         self._workers: _Workers | None = None
 
     def outcomes(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Outcome[Result]]:
-        """Yield outcomes as they finish. After a worker died, what is left runs one item a process."""
+        """Yield outcomes as they finish. What is left after a worker died runs one item a process."""
         left = dict(enumerate(items))
         try:
             if self._workers is None:

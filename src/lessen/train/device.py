@@ -39,7 +39,7 @@ def device_of(model: nn.Module) -> torch.device:
 def to_device(batch: Any, device: torch.device) -> Any:
     """Return `batch` with its tensors on `device`, nested as they are.
 
-    A batch that is there already is given back itself. On the way to CUDA, tensors of the CPU are pinned, so that the
+    A batch that is there already is given back itself. Tensors of the CPU are pinned on the way to CUDA, so that the
     copy runs beside the work of the device.
     """
     if all(tensor.device == device for tensor in tensors_of(batch)):

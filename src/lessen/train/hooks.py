@@ -40,7 +40,7 @@ class Hook:
         """Run after the optimiser moved; `step` counts from 1."""
 
     def epoch_end(self, model: nn.Module, epoch: int, score: float) -> None:
-        """Run after validation; `epoch` counts from 1. Without validation the score is NaN."""
+        """Run after validation; `epoch` counts from 1. The score is NaN without validation."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Take note of `loss` and `learning_rate` after each step, and of `score` and `epoch` after each epoch."""

@@ -131,7 +131,7 @@ class TableDecay:
     """lambda/2 * ||V||^2 over every row of every trainable table, rows the batch never touched included.
 
     The gradient of the penalty is lambda * V, so it is added to the gradient directly: no graph is built and no
-    table is squared. Where a gradient is sparse, the rows of the batch decay and no others. Factors of vectors (the
+    table is squared. The rows of the batch decay and no others where a gradient is sparse. Factors of vectors (the
     cores of a tensor train) do not decay: what pulls each factor to zero holds their product there.
     """
 

@@ -28,7 +28,7 @@ def read_libsvm(
 ) -> Iterator[Piece]:
     """Yield rows of `label index:value ... # comment`; an absent index is null, columns are called by their index.
 
-    With `placed`, every row has as many `index:1` items, and column f0 holds the first index, f1 the second.
+    Every row has as many `index:1` items with `placed`, and column f0 holds the first index, f1 the second.
 
     Raises:
         DataError: a line is not of that form.

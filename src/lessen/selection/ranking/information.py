@@ -161,8 +161,8 @@ class Chance:
     def tail(self, table: Contingency, scores: Scores) -> float:
         """Return the chance of a score this high, also far below 1 / DRAWS, for tables of up to some hundred values.
 
-        Where no relabelling reaches it, a gamma distribution with the mean and variance of the relabelled mutual
-        information says how far out it is; most tables of noise are sorted out before by their chi-square.
+        A gamma distribution with the mean and variance of the relabelled mutual information says how far out it is
+        where no relabelling reaches it; most tables of noise are sorted out before by their chi-square.
         """
         if not self.promising(table):
             return 1.0

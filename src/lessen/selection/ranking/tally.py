@@ -4,7 +4,7 @@ A value is its 56-bit hash; its class sits in the low byte, so one sort of 64-bi
 
     key = | hash, 56 bits | class, 8 bits |
 
-When a column has more than `limit` values, the `limit` values of smallest hash stay, with exact counts: a random
+The `limit` values of smallest hash stay, with exact counts, when a column has more than `limit`: a random
 part of the values, chosen by nothing but their hash. The largest hash kept then estimates how many there are (k
 minimum values), and scores are sums over values, so the part estimates them.
 """

@@ -119,7 +119,7 @@ def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
 class Dice(nn.Module):
     """DIN's activation (arXiv 1706.06978, Eq. 9): p x + (1 - p) alpha x, p = sigmoid of x normalised over the batch.
 
-    Evaluation uses moving averages. Where a mask is given, padding enters no statistic.
+    Evaluation uses moving averages. Padding enters no statistic where a mask is given.
     """
 
     def __init__(self, width: int, eps: float = 1e-8, momentum: float = 0.1) -> None:

@@ -46,8 +46,8 @@ class LogOptions(TaskOptions):
 class LogClicks(ClickTask):
     """An encoded data set as a task; batches are read from disk, so that memory holds one window of rows.
 
-    Where the schema has a weight, labels are [B, 2] and it weighs the training loss and every metric; `baselines` are
-    fitted and judged without it. Where it has a group, AUC inside groups is a further metric of the test split.
+    Labels are [B, 2] where the schema has a weight, which then weighs the training loss and every metric; `baselines`
+    are fitted and judged without it. AUC inside groups is a further metric of the test split where it has a group.
 
     Raises:
         DataError: the folder is no whole data set.

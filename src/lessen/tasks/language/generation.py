@@ -39,7 +39,7 @@ class AnswersOptions(LanguageOptions):
 class AnswersTask(LanguageTask):
     """Write greedily after each prompt; the unit that is judged is a prompt.
 
-    Of every five prompts one tests and one validates. Methods calibrate and train on the texts of `text`, as in
+    One of every five prompts tests and one validates. Methods calibrate and train on the texts of `text`, as in
     `language`. An answer is what stands before `stop`, outer spaces off.
     """
 

@@ -132,7 +132,7 @@ class SentenceTask(Task):
 class RetrievalTask(SentenceTask):
     """Find the documents that answer a query among all documents of a collection, by the product of their vectors.
 
-    Of every five queries one tests and one validates; all documents are searched by each. From a text file or the news
+    One of every five queries tests and one validates; all documents are searched by each. From a text file or the news
     that a package ships, the first sentence of each document looks for what follows it.
     """
 

@@ -49,7 +49,7 @@ class ShapesNet(nn.Module):
 class ShapesTask(Task):
     """Which of four shapes is in a grey picture; batches are (float32 [B, 1, 16, 16], class int64 [B]).
 
-    With `pretrained`, the reference is a model of another style that has not seen this one: what adapters start from.
+    The reference is, with `pretrained`, a model of another style that has not seen this one: what adapters start from.
     """
 
     name = "shapes"

@@ -65,8 +65,8 @@ def _own_rows(known: list[Segment]) -> tuple[Segment, ...]:
 class FinalMLP(nn.Module):
     """logit = w1^T o1 + w2^T o2 + sum over heads of o1_h^T W_h o2_h, o_s = MLP_s(x * gate_s).
 
-    The second stream has the dropout and BatchNorm of the first unless it is given its own. Without `gates` both
-    streams see x itself.
+    The second stream has the dropout and BatchNorm of the first unless it is given its own. Both streams see x
+    itself without `gates`.
 
     Raises:
         ConfigError: the heads do not divide the last widths, or a context field is not categorical.

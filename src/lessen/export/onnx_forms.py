@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lessen.errors import ConfigError
 from lessen.export.codes import is_note
 from lessen.export.onnx_bags import Bags, SingleRows
+from lessen.export.onnx_few_bits import FewBitProduct, FewBitRows
 from lessen.export.onnx_linears import Int8Rows
 from lessen.export.onnx_sparse import Spread, SpreadConv, SpreadLinear
 from lessen.export.onnx_static_int8 import StaticConvolution, StaticLinearRows
@@ -31,6 +32,7 @@ from lessen.export.onnx_tables import (
     TieredRows,
 )
 from lessen.stored.base import StoredModule
+from lessen.stored.linears.group_quantized import GroupQuantizedLinear
 from lessen.stored.linears.int8_linear import Int8Linear
 from lessen.stored.linears.sparse import SparseConv, SparseLinear
 from lessen.stored.linears.sparse_matrix import SparseMatrix
@@ -39,6 +41,7 @@ from lessen.stored.tables.block_hashed import BlockHashedEmbedding
 from lessen.stored.tables.clustered_embedding import ClusteredEmbedding
 from lessen.stored.tables.deep_hash import DeepHashEmbedding
 from lessen.stored.tables.embedding import StoredEmbedding
+from lessen.stored.tables.group_quantized import GroupQuantizedEmbedding
 from lessen.stored.tables.hashed_embedding import HashedEmbedding
 from lessen.stored.tables.mixed_width import MixedWidthEmbedding
 from lessen.stored.tables.product_quantized import ProductQuantizedEmbedding
@@ -120,6 +123,8 @@ FORMS: dict[str, Callable[[Any], nn.Module]] = {
     SparseEmbedding.kind: SparseRows,
     TieredEmbedding.kind: TieredRows,
     Int8Linear.kind: Int8Rows,
+    GroupQuantizedLinear.kind: FewBitProduct,
+    GroupQuantizedEmbedding.kind: FewBitRows,
     SparseMatrix.kind: Spread,
     SparseLinear.kind: SpreadLinear,
     SparseConv.kind: SpreadConv,

@@ -13,9 +13,10 @@ from torch import nn
 
 from calibrated_hosts import Host
 from host_models import answer, host, inputs
+from host_words import Words
 from lessen.errors import BudgetError, NothingMatchedError, TaskError
 from lessen.method import Context
-from lessen.methods.sites import module_bytes
+from lessen.methods.sites import module_bytes, state_bytes
 from lessen.methods.weights._shared.knapsack import allocate
 from lessen.methods.weights.mixed_bits import MixedBits, by_lot
 from lessen.recipe import Recipe
@@ -117,3 +118,16 @@ def test_what_cannot_be_done_is_one_line():
         MixedBits(widths=(3, 3))
     _, findings = applied(host("llama"), Host("llama"), budget=10**9)
     assert set(findings["allocation"].values()) == {8}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_forecast_is_what_is_made_with_the_budget_spent(tied):
+    task, model = Words("llama"), host("llama", tie_word_embeddings=tied)
+    method = MixedBits(average=4.0, group=32, min_weights=1, calibration_batches=1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    said = method.forecast(model, task, Context())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    made, ledger = Recipe([method]).apply(model, task)
+    unspent = ledger[0].findings["budget"] - ledger[0].findings["bytes"]
+    assert said.bytes == state_bytes(made) + unspent
+    assert 0 < said.smallest < 4.0 / 32

@@ -11,13 +11,14 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from lessen.errors import NothingMatchedError, TaskError
-from lessen.method import Card, Context
+from lessen.method import Card, Context, Forecast
 from lessen.methods.modules import ModuleMethod
-from lessen.methods.sites import Site
-from lessen.methods.weights._shared.few_bits import Bits
+from lessen.methods.sites import Site, module_bytes, state_bytes
+from lessen.methods.weights._shared.few_bits import WITH_MINIMUMS, Bits
 from lessen.methods.weights._shared.grids import Ranges, fit_grid, quantise
 from lessen.methods.weights._shared.knapsack import allocate, check_fits
 from lessen.methods.weights._shared.sensitivity import by_loss, by_slopes
+from lessen.methods.weights._shared.token_tables import TokenTable, token_tables
 from lessen.methods.weights.gptq import GPTQ
 from lessen.methods.weights.rtn import RTN
 from lessen.stored.linears.group_quantized import layer_bytes
@@ -105,6 +106,29 @@ class MixedBits(ModuleMethod):
             "harm": sum(own[pick] for own, pick in zip(harms, taken, strict=True)),
         }  # fmt: skip
         return self._round(model, chosen, task, context)
+
+    def forecast(self, model: nn.Module, task: Task, context: Context) -> Forecast | None:  # noqa: ARG002
+        """Return the bytes with the budget spent; which layer takes which width only the task's data can say."""
+        rounder = self._rounder(self.widths[0], None)
+        tables = token_tables(model, self.scope, context) if self.table_bits is not None else []
+        holders = {s.module for t in tables for s in (t.table, *t.heads, *t.others, *([t.untied] if t.untied else []))}
+        sites = rounder.candidates(model, (nn.Linear,), context, rounder.reject)
+        sites = [site for site in sites if site.module not in holders]
+        if not sites:
+            return None
+        now = sum(module_bytes(site.module) for site in sites)
+        weights = sum(site.module.weight.numel() for site in sites)
+        least = sum(self._bytes(site.module, min(self.widths)) for site in sites)
+        spent = max(least, self.budget or int(self.average * weights / 8))
+        saved = sum(self._saved_by(table, rounder) for table in tables)
+        remark = "the whole budget; data say which layer takes which width"
+        return Forecast(state_bytes(model) - now + spent - saved, remark, least / now)
+
+    def _saved_by(self, found: TokenTable, rounder: RTN) -> int:
+        """Return the bytes that rounding a token table, and a head with a matrix of its own, saves."""
+        layer, bits = found.stand_in(), self.table_bits or 8
+        after = layer_bytes(layer, bits, rounder.width(layer), self.symmetric or bits > WITH_MINIMUMS)
+        return (module_bytes(found.table.module) - after) * (1 if found.untied is None else 2)
 
     def _rounder(self, bits: int, only: Sequence[str] | None) -> RTN:
         shared: dict[str, Any] = {

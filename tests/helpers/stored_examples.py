@@ -12,6 +12,7 @@ from kernel_forms import FORMS, ROWS, fields, generator, random
 from lessen.codecs.stored import JpegCodec
 from lessen.decoding.kv_stored import KeyValueCodes, PrefixStates
 from lessen.methods.weights._shared.grids import fit_grid
+from lessen.retrieval.adapter import QueryAdapter
 from lessen.sparsity.pattern import Pattern
 from lessen.stored.base import StoredModule
 from lessen.stored.constant import Constant
@@ -45,6 +46,7 @@ from lessen.stored.vectors.flat import FlatVectors, Int8Vectors
 from lessen.stored.vectors.product import ProductVectors
 from lessen.stored.vectors.rotated import RotatedVectors
 from lessen.stored.vectors.staged import Reduction, StagedVectors
+from lessen.stored.vectors.token_sets import TokenSets
 from lessen.tokens.reducers import reducer_from
 from lessen.tokens.stored import TokenReduction
 
@@ -282,6 +284,10 @@ def vector_reduction():
     return Reduction.principal(random(24, 12), 5)
 
 
+def token_sets():
+    return TokenSets.of([random(3, 12), random(1, 12), random(5, 12)])
+
+
 def staged_vectors():
     vectors, reduction = random(24, 12), vector_reduction()
     return StagedVectors.around(RotatedVectors.of(reduction(vectors), bits=1), Int8Vectors.of(vectors), reduction, 3)
@@ -310,6 +316,8 @@ OTHERS = {
     "rotated vectors": (rotated_vectors, lambda: (random(3, 12),)),
     "product vectors": (product_vectors, lambda: (random(3, 12),)),
     "vector reduction": (vector_reduction, lambda: (random(3, 12),)),
+    "query adapter": (lambda: QueryAdapter.fitted(random(24, 12), random(24, 9), 3), lambda: (random(3, 12),)),
+    "token sets": (token_sets, None),
     "staged vectors": (staged_vectors, lambda: (random(3, 12),)),
     "jpeg codec": (JpegCodec, None),
     "key-value codes": (KeyValueCodes, None),

@@ -60,14 +60,31 @@ def fit_budget(
     heads = {path: torch.ones(len(v), dtype=torch.bool) for path, v in values.heads.items()}
     units = {path: torch.ones(len(v), dtype=torch.bool) for path, v in values.units.items()}
     left = costs.total(measure, start)
+    gone: list[Atom] = []
     for atom in atoms:
         if left <= limit:
             break
-        (heads if atom.kind == "group" else units)[atom.layer.path][atom.members] = False
+        gone.append(atom)
         left -= atom.cost
     if left > limit:
         raise _too_small(costs, left, limit, measure, multiple)
+    for atom in _without_slack(gone, limit - left):
+        (heads if atom.kind == "group" else units)[atom.layer.path][atom.members] = False
     return Choice(heads, units, start.layers, start.width)
+
+
+def _without_slack(gone: list[Atom], slack: float) -> list[Atom]:
+    """Return what goes after the best that still fits has come back, in each block from the best on."""
+    stays: set[int] = set()
+    closed: set[tuple[str, str]] = set()
+    for number, atom in reversed(list(enumerate(gone))):
+        place = (atom.layer.path, atom.kind)
+        if place not in closed and atom.cost <= slack:
+            stays.add(number)
+            slack -= atom.cost
+        else:
+            closed.add(place)
+    return [atom for number, atom in enumerate(gone) if number not in stays]
 
 
 def fit_evenly(

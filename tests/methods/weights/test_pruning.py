@@ -14,11 +14,13 @@ import transformers
 from calibrated_hosts import Host
 from host_models import answer, host, inputs
 from lessen.artifact import folder as artifact
-from lessen.errors import ConfigError, InputError, NothingMatchedError
+from lessen.errors import BudgetError, ConfigError, InputError, NothingMatchedError
 from lessen.export.gguf.write import export_gguf
 from lessen.export.hf import export_hf
 from lessen.export.onnx_decoder import OnnxDecoder, export_decoder
+from lessen.method import Context
 from lessen.methods.adapt.retrain import Retrain
+from lessen.methods.sites import state_bytes
 from lessen.methods.weights.first_order_pruning import FirstOrderPruning
 from lessen.methods.weights.layer_drop import LayerDrop
 from lessen.methods.weights.magnitude_pruning import MagnitudePruning
@@ -143,3 +145,15 @@ def test_corrections_of_low_rank_train_and_go_into_the_weights():
         difference = dict(made.named_parameters())[name] - dict(before.named_parameters())[name]
         assert int(torch.linalg.matrix_rank(difference, tol=1e-4)) <= 2
     assert all(p.requires_grad for p in made.parameters())
+
+
+def test_a_forecast_says_the_bytes_and_the_least():
+    model, task = language_model(intermediate_size=256), Host("llama")
+    method = MagnitudePruning(share=0.6, of="parameters")
+    said = method.forecast(model, task, Context(seed=0))
+    made, _ = Recipe([method]).apply(model, task)
+    assert state_bytes(made) == pytest.approx(said.bytes, rel=0.05)
+    with pytest.raises(BudgetError) as caught:
+        Recipe([MagnitudePruning(share=said.smallest - 0.01, of="parameters")]).apply(model, task)
+    assert caught.value.nearest == pytest.approx(said.smallest)
+    assert MagnitudePruning().forecast(model, task, Context(seed=0)).bytes is None

@@ -10,8 +10,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lessen.errors import ConfigError, InputError, NothingMatchedError
-from lessen.method import Card, Context, Method
-from lessen.pruning.budget import Values, by_shares, fit_budget, fit_evenly
+from lessen.method import Card, Context, Forecast, Method
+from lessen.methods.sites import state_bytes
+from lessen.pruning.budget import Values, by_shares, evenly, fit_budget, fit_evenly
 from lessen.pruning.choice import Choice
 from lessen.pruning.costs import Costs, read_costs
 from lessen.pruning.layout import Layout, read_layout
@@ -87,6 +88,23 @@ class Pruned(Method):
                 values = Values({}, values.units)
             return fit_evenly(costs, values, limit, self.of, self.multiple, start)
         return fit_budget(costs, values, limit, self.of, self.multiple, by_cost=self.by_cost, start=start)
+
+    def forecast(self, model: nn.Module, task: Task, context: Context) -> Forecast | None:  # noqa: ARG002
+        """Return the bytes of what is left where `share` is one of parameters. Raises as `apply`."""
+        if self.heads is not None or self.units is not None or self.of == "macs":
+            return Forecast(None, "which parts go decides how many bytes they hold")
+        costs = costs_of(self.layout(model), task)
+        whole = costs.parameters()
+        left = min(1.0, self.share * dense_of(model, costs)["parameters"] / whole)
+        return Forecast(round(left * state_bytes(model)), "retrain afterwards", self._smallest(costs, whole))
+
+    def _smallest(self, costs: Costs, whole: int) -> float:
+        """Return the share that is left with one group and `multiple` units in every block."""
+        alike = Values(
+            {one.path: torch.ones(one.groups) for one in costs.layout.layers if one.groups},
+            {one.path: torch.ones(one.hidden) for one in costs.layout.layers if one.hidden},
+        )
+        return costs.parameters(evenly(alike, 1, self.multiple, Choice())) / whole
 
     @abstractmethod
     def values(self, layout: Layout, costs: Costs, task: Task, context: Context) -> Values:

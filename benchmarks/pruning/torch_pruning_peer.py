@@ -1,0 +1,113 @@
+"""Torch-Pruning (PyPI, 1.6.1) on the same models, data and sizes: what its groups and importances leave.
+
+    PYTHONPATH=WHERE_IT_IS python -m benchmarks.pruning.torch_pruning_peer --host smollm2 | minilm [--rows GLOB]
+
+smollm2 example   its LLM example: one ratio for heads, units and the width together, by magnitude, global=False
+smollm2 units *   the same number of units from every block and nothing else, which is the best its groups can do there
+minilm units *    half of the units of every block
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import fnmatch
+import itertools
+import json
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.pruning.frontier import RESULTS, judged, task_of, units
+from lessen.environment import environment
+from lessen.files import atomic_write, dump_json
+
+BATCHES = 8
+
+
+def slopes(model: Any, task: Any) -> None:
+    """Leave the gradients of the mean loss of the train batches that our first-order rows look at."""
+    model.zero_grad()
+    for batch in itertools.islice(task.batches("train"), BATCHES):
+        task.loss(model, batch).backward()
+
+
+def pruned_units(tp: Any, model: Any, task: Any, kind: str, kept: float) -> None:
+    """Take the same share of units from every block."""
+    layers = model.model.layers if hasattr(model, "model") else model.encoder.layer
+    ups = [b.mlp.gate_proj if hasattr(b, "mlp") else b.intermediate.dense for b in layers]
+    importance = {"magnitude": tp.importance.GroupMagnitudeImportance, "taylor": tp.importance.GroupTaylorImportance}
+    if kind == "taylor":
+        slopes(model, task)
+    inside = {id(up) for up in ups}
+    ignored = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m) not in inside]
+    ignored += [m for m in model.modules() if isinstance(m, (nn.Embedding, nn.LayerNorm))]
+    if hasattr(model, "model"):
+        ignored = [m for m in ignored if not any(m is b.mlp.up_proj for b in layers)]
+    tp.pruner.BasePruner(
+        model, _example(task), importance=importance[kind](), pruning_ratio=1 - kept, ignored_layers=ignored,
+        round_to=16, forward_fn=lambda one, given: one(**given),
+    ).step()  # fmt: skip
+
+
+def pruned_all(tp: Any, model: Any, task: Any, ratio: float) -> None:
+    """Take one share from heads (groups of queries kept), units and width, as the LLM example does."""
+    heads = {}
+    for block in model.model.layers:
+        attention = block.self_attn
+        heads |= {attention.q_proj: 9, attention.k_proj: 3, attention.v_proj: 3}
+    tp.pruner.BasePruner(
+        model, _example(task), importance=tp.importance.GroupMagnitudeImportance(p=2, group_reduction="mean"),
+        global_pruning=False, pruning_ratio=ratio, ignored_layers=[model.lm_head], num_heads=heads,
+        prune_num_heads=True, prune_head_dims=False, head_pruning_ratio=ratio, round_to=16,
+        forward_fn=lambda one, given: one(**given),
+    ).step()  # fmt: skip
+
+
+def _example(task: Any) -> dict[str, torch.Tensor]:
+    batch = task.example_batch()
+    return {name: value[:1] for name, value in task.inputs(batch).items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--host", choices=("smollm2", "minilm"), required=True)
+    parser.add_argument("--text")
+    parser.add_argument("--rows", default="*")
+    asked = parser.parse_args()
+    import torch_pruning as tp
+
+    torch.set_num_threads(1)
+    task, path = task_of(asked.host, asked.text), RESULTS / f"pruning_peer_{asked.host}.json"
+    record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {
+        "benchmark": f"pruning_peer_{asked.host}", "peer": f"torch-pruning {tp.__version__}",
+        "command": f"python -m benchmarks.pruning.torch_pruning_peer --host {asked.host}",
+        "environment": environment(1), "rows": {},
+    }  # fmt: skip
+    kept = 880 / 1536 if asked.host == "smollm2" else 0.5
+    rows = {f"units {kind}": (kind, kept) for kind in ("magnitude", "taylor")}
+    if asked.host == "smollm2":
+        rows["example"] = ("all", 0.15)
+    base: dict[str, list[float]] | None = None
+    model = task.reference()
+    for name, (kind, amount) in rows.items():
+        if name in record["rows"] or not fnmatch.fnmatch(name, asked.rows):
+            continue
+        base = base or units(asked.host, task, model)
+        made, start = copy.deepcopy(model), time.process_time()
+        if kind == "all":
+            pruned_all(tp, made, task, amount)
+        else:
+            pruned_units(tp, made, task, kind, amount)
+        found = units(asked.host, task, made.eval())
+        size = sum(p.numel() for p in made.parameters())
+        row = {"cpu_s": round(time.process_time() - start, 1), "parameters": size, **judged(found, base)}
+        record["rows"][name] = row
+        atomic_write(path, dump_json(record))
+        print(name, json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -13,8 +13,9 @@ from lessen.checkpoints.index import NAME
 from lessen.checkpoints.pack import PackSettings
 from lessen.checkpoints.packing_process import BackgroundPacker, tell
 from lessen.checkpoints.queue import hold, queue_beside, waiting
+from lessen.checkpoints.states import whole_number
 from lessen.checkpoints.steps import step_in_name
-from lessen.errors import ArtifactError, ConfigError, LessenError, MissingExtraError
+from lessen.errors import ArtifactError, LessenError, MissingExtraError
 from lessen.log import SILENT, Log
 from lessen.train.hooks import Hook
 
@@ -40,8 +41,8 @@ def trainer_callback(
         from transformers import TrainerCallback
     except ImportError as error:
         raise MissingExtraError("hf", "transformers", "the Trainer callback") from error
-    if keep_full is not None and keep_full < 1:
-        raise ConfigError(f"keep_full = {keep_full} is not accepted: the newest checkpoint must stay whole")
+    if keep_full is not None:
+        keep_full = whole_number("keep_full", keep_full, 1, "the newest checkpoint must stay whole")
 
     class PackCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         """Queues each saved checkpoint folder for packing."""

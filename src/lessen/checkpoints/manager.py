@@ -10,7 +10,9 @@ kill at any moment leaves the newest complete state readable. What was not packe
 from __future__ import annotations
 
 import re
+import shlex
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,8 +22,8 @@ from lessen.checkpoints.archive import Archive
 from lessen.checkpoints.index import NAME
 from lessen.checkpoints.pack import PackSettings
 from lessen.checkpoints.packing_process import BackgroundPacker, tell
-from lessen.checkpoints.states import load_state, write_state
-from lessen.errors import ArtifactError, ConfigError, LessenError
+from lessen.checkpoints.states import load_state, whole_number, write_state
+from lessen.errors import ArtifactError, ConfigError, DataError, LessenError
 from lessen.log import SILENT, Log
 
 _FULL = re.compile(r"step-(\d+)\.pt")
@@ -44,13 +46,11 @@ class CheckpointManager:
         Raises:
             ConfigError: `keep_full` is below 1.
         """
-        if keep_full < 1:
-            raise ConfigError(
-                f"keep_full = {keep_full} is not accepted: the newest state must stay whole, so at least 1"
-            )
-        self.folder, self.keep_full, self.settings, self.log = Path(folder), keep_full, settings, log
+        self.keep_full = whole_number("keep_full", keep_full, 1, "the newest state must stay whole")
+        self.folder, self.settings, self.log = Path(folder), settings, log
         self.full, self.archive = self.folder / "full", self.folder / "archive"
         self._packer: BackgroundPacker | None = None
+        self._latest = -1
 
     def __enter__(self) -> CheckpointManager:
         return self
@@ -66,21 +66,42 @@ class CheckpointManager:
         except LessenError as failed:  # what ended the training is what must be seen
             tell(self.log, str(failed))
 
-    def save(self, step: int, state: dict[str, Any]) -> Path:
+    def save(self, step: int, state: Mapping[str, Any]) -> Path:
         """Write a state and queue it; returns when it is safely on disk and was loaded once.
 
         A state holds tensors, numbers (NumPy's too), strings, lists, dicts, and plain data such as paths and dates.
 
         Raises:
-            DataError: an entry that `resume` could not read, by name.
+            ConfigError: `step` is no whole number from 0 on, is not the one the state tells, or comes before one that
+                is there already, from which `resume` would go on.
+            DataError: the state is no mapping, or holds an entry that `resume` could not read, by name.
             OutputError: the disk is full or unwritable; earlier states are untouched.
         """
+        step = whole_number("step", step, 0, "resume finds states by it")
+        if not isinstance(state, Mapping):
+            raise DataError(f"a state is a mapping of names to values, not {type(state).__name__}: give a dict")
+        if not _same(told := state.get("step", step), step):
+            raise ConfigError(f"the state says step {told!r}, save was given {step}: name one step, or leave it out")
         path = self.full / f"step-{step}.pt"
+        if self._packer is None or step < self._latest:
+            self._check_order(step)
         if self._packer is None:
             files.remove_stale(self.full)  # by the one who writes here: a reader must not clean up behind it
-        write_state(path, {"step": step, **state})
+        write_state(path, {**state, "step": step})
+        self._latest = step
         self._queue(path)
         return path
+
+    def _check_order(self, step: int) -> None:
+        """Refuse a step of a run that went back: `resume` would return a later one."""
+        whole = {number: path for number, path in self._whole().items() if number > step and _readable(path)}
+        last = max([*whole, *self._packed()], default=step)
+        if last > step:
+            raise ConfigError(
+                f"step {step} comes before step {last}, which {self.folder} holds and resume would return; to go on "
+                f"from an earlier step: lessen checkpoint prune {shlex.quote(str(self.archive))} --keep-before {step}, "
+                f"and move later files out of {self.full}"
+            )
 
     def _queue(self, path: Path) -> None:
         if self._packer is None:
@@ -132,3 +153,18 @@ class CheckpointManager:
         packer, self._packer = self._packer, None
         if packer is not None:
             packer.close()
+
+
+def _readable(path: Path) -> bool:
+    try:
+        load_state(path, mapped=True)
+    except ArtifactError:
+        return False
+    return True
+
+
+def _same(told: Any, step: int) -> bool:
+    try:
+        return bool(told == step)
+    except (RuntimeError, ValueError):  # an array of several numbers
+        return False

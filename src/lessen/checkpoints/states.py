@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import operator
 import pickle
 import re
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,18 @@ import torch
 
 from lessen import files
 from lessen.checkpoints.harmless import loadable
-from lessen.errors import ArtifactError, DataError
+from lessen.errors import ArtifactError, ConfigError, DataError
+
+
+def whole_number(name: str, value: Any, least: int, why: str) -> int:
+    """Return a whole number (NumPy's too) as an int. Raises ConfigError: it is none, or is below `least`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least or isinstance(value, bool):
+        raise ConfigError(f"{name} = {value!r} is not accepted: {why}, so a whole number of at least {least}")
+    return number
 
 
 def load_state(file: Path | BinaryIO, mapped: bool = False) -> Any:

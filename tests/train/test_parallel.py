@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from forked_script import ForkedScript
 from lessen.errors import ConfigError, DataError
 from lessen.train.fit import fit
 from lessen.train.hooks import Hook
@@ -106,20 +104,16 @@ def _port() -> int:
 
 
 def _start(script: Path, size: int, arguments: list[str]) -> None:
-    """Start `size` processes as torchrun does, by its variables."""
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_port()), "OMP_NUM_THREADS": "1"}
+    """Start `size` processes with the variables of torchrun."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_port()), "WORLD_SIZE": str(size)}
     processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), *arguments],
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**common, "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)},
+        ForkedScript(
+            script, arguments, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, Path(f"{script}.{rank}")
         )
         for rank in range(size)
     ]
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors[-2000:]
+    for status, errors in [process.ended() for process in processes]:
+        assert status == 0, errors[-2000:]
 
 
 @pytest.fixture(scope="module")

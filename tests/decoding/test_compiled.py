@@ -15,47 +15,15 @@ from lessen.decoding.engine import choose_engine
 from lessen.decoding.straight import StraightEngine
 from lessen.errors import InputError
 from lessen.method import Context
-from lessen.methods.weights.rtn import RTN
 from lessen.stored.kernels import machine
+from packed_llama import SHAPE, Named, near, packed, tokens, transformers
 
-transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.skipif(not machine.available(), reason="needs llvmlite and torch on GNU OpenMP")
-
-SHAPE = {
-    "hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16,
-    "intermediate_size": 96, "vocab_size": 120, "max_position_embeddings": 2048,
-}  # fmt: skip
-
-
-class Named:
-    name = "none"
-
-
-def packed(kind="Llama", bits=4, activations="int8", **more):
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**{**SHAPE, **more})
-    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-            else:
-                parameter.mul_(4)
-    method = RTN(bits=bits, group=32, activations=activations, min_weights=1)
-    return method.apply(model, Named(), Context())
 
 
 @pytest.fixture(scope="module")
 def llama():
     return packed()
-
-
-def tokens(count):
-    return [(7 * step + step * step // 5 + 1) % 120 for step in range(count)]
-
-
-def near(found, expected):
-    return float((found - expected).abs().max()) <= 0.03 * float(expected.abs().max())
 
 
 @pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Qwen3"])
@@ -154,7 +122,7 @@ def test_attention_is_softmax_over_the_cache():
     keys, values = (torch.randn(2, count, 32) * 3 for _ in range(2))
     cache.states[0, 0, :, :count], cache.states[0, 1, :, :count] = keys, values
     queries, out = torch.randn(3, 6 * 32), torch.empty(3, 6 * 32)
-    places = torch.tensor([[place, cache.states.data_ptr(), cache.room] for place in (0, 63, 129)])
+    places = torch.tensor([[place, place, cache.states.data_ptr(), cache.room, 0, 0, 0] for place in (0, 63, 129)])
     program = Program()
     arguments = [program.at, places.data_ptr(), queries.data_ptr(), 6 * 32, 0, out.data_ptr()]
     program.add(kernel(attention.attend(heads), True), arguments)

@@ -88,8 +88,7 @@ def choose_engine(model: Any) -> Engine:
     patched, model = model, bare_of(model)
     kinds: list[type[Any]] = []
     if getattr(model, "_supports_attention_backend", False):
-        compiled = [CompiledEngine] if model is patched else []  # patches of a cache know tensors of their own
-        kinds = [*compiled, StraightEngine, RaggedEngine]
+        kinds = [CompiledEngine, StraightEngine, RaggedEngine]
     why = "its cache was cut and then held something else"
     for kind in [*kinds, SingleEngine]:
         try:

@@ -89,7 +89,11 @@ class _Sequence:
 
 
 class KeptEngine:
-    """Runs another engine with caches in codes, a stored prefix, or both; see `Engine`."""
+    """Runs another engine with caches in codes, a stored prefix, or both; see `Engine`.
+
+    Raises:
+        InputError: the engine keeps codes itself, and not of this form.
+    """
 
     def __init__(self, inner: Any, codes: Any, prefix: Prefix | None, layers: int) -> None:
         self.inner, self.batched, self.view = inner, inner.batched, inner.view
@@ -97,17 +101,20 @@ class KeptEngine:
         self._prefix, self._layers = prefix, layers
         self._form: Form | None = codes.form if codes is not None and codes.form.coded else None
         self._exact = max(len(self.opening), 0 if codes is None else codes.first)
+        self._itself = self._form is not None and hasattr(inner, "keep_codes")
+        if self._itself:
+            inner.keep_codes(self._form, self._exact)
 
     def new_cache(self, reserve: int = 0) -> Any:
         """Return the cache of one sequence, which holds the prefix where there is one."""
         cache = self._empty(reserve)
         if self._prefix is None:
             return cache
-        if isinstance(cache, SequenceCache):
+        if hasattr(cache, "write"):
             for number, (keys, values) in enumerate(self._prefix.layers):
                 cache.write(number, keys, values)
             cache.length = len(self.opening)
-            if isinstance(cache, CodedCache):
+            if hasattr(cache, "start"):
                 cache.start = cache.length
         else:
             self._prefix.fill(cache, 1)
@@ -115,7 +122,7 @@ class KeptEngine:
 
     def _empty(self, reserve: int) -> Any:
         plain = self.inner.new_cache(reserve)
-        if self._form is None:
+        if self._form is None or self._itself:
             return plain
         if isinstance(plain, SequenceCache):
             return CodedCache(self._form, self._exact)

@@ -1,21 +1,21 @@
 """Steps of attention: queries and keys rotated, keys and values written, and each row's softmax over its own cache.
 
-Rows of one pass may belong to several sequences. `places` says of each row, in three int64: its place in its sequence,
-the address of the sequence's cache and the places that this has room for. A cache is float32
-[layers, 2, key heads, room, width]; its room is a multiple of `CHUNK`.
+Rows of one pass may belong to several sequences. `places` says of each row where it stands (`layout.PLACE`). A float
+cache is float32 [layers, 2, key heads, room, width]; its room is a multiple of `CHUNK`. Blocks of codes, where there
+are some, hold tokens of which a float cache knows nothing; a row sees all of them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lessen.decoding.compiled.coded import CodedBlocks
 from lessen.decoding.compiled.floats import KIND, LANES, exponential, exponential_of, largest, many, real, total
+from lessen.decoding.compiled.layout import CHUNK, PLACE, Codes, Heads
 from lessen.decoding.compiled.rows import normed
 from lessen.stored.kernels.assembly import Assembly, multiply_add, spread
 from lessen.stored.kernels.functions import Function, share
 
-CHUNK = 64
-"""Places whose scores are held at a time."""
 ROTATE = ("state", "places", "given", "apart", "layer", "cosines", "sines", "weight", "keyweight")
 """Rows `given` of `apart` float32: queries, keys, values. Tables of cosines and (signed) sines [places, width] float32.
 Weights of the norms of queries and keys, or 0."""
@@ -26,40 +26,29 @@ _TOGETHER = 4
 
 
 @dataclass(frozen=True)
-class Heads:
-    """Query heads, key heads, width of a head, factor of scores, and epsilon of norms of heads if there are some."""
-
-    queries: int
-    keys: int
-    width: int
-    scale: float
-    epsilon: float | None = None
-
-    @property
-    def group(self) -> int:
-        """Query heads that share a key head."""
-        return self.queries // self.keys
-
-
-@dataclass(frozen=True)
 class _Place:
-    """Where a row stands while lines are written."""
+    """Where a row stands while lines are written: numbers of `PLACE`, each an i64."""
 
-    number: str
+    position: str
+    index: str
     cache: str
     room: str
+    codes: str
+    blocks: str
+    blockroom: str
 
 
 def _place(code: Assembly, row: str) -> _Place:
-    first = code.multiply(row, 3)
-    number, cache, room = (code.get("i64", code.place("%placesptr", code.add(first, part), "i64")) for part in range(3))
-    return _Place(number, code.let(f"inttoptr i64 {cache} to ptr"), room)
+    first = code.multiply(row, len(PLACE))
+    parts = range(len(PLACE))
+    return _Place(*(code.get("i64", code.place("%placesptr", code.add(first, part), "i64")) for part in parts))
 
 
 def _held(code: Assembly, heads: Heads, place: _Place, which: int, head: str) -> str:
     """Return the address of the keys (0) or values (1) of a key head in this layer."""
     number = code.add(code.multiply(code.add(code.multiply("%layer", 2), which), heads.keys), head)
-    return code.place(place.cache, code.multiply(code.multiply(number, place.room), heads.width), "float")
+    cache = code.let(f"inttoptr i64 {place.cache} to ptr")
+    return code.place(cache, code.multiply(code.multiply(number, place.room), heads.width), "float")
 
 
 def rotate(heads: Heads) -> str:
@@ -70,7 +59,7 @@ def rotate(heads: Heads) -> str:
     with code.loop(*share(function, function.state("rows"))) as row:
         place = _place(code, row)
         given = code.place("%givenptr", code.multiply(row, "%apart"), "float")
-        table = code.multiply(place.number, width)
+        table = code.multiply(place.position, width)
         cosines, sines = (code.place(f"%{name}ptr", table, "float") for name in ("cosines", "sines"))
         turns = (("0", heads.queries, "%weightptr"), (str(heads.queries), heads.keys, "%keyweightptr"))
         for first, count, weight in turns:
@@ -81,11 +70,11 @@ def rotate(heads: Heads) -> str:
                 out = here
                 if first != "0":
                     keys = _held(code, heads, place, 0, code.let(f"sub i64 {head}, {heads.queries}"))
-                    out = code.place(keys, code.multiply(place.number, width), "float")
+                    out = code.place(keys, code.multiply(place.index, width), "float")
                 _turn(code, here, out, cosines, sines, width)
         with code.loop(str(heads.queries + heads.keys), str(each)) as head:
             values = _held(code, heads, place, 1, code.let(f"sub i64 {head}, {heads.queries + heads.keys}"))
-            out = code.place(values, code.multiply(place.number, width), "float")
+            out = code.place(values, code.multiply(place.index, width), "float")
             here = code.place(given, code.multiply(head, width), "float")
             for part in range(0, width, LANES):
                 value = code.get(KIND, code.place(here, str(part), "float"))
@@ -104,14 +93,14 @@ def _turn(code: Assembly, given: str, out: str, cosines: str, sines: str, width:
             code.set(KIND, multiply_add(code, LANES, other, sine, straight), code.place(out, str(at), "float"))
 
 
-def attend(heads: Heads) -> str:
-    """Return the assembly of attention: each row and key head is a piece of work."""
+def attend(heads: Heads, codes: Codes | None = None) -> str:
+    """Return the assembly of attention: each row and key head is a piece of work. `codes`: blocks may be there."""
     function = Function(ATTEND)
     code = function.code
     rows = function.state("rows")
     with code.loop(*share(function, code.multiply(rows, heads.keys))) as number:
         head = code.let(f"sdiv i64 {number}, {rows}")
-        _One(code, heads, code.let(f"srem i64 {number}, {rows}"), head).write()
+        _One(code, heads, code.let(f"srem i64 {number}, {rows}"), head).write(codes)
     return function.text()
 
 
@@ -119,7 +108,7 @@ class _One:
     """Writes attention of the query heads of one key head in one row, chunk after chunk with a running maximum."""
 
     def __init__(self, code: Assembly, heads: Heads, row: str, head: str) -> None:
-        self.code, self.heads, self.place = code, heads, _place(code, row)
+        self.code, self.heads, self.place, self.head = code, heads, _place(code, row), head
         first = code.multiply(head, heads.group * heads.width)
         self.queries = code.place("%givenptr", code.add(code.multiply(row, "%apart"), first), "float")
         width = heads.queries * heads.width
@@ -130,7 +119,7 @@ class _One:
         self.tops, self.parts = (code.room("float", heads.group) for _ in range(2))
         self.factors = code.room("float", heads.group)
 
-    def write(self) -> None:
+    def write(self, codes: Codes | None) -> None:
         """Write all of it."""
         code, heads = self.code, self.heads
         for number in range(heads.group):
@@ -138,7 +127,9 @@ class _One:
             code.set("float", real(0.0), code.place(self.parts, str(number), "float"))
         for part in range(0, heads.group * heads.width, LANES):
             code.set(KIND, "zeroinitializer", code.place(self.sums, str(part), "float"))
-        limit = code.add(self.place.number, 1)
+        if codes is not None:
+            self._coded(codes)
+        limit = code.add(self.place.index, 1)
         chunks = code.let(f"sdiv i64 {code.add(limit, CHUNK - 1)}, {CHUNK}")
         with code.loop("0", chunks) as chunk:
             start = code.multiply(chunk, CHUNK)
@@ -164,10 +155,37 @@ class _One:
             at = code.place(self.keys, code.multiply(code.add(start, first), heads.width), "float")
             for low in range(0, heads.group, 3):
                 self._products(at, first, range(low, min(low + 3, heads.group)))
-        for number in range(heads.group):
+        self._beyond(count)
+
+    def _beyond(self, count: str) -> None:
+        """Write scores of -infinity from number `count` of a chunk on."""
+        code = self.code
+        for number in range(self.heads.group):
             with code.loop(count, str(CHUNK)) as beyond:
                 place = code.place(self.scores, code.add(beyond, number * CHUNK), "float")
                 code.set("float", real(float("-inf")), place)
+
+    def _coded(self, codes: Codes) -> None:
+        """Write attention to the blocks of codes, as many at a time as make a chunk."""
+        code, heads, place = self.code, self.heads, self.place
+        number = code.add(code.multiply("%layer", heads.keys), self.head)
+        start = code.multiply(code.multiply(number, place.blockroom), codes.bytes)
+        records = code.place(code.let(f"inttoptr i64 {place.codes} to ptr"), start)
+        blocks = CodedBlocks(code, heads, codes, records, self.queries, self.scores, self.sums)
+        many = CHUNK // codes.group
+        chunks = code.let(f"sdiv i64 {code.add(place.blocks, many - 1)}, {many}")
+        with code.loop("0", chunks) as chunk:
+            first = code.multiply(chunk, many)
+            left = code.let(f"sub i64 {place.blocks}, {first}")
+            count = code.choose(code.compare("slt", left, many), left, many)
+            with code.loop("0", count) as block:
+                blocks.scores(blocks.record(code.add(first, block)), code.multiply(block, codes.group))
+            self._beyond(code.multiply(count, codes.group))
+            for head in range(heads.group):
+                self._weights(head)
+            blocks.rescale(self.factors)
+            with code.loop("0", count) as block:
+                blocks.add(blocks.record(code.add(first, block)), code.multiply(block, codes.group))
 
     def _products(self, keys: str, first: str, numbers: range) -> None:
         code, width = self.code, self.heads.width

@@ -15,8 +15,11 @@ from torch import Tensor, nn
 
 from lessen.decoding.attention import windowed
 from lessen.decoding.compiled import attention, rows
-from lessen.decoding.compiled.cache import ContiguousCache
+from lessen.decoding.compiled.cache import CodedCache, ContiguousCache
+from lessen.decoding.compiled.codes import codes_for
+from lessen.decoding.compiled.layout import PLACE, Codes, Heads
 from lessen.decoding.compiled.program import Program, kernel
+from lessen.decoding.kv_codes import Form
 from lessen.decoding.straight import StraightEngine
 from lessen.errors import InputError
 from lessen.stored.kernels import machine
@@ -59,10 +62,21 @@ class CompiledEngine(StraightEngine):
         if self.width % 8 or self.heads.width % 16 or inner % 8:
             raise InputError(f"widths of {self.width}, {self.heads.width} and {inner} are no multiples of 8 and 16")
         self._tables = self._rotated(_PLACES)
+        self._kept: tuple[Form, int] | None = None
+        self._codes: Codes | None = None
         self._room(inner)
         self._write()
 
-    def _same_heads(self) -> attention.Heads:
+    def keep_codes(self, form: Form, exact: int) -> None:
+        """Keep all but the first `exact` and the newest tokens of caches in codes, from the next new cache on.
+
+        Raises:
+            InputError: a form that compiled attention does not read.
+        """
+        self._kept, self._codes = (form, exact), codes_for(form, self.heads)
+        self._write()
+
+    def _same_heads(self) -> Heads:
         """Return the heads of all blocks, which must be the same. Raises InputError."""
         found = set()
         for line, operands in zip(self._lines, self.operands, strict=True):
@@ -73,7 +87,7 @@ class CompiledEngine(StraightEngine):
                 raise InputError("a feed-forward layer has another gate than SiLU")
             epsilon = None if line.head_norms is None else line.head_norms[0][1]
             keys = operands["key"].outputs // line.head_dim
-            found.add(attention.Heads(line.heads, keys, line.head_dim, line.scale, epsilon))
+            found.add(Heads(line.heads, keys, line.head_dim, line.scale, epsilon))
         if len(found) > 1:
             raise InputError("blocks have different heads")
         return found.pop()
@@ -91,7 +105,7 @@ class CompiledEngine(StraightEngine):
         """Make room for the rows of a pass."""
         attended = self.heads.queries * self.heads.width
         apart = attended + 2 * self.heads.keys * self.heads.width
-        self.places = torch.zeros(ROWS, 3, dtype=torch.int64)
+        self.places = torch.zeros(ROWS, len(PLACE), dtype=torch.int64)
         self.stream, self.normed, self.chosen = (torch.empty(ROWS, self.width) for _ in range(3))
         self.projected, self.attended = torch.empty(ROWS, apart), torch.empty(ROWS, attended)
         self.gates, self.inner = torch.empty(ROWS, 2 * inner), torch.empty(ROWS, inner)
@@ -106,7 +120,7 @@ class CompiledEngine(StraightEngine):
 
     def _block_program(self, several: bool) -> Program:
         program, inner = Program(), self.inner.shape[1]
-        rotate, attend = kernel(attention.rotate(self.heads)), kernel(attention.attend(self.heads), True)
+        rotate, attend = kernel(attention.rotate(self.heads)), kernel(attention.attend(self.heads, self._codes), True)
         apart = self.projected.shape[1]
         for number, (line, parts) in enumerate(zip(self._lines, self.operands, strict=True)):
             self._normed(program, self.stream, line.norms[0])
@@ -164,8 +178,19 @@ class CompiledEngine(StraightEngine):
     # passes
 
     def new_cache(self, reserve: int = 0) -> Any:
-        """Return an empty cache with room for `reserve` tokens."""
+        """Return an empty cache with room for `reserve` tokens, or one that keeps codes and grows."""
+        if self._kept is not None:
+            return CodedCache(len(self._lines), self.heads, *self._kept)
         return ContiguousCache(len(self._lines), self.heads, reserve)
+
+    def cut(self, cache: Any, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        cache.cut(length)
+
+    def reach(self, cache: Any) -> int | None:
+        """Return how many tokens the next pass may add, see `Engine`."""
+        bound: int | None = cache.reach()
+        return bound
 
     @torch.inference_mode()
     def run(self, work: Sequence[tuple[Any, Sequence[int]]], last_only: bool = False) -> Tensor:
@@ -184,7 +209,7 @@ class CompiledEngine(StraightEngine):
             part.copy_(self.stream[: len(part)])
         ends: list[int] = []
         for cache, tokens in work:
-            cache.length += len(tokens)
+            cache.added(len(tokens))
             ends.append((ends[-1] if ends else -1) + len(tokens))
         return self._logits(hidden[ends] if last_only else hidden)
 
@@ -199,19 +224,12 @@ class CompiledEngine(StraightEngine):
         return logits
 
     def _places(self, work: Sequence[tuple[Any, Sequence[int]]]) -> Tensor:
-        """Make room for new tokens; return place, cache address and room of each row, int64 [rows, 3]."""
+        """Make room for new tokens; return where each row stands, int64 [rows, numbers of `PLACE`]."""
         longest = max(cache.length + len(tokens) for cache, tokens in work)
         if longest > len(self._tables[0]):
             self._tables = self._rotated(longest + longest // 2)
             self._write()
-        found = []
-        for cache, tokens in work:
-            cache.reserve(cache.length + len(tokens))
-            rows_ = torch.empty(len(tokens), 3, dtype=torch.int64)
-            rows_[:, 0] = torch.arange(cache.length, cache.length + len(tokens))
-            rows_[:, 1], rows_[:, 2] = cache.states.data_ptr(), cache.room
-            found.append(rows_)
-        return torch.cat(found)
+        return torch.cat([cache.places(len(tokens)) for cache, tokens in work])
 
 
 _NAMES = ("query", "key", "value", "output", "gate", "up", "down")

@@ -34,15 +34,19 @@ def minilm() -> Rows:
     """Return rows at three quarters of heads and units, and at shares of the multiply-adds; calibrated on 128 texts."""
     few = {"calibration_batches": 4}
     parts = {"heads": 0.75, "units": 0.75}
+    refit = [{"retrain": {"by": "blocks", "calibration_batches": 8}}]
     rows: Rows = {
         "mope 75/75": [{"mope": {**parts, **few}}],
+        "mope answers 75/75": [{"mope": {**parts, **few, "quality": "answers"}}],
+        "mope answers 75/75, refitted": [{"mope": {**parts, **few, "quality": "answers"}}, *refit],
+        "magnitude 75/75, refitted": [{"magnitude-pruning": parts}, *refit],
         "magnitude 75/75": [{"magnitude-pruning": parts}],
         "first-order 75/75": [{"first-order-pruning": {**parts, **few}}],
         "random 75/75": [{"random-pruning": parts}],
         "mope free 75/75": [{"mope": {"share": 0.754, **few}}],
     }
     for share in SHARES:
-        name, refit = f"{share:.0%}", [{"retrain": {"by": "blocks", "calibration_batches": 8}}]
+        name = f"{share:.0%}"
         rows |= {
             f"magnitude {name}": [{"magnitude-pruning": {"share": share}}],
             f"random {name}": [{"random-pruning": {"share": share}}],
@@ -60,8 +64,8 @@ def smollm2() -> Rows:
     even = {"of": "parameters", "uniform": True}
     refit = {"retrain": {"by": "blocks", "calibration_batches": 12}}
     return {
-        "first-order even": [{"first-order-pruning": even}],
         "first-order even, refitted": [{"first-order-pruning": even}, refit],
+        "first-order even": [{"first-order-pruning": even}],
         "first-order": [{"first-order-pruning": {"of": "parameters"}}],
         "first-order, refitted": [{"first-order-pruning": {"of": "parameters"}}, refit],
         "magnitude": [{"magnitude-pruning": {"of": "parameters"}}],
@@ -138,6 +142,7 @@ def main() -> None:
     parser.add_argument("--host", choices=("minilm", "smollm2", "cifar"), required=True)
     parser.add_argument("--text", help="text whose paragraphs MiniLM searches")
     parser.add_argument("--rows", default="*", help="glob over row names")
+    parser.add_argument("--seconds", type=float, default=1e9, help="of the processor, after which no row is begun")
     parser.add_argument("--seeds", type=int, default=3, help="of random rows")
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -155,7 +160,7 @@ def main() -> None:
     for name, steps in {"minilm": minilm, "smollm2": smollm2, "cifar": cifar}[asked.host]().items():
         for seed in range(asked.seeds if name.startswith("random") else 1):
             row = f"{name} #{seed}" if name.startswith("random") else name
-            if row in record["rows"] or not fnmatch.fnmatch(name, asked.rows):
+            if row in record["rows"] or not fnmatch.fnmatch(name, asked.rows) or time.process_time() > asked.seconds:
                 continue
             start = time.process_time()
             made, ledger = Recipe.parse({"name": name, "steps": steps}).apply(model, task, seed=seed)
@@ -166,6 +171,8 @@ def main() -> None:
                 "kept": findings.get("kept"), "sparsity": findings.get("sparsity"),
                 **judged(found, record["rows"]["whole"]["units"]), "units": found,
             }  # fmt: skip
+            if path.exists():  # rows that another run wrote meanwhile
+                record["rows"] = {**json.loads(path.read_text())["rows"], **record["rows"]}
             atomic_write(path, dump_json(record))
             shown = {k: v for k, v in record["rows"][row].items() if k not in ("units", "kept", "steps")}
             print(row, json.dumps(shown), flush=True)

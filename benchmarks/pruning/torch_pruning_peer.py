@@ -48,7 +48,7 @@ def pruned_units(tp: Any, model: Any, task: Any, kind: str, kept: float) -> None
         ignored = [m for m in ignored if not any(m is b.mlp.up_proj for b in layers)]
     tp.pruner.BasePruner(
         model, _example(task), importance=importance[kind](), pruning_ratio=1 - kept, ignored_layers=ignored,
-        round_to=16, forward_fn=lambda one, given: one(**given),
+        round_to=16, forward_fn=_forward,
     ).step()  # fmt: skip
 
 
@@ -62,8 +62,15 @@ def pruned_all(tp: Any, model: Any, task: Any, ratio: float) -> None:
         model, _example(task), importance=tp.importance.GroupMagnitudeImportance(p=2, group_reduction="mean"),
         global_pruning=False, pruning_ratio=ratio, ignored_layers=[model.lm_head], num_heads=heads,
         prune_num_heads=True, prune_head_dims=False, head_pruning_ratio=ratio, round_to=16,
-        forward_fn=lambda one, given: one(**given),
+        forward_fn=_forward,
     ).step()  # fmt: skip
+
+
+def _forward(model: Any, given: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return one tensor: the cache of keys and values is nothing that groups can be traced through."""
+    answer = model(**given, use_cache=False) if hasattr(model, "lm_head") else model(**given)
+    found: torch.Tensor = answer[0]
+    return found
 
 
 def _example(task: Any) -> dict[str, torch.Tensor]:

@@ -157,3 +157,19 @@ def test_a_forecast_says_the_bytes_and_the_least():
         Recipe([MagnitudePruning(share=said.smallest - 0.01, of="parameters")]).apply(model, task)
     assert caught.value.nearest == pytest.approx(said.smallest)
     assert MagnitudePruning().forecast(model, task, Context(seed=0)).bytes is None
+
+
+@pytest.mark.parametrize("quality", ["metric", "answers", "loss"])
+def test_what_mope_asks_decides_and_rounds_rank_again(quality):
+    from words import Words
+
+    task = Words(2)
+    torch.manual_seed(0)
+    model = task.build().eval()
+    for layer in model.model.layers:
+        layer.mlp.down_proj.weight.data[:, :8] = 0  # a third of the units says nothing
+    made, _ = Recipe([MoPE(units=0.67, multiple=8, neuron_groups=3, quality=quality, rounds=2)]).apply(model, task)
+    batch = next(iter(task.batches("test")))
+    assert {layer.mlp.down_proj.in_features for layer in made.model.layers} == {16}
+    if quality == "answers":  # loss and accuracy may prefer to lose what does harm
+        assert torch.allclose(task.forward(made, batch), task.forward(model, batch), atol=1e-5)

@@ -8,12 +8,12 @@ from pydantic import Field
 
 from lessen.method import Card, Context
 from lessen.methods.weights._shared.pruned import CLAIMS, Pruned
-from lessen.methods.weights._shared.questions import losses, mean_loss, metric
+from lessen.methods.weights._shared.questions import closeness, losses, mean_loss, metric
 from lessen.pruning.budget import Values
 from lessen.pruning.choice import Choice
 from lessen.pruning.costs import Costs
 from lessen.pruning.layout import Layout
-from lessen.pruning.scan import errors, weakest_blocks
+from lessen.pruning.scan import Question, errors, weakest_blocks
 from lessen.pruning.scores import by_slope
 from lessen.task import Task
 
@@ -25,9 +25,9 @@ class MoPE(Pruned):
     Source: Lin et al. 2024, MoPE-CLIP: Structured Pruning for Efficient Vision-Language Models with Module-wise Pruning
     Error Metric (arXiv 2403.07839). As there: a cross-modal quality for both towers, units sorted by slope before they
     are cut into groups, blocks ranked on the model whose width is pruned. Differences: quality is the loss on train
-    batches unless `quality: metric` (a recall of few queries moves in steps, and many parts tie); heads and units
-    compete across blocks unless `heads`, `units` or `uniform` say otherwise; `rounds` ranks again after a part was
-    taken out, for single removals cannot see that two parts stand in for each other; blocks are dropped one by one.
+    batches unless `quality` says otherwise (a recall of few queries moves in steps, and many parts tie); heads and
+    units compete across blocks unless `heads`, `units` or `uniform` say otherwise; `rounds` ranks again after a part
+    was taken out, for single removals cannot see that two parts stand in for each other; blocks are dropped one by one.
     What stands before the part that is taken out, and the other tower, is not computed again.
     """
 
@@ -40,8 +40,10 @@ class MoPE(Pruned):
         needs=frozenset({"gradients", "calibration"}),
         claims=CLAIMS,
     )
-    quality: Literal["loss", "metric"] = Field(
-        "loss", description="loss: of train batches; metric: the task's first one on its validation split"
+    quality: Literal["loss", "metric", "answers"] = Field(
+        "loss",
+        description="loss: of train batches; metric: the task's first one on its validation split; answers: how near "
+        "they are to those of the whole model",
     )
     calibration_batches: int = Field(8, ge=1, le=100_000, description="train batches of the loss and of slopes")
     neuron_groups: int = Field(8, ge=1, le=100_000, description="groups of units of a block that are taken out as one")
@@ -77,7 +79,9 @@ class MoPE(Pruned):
         slopes = by_slope(layout, losses(layout.model, task, self.calibration_batches))
         return errors(layout, self._question(layout, task), slopes, self.neuron_groups, kept, context.log)
 
-    def _question(self, layout: Layout, task: Task):  # type: ignore[no-untyped-def]
+    def _question(self, layout: Layout, task: Task) -> Question:
         if self.quality == "metric":
             return metric(layout.model, task)
+        if self.quality == "answers":
+            return closeness(layout.model, task, self.calibration_batches)
         return mean_loss(layout.model, task, self.calibration_batches)

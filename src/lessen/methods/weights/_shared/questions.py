@@ -51,3 +51,23 @@ def mean_loss(model: nn.Module, task: Task, count: int) -> Callable[[], float]:
 def metric(model: nn.Module, task: Task) -> Callable[[], float]:
     """Return what gives the task's first metric on its validation split, higher is better."""
     return lambda: task.score(model, "validation")
+
+
+def closeness(model: nn.Module, task: Task, count: int) -> Callable[[], float]:
+    """Return what says how near the answers to the same train batches are to those given now, at most 0.
+
+    The mean square of the difference, as a share of that of the answers, is what is negative. It needs no labels and
+    sees every value that a model answers, where a loss of few examples or a recall sees little.
+    """
+    device = device_of(model)
+    given = [to_device(batch, device) for batch in batches_of(task, count)]
+    model.eval()
+    with torch.no_grad():
+        wanted = [task.forward(model, batch).float() for batch in given]
+    whole = sum(float(answer.square().mean()) for answer in wanted) or 1.0
+
+    def near() -> float:
+        found = (task.forward(model, batch).float() for batch in given)
+        return -sum(float((a - b).square().mean()) for a, b in zip(found, wanted, strict=True)) / whole
+
+    return near

@@ -4,6 +4,8 @@
 
 smollm2 example   its LLM example: one ratio for heads, units and the width together, by magnitude, global=False
 smollm2 units *   the same number of units from every block and nothing else, which is the best its groups can do there
+The rows of `frontier` stand first: the whole model's are taken from its file.
+
 minilm units *    half of the units of every block
 """
 
@@ -24,7 +26,7 @@ from benchmarks.pruning.frontier import RESULTS, judged, task_of, units
 from lessen.environment import environment
 from lessen.files import atomic_write, dump_json
 
-BATCHES = 8
+BATCHES = 4
 
 
 def slopes(model: Any, task: Any) -> None:
@@ -102,7 +104,7 @@ def main() -> None:
     for name, (kind, amount) in rows.items():
         if name in record["rows"] or not fnmatch.fnmatch(name, asked.rows):
             continue
-        base = base or units(asked.host, task, model)
+        base = base or json.loads((RESULTS / f"pruning_{asked.host}.json").read_text())["rows"]["whole"]["units"]
         made, start = copy.deepcopy(model), time.process_time()
         if kind == "all":
             pruned_all(tp, made, task, amount)

@@ -37,7 +37,12 @@ class Pictures(Task):
 
 
 @pytest.mark.parametrize(
-    "knobs", [{"pattern": "2:4"}, {"pattern": "1:8", "values": "int8"}, {"density": 0.1, "values": "fp16"}]
+    "knobs",
+    [
+        {"pattern": "2:4"},
+        {"pattern": "1:8", "values": "int8", "activations": "int8"},
+        {"density": 0.1, "values": "fp16"},
+    ],
 )
 def test_sparse_layers_are_spread_in_the_graph(tmp_path, knobs):
     task = Pictures()

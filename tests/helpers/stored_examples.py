@@ -22,13 +22,14 @@ from lessen.stored.linears.group_quantized import GroupQuantizedLinear
 from lessen.stored.linears.half import HalfLinear
 from lessen.stored.linears.int8_linear import Int8Linear
 from lessen.stored.linears.low_rank import LowRankLinear
+from lessen.stored.linears.low_rank_conv import LowRankConv
 from lessen.stored.linears.low_rank_delta import LowRankDelta
 from lessen.stored.linears.rotated import RotatedInput, RotatedNorm, draw_signs
 from lessen.stored.linears.scaled_input import ScaledInput
 from lessen.stored.linears.sparse import SparseConv, SparseLinear, to_matrix
 from lessen.stored.linears.sparse_matrix import SparseMatrix
 from lessen.stored.linears.spqr import Outliers, SpQRLinear, Statistics
-from lessen.stored.linears.static_int8 import StaticInt8Conv, StaticInt8Linear
+from lessen.stored.linears.static_int8 import StaticInt8Conv, StaticInt8Linear, geometry_of
 from lessen.stored.series.wavelet_bank import WaveletBank
 from lessen.stored.tables.cluster_assigned import ClusterAssignedEmbedding
 from lessen.stored.tables.clustered_embedding import ClusteredEmbedding
@@ -223,7 +224,9 @@ def static_int8_conv():
 
 def sparse_linear(values="fp32"):
     weight = random(5, 12)
-    return SparseLinear.around(nn.Linear(12, 5), SparseMatrix.of(weight, weight > 0.3, values))
+    return SparseLinear.around(
+        nn.Linear(12, 5), SparseMatrix.of(weight, weight > 0.3, values), "int8" if values == "int8" else "float"
+    )
 
 
 def sparse_linear_of_int8():
@@ -241,6 +244,13 @@ def sparse_conv():
     layer = nn.Conv2d(8, 6, 3, stride=2, padding=1, groups=2)
     weight = to_matrix(layer.weight.detach())
     return SparseConv.around(layer, SparseMatrix.of(weight, Pattern.parse("1:4").mask(weight), "int8", 1, 4))
+
+
+def low_rank_conv():
+    made = LowRankConv(geometry_of(nn.Conv2d(4, 6, 3, stride=2, padding=1)), 3)
+    for parameter in made.parameters():
+        parameter.data.copy_(random(*parameter.shape))
+    return made
 
 
 def half_linear():
@@ -308,6 +318,7 @@ OTHERS = {
     "sparse linear of int8": (sparse_linear_of_int8, lambda: (random(3, 12),)),
     "sparse linear N of M": (sparse_linear_n_of_m, lambda: (random(3, 12),)),
     "sparse conv": (sparse_conv, lambda: (random(2, 8, 7, 7),)),
+    "low rank conv": (low_rank_conv, lambda: (random(2, 4, 7, 7),)),
     "half linear": (half_linear, lambda: (random(3, 12),)),
     "low rank delta": (low_rank_delta, lambda: (random(3, 12),)),
     "constant": (constant, lambda: (random(3, 12),)),

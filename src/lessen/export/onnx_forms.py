@@ -52,7 +52,8 @@ from lessen.stored.tables.step_quantized import StepQuantizedEmbedding
 from lessen.stored.tables.tiered_embedding import TieredEmbedding
 
 TRACED = (
-    "fallback-embedding", "half-embedding", "low-rank-embedding", "low-rank-linear",
+    "fallback-embedding", "half-embedding", "low-rank-conv", "low-rank-embedding",
+    "low-rank-linear",
     "pruned-embedding", "rotated-input", "rotated-norm", "scaled-input", "selected-fields", "tensor-train-embedding",
     "token-reduction", "unified-embedding",
 )  # fmt: skip

@@ -54,17 +54,21 @@ class Spread(nn.Module):
 
 
 class SpreadLinear(nn.Module):
-    """A sparse linear layer, its matrix spread already."""
+    """A sparse linear layer, its matrix spread already; the inputs of one with int8 activations are rounded."""
 
     bias: Tensor | None
 
     def __init__(self, layer: SparseLinear) -> None:
         super().__init__()
         self.matrix = layer.matrix
+        self.rounds = layer.activations == "int8"
         self.register_buffer("bias", layer.bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map float [*, in] to [*, out]."""
+        if self.rounds:
+            step = inputs.abs().amax(dim=-1, keepdim=True).clamp(min=1e-30) / 127.0
+            inputs = torch.round(inputs / step) * step
         return functional.linear(inputs, self.matrix(), self.bias)
 
 

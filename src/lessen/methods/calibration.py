@@ -97,12 +97,13 @@ class Moments:
 
 
 def output_moments(model: nn.Module, task: Task, sites: list[Site], batches: int | None) -> list[Moments]:
-    """Return the moments of each linear layer's output over the train split."""
-    moments = [Moments(site.module.out_features) for site in sites]
+    """Return the moments of each layer's output over the train split; of a convolution over its positions."""
+    moments = [Moments(len(site.module.weight)) for site in sites]
 
     def collector(into: Moments) -> Callable[..., None]:
-        def hook(_module: nn.Module, _arguments: Any, _keywords: Any, output: Tensor) -> None:
-            into.add(output.reshape(-1, output.shape[-1]))
+        def hook(module: nn.Module, _arguments: Any, _keywords: Any, output: Tensor) -> None:
+            rows = output if isinstance(module, nn.Linear) else output.movedim(1, -1)
+            into.add(rows.reshape(-1, rows.shape[-1]))
 
         return hook
 

@@ -147,6 +147,7 @@ def test_weights_of_all_layers_compete():
         ({"pattern": "4:2"}, "N:M needs 1 <= N < M"),
         ({"pattern": "half"}, "a pattern is N:M"),
         ({"pattern": "2:4", "density": 0.5}, "says the density"),
+        ({"activations": "int8"}, "needs values=int8"),
         ({"density": 1.5}, "less than or equal to 0.95"),
     ],
 )

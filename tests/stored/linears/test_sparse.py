@@ -11,6 +11,8 @@ from torch import nn
 from lessen.errors import InputError
 from lessen.methods.sites import module_bytes
 from lessen.sparsity.pattern import Pattern
+from lessen.stored.kernels import sparse_products
+from lessen.stored.linears.int8_linear import Int8Linear
 from lessen.stored.linears.sparse import SparseConv, SparseLinear, from_matrix, to_matrix
 from lessen.stored.linears.sparse_matrix import SparseMatrix, sparse_bytes
 
@@ -115,3 +117,67 @@ def test_damaged_places_are_refused():
     made.scales[0] = 0
     with pytest.raises(ValueError, match="scales"):
         made.check()
+
+
+def int8_twins(inputs, outputs, density, bias=True):
+    """A sparse layer with int8 activations, and a dense int8 layer of the same codes."""
+    torch.manual_seed(0)
+    dense = nn.Linear(inputs, outputs, bias)
+    mask = Pattern(density).mask(torch.rand(outputs, inputs))
+    made = SparseLinear.around(dense, SparseMatrix.of(dense.weight, mask, "int8"), "int8")
+    twin = Int8Linear(inputs, outputs)
+    twin.codes.copy_(made.matrix.held(slice(0, outputs)))
+    twin.scales.copy_(made.matrix.scales)
+    if bias:
+        twin.bias.copy_(dense.bias)
+    return made, twin
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 64), (61, 70), (257, 130), (4, 3), (512, 1)])
+@pytest.mark.parametrize("density", [0.02, 0.5, 0.95])
+def test_int8_products_are_those_of_the_dense_layer_bit_for_bit(inputs, outputs, density, monkeypatch):
+    made, twin = int8_twins(inputs, outputs, density)
+    with torch.no_grad():
+        for rows in (1, 3, 4, 9):
+            given = torch.randn(rows, inputs) * torch.logspace(-3, 3, rows).unsqueeze(1)
+            given[0, 0] = 0.0 if rows == 3 else given[0, 0]
+            found = made(given)
+            assert torch.equal(found, twin._by_row(given))
+            with monkeypatch.context() as patch:
+                patch.setattr(sparse_products, "possible", lambda: False)
+                assert torch.equal(made(given), found)
+        assert made(torch.zeros(2, 0, inputs)).shape == (2, 0, outputs)
+        assert torch.equal(made(torch.zeros(1, inputs)), twin.bias.unsqueeze(0))
+
+
+@pytest.mark.skipif(not sparse_products.possible(), reason="needs the extra kernels, AVX-512 with VBMI2 and VNNI")
+def test_the_kernel_is_used_counts_its_bytes_and_sees_a_changed_buffer():
+    made, twin = int8_twins(512, 256, 0.25, bias=False)
+    given = torch.randn(5, 512)
+    with torch.no_grad():
+        made(given)
+        kept = int(made.matrix.mask(slice(0, 256)).sum())
+        assert made.packed_bytes() == 512 * 256 // 8 + kept + 64 + 4 * 8 + 256 * 4
+        assert not made.storage_only()
+        made.matrix.values.neg_()
+        twin.codes.neg_()
+        assert torch.equal(made(given), twin._by_row(given))
+    given.requires_grad_()
+    made(given).sum().backward()
+    assert torch.allclose(given.grad, made.dequantise().sum(0).expand_as(given.grad), atol=1e-5)
+
+
+@pytest.mark.skipif(not sparse_products.possible(), reason="needs the extra kernels, AVX-512 with VBMI2 and VNNI")
+def test_largest_sums_do_not_saturate():
+    mask = torch.rand(64, 4096) < 0.9
+    codes = (127 * torch.ones(64, 4096, dtype=torch.int8)) * mask
+    operand = sparse_products.SparseOperand.of(codes, mask)
+    for sign in (1, -1):
+        rows = torch.full((5, 4096), sign * 127, dtype=torch.int8)
+        assert torch.equal(operand.sums(rows).long(), rows.long() @ codes.long().t())
+
+
+def test_int8_inputs_need_int8_values():
+    weight = layer().weight.detach()
+    with pytest.raises(ValueError, match="need int8 values, found fp32"):
+        SparseLinear(SparseMatrix.of(weight, weight > 0), activations="int8")

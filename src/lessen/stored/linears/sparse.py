@@ -1,4 +1,4 @@
-"""Layers with a sparse weight: linear ones and convolutions. Bytes are saved on disk and in memory."""
+"""Layers with a sparse weight: linear ones, which a kernel multiplies where values are int8, and convolutions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ from torch import Tensor, nn
 from lessen.errors import InputError
 from lessen.stored import checks
 from lessen.stored.base import StoredModule, stored
-from lessen.stored.linears.decoded import DecodedLinear
+from lessen.stored.integers import products
+from lessen.stored.kernels import sparse_products
+from lessen.stored.kernels.linear import Held, takes
+from lessen.stored.kernels.sparse_products import SparseOperand
+from lessen.stored.linears.decoded import DecodedLinear, row_parts
 from lessen.stored.linears.sparse_matrix import SparseMatrix
 from lessen.stored.linears.static_int8 import CONVOLVE, StaticInt8Conv, geometry_of
+
+LEAST = 1e-30
+"""Size of a row of inputs below which it counts as that large."""
 
 
 def bias_of(layer: Any) -> Tensor | None:
@@ -21,40 +28,97 @@ def bias_of(layer: Any) -> Tensor | None:
     return None if layer.bias is None else layer.bias.detach().float().clone()
 
 
+ACTIVATIONS = ("float", "int8")
+
+
 @stored
 class SparseLinear(DecodedLinear):
-    """State: `matrix`, a `SparseMatrix` [out, in], and `bias` float32 [out] or none. Decoded where it is multiplied."""
+    """State: `matrix`, a `SparseMatrix` [out, in], and `bias` float32 [out] or none.
+
+    `activations`:
+        "float"   inputs as they come; the weight is decoded where it is multiplied. Bytes are saved, time is not.
+        "int8"    inputs rounded to int8, a scale a row, as `Int8Linear` does; for int8 values only. With the extra
+                  `kernels` and AVX-512 VBMI2 products are of the packed values (`kernels.sparse_products`), else of
+                  decoded codes. Both give what an `Int8Linear` of the same codes gives, bit for bit.
+    Where a gradient with respect to the input is asked for, the decoded weight is used.
+    """
 
     kind = "sparse-linear"
     matrix: SparseMatrix
     bias: Tensor | None
 
-    def __init__(self, matrix: SparseMatrix, bias: bool = True) -> None:
+    def __init__(self, matrix: SparseMatrix, bias: bool = True, activations: str = "float") -> None:
         super().__init__()
         self.in_features, self.out_features = matrix.columns, matrix.rows
+        self.activations = str(checks.one_of("activations", activations, ACTIVATIONS))
+        if self.activations == "int8" and matrix.scales is None:
+            raise ValueError(f"activations of int8 need int8 values, found {matrix.value_kind}")
         self.matrix = matrix
         has_bias = checks.one_of("bias", bias, (True, False))
         self.register_buffer("bias", torch.zeros(matrix.rows) if has_bias else None)
+        self._held: Held[SparseOperand] = Held()
 
     def config(self) -> dict[str, Any]:
-        """Return the configuration of the matrix, and whether there is a bias."""
-        return {"matrix": self.matrix.config(), "bias": self.bias is not None}
+        """Return the configuration of the matrix, whether there is a bias, and how inputs are taken."""
+        return {"matrix": self.matrix.config(), "bias": self.bias is not None, "activations": self.activations}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> SparseLinear:
         """Build an empty twin. Raises ValueError or TypeError for a configuration that makes no sense."""
-        return cls(_empty(config["matrix"]), config["bias"])
+        return cls(_empty(config["matrix"]), config["bias"], config["activations"])
 
     @classmethod
-    def around(cls, layer: nn.Linear, matrix: SparseMatrix) -> SparseLinear:
+    def around(cls, layer: nn.Linear, matrix: SparseMatrix, activations: str = "float") -> SparseLinear:
         """Return a layer with this matrix and the bias of `layer`."""
-        made = cls(matrix, bias=False)
+        made = cls(matrix, bias=False, activations=activations)
         made.bias = bias_of(layer)
         return made
 
     def decoded(self, part: slice) -> Tensor:
         """Return the weights of some outputs, float32 [part, in]."""
         return self.matrix.decoded(part)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map float [*, in] to [*, out] of the same type. Raises InputError for inputs of another width."""
+        if self.activations == "float" or (torch.is_grad_enabled() and inputs.requires_grad):
+            return super().forward(inputs)
+        if inputs.shape[-1] != self.in_features:
+            raise InputError(f"a layer of {self.in_features} inputs was given {inputs.shape[-1]}")
+        flat = inputs.reshape(-1, self.in_features).float()
+        step = flat.abs().amax(dim=1, keepdim=True).clamp_(min=LEAST) / 127.0
+        sums = self._sums((flat / step).round_(), inputs)
+        assert self.matrix.scales is not None
+        bias = flat.new_zeros(()) if self.bias is None else self.bias
+        wide = torch.addcmul(bias, sums, step * self.matrix.scales)
+        return wide.to(inputs.dtype).view(*inputs.shape[:-1], self.out_features)
+
+    def _sums(self, rows: Tensor, inputs: Tensor) -> Tensor:
+        """Return the products of whole numbers [rows, in] with the codes, float32 [rows, out]."""
+        tensors = tuple(self.matrix.buffers())
+        if len(rows) and takes(inputs, tensors) and sparse_products.possible():
+            operand = self._held.operand(tensors, self._operand)
+            if operand is not None:
+                return operand.sums(rows.to(torch.int8)).float()
+        parts = row_parts(self.out_features, self.in_features)
+        return torch.cat([products(rows, self.matrix.held(part)) for part in parts], dim=1)
+
+    def _operand(self) -> SparseOperand:
+        whole = slice(0, self.out_features)
+        return SparseOperand.of(self.matrix.held(whole), self.matrix.mask(whole))
+
+    def storage_only(self) -> bool:
+        """Tell whether no kernel takes this form here."""
+        return self.activations == "float" or not sparse_products.possible() or not self.matrix.values.is_cpu
+
+    def packed_bytes(self) -> int:
+        """Return the bytes of what the kernel reads, or of the decoded weight, held beside the buffers."""
+        return self._held.bytes + super().packed_bytes()
+
+    def opaque_macs(self, *inputs: Any) -> int:
+        """Return multiply-adds of one forward in int8, which the flop counter does not see; zeros take part."""
+        if self.activations == "float":
+            return 0
+        return int(inputs[0].numel() // self.in_features) * self.in_features * self.out_features
 
 
 @stored

@@ -29,7 +29,17 @@ class Sparsified(ModuleMethod):
     values: Literal["same", "fp16", "bf16", "int8"] = Field(
         "same", description="kept values: of the layer's type, in 16 bits, or int8 with a scale for each output"
     )
+    activations: Literal["float", "int8"] = Field(
+        "float",
+        description="inputs as they come, or rounded to int8 row by row so that a kernel multiplies int8 values",
+    )
     min_weights: int = Field(1024, ge=1, le=10**9, description="layers with fewer weights stay as they are")
+
+    @model_validator(mode="after")
+    def _values_for_the_kernel(self) -> Self:
+        if self.activations == "int8" and self.values != "int8":
+            raise ValueError("activations=int8 needs values=int8: the kernel multiplies integers")
+        return self
 
     @property
     @abstractmethod
@@ -93,7 +103,9 @@ class Sparsified(ModuleMethod):
         context.findings.setdefault("layers", {})[site.path] = {
             "kept": round(len(matrix.values) / mask.numel(), 6), "error": round(away / power, 8) if power else 0.0,
         }  # fmt: skip
-        return sparse_layer(layer, matrix)
+        if isinstance(layer, nn.Linear):
+            return SparseLinear.around(layer, matrix, self.activations)
+        return SparseConv.around(layer, matrix)
 
     def remark(self, model: nn.Module, context: Context) -> None:
         """Record how many of all the model's weights are left: sparse layers are a part of it only."""
@@ -138,8 +150,3 @@ def checked(pattern: str) -> str:
     """Return a pattern that is one. Raises ValueError."""
     Pattern.parse(pattern)
     return pattern
-
-
-def sparse_layer(layer: Any, matrix: SparseMatrix) -> StoredModule:
-    """Return the sparse form of a linear layer or a convolution."""
-    return SparseLinear.around(layer, matrix) if isinstance(layer, nn.Linear) else SparseConv.around(layer, matrix)

@@ -39,6 +39,10 @@ MORE = {
         {"pattern": "1:4", "schedule": "stepwise", "straight_through": True, "min_weights": 64, "epochs": 1},
     ),
     "feature-mimicking 0.4": ("feature-mimicking", {"share": 0.4, "mimic_epochs": 1, "min_weights": 64}),
+    "class-dependent ranked": (
+        "class-dependent",
+        {"rank_weight": 1.0, "rounds": 2, "slack": 0.5, "epochs": 1, "min_weights": 64},
+    ),
     "sparsegpt 0.3": ("sparsegpt", {"density": 0.3, "values": "int8", "activations": "int8", "min_weights": 64}),
     "billm of one bit": ("billm", {"block": None, "split": False, "hessian": "output"}),
     "kivi 2": ("kivi", {"bits": 2, "group": 4, "residual": 4, "first": 1}),

@@ -119,7 +119,7 @@ def test_mimicking_brings_outputs_nearer_without_labels():
     batch = task.example_batch()[0]
     errors = []
     for epochs in (0, 3):
-        made = FeatureMimicking(share=0.3, min_weights=64, mimic_epochs=epochs).apply(
+        made = FeatureMimicking(share=0.06, min_weights=64, mimic_epochs=epochs).apply(
             copy.deepcopy(model), unlabelled, Context()
         )
         assert any(isinstance(module, (LowRankConv, LowRankLinear)) for module in made.modules())

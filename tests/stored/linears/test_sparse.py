@@ -157,7 +157,7 @@ def test_the_kernel_is_used_counts_its_bytes_and_sees_a_changed_buffer():
     with torch.no_grad():
         made(given)
         kept = int(made.matrix.mask(slice(0, 256)).sum())
-        assert made.packed_bytes() == 512 * 256 // 8 + kept + 64 + 4 * 8 + 256 * 4
+        assert made.packed_bytes() == 512 * 256 // 8 + kept + 64 + 4 * 8 + 3 * 256 * 4
         assert not made.storage_only()
         made.matrix.values.neg_()
         twin.codes.neg_()
@@ -171,10 +171,10 @@ def test_the_kernel_is_used_counts_its_bytes_and_sees_a_changed_buffer():
 def test_largest_sums_do_not_saturate():
     mask = torch.rand(64, 4096) < 0.9
     codes = (127 * torch.ones(64, 4096, dtype=torch.int8)) * mask
-    operand = sparse_products.SparseOperand.of(codes, mask)
+    operand = sparse_products.SparseOperand.of(codes, mask, torch.ones(64), None)
     for sign in (1, -1):
-        rows = torch.full((5, 4096), sign * 127, dtype=torch.int8)
-        assert torch.equal(operand.sums(rows).long(), rows.long() @ codes.long().t())
+        rows = torch.full((5, 4096), sign * 127.0)
+        assert torch.equal(operand.multiply(rows), (rows.long() @ codes.long().t()).float())
 
 
 def test_int8_inputs_need_int8_values():

@@ -4,8 +4,10 @@
                                                                     its values, packed     values in another
 
 A step loads a mask and 64 bytes from where the values stand, spreads them by the mask (`vpexpandb`), multiplies them by
-four activations and adds into 16 int32 sums (`vpdpbusd`), and moves on by the bits that were set. Activations are held
-as unsigned bytes, 128 added: sums start at -128 * (sum of an output's weights), so that they are those of signed bytes.
+four activations and adds into 16 int32 sums (`vpdpbusd`), and moves on by the bits that were set. Activations are made
+unsigned, 128 added: sums start at -128 * (sum of an output's weights), so that they are those of signed bytes.
+
+    y[m, n] = (sum[m, n] * (step[m] * scale[n])) + bias[n]        rounded once at the end, as torch.addcmul does
 
 Needs AVX-512 with VBMI2 and VNNI. What is read is 1 bit a weight and 8 for each that is kept, in place of 8: beyond the
 caches, where memory decides, that is the gain; inside, spreading costs more than the bytes it saves.
@@ -21,9 +23,11 @@ import torch
 from torch import Tensor
 
 from lessen.stored.kernels import machine
-from lessen.stored.kernels.assembly import Assembly
+from lessen.stored.kernels.assembly import Assembly, floats, multiply_add, spread
 from lessen.stored.kernels.functions import Function, share
-from lessen.stored.kernels.operands import SHARE, numbers
+from lessen.stored.kernels.operands import SHARE, Activations, numbers, rounding_kernel
+from lessen.stored.kernels.panels import Blocks
+from lessen.stored.kernels.roundings import Rounding
 
 LANES = 16
 VECTORS = 4
@@ -34,13 +38,17 @@ STEP = 4
 WIDTH = LANES * STEP
 TOGETHER = 4
 """Rows whose sums are held in registers."""
-AHEAD = 1024
-"""Bytes that values are asked for ahead of their use."""
 BYTES, SUMS, MASK = f"<{WIDTH} x i8>", f"<{LANES} x i32>", f"<{WIDTH} x i1>"
-HEAD = ("state", "masks", "values", "firsts", "starts", "count", "outputs", "steps", "rows", "stride", "out", "width")
-"""Arguments: addresses of masks, values, the first value of each panel, and the integers that sums start with (of all
-panels); panels; outputs; steps of a row; address of unsigned rows and bytes from one to the next; int32 sums, `width` a
-row."""
+SIGN = -2139062144
+"""The top bit of four bytes."""
+HEAD = (
+    "state", "masks", "values", "firsts", "starts", "scales", "biases", "count", "length", "rows", "stride", "steps",
+    "blocks", "out", "width",
+)  # fmt: skip
+"""Arguments: addresses of masks, values, the first value of each panel, and of what all panels' outputs have: integer
+that sums start with, scale and bias; panels; steps of a row; rows int8 and bytes from one to the next; float32 steps of
+activations, the first of `blocks` a row; float32 outputs, `width` a row."""
+FLOATS = floats(LANES)
 
 
 @cache
@@ -64,7 +72,7 @@ def write(together: int) -> str:
     code = function.code
     first, last = share(function, "%count")
     groups = code.let(f"sdiv i64 {function.state('rows')}, {together}")
-    each = code.multiply("%steps", 8 * VECTORS)
+    each = code.multiply("%length", 8 * VECTORS)
     with code.loop(first, last) as panel, code.loop("0", groups) as group:
         masks = code.place("%masksptr", code.multiply(panel, each))
         values = code.place("%valuesptr", code.get("i64", code.place("%firstsptr", panel, "i64")))
@@ -83,10 +91,9 @@ def _panel(code: Assembly, panel: str, row: str, masks: str, values: str, togeth
             code.set(SUMS, start, sums[number, vector])
     cursor = code.variable("i64", "0")
     code.set("i64", code.let(f"ptrtoint ptr {values} to i64"), cursor)
-    with code.loop("0", "%steps") as step:
+    with code.loop("0", "%length") as step:
         given = [_spread(code, code.place(one, code.multiply(step, STEP))) for one in rows]
         at = code.get("i64", cursor)
-        code.prefetch(code.let(f"inttoptr i64 {code.add(at, AHEAD)} to ptr"), WIDTH * VECTORS // 2, aligned=True)
         for vector in range(VECTORS):
             word = code.get("i64", code.place(masks, code.add(code.multiply(step, VECTORS), vector), "i64"))
             held = _expanded(code, word, at)
@@ -96,14 +103,21 @@ def _panel(code: Assembly, panel: str, row: str, masks: str, values: str, togeth
                 code.set(SUMS, _dot(code, total, given[number], held), sums[number, vector])
         code.set("i64", at, cursor)
     for number in range(together):
-        out = code.place("%outptr", code.add(code.multiply(code.add(row, number), "%width"), column), "i32")
+        at = code.add(row, number)
+        step = spread(code, code.get("float", code.place("%stepsptr", code.multiply(at, "%blocks"), "float")), LANES)
+        out = code.place("%outptr", code.add(code.multiply(at, "%width"), column), "float")
         for vector in range(VECTORS):
-            code.set(SUMS, code.get(SUMS, sums[number, vector]), code.place(out, str(vector * LANES), "i32"))
+            here = code.add(column, vector * LANES)
+            scale, bias = (code.get(FLOATS, code.place(f"%{one}ptr", here, "float")) for one in ("scales", "biases"))
+            whole = code.let(f"sitofp {SUMS} {code.get(SUMS, sums[number, vector])} to {FLOATS}")
+            factor = code.let(f"fmul {FLOATS} {step}, {scale}")
+            value = multiply_add(code, LANES, whole, factor, bias)
+            code.set(FLOATS, value, code.place(out, str(vector * LANES), "float"))
 
 
 def _spread(code: Assembly, place: str) -> str:
-    """Return four activations at an address, for every output."""
-    one = code.get("i32", place)
+    """Return four activations at an address, made unsigned, for every output."""
+    one = code.let(f"xor i32 {code.get('i32', place)}, {SIGN}")
     first = code.let(f"insertelement {SUMS} poison, i32 {one}, i32 0")
     return code.let(f"shufflevector {SUMS} {first}, {SUMS} poison, <{LANES} x i32> zeroinitializer")
 
@@ -124,22 +138,24 @@ def _dot(code: Assembly, total: str, given: str, held: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class SparseOperand:
-    """A sparse int8 matrix [out, in] in the order in which the kernel reads it, made once.
+    """A sparse int8 layer [out, in] in the order in which the kernel reads it, made once.
 
-    `masks` int64 [panels, steps, vectors], `values` int8 with 64 more at the end, `firsts` int64 [panels], `starts`
-    int32 [panels * 64].
+    `masks` int64 [panels, steps, vectors], `values` int8 with 64 more at the end, `firsts` int64 [panels]; `starts`
+    int32, `scales` and `biases` float32 [panels * 64].
     """
 
     outputs: int
-    inputs: int
+    blocks: Blocks
     masks: Tensor
     values: Tensor
     firsts: Tensor
     starts: Tensor
+    scales: Tensor
+    biases: Tensor
 
     @classmethod
-    def of(cls, codes: Tensor, mask: Tensor) -> SparseOperand:
-        """Arrange codes int8 [out, in], 0 where `mask`, bool of the same shape, is not set."""
+    def of(cls, codes: Tensor, mask: Tensor, scales: Tensor, bias: Tensor | None) -> SparseOperand:
+        """Arrange codes int8 [out, in], 0 where `mask`, bool of the same shape, is not set; scales and bias [out]."""
         outputs, inputs = codes.shape
         panels, steps = -(-outputs // OUTPUTS), -(-inputs // STEP)
         kept = _ordered(mask.to(torch.uint8), panels, steps).bool()
@@ -147,34 +163,42 @@ class SparseOperand:
         masks = (kept.long() << shifts).sum(-1)
         values = _ordered(codes.view(torch.uint8), panels, steps).view(torch.int8)[kept]
         counts = kept.sum((1, 2, 3))
-        starts = torch.zeros(panels * OUTPUTS, dtype=torch.int32)
-        starts[:outputs] = -128 * codes.sum(1, dtype=torch.int32)
         filled = torch.cat([values, values.new_zeros(WIDTH)])
-        return cls(outputs, inputs, masks, filled, counts.cumsum(0) - counts, starts)
+        starts = -128 * codes.sum(1, dtype=torch.int32)
+        rows = [
+            torch.nn.functional.pad(one, (0, panels * OUTPUTS - outputs))
+            for one in (starts, scales.float(), torch.zeros(outputs) if bias is None else bias.float())
+        ]
+        return cls(outputs, Blocks(inputs, inputs), masks, filled, counts.cumsum(0) - counts, *rows)
 
     @property
     def bytes(self) -> int:
         """Bytes that it takes."""
-        return self.masks.nbytes + self.values.nbytes + self.firsts.nbytes + self.starts.nbytes
+        tensors = (self.masks, self.values, self.firsts, self.starts, self.scales, self.biases)
+        return sum(tensor.nbytes for tensor in tensors)
 
-    def sums(self, rows: Tensor) -> Tensor:
-        """Return int32 [rows, out], the products with int8 [rows, in]."""
-        count, panels, steps = len(rows), len(self.firsts), self.masks.shape[1]
-        given = torch.full((count, steps * STEP), 128, dtype=torch.uint8)
-        torch.bitwise_xor(rows.view(torch.uint8), 128, out=given[:, : self.inputs])
-        out = torch.empty(count, panels * OUTPUTS, dtype=torch.int32)
-        threads = machine.threads_for(count * self.outputs * self.inputs // SHARE)
+    def multiply(self, rows: Tensor) -> Tensor:
+        """Return float32 [rows, out] for contiguous float32 [rows, in], which are rounded to int8 row by row."""
+        count, panels = len(rows), len(self.firsts)
+        out = torch.empty(count, panels * OUTPUTS, dtype=torch.float32, device="cpu")
+        given, blocks = Activations.room(count, self.blocks), self.blocks
+        threads = machine.threads_for(count * self.outputs * blocks.inputs // SHARE)
+        state = numbers([int(threads == 1), count, 0])
+        rounded = numbers([
+            ctypes.addressof(state), rows.data_ptr(), blocks.inputs, *given.addresses(), blocks.count, blocks.row,
+        ])  # fmt: skip
+        machine.run(rounding_kernel(Rounding(blocks.size, blocks.tail, 0, across=True)), rounded, threads)
         whole = count // TOGETHER * TOGETHER
         for first, size, together in ((0, whole, TOGETHER), (whole, count - whole, 1)):
-            if not size:
-                continue
-            state = numbers([int(threads == 1), size, 0])
-            arguments = numbers([
-                ctypes.addressof(state), self.masks.data_ptr(), self.values.data_ptr(), self.firsts.data_ptr(),
-                self.starts.data_ptr(), panels, self.outputs, steps, given[first:].data_ptr(), given.shape[1],
-                out[first:].data_ptr(), out.shape[1],
-            ])  # fmt: skip
-            machine.run(kernel(together), arguments, threads)
+            if size:
+                state = numbers([int(threads == 1), size, 0])
+                arguments = numbers([
+                    ctypes.addressof(state), self.masks.data_ptr(), self.values.data_ptr(), self.firsts.data_ptr(),
+                    self.starts.data_ptr(), self.scales.data_ptr(), self.biases.data_ptr(), panels,
+                    self.masks.shape[1], given.codes[first:].data_ptr(), blocks.row, given.steps[first:].data_ptr(),
+                    blocks.all, out[first:].data_ptr(), out.shape[1],
+                ])  # fmt: skip
+                machine.run(kernel(together), arguments, threads)
         return out[:, : self.outputs]
 
 

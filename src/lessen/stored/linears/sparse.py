@@ -84,31 +84,38 @@ class SparseLinear(DecodedLinear):
             return super().forward(inputs)
         if inputs.shape[-1] != self.in_features:
             raise InputError(f"a layer of {self.in_features} inputs was given {inputs.shape[-1]}")
-        flat = inputs.reshape(-1, self.in_features).float()
-        step = flat.abs().amax(dim=1, keepdim=True).clamp_(min=LEAST) / 127.0
-        sums = self._sums((flat / step).round_(), inputs)
-        assert self.matrix.scales is not None
-        bias = flat.new_zeros(()) if self.bias is None else self.bias
-        wide = torch.addcmul(bias, sums, step * self.matrix.scales)
-        return wide.to(inputs.dtype).view(*inputs.shape[:-1], self.out_features)
+        flat = inputs.reshape(-1, self.in_features).float().contiguous()
+        operand = self.operand() if len(flat) and takes(inputs, tuple(self.buffers())) else None
+        wide = self._decoded_codes(flat) if operand is None else operand.multiply(flat)
+        return wide.to(inputs.dtype).reshape(*inputs.shape[:-1], self.out_features)
 
-    def _sums(self, rows: Tensor, inputs: Tensor) -> Tensor:
-        """Return the products of whole numbers [rows, in] with the codes, float32 [rows, out]."""
-        tensors = tuple(self.matrix.buffers())
-        if len(rows) and takes(inputs, tensors) and sparse_products.possible():
-            operand = self._held.operand(tensors, self._operand)
-            if operand is not None:
-                return operand.sums(rows.to(torch.int8)).float()
-        parts = row_parts(self.out_features, self.in_features)
-        return torch.cat([products(rows, self.matrix.held(part)) for part in parts], dim=1)
+    def operand(self) -> SparseOperand | None:
+        """Return the layer as the kernel takes it, made where it changed; None where there is no kernel for it."""
+        scales = self.matrix.scales
+        if self.activations == "float" or scales is None or scales.dtype != torch.float32:
+            return None
+        if not sparse_products.possible() or not scales.is_cpu:
+            return None
+        return self._held.operand(tuple(self.buffers()), self._operand)
 
     def _operand(self) -> SparseOperand:
-        whole = slice(0, self.out_features)
-        return SparseOperand.of(self.matrix.held(whole), self.matrix.mask(whole))
+        whole, matrix = slice(0, self.out_features), self.matrix
+        assert matrix.scales is not None
+        return SparseOperand.of(matrix.held(whole), matrix.mask(whole), matrix.scales, self.bias)
+
+    def _decoded_codes(self, flat: Tensor) -> Tensor:
+        """Do what the kernel does, codes decoded some outputs at a time."""
+        step = flat.abs().amax(dim=1, keepdim=True).clamp_(min=LEAST) / 127.0
+        rows = (flat / step).round_()
+        parts = row_parts(self.out_features, self.in_features)
+        sums = torch.cat([products(rows, self.matrix.held(part)) for part in parts], dim=1)
+        assert self.matrix.scales is not None
+        bias = flat.new_zeros(()) if self.bias is None else self.bias
+        return torch.addcmul(bias, sums, step * self.matrix.scales)
 
     def storage_only(self) -> bool:
         """Tell whether no kernel takes this form here."""
-        return self.activations == "float" or not sparse_products.possible() or not self.matrix.values.is_cpu
+        return self.operand() is None
 
     def packed_bytes(self) -> int:
         """Return the bytes of what the kernel reads, or of the decoded weight, held beside the buffers."""

@@ -72,7 +72,7 @@ def main() -> None:
             masters[kind] = built(teacher, 100)
             many.train(masters[kind], settings=replace(STUDENT_SETTINGS, epochs=8))
         master = masters[kind]
-        task = few.view(teacher=lambda seed, master=master: master)  # noqa: ARG005
+        task = few.view(teacher=lambda seed, master=master: master)
         runs = []
         for seed in SEEDS:
             model = built(student, seed)

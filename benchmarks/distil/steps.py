@@ -73,7 +73,7 @@ def words() -> tuple[Task, nn.Module, nn.Module]:
         )
         return model
 
-    def batches(split: str, seed: int = 0) -> Any:  # noqa: ARG001
+    def batches(split: str, seed: int = 0) -> Any:
         generator = torch.Generator().manual_seed(seed)
         while True:
             yield (ids := torch.randint(16_000, (2, 128), generator=generator)), ids.roll(-1, 1)
@@ -105,7 +105,7 @@ def stepper(task: Task, student: nn.Module, hooks: tuple[Any, ...], batches: lis
     model = copy.deepcopy(student).train()
     for hook in hooks:
         hook.start(model)
-    stream = Stream(lambda epoch: iter(batches), ALONE, 1)  # noqa: ARG005
+    stream = Stream(lambda epoch: iter(batches), ALONE, 1)
     run = Run(model, settings, hooks, stream, torch.device("cpu"), seed=0, groups=None, total=None)
     return lambda turn: run._step([Piece(batches[turn % BATCHES], 1.0)], task.loss) and None
 

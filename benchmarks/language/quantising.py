@@ -57,7 +57,7 @@ class Words(TableTask):
     def __init__(self, words: int) -> None:
         self.words = words
 
-    def batches(self, split: Any, seed: int = 0) -> Any:  # noqa: ARG002
+    def batches(self, split: Any, seed: int = 0) -> Any:
         draw = torch.Generator().manual_seed(0)
         for _ in range(BATCHES):
             ids = torch.randint(self.words, (1, TOKENS), generator=draw)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from judged_pairs import AUC_ONLY, Given, classes, clicks
+from benchmarks.judges.pairs import AUC_ONLY, Given, classes, clicks
 from lessen.errors import ConfigError
 from lessen.judges import get_judge, suites
 from lessen.judges.suite import CannotAnswer

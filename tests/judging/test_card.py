@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from judged_pairs import Given, classes
+from benchmarks.judges.pairs import Given, classes
 from lessen.errors import ConfigError, DataError, TaskError
 from lessen.judges.suite import CannotAnswer, SuiteOptions
 from lessen.judging import judge_models, read_card

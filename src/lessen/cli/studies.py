@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lessen.frontier import Frontier
     from lessen.log import Log
     from lessen.study import Study, StudyResult
+    from lessen.study.parts import Parts
 
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for everything the study writes.")]
 EngineName = Annotated[str, typer.Option("--engine", help="Where jobs run: local or ray.")]
@@ -73,6 +74,9 @@ def run(
     seconds: Annotated[
         float | None, typer.Option("--seconds", min=1, max=10**7, help="Start nothing new after this time.")
     ] = None,
+    stop_when_certain: Annotated[
+        bool, typer.Option("--stop-when-certain", help="Leave out seeds of recipes whose verdict is certain before.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compress, measure and judge every recipe of a study, and write the report.
@@ -91,7 +95,8 @@ def run(
         only=only,
         seconds=seconds,
         as_json=as_json,
-        again=f"{again} --resume",
+        again=f"{again} --resume" + (" --stop-when-certain" if stop_when_certain else ""),
+        early=stop_when_certain,
     )
 
 
@@ -127,6 +132,7 @@ def _run(
     again: str,
     only: str | None = None,
     seconds: float | None = None,
+    early: bool = False,
 ) -> None:
     from lessen.cli.progress import Reporting
     from lessen.study.parts import Parts, load, unfinished
@@ -135,7 +141,7 @@ def _run(
     with interruptible():
         try:
             with Reporting() as log:
-                study = load(path, log)
+                study = stopping(load(path, log)) if early else load(path, log)
                 if isinstance(study, Parts):
                     chosen = study.holding(only)
                     places = study.open(out, resume=resume)
@@ -175,6 +181,15 @@ def _run(
     if frontier is None or page is None:
         raise GateFailed(f"no recipe could be measured; the reasons are in {out / 'measurements.jsonl'}")
     _finish(frontier, page, as_json)
+
+
+def stopping(study: Study | Parts) -> Study | Parts:
+    """Return the study, or every part of it, leaving out seeds of recipes whose verdict is certain."""
+    from dataclasses import replace
+
+    if hasattr(study, "studies"):
+        return replace(study, studies=[replace(part, stop_when_certain=True) for part in study.studies])
+    return replace(study, stop_when_certain=True)
 
 
 def _one(

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from lessen import files
+from lessen import errors, files
 from lessen.artifact import folder as artifact
 from lessen.artifact.delta import base_of
 from lessen.artifact.layout import BaseReference
 from lessen.artifact.probe import inputs_for
-from lessen.errors import ArtifactError, EnvironmentFault, LessenError, OutputError
+from lessen.errors import ArtifactError, EnvironmentFault, LessenError, MissingExtraError, OutputError
 from lessen.frontier.evidence import EVIDENCE, evidence_of, fault_of, sealed
 from lessen.frontier.records import REFERENCE, outcome_path
 from lessen.judges import get_judge
@@ -281,3 +281,26 @@ def description_of(task: Task) -> dict[str, Any] | None:
 def plain(found: dict[str, Any]) -> dict[str, Any]:
     """Return values as a reader of the file would see them, so that a resumed run continues from the same ones."""
     return dict(json.loads(files.dump_json(found)))
+
+
+def planned_steps(recipe: Recipe) -> list[dict[str, Any]]:
+    """Return the steps of a recipe that gave no ledger, so that the report can still group it by family."""
+    return [
+        {
+            "method": step.card.name,
+            "family": step.card.family,
+            "claims": sorted(step.card.claims),
+            "knobs": step.knobs(),
+        }
+        for step in recipe.steps
+    ]
+
+
+def as_error(failure: Failure, where: str) -> LessenError:
+    """Return the error that a job met, of its own class and with the place in front."""
+    cls = vars(errors).get(failure.kind, EnvironmentFault)
+    return (
+        EnvironmentFault(f"{where}: {failure.message}")
+        if cls is MissingExtraError
+        else cls(f"{where}: {failure.message}")
+    )

@@ -19,8 +19,8 @@ from lessen import files
 from lessen.errors import ConfigError, OutputError, nearest
 from lessen.log import SILENT, Log
 from lessen.study.folder import STUDY, StudyFolder
-from lessen.study.run import StudyResult, named
-from lessen.study.schema import Study, slug
+from lessen.study.run import StudyResult
+from lessen.study.schema import Study, named, slug
 
 SHARED = ("seeds", "threads", "measure", "device")
 KEYS = ("study", "parts", *SHARED)

@@ -7,9 +7,8 @@ Timing comes last and alone so that parallel jobs never disturb it, and it times
 from __future__ import annotations
 
 import copy
-import fnmatch
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,10 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lessen import errors, files
+from lessen import files
 from lessen.artifact import folder as artifact
 from lessen.environment import environment
-from lessen.errors import ConfigError, EnvironmentFault, LessenError, MissingExtraError, nearest
+from lessen.errors import ConfigError, nearest
 from lessen.frontier.evidence import EVIDENCE, sealed
 from lessen.log import SILENT, Log
 from lessen.measure.latency import Latency
@@ -38,6 +37,7 @@ from lessen.study.jobs import (
     Failure,
     Job,
     Work,
+    as_error,
     compress_one,
     description_of,
     fit_baselines,
@@ -47,11 +47,13 @@ from lessen.study.jobs import (
     metric_name,
     perform,
     plain,
+    planned_steps,
     source_of,
     train_reference,
 )
 from lessen.study.rehearsal import check_budgets
-from lessen.study.schema import Study
+from lessen.study.schema import Study, named
+from lessen.study.stopping import Stopping
 from lessen.train.device import find_device
 
 Values = dict[str, Any]
@@ -120,18 +122,25 @@ class _Running:
         self.chosen, self.end, self.device = chosen, end, find_device(study.device)
         self.task = study.task
         self._peaks: dict[int, Values] = {}
+        self.stopping: Stopping | None = None
         self.order = [(recipe.name, seed) for recipe, seed in study.runs()]
 
     def run(self) -> StudyResult:
         """Do what is left, stage by stage."""
         left = [item for item in self.study.runs() if item[0].name in self.chosen and not self._finished(*item)]
         if left or not self._beside_complete():
-            references = self._references()
-            compressed = self._compress(left, references)
+            references: dict[int, Values] = {}
+            if self.study.stop_when_certain:
+                compressed = self._seed_by_seed(left, references)
+            else:
+                references |= self._references(self.study.seeds)
+                compressed = self._compress(left, references)
             self.engine.close()  # idle workers would still share the machine with the timing
             self._time(compressed, references)
         records = self.folder.compile(self.order)
-        return StudyResult(self.folder.root, records, len(self.order) - len(records))
+        known = {(record["recipe"], record["seed"]) for record in records}
+        missing = [item for item in self.order if item not in known and not self._skips(*item)]
+        return StudyResult(self.folder.root, records, len(missing))
 
     def _finished(self, recipe: Recipe, seed: int) -> bool:
         return self.folder.finished(recipe.name, recipe.hash, seed) is not None
@@ -140,15 +149,32 @@ class _Running:
         return all((self.folder.root / name).is_file() for name in ("noise.json", "notes.json"))
 
     # -- stages ------------------------------------------------------------------------------------------------------
-    def _references(self) -> dict[int, Values]:
-        """Train the reference of every seed, or read it back. A study without them has nothing to compare."""
-        found = {seed: known for seed in self.study.seeds if (known := known_reference(self.folder, seed)) is not None}
-        jobs = [self._job(Recipe([]), seed) for seed in self.study.seeds if seed not in found]
+    def _seed_by_seed(
+        self, left: list[tuple[Recipe, int]], references: dict[int, Values]
+    ) -> list[tuple[Recipe, Values]]:
+        """Compress and judge one seed after the other; leave out recipes whose verdict is certain."""
+        ready = []
+        stopping = self.stopping = Stopping(self.study, self.folder)
+        for seed in self.study.seeds:
+            now = [item for item in left if item[1] == seed and not stopping.skips(item[0].name, seed)]
+            if now or self.folder.reference(seed).is_dir():
+                references |= self._references([seed])
+                ready += self._compress(now, references)
+                stopping.look(seed, references)
+        return ready
+
+    def _skips(self, recipe: str, seed: int) -> bool:
+        return self.stopping is not None and self.stopping.skips(recipe, seed)
+
+    def _references(self, seeds: Sequence[int]) -> dict[int, Values]:
+        """Train the reference of each seed, or read it back. A study without them has nothing to compare."""
+        found = {seed: known for seed in seeds if (known := known_reference(self.folder, seed)) is not None}
+        jobs = [self._job(Recipe([]), seed) for seed in seeds if seed not in found]
         if jobs:
             check_budgets([recipe for recipe in self.study.recipes if recipe.name in self.chosen], self.task, self.log)
         for _, job, value in self._outcomes("reference models", [(train_reference, job) for job in jobs]):
             if isinstance(value, Failure):
-                raise _as_error(value, f"the reference of seed {job.seed}")
+                raise as_error(value, f"the reference of seed {job.seed}")
             found[job.seed] = value
         return found
 
@@ -173,7 +199,7 @@ class _Running:
                 self._write_baselines(value)
             elif isinstance(value, Failure):
                 if value.fatal:
-                    raise _as_error(value, f"recipe {key[0]!r}, seed {key[1]}")
+                    raise as_error(value, f"recipe {key[0]!r}, seed {key[1]}")
                 self.log.note(f"recipe {key[0]!r}, seed {key[1]} failed: {value.message}")
                 self._write_failure(key, value, references[key[1]])
             else:
@@ -217,7 +243,7 @@ class _Running:
 
     def _write_failure(self, key: tuple[str, int], failure: Failure, reference: Values) -> None:
         recipe = next(recipe for recipe in self.study.recipes if recipe.name == key[0])
-        nothing: Values = {"steps": _planned_steps(recipe), "quality": {}, "quality_ci": {}}
+        nothing: Values = {"steps": planned_steps(recipe), "quality": {}, "quality_ci": {}}
         record = self._record(recipe, key[1], nothing, reference, cost={}, error=failure.message)
         self.folder.write_json(self.folder.run_file(*key), record)
         self.folder.compile(self.order)
@@ -281,7 +307,8 @@ class _Running:
         if not (root / "noise.json").is_file():
             self.log.note("timing the uncompressed model against itself (noise floor)")
             self.folder.write_json(root / "noise.json", self._noise())
-        self.folder.write_json(root / "notes.json", self.task.notes())
+        stopped = [] if self.stopping is None else self.stopping.write()
+        self.folder.write_json(root / "notes.json", [*self.task.notes(), *stopped])
 
     def _wants_baselines(self) -> bool:
         there = (self.folder.root / "baselines.json").is_file()
@@ -296,7 +323,7 @@ class _Running:
     def _noise(self) -> Values:
         """Run each reference against a copy of itself: what differs is noise."""
         timings, moved = [], {name: [0.0] for name in self.task.metrics}
-        for seed in self.study.seeds:
+        for seed in (seed for seed in self.study.seeds if self.folder.reference(seed).is_dir()):
             model = self._load_reference(seed).to(self.device)
             timings.append(next(iter(self._latency(model, copy.deepcopy(model)).values())))
             first, second = (self.task.outcomes(model) for _ in range(2))
@@ -365,36 +392,8 @@ def _chosen(study: Study, only: str | None) -> frozenset[str]:
     return found
 
 
-def named(recipe: str, only: str | None) -> bool:
-    """Tell whether `--only` asks for the recipe of this name."""
-    return only is None or fnmatch.fnmatchcase(recipe, only)
-
-
 def _peak(meter: PeakMeter | None, place: Path) -> Values:
     found: Peak | None = meter.measure(place) if meter is not None else None
     return (
         {} if found is None else {"peak_rss_bytes": found.peak_rss_bytes, "peak_rss_growth_bytes": found.growth_bytes}
-    )
-
-
-def _planned_steps(recipe: Recipe) -> list[Values]:
-    """Return the steps of a recipe that gave no ledger, so that the report can still group it by family."""
-    return [
-        {
-            "method": step.card.name,
-            "family": step.card.family,
-            "claims": sorted(step.card.claims),
-            "knobs": step.knobs(),
-        }
-        for step in recipe.steps
-    ]
-
-
-def _as_error(failure: Failure, where: str) -> LessenError:
-    """Return the error that a job met, of its own class and with the place in front."""
-    cls = vars(errors).get(failure.kind, EnvironmentFault)
-    return (
-        EnvironmentFault(f"{where}: {failure.message}")
-        if cls is MissingExtraError
-        else cls(f"{where}: {failure.message}")
     )

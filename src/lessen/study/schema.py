@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,6 +60,7 @@ class StudyFile(BaseModel):
     threads: int = Field(1, ge=1, le=1024, description="torch threads of one training or compression job")
     measure: MeasureOptions = MeasureOptions()
     device: str = Field("cpu", description="where models are trained, compressed, judged and timed: cpu, cuda, cuda:1")
+    stop_when_certain: bool = Field(False, description="leave out seeds of recipes whose verdict is certain before")
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class Study:
     """Kind of cost that the study is about: an axis of its pictures."""
     device: str = "cpu"
     """Where models are trained, compressed, judged and timed."""
+    stop_when_certain: bool = False
+    """Whether the seeds of a recipe are left out once its verdict is certain; see `frontier/early.py`."""
 
     def __post_init__(self) -> None:
         _check_unique(self.name, self.recipes, self.seeds)
@@ -128,6 +132,7 @@ class Study:
                 judges,
                 raw.cost,
                 raw.device,
+                raw.stop_when_certain,
             )
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
@@ -142,6 +147,7 @@ class Study:
             "budget": list(self.budget),
             "threads": self.threads,
             **({"device": self.device} if self.device != "cpu" else {}),
+            **({"stop_when_certain": True} if self.stop_when_certain else {}),
             **({"cost": self.cost} if self.cost != "stored_bytes" else {}),
             "measure": self.measure.model_dump(),
             **({"judges": [dict(j.origin or j.describe()) for j in self.judges]} if self.judges else {}),
@@ -217,3 +223,8 @@ def _check_unique(name: str, recipes: Sequence[Recipe], seeds: Sequence[int]) ->
 def slug(recipe: str) -> str:
     """Return the file name of a recipe, the same that the report reads outcomes by."""
     return file_name(recipe)
+
+
+def named(recipe: str, only: str | None) -> bool:
+    """Tell whether `--only` asks for the recipe of this name."""
+    return only is None or fnmatch.fnmatchcase(recipe, only)

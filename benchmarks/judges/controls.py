@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.judges import examinee, pairs, planted
+from benchmarks.judges import examinee, pairs, planted, seers
 from lessen.environment import environment
 from lessen.judges import get_judge
 from lessen.judges.suite import Section, Suite
@@ -110,9 +110,32 @@ def multiple_choice(seed: int) -> Both:
         return models("multiple-choice", examinee.Reading(), known, forgets, same, data=folder, most=None)
 
 
+def association(seed: int) -> Both:
+    binds, bag, again = seers.Seer(), seers.Seer(binds=False), seers.Seer(noise=0.01)
+    return models("association", seers.Looking(), binds, bag, again, draws=1, seed=seed)
+
+
+def conditional(seed: int) -> Both:
+    hears, deaf, again = seers.Seer(), seers.Seer(listens=0.2), seers.Seer(noise=0.01)
+    return models("conditional", seers.Matching(), hears, deaf, again, seed=seed)
+
+
 CONTROLS: dict[str, Callable[[int], Both]] = {
     each.__name__.replace("_", "-"): each
-    for each in (metrics, flips, slices, rare, calibration, ood, shortcut, complexity, representation, multiple_choice)
+    for each in (
+        metrics,
+        flips,
+        slices,
+        rare,
+        calibration,
+        ood,
+        shortcut,
+        complexity,
+        representation,
+        multiple_choice,
+        association,
+        conditional,
+    )
 }
 
 

@@ -120,6 +120,25 @@ def conditional(seed: int) -> Both:
     return models("conditional", seers.Matching(), hears, deaf, again, seed=seed)
 
 
+def attribution(seed: int) -> Both:
+    task, one, other = planted.two_patches(seed)
+    return models("attribution", task, one, other, planted.disturbed(one, 1e-3, seed), steps=50)
+
+
+def video(seed: int) -> Both:
+    watchers = planted.Watcher(8), planted.Watcher(1), planted.Watcher(8)
+    return models("video", planted.Watching(), *watchers, seed=seed)
+
+
+def width(seed: int) -> Both:
+    task, model = planted.deep(seed)
+    cut = planted.disturbed(model, 0.0)
+    with torch.no_grad():  # most of the last features are gone
+        cut.blocks[-1][0].weight[8:] = 0
+        cut.blocks[-1][0].bias[8:] = 0
+    return models("width", task, model, cut, planted.disturbed(model, 1e-3, seed))
+
+
 CONTROLS: dict[str, Callable[[int], Both]] = {
     each.__name__.replace("_", "-"): each
     for each in (
@@ -135,6 +154,9 @@ CONTROLS: dict[str, Callable[[int], Both]] = {
         multiple_choice,
         association,
         conditional,
+        attribution,
+        video,
+        width,
     )
 }
 

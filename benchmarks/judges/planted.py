@@ -157,3 +157,60 @@ def rank_of(model: nn.Module, rank: int) -> nn.Module:
         left, scale, right = torch.linalg.svd(other[0].weight, full_matrices=False)
         other[0].weight.copy_(left[:, :rank] * scale[:rank] @ right[:rank])
     return other
+
+
+def two_patches(seed: int) -> tuple[Arrays, nn.Module, nn.Module]:
+    """Pictures whose class is written into two corners, a model that reads the one and a model that reads the other."""
+    g = torch.Generator().manual_seed(seed)
+    splits = {}
+    for split, count in (("train", 200), ("validation", 200), ("test", 200)):
+        target = torch.randint(2, (count,), generator=g)
+        pictures = 0.3 * torch.randn(count, 1, 16, 16, generator=g)
+        for rows, columns in ((slice(0, 5), slice(0, 5)), (slice(11, 16), slice(11, 16))):
+            pictures[:, 0, rows, columns] += (2 * target - 1).float()[:, None, None]
+        splits[split] = pictures, target
+    models = []
+    for rows, columns in ((slice(0, 5), slice(0, 5)), (slice(11, 16), slice(11, 16))):
+        weight = torch.zeros(16, 16)
+        weight[rows, columns] = 0.3
+        model = nn.Sequential(nn.Flatten(), nn.Linear(256, 2))
+        with torch.no_grad():
+            model[1].weight.copy_(torch.stack([-weight.flatten(), weight.flatten()]))
+            model[1].bias.zero_()
+        models.append(model.eval())
+    return Arrays(splits, lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 2))), models[0], models[1]
+
+
+class Watcher(nn.Module):
+    """Sees the shape, the way and the speed of what moves, of the frames that it keeps; the rest it guesses."""
+
+    def __init__(self, keeps: int) -> None:
+        super().__init__()
+        self.empty = nn.Parameter(torch.zeros(1))
+        self.keeps = keeps
+
+
+class Watching(Arrays):
+    """A task that answers questions about clips by looking at the pixels."""
+
+    name = "watching"
+
+    def __init__(self) -> None:
+        super().__init__({}, lambda: Watcher(8))
+
+    def fingerprint(self) -> str:
+        return "clips"
+
+    def answer_video(self, model: Any, clip: Any, prompt: str) -> str:
+        kept = clip[:: max(1, len(clip) // model.keeps)][: model.keeps]
+        lit = kept[:, 0] > 0.5
+        places = [float(frame.any(dim=0).nonzero().float().mean()) if frame.any() else -1.0 for frame in lit]
+        high, wide = (int(lit[0].any(dim=axis).sum()) for axis in (1, 0))
+        moved = places[-1] - places[0]
+        pace = abs(moved) / max(1, len(places) - 1) / max(1, len(clip) // model.keeps)
+        seen = {"shape": "bar" if high > wide + 2 else "square", "go": "right" if moved >= 0 else "left",
+                "move?": "fast" if pace > 1.1 else "slow"}  # fmt: skip
+        word = next(value for key, value in seen.items() if key in prompt.splitlines()[0])
+        if "Is it" in prompt:
+            return "yes" if f"Is it {word}?" in prompt else "no"
+        return next(line[0] for line in prompt.splitlines() if line.endswith(f". {word}"))

@@ -23,9 +23,8 @@ from torch.nn import functional
 
 from lessen.errors import DataError
 from lessen.judges import towers
-from lessen.judges.suite import Section, Suite, SuiteOptions, spoken, table
-from lessen.metrics import Array, Floats, MeanMetric, Metric, Outcomes
-from lessen.metrics.intervals import crossed_interval
+from lessen.judges.suite import Section, Suite, SuiteOptions, grouped_change, spoken, table
+from lessen.metrics import Floats, MeanMetric, Metric, Outcomes
 from lessen.task import Split
 
 PALETTE = {
@@ -128,7 +127,7 @@ class Association(Suite):
         for name, kind in (("one object", SINGLE), ("two objects", NATURAL), ("two objects, colours swapped", SWAPPED)):
             members = used & (before["kind"] == kind)
             for column in ("correct", "other"):
-                figures[f"{name}: {column}"] = found = _change(before, after, column, members)
+                figures[f"{name}: {column}"] = found = grouped_change(before, after, column, members)
                 rows.append(
                     (name, column, f"{found[0]:.3f}", f"{found[1]:.3f}", spoken(found[1] - found[0], *found[2:], 3))
                 )
@@ -200,16 +199,3 @@ def _half(shape: Any, colour: str, g: np.random.Generator) -> Tensor:
     reach = ((across - x) / (size * wide)) ** 2 + ((down - y) / (size * high)) ** 2
     shade = torch.tensor(PALETTE[colour])[:, None, None] * (1.0 - 0.35 * reach.clamp(max=1.0))
     return torch.where(reach[None] < 1, shade, torch.ones(3, 1, 1))
-
-
-def _change(before: Outcomes, after: Outcomes, column: str, members: Array) -> tuple[float, float, float, float]:
-    """Return a rate of both models and the interval of its change, over pairs of objects left out in turn."""
-    if not members.any():
-        return 0.0, 0.0, 0.0, 0.0
-    one, two = (each[column][members].astype(np.float64) for each in (before, after))
-    group = np.unique(before["group"][members], return_inverse=True)[1].reshape(-1)
-    moved, size = two - one, np.bincount(group).astype(np.float64)
-    left = (moved.sum() - np.bincount(group, moved)) / (len(moved) - size)
-    low, high = crossed_interval(np.concatenate([[moved.mean()], left])[:, None], 3.0 / len(size))
-    ends = (-1.0, 1.0) if low is None or high is None else (low, high)
-    return float(one.mean()), float(two.mean()), float(ends[0]), float(ends[1])

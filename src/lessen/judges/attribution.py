@@ -1,7 +1,7 @@
 """The suite `attribution`: is the compact classifier right for the same reason, and does it see all of the evidence?
 
-COMET (Zhang, Lee and Wang, arXiv 2407.19308): a selector marks pixels s in (0, 1) so that the marked part alone gives the
-right class, and a detector, a fixed copy of the uncompressed model, no longer finds the class in what is left:
+COMET (Zhang, Lee and Wang, arXiv 2407.19308): a selector marks pixels s in (0, 1) so that the marked part alone gives
+the right class, and a detector, a fixed copy of the uncompressed model, no longer finds the class in what is left:
 
     x_s = s x + (1 - s) q      L = CE(P(x_s)) + c max(CE(P(x_s)) - CE(D(x_c)) + gap, 0) + a max(mean s - area, 0)
     x_c = (1 - s) x + s q
@@ -27,10 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lessen.judges.reading import evaluated, few
-from lessen.judges.suite import Section, Suite, SuiteOptions, share, spoken, table
-from lessen.metrics import ACCURACY, Array, Floats, Metric, MeanMetric, Outcomes
+from lessen.judges.suite import Section, Suite, SuiteOptions, share, table
+from lessen.metrics import Array, Floats, MeanMetric, Metric, Outcomes
 from lessen.metrics.exact import exact_interval, net_loss_interval, paired_p
-from lessen.metrics.intervals import crossed_interval
 from lessen.task import Split
 from lessen.train.device import device_of, to_device
 
@@ -132,13 +131,17 @@ class Attribution(Suite):
             low, high = (float(end) for end in net_loss_interval(lost, gained, n))
             p = paired_p(lost, gained)
             figures[name] = {"before": float(one.mean()), "after": float(two.mean()), "low": low, "high": high, "p": p}
-            rows.append((words, share(one.mean()), share(two.mean()), share((lost - gained) / n, low, high), f"{p:.3g}"))
+            rows.append(
+                (words, share(one.mean()), share(two.mean()), share((lost - gained) / n, low, high), f"{p:.3g}")
+            )
         # among pictures that both answer right: is the evidence of the one still evidence for the other?
         lost = int((before["marked"].astype(bool) & ~after["marked"].astype(bool))[both].sum())
         gained = int((~before["marked"].astype(bool) & after["marked"].astype(bool))[both].sum())
         if paired_p(lost, gained) < 0.05 and lost > gained:
             said = share(lost / both.sum(), *exact_interval(lost, int(both.sum())))
-            caught.append(f"the evidence no longer suffices: of pictures that both answer right, {said} are lost on the marked part")
+            caught.append(
+                f"the evidence no longer suffices: of what both answer right {said} is lost on the marked part"
+            )
         rest = figures["rest"]
         if rest["p"] < 0.05 and rest["after"] > rest["before"] + 0.02:
             caught.append(f"it answers from what was left out: {rows[2][2]} right on the rest, {rows[2][1]} before")
@@ -153,7 +156,9 @@ class Attribution(Suite):
         one, two = self._maps
         ranks = [np.argsort(np.argsort(each, axis=1), axis=1).astype(np.float64) for each in (one, two)]
         centred = [each - each.mean(axis=1, keepdims=True) for each in ranks]
-        alike = (centred[0] * centred[1]).sum(axis=1) / np.sqrt((centred[0] ** 2).sum(axis=1) * (centred[1] ** 2).sum(axis=1))
+        alike = (centred[0] * centred[1]).sum(axis=1) / np.sqrt(
+            (centred[0] ** 2).sum(axis=1) * (centred[1] ** 2).sum(axis=1)
+        )
         top = max(1, int(TOP * one.shape[1]))
         chosen = [each >= each.shape[1] - top for each in ranks]
         overlap = (chosen[0] & chosen[1]).sum(axis=1) / (chosen[0] | chosen[1]).sum(axis=1)
@@ -162,7 +167,9 @@ class Attribution(Suite):
         figures |= {"rank correlation": float(alike.mean()), "elsewhere": elsewhere / n}
         if exact_interval(elsewhere, n)[0] > 0.5:
             caught.append(f"right for another reason: {said} of what both answer right is read off other pixels")
-        return [f"Maps of pixels: rank correlation {alike.mean():.2f}; of what both answer right {said} point elsewhere."]
+        return [
+            f"Maps of pixels: rank correlation {alike.mean():.2f}; of what both answer right {said} point elsewhere."
+        ]
 
     def _pictures(self, split: Split) -> tuple[Tensor, Tensor]:
         pictures, target = [], []
@@ -188,6 +195,8 @@ class Attribution(Suite):
     def _fitted(self, model: nn.Module) -> tuple[Selector, Tensor]:
         """Return the selector, fitted on validation pictures, and the mean picture."""
         pictures, _ = self._pictures("validation")
+        if self._map(model, pictures[:2]) is None:
+            raise self.refuse("the uncompressed model gives no gradient to fit a selector on")
         filler = pictures.mean(dim=0, keepdim=True)
         with torch.no_grad():
             answers = self._answers(model, pictures)
@@ -201,26 +210,28 @@ class Attribution(Suite):
                 marks = selector(pictures[rows])
                 kept, rest = mixed(pictures[rows], marks, filler)
                 scores = self._scores(model, torch.cat([kept, rest]))
-                if not scores.requires_grad:
-                    raise self.refuse("the uncompressed model gives no gradient to fit a selector on")
                 one, two = (functional.cross_entropy(each, answers[rows]) for each in scores.chunk(2))
                 area = (marks.mean(dim=(1, 2, 3)) - options.area).clamp(min=0).mean()
                 loss = one + options.weight * (one - two + options.gap).clamp(min=0) + options.price * area
-                optimizer.zero_grad()
-                loss.backward()
+                weights = list(selector.parameters())  # the model's own gradients are left as they are
+                for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+                    weight.grad = gradient
                 optimizer.step()
         return selector.eval(), filler
 
     def _map(self, model: nn.Module, pictures: Tensor) -> Floats | None:
-        """Return |gradient x input| of the answer, summed over channels and smoothed, [n, pixels]; None: no gradient."""
+        """Return |gradient x input| of the answer, over channels and smoothed, [n, pixels]; None: no gradient."""
         found = []
         for part in torch.split(pictures, 128):
             with torch.enable_grad():
                 moving = part.clone().requires_grad_()
                 scores = self._scores(model, moving)
-                if not scores.requires_grad:
-                    return None
-                (gradient,) = torch.autograd.grad(scores.amax(dim=1).sum(), moving)
+                known = scores.requires_grad
+                gradient = (
+                    torch.autograd.grad(scores.amax(dim=1).sum(), moving, allow_unused=True)[0] if known else None
+                )
+            if gradient is None:
+                return None
             heat = functional.avg_pool2d((gradient * part).abs().sum(dim=1, keepdim=True), 3, stride=1, padding=1)
             found.append(heat.flatten(1))
         values: Floats = torch.cat(found).double().numpy()

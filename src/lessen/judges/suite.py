@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 from pydantic import Field
 from torch import nn
 
 from lessen import files
 from lessen.errors import ConfigError, TaskError
-from lessen.metrics import Metric, Outcomes
+from lessen.metrics import Array, Metric, Outcomes
 from lessen.metrics.intervals import crossed_interval
 from lessen.task import Judge, Task, TaskOptions
 from lessen.tasks import get_task
@@ -162,3 +163,25 @@ def share(value: float, low: float | None = None, high: float | None = None) -> 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """Return a table of text."""
     return Table(title, tuple(columns), tuple(tuple(row) for row in rows))
+
+
+def grouped_change(
+    before: Outcomes, after: Outcomes, column: str, members: Array, wider: float = 1.0
+) -> tuple[float, float, float, float]:
+    """Return a rate of both models and the interval of its change, with one group of units left out at a time.
+
+    Args:
+        wider: factor of the interval's width, for several that hold at once.
+    """
+    one, two = (each[column][members].astype(np.float64) for each in (before, after))
+    group = np.unique(before["group"][members], return_inverse=True)[1].reshape(-1)
+    moved, size = two - one, np.bincount(group).astype(np.float64)
+    value = float(moved.mean())
+    if len(size) < 2:
+        return float(one.mean()), float(two.mean()), -1.0, 1.0
+    left = (moved.sum() - np.bincount(group, moved)) / (len(moved) - size)
+    low, high = crossed_interval(np.concatenate([[value], left])[:, None], 3.0 / len(size))
+    ends = (
+        (-1.0, 1.0) if low is None or high is None else (value + wider * (low - value), value + wider * (high - value))
+    )
+    return float(one.mean()), float(two.mean()), float(ends[0]), float(ends[1])

@@ -53,7 +53,7 @@ def metrics(seed: int) -> Both:
 
 
 def flips(seed: int) -> Both:
-    return outcomes("flips", pairs.classes(seed, 3000, 0.045, 0.12), pairs.classes(seed, 3000, 0.02, 0.08))
+    return outcomes("flips", pairs.classes(seed, 3000, 0.06, 0.12), pairs.classes(seed, 3000, 0.02, 0.08))
 
 
 def slices(seed: int) -> Both:

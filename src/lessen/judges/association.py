@@ -58,7 +58,7 @@ class Bias(MeanMetric):
 
     def each(self, outcomes: Outcomes) -> Floats:
         """Return (other + 1 - correct) / 2 of each picture."""
-        return np.asarray((outcomes["other"].astype(np.float64) + 1.0 - outcomes["correct"]) / 2.0)
+        return np.asarray((outcomes["other"].astype(np.float64) + 1.0 - outcomes["correct"].astype(np.float64)) / 2.0)
 
 
 class AssociationOptions(SuiteOptions):
@@ -123,7 +123,8 @@ class Association(Suite):
                 f"the uncompressed model names the colour of {len(kept)} objects alone; none can be mixed up"
             )
         used = np.isin(before["object"], kept)
-        rows, figures = [], {}
+        rows = []
+        figures: dict[str, Any] = {}
         for name, kind in (("one object", SINGLE), ("two objects", NATURAL), ("two objects, colours swapped", SWAPPED)):
             members = used & (before["kind"] == kind)
             for column in ("correct", "other"):

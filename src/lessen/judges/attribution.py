@@ -121,7 +121,8 @@ class Attribution(Suite):
     def compare(self, before: Outcomes, after: Outcomes) -> Section:
         """Return sufficiency, completeness and maps; caught is evidence that is proved not to be enough any more."""
         before.check_same_units(after)
-        rows, caught, figures = [], [], {"area": float(before["area"].mean())}
+        rows, caught = [], []
+        figures: dict[str, Any] = {"area": float(before["area"].mean())}
         both = before["whole"].astype(bool) & after["whole"].astype(bool)
         if not both.any():
             raise self.refuse("no picture is answered right by both models")

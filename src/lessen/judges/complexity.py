@@ -100,21 +100,23 @@ class Complexity(Suite):
     def compare(self, before: Outcomes, after: Outcomes) -> Section:
         """Return what thirds of the features retain; caught is a third that loses more than `most`, proved."""
         before.check_same_units(after)
-        loss = before["retained"].astype(np.float64) - after["retained"].astype(np.float64)
+        one, two = (each["retained"].astype(np.float64) for each in (before, after))
+        loss = one - two
         gain = before["importance"].astype(np.float64)
-        rows, caught, figures = [], [], {}
+        rows, caught = [], []
+        figures: dict[str, Any] = {}
         for by, values in (("complexity", before["complexity"]), ("importance", gain)):
             thirds = np.array_split(np.argsort(values, kind="stable"), 3)
             for word, members in zip(("lowest", "middle", "highest"), thirds, strict=True):
                 low, high = mean_interval(loss[members], np.zeros(2), 6)
                 mean, name = float(loss[members].mean()), f"{word} third by {by}"
-                gone = int(((after["retained"] < LOST) & (before["retained"] >= LOST))[members].sum())
+                gone = int(((two < LOST) & (one >= LOST))[members].sum())
                 figures[name] = {"loss": mean, "low": low, "high": high, "gone": gone, "features": len(members)}
                 rows.append(
                     (
                         name,
                         f"{len(members)}",
-                        f"{after['retained'][members].mean():.3f}",
+                        f"{two[members].mean():.3f}",
                         spoken(mean, low, high),
                         f"{gone}",
                     )
@@ -124,7 +126,7 @@ class Complexity(Suite):
         mass = float((gain * np.clip(loss, 0, None)).sum())
         ranks = [np.argsort(np.argsort(each["complexity"])) for each in (before, after)]
         rank = float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-        shift = float((after["complexity"] - before["complexity"]).mean())
+        shift = float(after["complexity"].mean() - before["complexity"].mean())
         figures |= {"lost importance": mass, "rank correlation": rank, "shift of complexity": shift}
         lines = (
             f"{len(gain)} features; {100 * mass:.1f} % of the importance is lost. Complexity: mean "

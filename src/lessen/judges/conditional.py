@@ -90,7 +90,8 @@ class Conditional(Suite):
     def compare(self, before: Outcomes, after: Outcomes) -> Section:
         """Return recall of all queries; caught is a net loss of targets found with the picture and the text."""
         before.check_same_units(after)
-        rows, caught, figures = [], [], {}
+        rows, caught = [], []
+        figures: dict[str, Any] = {}
         for at, name in enumerate(self._tasks):
             members = before["task"] == at
             found = {mode: _recall(mode, before, after, members) for mode in MODES}
@@ -108,7 +109,7 @@ class Conditional(Suite):
                     else "pictures are held less well"
                 )
                 caught.append(f"{name}: {what}; with the text {rows[-1][4]} of the targets are lost")
-        moved = after["margin"] - before["margin"]
+        moved = after["margin"].astype(np.float64) - before["margin"].astype(np.float64)
         half = 1.96 * float(moved.std(ddof=1)) / len(moved) ** 0.5
         text = spoken(float(moved.mean()), float(moved.mean()) - half, float(moved.mean()) + half)
         figures["margin"] = float(moved.mean())
@@ -125,7 +126,9 @@ class Conditional(Suite):
         return [{**each, "task": self._tasks.index(each["task"])} for each in found], pictures
 
     def _read(self) -> tuple[list[dict[str, Any]], Tensor]:
-        found, places, pictures = [], {}, []
+        found: list[dict[str, Any]] = []
+        places: dict[Any, int] = {}
+        pictures: list[Tensor] = []
         files = sorted(Path(str(self.options.data)).glob("*_*.json"))
         for path in files:
             try:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lessen.metrics import Array, Floats
+from lessen.metrics import Floats
+
+Truths = NDArray[np.bool_]
 
 RIDGES = (1e-3, 1e-1, 1e1, 1e3)
 WIDEST = 256
@@ -31,10 +34,10 @@ def narrowed(rows: Floats, seed: int = 0) -> Floats:
     if rows.shape[1] <= WIDEST:
         return rows
     ways = np.random.default_rng(seed).normal(size=(rows.shape[1], WIDEST)) / np.sqrt(WIDEST)
-    return rows @ ways
+    return np.asarray(rows @ ways)
 
 
-def held_out_r2(inputs: Floats, targets: Floats, fit: Array) -> Floats:
+def held_out_r2(inputs: Floats, targets: Floats, fit: Truths) -> Floats:
     """Return R2 of each target column on the rows that `fit` (truth values) leaves out, by ridge with an intercept.
 
     The ridge of each column is the best of four on a fifth of the fitting rows, which are then all used.
@@ -55,7 +58,8 @@ def _r2(x: Floats, y: Floats, other: Floats, wanted: Floats, ridge: float) -> Fl
     predicted = (other - centre) / scale @ np.linalg.solve(gram, z.T @ (y - middle)) + middle
     spread = ((wanted - wanted.mean(axis=0)) ** 2).sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.nan_to_num(1.0 - ((wanted - predicted) ** 2).sum(axis=0) / spread, nan=0.0, neginf=0.0)
+        found: Floats = np.nan_to_num(1.0 - ((wanted - predicted) ** 2).sum(axis=0) / spread, nan=0.0, neginf=0.0)
+    return found
 
 
 def stages(model: nn.Module, head: str) -> list[str]:

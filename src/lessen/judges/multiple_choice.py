@@ -43,7 +43,7 @@ class Points(MeanMetric):
 
     def each(self, outcomes: Outcomes) -> Floats:
         """Return the points of each question."""
-        return np.asarray(outcomes["points"] * outcomes["parsed"], dtype=np.float64)
+        return outcomes["points"].astype(np.float64) * outcomes["parsed"].astype(np.float64)
 
 
 class ChoiceOptions(SuiteOptions):
@@ -138,7 +138,8 @@ class MultipleChoice(Suite):
     def compare(self, before: Outcomes, after: Outcomes) -> Section:
         """Return points and flips by type; caught is a net loss, in all or in one subject, or a lost form."""
         before.check_same_units(after)
-        rows, caught, figures = [], [], {}
+        rows, caught = [], []
+        figures: dict[str, Any] = {}
         for number, kind in [(-1, "all"), *enumerate(KINDS)]:
             members = np.ones(len(before), dtype=bool) if number < 0 else before["kind"] == number
             if not members.any():

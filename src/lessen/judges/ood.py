@@ -78,7 +78,7 @@ class LearnedTemperature(nn.Module):
             torch.manual_seed(seed)
             head = cls(features.shape[1], classes)
             # the temperature is not decayed: it would end at the constant 1/2
-            groups = [
+            groups: list[dict[str, Any]] = [
                 {"params": [head.weight], "weight_decay": 1e-4},
                 {"params": [*head.heat.parameters(), *head.norm.parameters()]},
             ]
@@ -88,7 +88,7 @@ class LearnedTemperature(nn.Module):
                 cosines, heat = head(features[rows])
                 loss = functional.cross_entropy(cosines / heat[:, None], target[rows])
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
         return head.eval()
 

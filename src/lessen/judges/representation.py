@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from lessen.judges.layers import rows_of
+from lessen.judges.layers import Truths, rows_of
 from lessen.judges.reading import entering, few, head_of
 from lessen.judges.suite import Section, Suite, SuiteOptions, table
 from lessen.metrics import Array, Floats, MeanMetric, Metric, Outcomes
@@ -37,7 +37,7 @@ class Told(MeanMetric):
 
     def each(self, outcomes: Outcomes) -> Floats:
         """Return the mean over features of each input."""
-        return outcomes["told"].astype(np.float64).mean(axis=1)
+        return np.asarray(outcomes["told"].astype(np.float64).mean(axis=1))
 
 
 class RepresentationOptions(SuiteOptions):
@@ -57,7 +57,9 @@ class Representation(Suite):
 
     def __init__(self, options: Any = None, task: Any = None) -> None:
         super().__init__(options, task)
-        self._head, self._names, self._before = "", (), None
+        self._head = ""
+        self._names: tuple[str, ...] = ()
+        self._before: Floats | None = None
         self._shares: list[dict[str, float]] = []
         self._noise = 0.0
 
@@ -85,7 +87,7 @@ class Representation(Suite):
         if not known and target.ndim == 1:
             known["class"] = target.numpy()
         wanted = self.options.features
-        found = {}
+        found: dict[str, Array] = {}
         for name, values in known.items():
             kinds, codes = np.unique(np.asarray(values)[:rows], return_inverse=True)
             if (wanted is None or name in wanted) and 1 < len(kinds) <= MOST:
@@ -99,7 +101,8 @@ class Representation(Suite):
     def compare(self, before: Outcomes, after: Outcomes) -> Section:
         """Return shares and told values; caught is a feature whose told values fell by more than `most`, proved."""
         before.check_same_units(after)
-        rows, caught, figures = [], [], {}
+        rows, caught = [], []
+        figures: dict[str, Any] = {}
         old, new = self._shares[0], self._shares[-1]
         for at, name in enumerate(self._names):
             one, two = before["told"][:, at].astype(bool), after["told"][:, at].astype(bool)
@@ -142,7 +145,7 @@ def one_hot(codes: Array) -> Floats:
     return found
 
 
-def variance_share(held: Floats, codes: Array, fit: Array) -> float:
+def variance_share(held: Floats, codes: Array, fit: Truths) -> float:
     """Return the pooled R2 of a feature's value -> representation, fitted on `fit`, told on the rest; at least 0."""
     values = one_hot(codes)
     mean = held[fit].mean(axis=0)
@@ -158,7 +161,7 @@ def noise_share(before: Floats, after: Floats) -> float:
     return float(((after - before) ** 2).sum() / max(spread, 1e-300))
 
 
-def probed(held: Floats, codes: Array, fit: Array) -> Array:
+def probed(held: Floats, codes: Array, fit: Truths) -> Array:
     """Return whether a linear probe (ridge on one-hot values) tells each held-out input's value right."""
     scale = held[fit].std(axis=0) + 1e-9
     x = np.concatenate([(held - held[fit].mean(axis=0)) / scale, np.ones((len(held), 1))], axis=1)

@@ -84,7 +84,8 @@ class Shortcut(Suite):
         probe = before["probe"]
         accuracy = [float(each["first"][probe == 0].mean()) for each in (before, after)]
         broken = accuracy[1] < self._chance + 0.5 * (accuracy[0] - self._chance)
-        rows, caught, figures = [], [], {"accuracy": accuracy}
+        rows, caught = [], []
+        figures: dict[str, Any] = {"accuracy": accuracy}
         best = self.task.best() if callable(getattr(self.task, "best", None)) else None  # type: ignore[attr-defined]
         for number, name in enumerate(self._names[1:], 1):
             one, two = (_of(each, probe == number) for each in (before, after))

@@ -102,7 +102,8 @@ class Video(Suite):
     def compare(self, before: Outcomes, after: Outcomes) -> Section:
         """Return right answers by aspect; caught is an aspect that is proved lost, or a form that is."""
         before.check_same_units(after)
-        rows, caught, figures, deltas = [], [], {}, {}
+        rows, caught, deltas = [], [], {}
+        figures: dict[str, Any] = {}
         present = [at for at in range(len(ASPECTS)) if (before["aspect"] == at).any()]
         wider = student_quantile(1.0 - 0.025 / len(present), 1e6) / Z
         for at in present:
@@ -143,7 +144,7 @@ class Video(Suite):
 
     def _whole_roots(self, outcomes: Outcomes) -> float:
         """Return the share of (root, aspect) of which every question about every copy is right."""
-        keys = outcomes["group"].astype(np.int64) * (len(ASPECTS) + 1) + outcomes["aspect"]
+        keys = outcomes["group"].astype(np.int64) * (len(ASPECTS) + 1) + outcomes["aspect"].astype(np.int64)
         codes = np.unique(keys, return_inverse=True)[1].reshape(-1)
         right = np.bincount(codes, outcomes["right"].astype(np.float64)) / np.bincount(codes)
         return float((right == 1.0).mean())

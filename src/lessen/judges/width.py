@@ -95,14 +95,14 @@ class Width(Suite):
         """Return measured errors and the law's; caught is an error above the uncompressed one by more than `most`."""
         before.check_same_units(after)
         old, new = self._law[0], self._law[-1]
-        moved = after["tuned"].astype(np.float64) - before["tuned"]
+        moved = after["tuned"].astype(np.float64) - before["tuned"].astype(np.float64)
         low, high = mean_interval(moved, np.zeros(2))
         base = float(before["tuned"].mean())
         rows = []
         for name, told, found in (("uncompressed", old, before), ("compact", new, after)):
             measured = (f"{found[which].mean():.4f}" for which in ("tuned", "fixed"))
             rows.append((name, f"{told['width']}", *measured, f"{told['law']:.4f}"))
-        untuned = float((after["fixed"].astype(np.float64) - after["tuned"]).mean())
+        untuned = float(after["fixed"].mean() - after["tuned"].mean())
         excess = float(after["tuned"].mean()) - new["law"]
         said = spoken(float(moved.mean()), low, high)
         figures = {

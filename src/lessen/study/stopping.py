@@ -47,9 +47,9 @@ class Stopping:
             least = float(standard.get("resolution") or 0.0)
             difference = paired_difference(before, after, 0 if units is None else len(units), self._up, least)
             margin = self.study.margin if self.study.margin is not None else DEFAULT_MARGIN
-            found = early_verdict(difference, margin, len(self.study.seeds), least, doubt)
-            if found.verdict != UNKNOWN:
-                self.decided[recipe.name] = len(seen), found.verdict
+            verdict = early_verdict(difference, margin, len(self.study.seeds), least, doubt).verdict
+            if verdict != UNKNOWN:
+                self.decided[recipe.name] = len(seen), verdict
 
     def write(self) -> list[str]:
         """Keep what was left out and why, and return it as remarks for the reader of the report."""

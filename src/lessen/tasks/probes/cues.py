@@ -116,7 +116,8 @@ class CuesTask(Task):
     def _latents_of_test(self) -> Floats:
         generator = np.random.default_rng([self.options.seed, 3, 1])
         signs = generator.integers(0, 2, self.options.examples) * 2 - 1
-        return signs[:, None] * self.means + generator.multivariate_normal([0, 0], self.covariance, len(signs))
+        noise = generator.multivariate_normal([0, 0], self.covariance, len(signs))
+        return np.asarray(signs[:, None] * self.means + noise)
 
     def describe(self) -> dict[str, Any]:
         """Return name and options."""

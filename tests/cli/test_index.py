@@ -102,6 +102,40 @@ def test_texts_are_encoded_and_found(tmp_path, encoder):
         run("build", tmp_path / "other2", "--texts", tmp_path / "twice.jsonl", "--encoder", encoder)
 
 
+def test_a_new_encoder_searches_the_old_index_through_an_adapter(tmp_path, encoder):
+    from transformers import BertModel
+
+    torch.manual_seed(1)
+    model = BertModel.from_pretrained(encoder)
+    with torch.no_grad():
+        for one in model.parameters():
+            one.add_(0.02 * torch.randn_like(one))
+    model.save_pretrained(tmp_path / "new")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "new" / name).write_bytes((encoder / name).read_bytes())
+    words = ["storm", "harbour", "price", "oil", "match", "goal", "rain", "bank"]
+    drawn = np.random.default_rng(0).choice(words, (60, 4))
+    (tmp_path / "texts.txt").write_text("".join(" ".join(row) + "\n" for row in drawn))
+    index, out = tmp_path / "index", tmp_path / "a.safetensors"
+    run("build", index, "--texts", tmp_path / "texts.txt", "--encoder", encoder, "--form", "flat", "--length", 8)
+    said = json.loads(
+        run("adapt", index, "--encoder", tmp_path / "new", "--texts", tmp_path / "texts.txt", "--out", out, "--json")
+    )
+    assert said["cosine"] > said["cosine_before"]
+    query = " ".join(drawn[7])
+    with pytest.raises(ConfigError, match="do not mix"):
+        run("search", index, "--text", query, "--encoder", tmp_path / "new")
+    found = json.loads(
+        run("search", index, "--text", query, "--encoder", tmp_path / "new", "--adapter", out, "-k", 3, "--json")
+    )
+    assert "8" in found[0]["ids"]
+    with pytest.raises(ConfigError, match="leads from another encoder"):
+        run("search", index, "--text", query, "--adapter", out)
+    (tmp_path / "few.txt").write_text("storm\nrain\n")
+    with pytest.raises(DataError, match="holds 2 texts"):
+        run("adapt", index, "--encoder", encoder, "--texts", tmp_path / "few.txt", "--out", out)
+
+
 def test_pictures_are_encoded_and_found(tmp_path):
     from transformers import ViTConfig, ViTModel
 

@@ -26,6 +26,7 @@ from lessen.stored.linears.low_rank_conv import LowRankConv
 from lessen.stored.linears.low_rank_delta import LowRankDelta
 from lessen.stored.linears.rotated import RotatedInput, RotatedNorm, draw_signs
 from lessen.stored.linears.scaled_input import ScaledInput
+from lessen.stored.linears.simplex_head import SimplexHead
 from lessen.stored.linears.sparse import SparseConv, SparseLinear, to_matrix
 from lessen.stored.linears.sparse_matrix import SparseMatrix
 from lessen.stored.linears.spqr import Outliers, SpQRLinear, Statistics
@@ -45,6 +46,7 @@ from lessen.stored.tables.tensor_train import TensorTrainEmbedding
 from lessen.stored.tables.tiered_embedding import TieredEmbedding, bare
 from lessen.stored.vectors.flat import FlatVectors, Int8Vectors
 from lessen.stored.vectors.product import ProductVectors
+from lessen.stored.vectors.refined import RefinedVectors
 from lessen.stored.vectors.rotated import RotatedVectors
 from lessen.stored.vectors.staged import Reduction, StagedVectors
 from lessen.stored.vectors.token_sets import TokenSets
@@ -328,6 +330,8 @@ OTHERS = {
     "product vectors": (product_vectors, lambda: (random(3, 12),)),
     "vector reduction": (vector_reduction, lambda: (random(3, 12),)),
     "query adapter": (lambda: QueryAdapter.fitted(random(24, 12), random(24, 9), 3), lambda: (random(3, 12),)),
+    "refined vectors": (lambda: RefinedVectors.around(int8_vectors(), 5, 2, 0.5), lambda: (random(3, 12),)),
+    "simplex head": (lambda: SimplexHead(12, 5, 9), lambda: (random(3, 12),)),
     "token sets": (token_sets, None),
     "staged vectors": (staged_vectors, lambda: (random(3, 12),)),
     "jpeg codec": (JpegCodec, None),

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lessen.cli.index_readers import adapt, queries_of, reader_of
 from lessen.cli.interrupt import interruptible
 from lessen.cli.output import AsJson, emit, line, say, size, table
 from lessen.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from lessen.log import Log
     from lessen.retrieval.folder import Found, IndexFolder
     from lessen.retrieval.sources import Batch
-    from lessen.tasks.retrieval.readers import PictureReader, TextReader
 
 app = typer.Typer(name="index", help="Store and search retrieval vectors at a few bytes each.", no_args_is_help=True)
+app.command()(adapt)
 Folder = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of an index.")]
 Vectors = Annotated[Path | None, typer.Option(help="Vectors: .npy, .fvecs or .parquet.")]
 Texts = Annotated[Path | None, typer.Option(help="Texts: .txt (one a line), .jsonl, .parquet, .csv.")]
@@ -64,7 +64,7 @@ def build(
     started = time.process_time()
     with interruptible(), Reporting() as log:
         index = _opened(folder) if (folder / "index.json").exists() else None
-        reader = _reader(texts, pictures, encoder, length, log)
+        reader = reader_of(texts, pictures, encoder, length, log)
         identity = None if reader is None else reader.identity
         if index is not None:
             index.check_encoder(identity, "what is added")
@@ -100,7 +100,10 @@ def search(
     texts: Texts = None,
     vectors: Vectors = None,
     picture: Annotated[list[Path] | None, typer.Option(help="A picture to look for; repeatable.")] = None,
-    encoder: Annotated[str | None, typer.Option(help="Encoder of the queries; default: the index's own.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Encoder of the queries, or its artifact; default: the index's own.")
+    ] = None,
+    adapter: Annotated[Path | None, typer.Option(help="What `index adapt` wrote, for another encoder.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Documents of each query.")] = 10,
     column: Column = None,
     ids: Names = "id",
@@ -111,7 +114,7 @@ def search(
     Example: lessen index search news.index --text "storm over the harbour"
     """
     index = _opened(folder)
-    names, asked, identity = _queries(index, text, texts, vectors, picture, encoder, column, ids)
+    names, asked, identity = queries_of(index, text, texts, vectors, picture, encoder, column, ids, adapter)
     index.check_encoder(identity, "the query")
     found = index.search(asked, k)
     if as_json:
@@ -205,16 +208,6 @@ def _sizes(index: IndexFolder) -> dict[str, Any]:
     }
 
 
-def _reader(
-    texts: Path | None, pictures: Path | None, encoder: str, length: int, log: Log
-) -> TextReader | PictureReader | None:
-    from lessen.tasks.retrieval.readers import PictureReader, TextReader
-
-    if texts is not None:
-        return TextReader(encoder, length=length, log=log)
-    return PictureReader(encoder, log=log) if pictures is not None else None
-
-
 def _batches(
     vectors: Path | None, texts: Path | None, pictures: Path | None, reader: Any, column: str | None, ids: str,
     index: IndexFolder | None,
@@ -268,36 +261,6 @@ def _created(
         raise DataError("there is nothing to index")
     sample = torch.cat([one.vectors for one in first])[:SAMPLE]
     return IndexFolder.create(folder, form, sample, metric, identity, seed), chain(first, batches)
-
-
-def _queries(
-    index: IndexFolder, text: list[str] | None, texts: Path | None, vectors: Path | None, picture: list[Path] | None,
-    encoder: str | None, column: str | None, ids: str,
-) -> tuple[list[str], Any, dict[str, Any] | None]:  # fmt: skip
-    """Return what each query is called, the vectors of all, and who made them."""
-    from lessen.retrieval.sources import read_all
-    from lessen.tasks.retrieval.readers import PictureReader, TextReader, read_texts
-
-    if sum(bool(given) for given in (text, texts, vectors, picture)) != 1:
-        raise ConfigError("give one of --text, --texts, --vectors and --picture")
-    if vectors is not None:
-        batch = read_all(vectors, column or "vector", ids)
-        return batch.ids, batch.vectors, None
-    made = index.manifest.encoder
-    if made is None:
-        raise ConfigError(f"{index.path} was made of vectors and knows no encoder; give queries as --vectors")
-    if picture:
-        if made["kind"] != "pictures":
-            raise ConfigError(f"{index.path} holds texts; give queries as --text")
-        pictures = PictureReader(encoder or made["name"])
-        return [str(path) for path in picture], pictures.vectors(picture), pictures.identity
-    if made["kind"] != "text":
-        raise ConfigError(f"{index.path} holds pictures; give queries as --picture")
-    pairs = [(one, one) for one in text or ()] if texts is None else list(read_texts(texts, column or "text", ids))
-    reader = TextReader(encoder or made["name"], made["pooling"], made["normalise"], made["length"])
-    names = [name for name, _ in pairs]
-    said = [repr(name[:40]) for name in names]
-    return names, reader.vectors([one for _, one in pairs], said, "query", cut=False), reader.identity
 
 
 def _rows(name: str, found: Found) -> list[tuple[str, str, str]]:

@@ -134,7 +134,8 @@ class Encoder:
         own = self.encoding
         above = self.products(points)[:, : own.repetitions * own.bits].view(len(points), own.repetitions, own.bits) > 0
         spelled: Tensor = above.long() << torch.arange(own.bits)
-        return spelled.sum(dim=2)
+        cells: Tensor = spelled.sum(dim=2)
+        return cells
 
     def _planes(self, stream: torch.Generator) -> Tensor:
         """Return the projection of each repetition, float32 [R, dim, projected]."""

@@ -253,6 +253,7 @@ TOYS: dict[str, Callable[[], Task]] = {
     "tokens": pictures_in_tokens,
     "codecs": pictures_on_a_wire,
     "retrieval": neighbours,
+    "stationary-compat": taught_shapes,
     "adapt": another_style,
     "data": another_style,
     "distil": TaughtTableTask,

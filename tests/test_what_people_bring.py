@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import lessen
-from lessen.errors import InputError
-from lessen.metrics import AUC
+from lessen.errors import InputError, TaskError
+from lessen.metrics import AUC, Metric
 from lessen.task import Task
 
 STEP = {"emb-rowwise-quant": {"bits": 4, "min_rows": 1}}
@@ -132,3 +132,56 @@ def test_data_in_bfloat16_have_a_fingerprint_of_their_own():
     first = Halves()
     second = first.view(dtype=torch.float32)
     assert first.fingerprint() != second.fingerprint()
+
+
+def own_metric(**members):
+    """A metric of somebody's own, defined anew each time it is named."""
+    return type("Own", (Metric,), members)()
+
+
+@pytest.mark.parametrize(
+    ("metrics", "told"),
+    [
+        ({}, "names no metric; give it some by name"),
+        (None, "names no metric"),
+        ({"auc": lambda scores, targets: 0.5}, "the metric 'auc' of task 'rows' is a function, not an instance"),
+        ({"auc": type(AUC)}, "is the class AreaUnderCurve, not an instance"),
+        ({"m": own_metric(weighted=lambda self, outcomes, weights: 1 / 0)}, "'Own' failed on 64 units: ZeroDivision"),
+        ({"m": own_metric(weighted=lambda self, outcomes, weights: 0.5)}, r"'Own' gives \[\] values for 1 rows"),
+        ({"m": own_metric(weighted=lambda self, outcomes, weights: weights[:, :2])}, r"gives \[1, 2\] values"),
+        (
+            {"m": own_metric(weighted=lambda self, outcomes, weights: weights[:, 0] * float("nan"))},
+            "gives nan for what",
+        ),
+        (
+            {"m": own_metric(weighted=lambda self, outcomes, weights: weights[:, 0] * float("inf"))},
+            "gives inf for what",
+        ),
+    ],
+)
+def test_a_metric_that_is_none_or_fails_is_one_line(metrics, told):
+    task = Rows()
+    task.metrics = metrics
+    with pytest.raises(TaskError, match=told):
+        lessen.compress(Net(), task, STEP, margin=0.01)
+
+
+@pytest.mark.parametrize(
+    ("predict", "told"),
+    [
+        (lambda scores: scores.mean(), "a batch gives a single number; it must give one row an example"),
+        (lambda scores: scores[:, None].expand(-1, len(scores) % 7 + 1), "rows of one batch have shape .*, of another"),
+    ],
+)
+def test_scores_that_are_no_rows_are_one_line(predict, told):
+    class Batches(Rows):
+        def batches(self, split, seed=0):
+            for size in (64, 40):
+                ids = torch.arange(size) * 7 % 300
+                yield ids, (ids % 2).float()
+
+        def predict(self, model, batch):
+            return predict(self.forward(model, batch))
+
+    with pytest.raises(TaskError, match=f"the test scores of task 'rows': {told}"):
+        lessen.compress(Net(), Batches(), STEP, margin=0.01)

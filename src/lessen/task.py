@@ -31,7 +31,7 @@ from typing_extensions import Self
 from lessen.errors import NonFiniteError, TaskError
 from lessen.log import SILENT, Log
 from lessen.metrics import Metric, Outcomes, check_reads
-from lessen.train.device import device_of, to_device
+from lessen.train.device import as_rows, device_of, for_numpy, to_device
 from lessen.train.fit import FitResult, fit
 from lessen.train.hooks import Hook
 from lessen.train.settings import FitSettings
@@ -118,9 +118,8 @@ class Judge(ABC):
         return next(iter(self.metrics))
 
     def check_metrics(self) -> None:
-        """Refuse a metric that reads a column which the outcomes lack, as far as that is known. Raises TaskError."""
-        if self.columns is not None:
-            check_reads(self.metrics, self.columns, f"task {self.name!r}")
+        """Refuse what is no metric, or reads a column that the outcomes are known to lack. Raises TaskError."""
+        check_reads(self.metrics, self.columns, f"task {self.name!r}")
 
     def score(self, model: nn.Module, split: Split = "validation") -> float:
         """Return the first metric on `split`, sign-flipped if lower is better, so that higher always wins."""
@@ -322,16 +321,16 @@ class Task(Judge):
         model.eval()
         scores, targets, device = [], [], device_of(model)
         for batch in self.batches(split):
-            scores.append(_for_numpy(self.predict(model, to_device(batch, device))))
-            targets.append(_for_numpy(self.target(batch)))
+            scores.append(self.predict(model, to_device(batch, device)))
+            targets.append(self.target(batch))
         model.train(was_training)
         if not scores:
             raise TaskError(f"task {self.name!r} has an empty {split} split; give it rows or choose another split")
-        joined = torch.cat(scores)
+        joined = as_rows(scores, f"the {split} scores of task {self.name!r}")
         if not bool(torch.isfinite(joined).all()):
             bad = int((~torch.isfinite(joined)).sum())
             raise NonFiniteError(f"the model gave NaN or infinity for {bad} of {joined.numel()} {split} scores")
-        return joined.numpy(), torch.cat(targets).numpy()
+        return joined.numpy(), as_rows(targets, f"the {split} targets of task {self.name!r}").numpy()
 
 
 def call_model(model: nn.Module, inputs: Any) -> Tensor:
@@ -374,13 +373,6 @@ def main_tensor(output: Any, model: nn.Module) -> Tensor:
     )
 
 
-def _for_numpy(values: Tensor) -> Tensor:
-    """Return values on the CPU in a type that numpy has: bfloat16 and float8, which it lacks, as float32."""
-    values = values.detach().cpu()
-    known = values.dtype in (torch.float64, torch.float32, torch.float16)
-    return values if known or not values.is_floating_point() else values.float()
-
-
 def _hash_into(digest: Any, value: Any) -> None:
     """Feed tensors, arrays and containers into `digest` with their dtype and shape."""
     if isinstance(value, Mapping):
@@ -391,9 +383,9 @@ def _hash_into(digest: Any, value: Any) -> None:
         for item in value:
             _hash_into(digest, item)
     elif isinstance(value, (Tensor, np.ndarray)):
-        if isinstance(value, Tensor) and _for_numpy(value).dtype != value.dtype:
+        if isinstance(value, Tensor) and for_numpy(value).dtype != value.dtype:
             digest.update(str(value.dtype).encode())
-        array = np.ascontiguousarray(_for_numpy(value).numpy() if isinstance(value, Tensor) else value)
+        array = np.ascontiguousarray(for_numpy(value).numpy() if isinstance(value, Tensor) else value)
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(array.tobytes())
     else:

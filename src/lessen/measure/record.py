@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -106,6 +107,10 @@ def measure_quality(task: Judge, model: nn.Module) -> Quality:
     for name, metric in task.metrics.items():
         jackknife[name] = metric.jackknife(outcomes)
         values[name] = float(jackknife[name][0])
+        if name == task.primary and not math.isfinite(values[name]):
+            raise TaskError(
+                f"the metric {name!r} gives {values[name]} for what the model answers: nothing can be judged"
+            )
         low, high = crossed_interval(jackknife[name][:, None], metric.resolution(outcomes))
         intervals[name] = (float("nan") if low is None else low, float("nan") if high is None else high)
     return Quality(values, intervals, outcomes, jackknife)

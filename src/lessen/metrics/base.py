@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lessen.errors import ConfigError, TaskError
+from lessen.errors import ConfigError, LessenError, TaskError
 from lessen.metrics.outcomes import Array, Outcomes
 
 Floats = NDArray[np.float64]
@@ -95,11 +95,28 @@ class Metric(ABC):
     def __call__(self, outcomes: Outcomes | Array, targets: Array | None = None) -> float:
         """Return the metric on all units of `outcomes`; two arrays are taken as their columns score and target."""
         judged = outcomes if isinstance(outcomes, Outcomes) else scored(outcomes, targets)
-        return float(self.weighted(judged, np.ones((1, len(judged))))[0])
+        return float(self._values(judged, np.ones((1, len(judged))))[0])
 
     @abstractmethod
     def weighted(self, outcomes: Outcomes, weights: Floats) -> Floats:
         """Return one value for each row of `weights` [resamples, units]; a resample is a row of counts."""
+
+    def _values(self, outcomes: Outcomes, weights: Floats) -> Floats:
+        """Return what `weighted` gives. Raises TaskError: it failed, or gives something else than a value a row."""
+        called = getattr(self, "name", type(self).__name__)
+        try:
+            found = np.asarray(self.weighted(outcomes, weights), dtype=np.float64)
+        except LessenError:
+            raise
+        except Exception as error:  # a user's own code raises what it likes
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise TaskError(f"the metric {called!r} failed on {len(outcomes)} units: {reason}") from error
+        if found.shape != weights.shape[:1]:
+            raise TaskError(
+                f"the metric {called!r} gives {list(found.shape)} values for {len(weights)} rows of weights; "
+                "weighted() returns one number for each row"
+            )
+        return found
 
     def left_out(self, outcomes: Outcomes, groups: Groups, count: int) -> Floats:
         """Return the metric without each of `count` groups of units, [count]; `groups` [units] says which is whose.
@@ -112,7 +129,7 @@ class Metric(ABC):
             stop = min(start + rows, count)
             weights = (groups != np.arange(start, stop)[:, None]).astype(np.float64)
             with np.errstate(invalid="ignore", divide="ignore"):
-                found[start:stop] = self.weighted(outcomes, weights)
+                found[start:stop] = self._values(outcomes, weights)
         return found
 
     def jackknife(self, outcomes: Outcomes) -> Floats:
@@ -217,8 +234,23 @@ def describe_metrics(metrics: Mapping[str, Metric]) -> dict[str, dict[str, Any]]
     return {name: metric.describe() for name, metric in metrics.items()}
 
 
-def check_reads(metrics: Mapping[str, Metric], columns: Iterable[str], judge: str) -> None:
-    """Refuse metrics that need what `judge` does not give. Raises TaskError naming metric and column."""
+def check_reads(metrics: Any, columns: Iterable[str] | None, judge: str) -> None:
+    """Refuse what is no mapping of metrics, and metrics that need what `judge` does not give; None where not known.
+
+    Raises:
+        TaskError: which metric, what it is or which column it lacks.
+    """
+    if not isinstance(metrics, Mapping) or not metrics:
+        raise TaskError(f"{judge} names no metric; give it some by name: metrics = {{'auc': lessen.AUC}}")
+    for name, metric in metrics.items():
+        if not isinstance(metric, Metric):
+            found = f"the class {metric.__name__}" if isinstance(metric, type) else f"a {type(metric).__name__}"
+            raise TaskError(
+                f"the metric {name!r} of {judge} is {found}, not an instance of lessen.metrics.Metric; see MeanMetric "
+                "for one of your own"
+            )
+    if columns is None:
+        return
     known = tuple(columns)
     for name, metric in metrics.items():
         missing = [column for column in metric.reads if column not in known]

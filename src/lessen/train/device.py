@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lessen.errors import ConfigError
+from lessen.errors import ConfigError, TaskError
 from lessen.train.nested import map_tensors, tensors_of
 
 
@@ -62,3 +62,25 @@ def restore_generator(states: Mapping[str, Tensor], device: torch.device) -> Non
     """Set what `generator_state` returned, where the device is of that kind."""
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def for_numpy(values: Tensor) -> Tensor:
+    """Return values on the CPU in a type that numpy has: bfloat16 and float8, which it lacks, as float32."""
+    values = values.detach().cpu()
+    known = values.dtype in (torch.float64, torch.float32, torch.float16)
+    return values if known or not values.is_floating_point() else values.float()
+
+
+def as_rows(batches: Sequence[Tensor], what: str) -> Tensor:
+    """Return the rows of all batches as one tensor that numpy can take.
+
+    Raises:
+        TaskError: a batch gives one number and no rows, or batches give rows of different shapes; `what` names them.
+    """
+    parts = [for_numpy(part) for part in batches]
+    if any(part.dim() == 0 for part in parts):
+        raise TaskError(f"{what}: a batch gives a single number; it must give one row an example")
+    shapes = sorted({tuple(part.shape[1:]) for part in parts})
+    if len(shapes) > 1:
+        raise TaskError(f"{what}: rows of one batch have shape {list(shapes[0])}, of another {list(shapes[1])}")
+    return torch.cat(parts)

@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.guides import read
+from benchmarks.guides import Guide, read
 
 STUDENT = {6: 2.447, 7: 2.365, 8: 2.306, 11: 2.201, 15: 2.131, 23: 2.069, 31: 2.04}
 """97.5 % points of Student's t by degrees of freedom."""
+
+
+TEXTS = {"news": "news", "wikitext": "WikiText-2"}
 
 
 def figures(documents: dict[str, list[float]]) -> dict[str, float]:
@@ -46,21 +49,53 @@ def _point(documents: int) -> float:
     return STUDENT[max((known for known in STUDENT if known < documents), default=6)]
 
 
-def line(name: str, row: dict[str, Any]) -> str:
-    parts = []
-    for text in ("news", "wikitext"):
-        if text in row["documents"]:
-            found = figures(row["documents"][text])
-            parts += [f"{found['perplexity']:.2f}", f"{found['kl']:.3f}", f"{found['flips']:.1f} %"]
-        else:
-            parts += ["", "", ""]
+def study(name: str) -> str:
+    """Return the rows of a study that were judged."""
+    rows = read(name)["rows"]
+    texts = [text for text in TEXTS if text in rows["original"]["documents"]]
+    head = "| recipe | bits |" + "".join(f" {TEXTS[text]}: perplexity | KL | flips |" for text in texts)
+    return f"{head}\n|---|---|{'---|---|---|' * len(texts)}\n" + "".join(line(*row, texts) for row in rows.items())
+
+
+def line(name: str, row: dict[str, Any], texts: list[str]) -> str:
+    found = [figures(row["documents"][text]) for text in texts]
+    parts = [f"{one['perplexity']:.2f} | {one['kl']:.3f} | {one['flips']:.1f} %" for one in found]
     bits = "32" if row.get("bits") is None else f"{row['bits']:.2f}"
     return f"| {name} | {bits} | {' | '.join(parts)} |\n"
 
 
-def smollm2() -> str:
-    rows = read("language_smollm2")["rows"]
-    head = (
-        "| recipe | bits | news: perplexity | KL | flips | WikiText-2: perplexity | KL | flips |\n" + 8 * "|---" + "|\n"
-    )
-    return head + "".join(line(name, row) for name, row in rows.items())
+def equal_bytes() -> str:
+    """Return KL of ours as a share of llama.cpp's at no fewer bytes, with its interval over documents."""
+    text = "| ours | llama.cpp, importance matrix | KL | ratio of KL, 95 % |\n|---|---|---|---|\n"
+    files, forms = read("language_fewbits")["rows"], read("language_importance")["rows"]
+    ours = "whole 4 oac searched"
+    for name, row in files.items():
+        if name.endswith("imatrix") and files[ours]["state_bytes"] <= row["state_bytes"]:
+            sizes = [f"{one['state_bytes'] / 1e6:.1f} MB" for one in (files[ours], row)]
+            text += _compared(
+                (f"{ours}, {sizes[0]}", files[ours]["documents"]), (f"{name}, {sizes[1]}", row["documents"])
+            )
+    for name, row in forms.items():
+        for other, peer in forms.items() if " lessen " in name else ():
+            if "llama.cpp" in other and row["bits"] <= peer["bits"] < row["bits"] + 0.5:
+                sizes = [f"{one['bits']:.2f} bits" for one in (row, peer)]
+                both = [one["documents"]["news"] for one in (row, peer)]
+                text += _compared((f"{name}, {sizes[0]}", both[0]), (f"{other}, {sizes[1]}", both[1]))
+    return text
+
+
+def _compared(one: tuple[str, Any], other: tuple[str, Any]) -> str:
+    share, low, high = ratio(one[1], other[1], "kl")
+    kl = " and ".join(f"{figures(each)['kl']:.3f}" for _, each in (one, other))
+    return f"| {one[0]} | {other[0].replace('llama.cpp ', '')} | {kl} | {share:.2f} [{low:.2f}, {high:.2f}] |\n"
+
+
+GUIDE = Guide(
+    "weights",
+    {
+        "language-study": lambda: study("language_smollm2"),
+    },
+)
+
+if __name__ == "__main__":
+    GUIDE.write()

@@ -8,7 +8,8 @@ sides see the same. llama.cpp's few-bit forms take rows of 256, and rows of this
 
 part    blocks 10 to 15 alone, the rest untouched. Rows of 576 are handed to llama.cpp's `ggml_quantize_chunk` four at a
         time (2304 = 9 x 256), which its own tool does not do: so its forms have the bits they are made for.
-file    the whole file as `llama_model_quantize` writes it, falling back to wider forms where rows do not fit.
+file    `--files OUT --source SmolLM2.gguf` writes whole files by `llama_model_quantize`, which takes wider forms where
+        rows do not fit; `benchmarks.language.fewbits --gguf OUT/*.gguf` judges them.
 
 FOLDER holds the shared objects of npm's `@node-llama-cpp/linux-x64`, see `llama_npm`. Weights are decoded to float32.
 """
@@ -19,7 +20,6 @@ import argparse
 import ctypes
 import fnmatch
 import json
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ import lessen
 from benchmarks.guides import RESULTS
 from benchmarks.language.cross import Kept, add, bits_of, densely
 from benchmarks.language.cross_tables import figures, ratio
-from benchmarks.language.fewbits import PART, peer
+from benchmarks.language.fewbits import PART
 from benchmarks.language.requantise import TYPES
 from lessen.environment import environment, package_version
 from lessen.methods.calibration import watching
@@ -40,10 +40,10 @@ from lessen.methods.sites import state_bytes
 from lessen.recipe import Recipe
 
 RESULT = RESULTS / "language_importance.json"
-FILE_TYPES = {**TYPES, "IQ2_M": 29, "IQ3_XXS": 23, "IQ3_M": 27}
+FILE_TYPES = {**TYPES, "IQ3_M": 27}
 BEST: dict[str, Any] = {"calibration_batches": 6, "hessian": "tokens", "ranges": "search", "refit": 2}
 PEERS = ("IQ3_S", "Q3_K", "IQ3_XXS", "Q2_K", "IQ2_S")
-FILES = ("Q3_K_M", "Q2_K", "IQ3_XXS", "IQ2_M", "Q4_K_M")
+FILES = ("Q3_K_M", "Q2_K", "IQ3_M")
 
 
 class Importance(ctypes.Structure):
@@ -65,7 +65,6 @@ class Settings(ctypes.Structure):
 def ours() -> dict[str, dict[str, Any]]:
     """Return the steps by row."""
     part = {"only": PART, "table_bits": None, "blocks_a_pass": 6, **BEST}
-    whole = {**BEST, "blocks_a_pass": 15}
     return {
         "part lessen 3.33": {"gptq": {"bits": 3, "group": 96, **part}},
         "part lessen 2.5": {"gptq": {"bits": 2, "group": 64, **part}},
@@ -73,8 +72,6 @@ def ours() -> dict[str, dict[str, Any]]:
         "part lessen 3.05": {"gptq": {"bits": 3, "group": None, **part}},
         "part lessen 3.33, three times the text": {"gptq": {"bits": 3, "group": 96, **part, "calibration_batches": 18}},
         "part lessen 2.5, three times the text": {"gptq": {"bits": 2, "group": 64, **part, "calibration_batches": 18}},
-        "file lessen 4 bits, table 6": {"gptq": {"bits": 4, "group": 64, "table_bits": 6, **whole}},
-        "file lessen 3 bits, table 8": {"gptq": {"bits": 3, "group": 64, **whole}},
     }
 
 
@@ -161,7 +158,8 @@ def opened(folder: Path) -> tuple[Any, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--library", type=Path, required=True)
-    parser.add_argument("--source", type=Path, help="the model's own GGUF file, for `file` rows")
+    parser.add_argument("--files", type=Path, help="write whole files with the importance matrix here, and stop")
+    parser.add_argument("--source", type=Path, help="the model's own GGUF file, for `--files`")
     parser.add_argument("--rows", default="*")
     parser.add_argument("--documents", type=int, default=24)
     parser.add_argument("--seconds", type=float, default=1e9, help="of processor time, after which no row is begun")
@@ -171,17 +169,23 @@ def main() -> None:
     asked.keep.mkdir(parents=True, exist_ok=True)
     task = lessen.get_task({"name": "language-smollm2", "window": 192, "stride": 96})
     judged = lessen.get_task({"name": "language-smollm2", "documents": asked.documents})
+    if asked.files is not None:
+        asked.files.mkdir(parents=True, exist_ok=True)
+        known, (_, llama) = importance(task.reference(), task, 6), opened(asked.library)
+        for kind in FILES:
+            write_file(llama, asked.source, asked.files / f"{kind} imatrix.gguf", kind, known)
+        return
     record: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {
         "benchmark": "language_importance", "command": "python -m benchmarks.language.importance", "rows": {},
         "environment": {**environment(1), "transformers": package_version("transformers"), "llama.cpp": "0.5.0"},
         "judged": judged.describe(), "calibrated": task.describe(),
     }  # fmt: skip
-    names = [f"part llama.cpp {one}" for one in PEERS] + [f"file llama.cpp {one}" for one in FILES] + list(ours())
+    names = [f"part llama.cpp {one}" for one in PEERS] + list(ours())
     todo = [one for one in names if fnmatch.fnmatch(one, asked.rows) and one not in record["rows"]]
     original = task.reference()
     judge = Kept(judged, original, asked.keep)
     known = importance(original, task, 6) if any("llama.cpp" in one for one in todo) else {}
-    base, llama = opened(asked.library)
+    base, _ = opened(asked.library)
     for name in todo:
         if time.process_time() > asked.seconds:
             break
@@ -189,12 +193,6 @@ def main() -> None:
         if name.startswith("part llama.cpp"):
             model, bits = with_peer(original, task, base, kind, known)
             row: dict[str, Any] = {"bits": round(bits, 4), "documents": {"news": judge(model)}}
-        elif name.startswith("file llama.cpp"):
-            with tempfile.TemporaryDirectory() as scratch:
-                target = Path(scratch) / f"{kind}.gguf"
-                write_file(llama, asked.source, target, kind, known)
-                row = peer(str(target), judge)
-            row["documents"], row["bits"] = {"news": row["documents"]}, row["bits_per_weight"]
         else:
             made, _ = Recipe.parse({"name": "row", "steps": [ours()[name]]}).apply(original, task, seed=0)
             row = {"step": ours()[name], "bits": bits_of(made, original), "state_bytes": state_bytes(made)}
@@ -205,18 +203,13 @@ def main() -> None:
 
 
 def table(record: dict[str, Any]) -> None:
-    """Print every row, and for each of ours the KL as a share of each peer's of the same kind with more bytes."""
+    """Print every row, and for each of ours the KL as a share of each peer's of no fewer bits."""
     for name, row in record["rows"].items():
-        size = row.get("state_bytes", 0) / 1e6
-        print(f"{name:42} {row['bits']:.3f} bits {size:6.1f} MB", figures(row["documents"]["news"]))
-        if " lessen " not in name:
-            continue
-        for other, peers in record["rows"].items():
-            if other.startswith(f"{name[:4]} llama.cpp"):
-                more = (row["bits"] <= peers["bits"]) if name.startswith("part") else size * 1e6 <= peers["state_bytes"]
-                if more:
-                    found = ratio(row["documents"]["news"], peers["documents"]["news"], "kl")
-                    print(f"    KL {found[0]:.2f} x {other} [{found[1]:.2f}, {found[2]:.2f}]")
+        print(f"{name:42} {row['bits']:.3f} bits", figures(row["documents"]["news"]))
+        for other, peers in record["rows"].items() if " lessen " in name else ():
+            if "llama.cpp" in other and row["bits"] <= peers["bits"]:
+                found = ratio(row["documents"]["news"], peers["documents"]["news"], "kl")
+                print(f"    KL {found[0]:.2f} x {other} [{found[1]:.2f}, {found[2]:.2f}]")
 
 
 if __name__ == "__main__":

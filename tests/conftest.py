@@ -17,14 +17,15 @@ settings.load_profile("loaded")
 """A busy machine makes every example slow; that says nothing about the code."""
 
 
-gc.disable()
-"""Collecting imports hundreds of files and makes eight thousand tests, nothing of which is garbage."""
-
-
-def pytest_collection_finish(session):
-    """What was collected lives to the end: no later search for garbage goes through it again."""
-    gc.freeze()
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session):
+    """Hundreds of files and eight thousand tests are no garbage and live to the end: no search goes through them."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -164,3 +164,14 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(capsys, own, 
     assert (status, place.split("/none")[0] in talk, (own / "trained").exists()) == (2, True, False), talk
     assert {path.name for path in own.iterdir()} <= {"folder", "rows.csv", "own_of_verify.py", "__pycache__"}
     assert [path.name for path in (own / "folder").iterdir()] == ["kept"]
+
+
+def test_a_path_that_no_file_system_takes_is_one_line(capsys, tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path, told in ((5_000 * "a", "File name too long"), (str(tmp_path / "loop" / "x"), "")):
+        assert cli.execute(["verify", path]) == 2
+        assert capsys.readouterr().err.startswith("lessen: ")
+        assert cli.execute(["report", path]) == 2
+        said = capsys.readouterr().err
+        assert told in said
+        assert len(said.splitlines()) == 1

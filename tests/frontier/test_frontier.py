@@ -379,3 +379,11 @@ def test_what_a_folder_lacks_is_told(demo, tmp_path):
     told = gaps(Frontier.load(folder))
     assert f"{lines[0]['recipe']}, seed 0: the record holds no cost, what was saved is unknown" in told
     assert any(line.startswith("study.yaml does not stand beside the measurements") for line in told)
+
+
+@pytest.mark.parametrize(("name", "text"), [("study.yaml", "[1, 2]"), ("noise.json", '{"quality": 3}')])
+def test_a_file_of_another_shape_is_named(tmp_path, name, text):
+    folder = write_study(tmp_path / "s", examples=200, recipes={"a": RECIPES["int8 rows"]})
+    (folder / name).write_text(text)
+    with pytest.raises(DataError, match=name):
+        Frontier.load(folder)

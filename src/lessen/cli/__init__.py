@@ -5,6 +5,7 @@ Nothing here imports torch; a verb imports what it needs when it runs, so that h
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -94,6 +95,9 @@ def _unexpected(error: Exception) -> int:
             context = getattr(error, "ctx", None)
             hint = f"; see: {context.command_path} --help" if context is not None else ""
             say(f"lessen: {text.rstrip('.')}{hint}")
+        return BAD_INPUT
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):  # no name of ours is either
+        say(f"lessen: {str(error.filename)[:80]!r}: {error.strerror}; give another path")
         return BAD_INPUT
     import tempfile
     import traceback

@@ -121,11 +121,16 @@ def load_study(folder: Path | str) -> StudyRecords:
     notes = _optional_json(folder / "notes.json")
     resolved = folder / "study.yaml"
     study = parse_yaml(read_text(resolved, "study"), str(resolved)) if resolved.exists() else {}
+    if not isinstance(study, Mapping):
+        raise DataError(f"{resolved} holds no settings by name; copy it again, or remove it: the report says so then")
+    noise = _mapping(folder / "noise.json")
+    if not isinstance(noise.get("quality") or {}, Mapping):
+        raise DataError(f"{folder / 'noise.json'}: quality must be an object of intervals; resume the study")
     return StudyRecords(
         records,
         folder,
-        study if isinstance(study, Mapping) else {},
-        _mapping(folder / "noise.json"),
+        study,
+        noise,
         _mapping(folder / "baselines.json"),
         (*(str(note) for note in (notes if isinstance(notes, list) else ())), *_gaps(records, resolved)),
     )

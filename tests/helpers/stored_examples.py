@@ -17,6 +17,7 @@ from lessen.sparsity.pattern import Pattern
 from lessen.stored.base import StoredModule
 from lessen.stored.constant import Constant
 from lessen.stored.linears.billm import BiLLMLinear
+from lessen.stored.linears.clustered import ClusteredConv, ClusteredLinear, ClusteredMatrix
 from lessen.stored.linears.group_grid import GroupGrid
 from lessen.stored.linears.group_quantized import GroupQuantizedLinear
 from lessen.stored.linears.half import HalfLinear
@@ -248,6 +249,15 @@ def sparse_conv():
     return SparseConv.around(layer, SparseMatrix.of(weight, Pattern.parse("1:4").mask(weight), "int8", 1, 4))
 
 
+def clustered_linear():
+    return ClusteredLinear.around(nn.Linear(12, 5), ClusteredMatrix.of(torch.arange(60).view(5, 12) % 7, random(7)))
+
+
+def clustered_conv():
+    matrix = ClusteredMatrix.of(torch.arange(216).view(6, 36) % 5, random(5), "fp32")
+    return ClusteredConv.around(nn.Conv2d(4, 6, 3, padding=1), matrix)
+
+
 def low_rank_conv():
     made = LowRankConv(geometry_of(nn.Conv2d(4, 6, 3, stride=2, padding=1)), 3)
     for parameter in made.parameters():
@@ -320,6 +330,8 @@ OTHERS = {
     "sparse linear of int8": (sparse_linear_of_int8, lambda: (random(3, 12),)),
     "sparse linear N of M": (sparse_linear_n_of_m, lambda: (random(3, 12),)),
     "sparse conv": (sparse_conv, lambda: (random(2, 8, 7, 7),)),
+    "clustered linear": (clustered_linear, lambda: (random(3, 12),)),
+    "clustered conv": (clustered_conv, lambda: (random(2, 4, 7, 7),)),
     "low rank conv": (low_rank_conv, lambda: (random(2, 4, 7, 7),)),
     "half linear": (half_linear, lambda: (random(3, 12),)),
     "low rank delta": (low_rank_delta, lambda: (random(3, 12),)),

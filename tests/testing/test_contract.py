@@ -43,6 +43,10 @@ MORE = {
         "class-dependent",
         {"rank_weight": 1.0, "rounds": 2, "slack": 0.5, "epochs": 1, "min_weights": 64},
     ),
+    "weight-clustering 5": (
+        "weight-clustering",
+        {"clusters": 5, "density": 0.5, "values": "fp32", "fine_tune_epochs": 1},
+    ),
     "sparsegpt 0.3": ("sparsegpt", {"density": 0.3, "values": "int8", "activations": "int8", "min_weights": 64}),
     "billm of one bit": ("billm", {"block": None, "split": False, "hessian": "output"}),
     "kivi 2": ("kivi", {"bits": 2, "group": 4, "residual": 4, "first": 1}),

@@ -16,7 +16,7 @@ from lessen.export.codes import is_note
 from lessen.export.onnx_bags import Bags, SingleRows
 from lessen.export.onnx_few_bits import FewBitProduct, FewBitRows
 from lessen.export.onnx_linears import Int8Rows
-from lessen.export.onnx_sparse import Spread, SpreadConv, SpreadLinear
+from lessen.export.onnx_sparse import Chosen, Spread, SpreadConv, SpreadLinear
 from lessen.export.onnx_static_int8 import StaticConvolution, StaticLinearRows
 from lessen.export.onnx_tables import (
     BlockHashedRows,
@@ -32,6 +32,7 @@ from lessen.export.onnx_tables import (
     TieredRows,
 )
 from lessen.stored.base import StoredModule
+from lessen.stored.linears.clustered import ClusteredConv, ClusteredLinear, ClusteredMatrix
 from lessen.stored.linears.group_quantized import GroupQuantizedLinear
 from lessen.stored.linears.int8_linear import Int8Linear
 from lessen.stored.linears.sparse import SparseConv, SparseLinear
@@ -127,6 +128,9 @@ FORMS: dict[str, Callable[[Any], nn.Module]] = {
     GroupQuantizedLinear.kind: FewBitProduct,
     GroupQuantizedEmbedding.kind: FewBitRows,
     SparseMatrix.kind: Spread,
+    ClusteredMatrix.kind: Chosen,
+    ClusteredLinear.kind: SpreadLinear,
+    ClusteredConv.kind: SpreadConv,
     SparseLinear.kind: SpreadLinear,
     SparseConv.kind: SpreadConv,
     StaticInt8Linear.kind: StaticLinearRows,

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lessen.export.onnx_tables import unpacked
-from lessen.stored.linears.sparse import SparseConv, SparseLinear, from_matrix
+from lessen.stored.linears.clustered import ClusteredLinear, ClusteredMatrix
+from lessen.stored.linears.sparse import MatrixConv, SparseLinear, from_matrix
 from lessen.stored.linears.sparse_matrix import SparseMatrix
 from lessen.stored.linears.static_int8 import CONVOLVE
 
@@ -43,25 +44,44 @@ class Spread(nn.Module):
     def _of_runs(matrix: SparseMatrix, values: Tensor) -> Tensor:
         assert matrix.places is not None
         width, count = matrix.place_bits, matrix.kept_a_row
-        if 8 % width:  # codes cross bytes: single bits first
-            single = unpacked(matrix.places, 1, count * width).long().reshape(matrix.rows, count, width)
-            places = (single * torch.tensor([2**bit for bit in range(width)])).sum(-1)
-        else:
-            places = unpacked(matrix.places, width, count).long()
+        places = codes(matrix.places, width, count)
         first = torch.arange(count) // (matrix.n or 1) * (matrix.m or 1)
         zeros = torch.zeros(matrix.rows, matrix.columns)
         return zeros.scatter(1, places + first, values.reshape(matrix.rows, count))
 
 
+class Chosen(Spread):
+    """A clustered matrix: the value of each index; `forward()` gives it dense, float32 [rows, columns]."""
+
+    def __init__(self, matrix: ClusteredMatrix) -> None:
+        nn.Module.__init__(self)
+        self.clustered = matrix
+
+    def forward(self) -> Tensor:
+        """Return the dense matrix."""
+        matrix, width = self.clustered, self.clustered.index_bits
+        count = matrix.rows * matrix.columns
+        return matrix.codebook.float()[codes(matrix.indices, width, count)].reshape(matrix.rows, matrix.columns)
+
+
+def codes(packed: Tensor, width: int, count: int) -> Tensor:
+    """Return the first `count` codes of so many bits of packed bytes [*, bytes], int64 [*, count]."""
+    if 8 % width == 0:
+        return unpacked(packed, width, count).long()
+    single = unpacked(packed, 1, count * width).long()  # codes cross bytes: single bits first
+    single = single.reshape(*packed.shape[:-1], count, width)
+    return (single * torch.tensor([2**bit for bit in range(width)])).sum(-1)
+
+
 class SpreadLinear(nn.Module):
-    """A sparse linear layer, its matrix spread already; the inputs of one with int8 activations are rounded."""
+    """A sparse or clustered linear layer, its matrix spread already; inputs of int8 activations are rounded."""
 
     bias: Tensor | None
 
-    def __init__(self, layer: SparseLinear) -> None:
+    def __init__(self, layer: SparseLinear | ClusteredLinear) -> None:
         super().__init__()
         self.matrix = layer.matrix
-        self.rounds = layer.activations == "int8"
+        self.rounds = isinstance(layer, SparseLinear) and layer.activations == "int8"
         self.register_buffer("bias", layer.bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -73,9 +93,9 @@ class SpreadLinear(nn.Module):
 
 
 class SpreadConv(nn.Module):
-    """A sparse convolution, its matrix spread already."""
+    """A sparse or clustered convolution, its matrix spread already."""
 
-    def __init__(self, layer: SparseConv) -> None:
+    def __init__(self, layer: MatrixConv) -> None:
         super().__init__()
         self.layer, self.matrix = layer, layer.matrix
 

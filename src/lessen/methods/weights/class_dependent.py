@@ -116,7 +116,7 @@ class ClassDependent(Sparsified):
         """Refuse a class that a split does not hold. Raises TaskError."""
         seen: set[int] = set()
         for batch in task.batches(split):
-            seen |= {int(label) for label in task.target(batch).reshape(-1).unique()}
+            seen |= {int(label) for label in torch.unique(task.target(batch))}
         if self.protected not in seen:
             held = ", ".join(map(str, sorted(seen)[:10])) or "no rows at all"
             raise TaskError(

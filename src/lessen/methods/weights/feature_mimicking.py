@@ -70,7 +70,7 @@ class FeatureMimicking(ModuleMethod):
         """Collect, decompose, replace, train. Raises NothingMatchedError; BudgetError; TaskError."""
         original = copy.deepcopy(model).eval().requires_grad_(False) if self.mimic_epochs else None
         model = linearised(model)
-        kinds = (nn.Linear, *CONVOLUTIONS)
+        kinds: tuple[type[nn.Module], ...] = (nn.Linear, *CONVOLUTIONS)
         sites = self.eligible(model, kinds, context, self._reject, (LowRankLinear, LowRankConv))
         found = self._found(model, sites, task)
         replaced = []

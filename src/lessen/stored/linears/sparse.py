@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +65,7 @@ class SparseLinear(DecodedLinear):
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> SparseLinear:
         """Build an empty twin. Raises ValueError or TypeError for a configuration that makes no sense."""
-        return cls(_empty(config["matrix"]), config["bias"], config["activations"])
+        return cls(empty(SparseMatrix, config["matrix"]), config["bias"], config["activations"])
 
     @classmethod
     def around(cls, layer: nn.Linear, matrix: SparseMatrix, activations: str = "float") -> SparseLinear:
@@ -128,17 +128,21 @@ class SparseLinear(DecodedLinear):
         return int(inputs[0].numel() // self.in_features) * self.in_features * self.out_features
 
 
-@stored
-class SparseConv(StoredModule):
-    """A convolution whose weight is a `SparseMatrix` [out, kernel sides, in / groups]: input channels lie last, so that
-    runs of N of M go along them. State: `matrix`, and `bias` float32 [out] or none. Decoded where it is used.
+Made = TypeVar("Made", bound="MatrixConv")
+
+
+class MatrixConv(StoredModule):
+    """Base of convolutions whose weight is a stored matrix [out, kernel sides * in / groups], input channels last.
+
+    State: `matrix`, and `bias` float32 [out] or none. Decoded where it is used: bytes are saved, time is not.
     """
 
-    kind = "sparse-conv"
-    matrix: SparseMatrix
+    form: ClassVar[Any]
+    """The stored matrix: it has `rows`, `columns`, `config` and `dequantise`."""
+    matrix: Any
     bias: Tensor | None
 
-    def __init__(self, geometry: Mapping[str, Any], matrix: SparseMatrix) -> None:
+    def __init__(self, geometry: Mapping[str, Any], matrix: Any) -> None:
         super().__init__()
         with torch.device("meta"):
             shape = StaticInt8Conv.from_config(geometry)  # it checks sizes, and knows torch's arguments
@@ -161,14 +165,14 @@ class SparseConv(StoredModule):
         return {"geometry": self.geometry, "matrix": self.matrix.config()}
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> SparseConv:
+    def from_config(cls: type[Made], config: Mapping[str, Any]) -> Made:
         """Build an empty twin. Raises ValueError or TypeError for a configuration that makes no sense."""
         if not isinstance(config["geometry"], Mapping):
             raise TypeError(f"geometry must be the arguments of a convolution, found {config['geometry']!r}")
-        return cls(config["geometry"], _empty(config["matrix"]))
+        return cls(config["geometry"], empty(cls.form, config["matrix"]))
 
     @classmethod
-    def around(cls, layer: Any, matrix: SparseMatrix) -> SparseConv:
+    def around(cls: type[Made], layer: Any, matrix: Any) -> Made:
         """Return a convolution like `layer` with this matrix."""
         made = cls(geometry_of(layer), matrix)
         made.bias = bias_of(layer)
@@ -189,6 +193,14 @@ class SparseConv(StoredModule):
         return outputs
 
 
+@stored
+class SparseConv(MatrixConv):
+    """A convolution whose weight is a `SparseMatrix`: runs of N of M go along its input channels."""
+
+    kind = "sparse-conv"
+    form = SparseMatrix
+
+
 def to_matrix(weight: Tensor) -> Tensor:
     """Return a weight [out, in, kernel sides] as a matrix [out, sides * in], channels last; a linear one as it is."""
     return weight.movedim(1, -1).flatten(1)
@@ -199,7 +211,8 @@ def from_matrix(matrix: Tensor, sides: tuple[int, ...]) -> Tensor:
     return matrix.view(len(matrix), *sides, -1).movedim(-1, 1).contiguous()
 
 
-def _empty(config: Any) -> SparseMatrix:
+def empty(form: Any, config: Any) -> Any:
+    """Return an empty matrix of a stored form. Raises ValueError or TypeError for a configuration without sense."""
     if not isinstance(config, Mapping):
         raise TypeError(f"matrix must be a configuration, found {config!r}")
-    return SparseMatrix(**config)
+    return form(**config)

@@ -32,7 +32,11 @@ RESULT = Path(__file__).parents[1] / "results" / "language_speed.json"
 BEHIND = 64
 STEPS = 8
 FILES = {"llama.cpp Q4_0": Q4_0, "llama.cpp Q8_0": Q8_0, "llama.cpp F16": F16}
-OURS = {"lessen 4 bits": (4, False), "lessen 8 bits": (8, True)}
+OURS = {
+    "lessen 4 bits": (4, False, "int8"),
+    "lessen 8 bits": (8, True, "int8"),
+    "lessen 4 bits, float inputs": (4, False, "float"),
+}
 TORCH = {"torch fp32": torch.float32, "torch bf16": torch.bfloat16}
 
 
@@ -43,12 +47,12 @@ class _None:
 class Packed:
     """A compiled engine over SmolLM2, linear layers in groups of 64, embedding and head at 8 bits."""
 
-    def __init__(self, model: Any, bits: int, symmetric: bool) -> None:
+    def __init__(self, model: Any, bits: int, symmetric: bool, activations: str) -> None:
         from lessen.decoding.compiled.engine import CompiledEngine
         from lessen.method import Context
         from lessen.methods.weights.rtn import RTN
 
-        method = RTN(bits=bits, group=64, symmetric=symmetric, activations="int8")
+        method = RTN(bits=bits, group=64, symmetric=symmetric, activations=activations)
         made = method.apply(copy.deepcopy(model), _None(), Context())  # type: ignore[arg-type]
         self.engine = CompiledEngine(made)
         self.cache = self.engine.new_cache(2048)

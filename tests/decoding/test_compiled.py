@@ -26,9 +26,11 @@ def llama():
     return packed()
 
 
-@pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Qwen3"])
-def test_logits_are_those_of_the_forward(kind):
-    model = packed(kind)
+@pytest.mark.parametrize(
+    ("kind", "activations"), [("Llama", "int8"), ("Llama", "float"), ("Qwen2", "int8"), ("Qwen3", "int8")]
+)
+def test_logits_are_those_of_the_forward(kind, activations):
+    model = packed(kind, activations=activations)
     engine = CompiledEngine(model)
     with torch.inference_mode():
         expected = model(input_ids=torch.tensor([tokens(70)])).logits[0]
@@ -97,8 +99,10 @@ def test_int8_layers_by_row_are_taken():
 def test_what_is_refused():
     with pytest.raises(InputError, match="no packed layers"):
         CompiledEngine(transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE)).eval())
-    with pytest.raises(InputError, match="query is a GroupQuantizedLinear, for which there is no integer kernel"):
-        CompiledEngine(packed(activations="float"))
+    other_scales = packed()
+    other_scales.model.layers[0].self_attn.q_proj.scales = other_scales.model.layers[0].self_attn.q_proj.scales.float()
+    with pytest.raises(InputError, match="query is a GroupQuantizedLinear, for which there is no kernel"):
+        CompiledEngine(other_scales)
     with pytest.raises(InputError, match="within a window"):
         CompiledEngine(packed("Mistral", sliding_window=8))
     with pytest.raises(InputError, match="another gate"):
@@ -107,7 +111,7 @@ def test_what_is_refused():
     watched.model.layers[0].mlp.up_proj.register_forward_hook(lambda *_: None)
     with pytest.raises(InputError, match="something watches"):
         CompiledEngine(watched)
-    assert type(choose_engine(packed(activations="float"))) is StraightEngine
+    assert type(choose_engine(other_scales)) is StraightEngine
 
 
 # steps

@@ -58,7 +58,8 @@ def test_a_dense_folder_gives_our_logits(family, tmp_path):
     ids = torch.arange(3, 20)[None]
     assert written.packed == 0
     with torch.no_grad():
-        assert torch.equal(load_host(str(tmp_path / "out"))(input_ids=ids).logits, model(input_ids=ids).logits)
+        found = load_host(str(tmp_path / "out"))(input_ids=ids).logits
+        torch.testing.assert_close(found, model(input_ids=ids).logits, rtol=1e-4, atol=1e-4)  # sums in another order
     again = json.loads((tmp_path / "out" / "config.json").read_text())
     assert "quantization_config" not in again
     assert (tmp_path / "out" / "tokenizer.json").is_file()

@@ -46,7 +46,7 @@ class CompiledEngine(StraightEngine):
 
     def __init__(self, model: Any) -> None:
         if not any(hasattr(module, "operand") for module in model.modules()):
-            raise InputError(f"{type(model).__name__} has no packed layers that multiply integers")
+            raise InputError(f"{type(model).__name__} has no packed layers with kernels")
         if not machine.available():
             raise InputError("compiled passes need llvmlite (pip install 'lessen[kernels]') and torch on GNU OpenMP")
         super().__init__(model)
@@ -160,7 +160,7 @@ class CompiledEngine(StraightEngine):
         """Add the step that rounds rows as an operand takes them; those beside it take them alike."""
         key = operand.rounding, operand.blocks
         if key not in self._activations:
-            self._activations[key] = Activations.room(ROWS, operand.blocks)
+            self._activations[key] = Activations.room(ROWS, operand.blocks, operand.product.floats)
         room, blocks = self._activations[key], operand.blocks
         program.add(
             rounding_kernel(operand.rounding),
@@ -248,7 +248,7 @@ def _operand(module: Any, name: str) -> Operand:
     made = getattr(module, "operand", None)
     operand = None if made is None else made()
     if not isinstance(operand, Operand):
-        raise InputError(f"{name} is a {type(module).__name__}, for which there is no integer kernel")
+        raise InputError(f"{name} is a {type(module).__name__}, for which there is no kernel")
     return operand
 
 

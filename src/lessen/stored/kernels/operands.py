@@ -17,6 +17,7 @@ from lessen.stored.kernels import machine, roundings
 from lessen.stored.kernels.dots import Machine, machine_of
 from lessen.stored.kernels.panels import Blocks, arranged
 from lessen.stored.kernels.products import Product, Writer
+from lessen.stored.kernels.widened import Widened
 
 SHARE = 1 << 15
 """Multiply-adds that are worth a thread of their own."""
@@ -31,7 +32,8 @@ def here() -> Machine:
 @cache
 def product_kernel(product: Product, many: bool) -> int:
     """Return the address of a kernel for one row or many, compiled when first asked for."""
-    return machine.compiled(Writer(product).write(many), as_written=True)
+    writer = Widened if product.floats else Writer
+    return machine.compiled(writer(product).write(many), as_written=True)
 
 
 @cache
@@ -42,7 +44,7 @@ def rounding_kernel(rounding: roundings.Rounding) -> int:
 
 @dataclass(frozen=True)
 class Activations:
-    """Room for rows of int8 activations: codes uint8 [rows, stride], the others one number a block of a row."""
+    """Room for rows of activations: codes, int8 or float32 [rows, stride], the others one number a block of a row."""
 
     codes: Tensor
     steps: Tensor
@@ -50,11 +52,12 @@ class Activations:
     sums: Tensor
 
     @classmethod
-    def room(cls, rows: int, blocks: Blocks) -> Activations:
-        """Return room for so many rows; codes are 0, as those must be that fill up a block."""
+    def room(cls, rows: int, blocks: Blocks, whole: bool = False) -> Activations:
+        """Return room for so many rows, `whole` ones float32; codes are 0, as those must be that fill up a block."""
         floats = torch.empty(2, rows, blocks.all, dtype=torch.float32, device="cpu")
         starts = torch.empty(rows, blocks.all, dtype=torch.int32, device="cpu")
-        return cls(torch.zeros(rows, blocks.row, dtype=torch.uint8, device="cpu"), floats[0], starts, floats[1])
+        kind = torch.float32 if whole else torch.int8
+        return cls(torch.zeros(rows, blocks.row, dtype=kind, device="cpu"), floats[0], starts, floats[1])
 
     def addresses(self) -> list[int]:
         """Return where they lie, in the order in which kernels take them."""
@@ -65,7 +68,7 @@ class Activations:
 class Operand:
     """Weights [out, in] as panels, made once; `bias` float32 [out] or none.
 
-    `across`: activations have one step a row, in place of one a block.
+    `across`: activations have one step a row, in place of one a block. Where the product is of floats they have none.
     """
 
     product: Product
@@ -86,13 +89,18 @@ class Operand:
         group: int,
         across: bool = False,
         target: Machine | None = None,
+        floats: bool = False,
     ) -> Operand | None:
-        """Return codes uint8 [out, in] on scales [out, groups], fp16 or float32; None where blocks are uneven."""
+        """Return codes uint8 [out, in] on scales [out, groups], fp16 or float32; None where blocks are uneven.
+
+        Args:
+            floats: multiply with activations as they come, in float32.
+        """
         blocks, target = Blocks(codes.shape[1], group), target or here()
         if not blocks.even:
             return None
         kind = "half" if scales.dtype == torch.float16 else "float"
-        product = Product(target, bits, blocks.size, blocks.tail, minimums is None, kind)
+        product = Product(target, bits, blocks.size, blocks.tail, minimums is None, kind, floats)
         panels = arranged(codes, scales, minimums, bits, blocks, target)
         return cls(product, blocks, len(codes), panels, bias, across)
 
@@ -104,7 +112,8 @@ class Operand:
     @property
     def rounding(self) -> roundings.Rounding:
         """What rows are rounded as."""
-        return roundings.Rounding(self.blocks.size, self.blocks.tail, self.product.offset, self.across)
+        product = self.product
+        return roundings.Rounding(product.inputs, product.tail, product.offset, self.across, product.floats)
 
     def arguments(self, state: int, given: Activations, out: int, width: int, add: bool = False) -> list[int]:
         """Return the arguments of the product kernels; outputs go to float32 rows of `width` at an address."""
@@ -118,7 +127,7 @@ class Operand:
         """Return float32 [rows, out] for contiguous float32 [rows, in]."""
         count = len(rows)
         out = torch.empty(count, self.outputs, dtype=torch.float32, device="cpu")
-        given = Activations.room(count, self.blocks)
+        given = Activations.room(count, self.blocks, self.product.floats)
         threads = machine.threads_for(count * self.outputs * self.blocks.inputs // SHARE)
         state = numbers([int(threads == 1), count, 0])
         address = ctypes.addressof(state)

@@ -34,7 +34,7 @@ sums; full blocks of a row; bytes of a row of codes; address of the output, floa
 class Product:
     """What the lines depend on: codes, inputs of a block and of the block at the end (0: none), and the grid.
 
-    `scales`: "half" or "float", the kind of scales and minimums.
+    `scales`: "half" or "float", the kind of scales and minimums. `floats`: activations are float32, see `widened`.
     """
 
     machine: Machine
@@ -43,6 +43,7 @@ class Product:
     tail: int
     symmetric: bool
     scales: str = "half"
+    floats: bool = False
 
     @property
     def offset(self) -> int:
@@ -61,7 +62,7 @@ class Product:
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
     """One block while lines are written: where it starts, its number in the row, its inputs."""
 
     start: str
@@ -88,7 +89,7 @@ class Writer:
         self.size, self.rows = size, self.function.state("rows")
         if many:
             self.found = code.room("float", ROWS * OUTPUTS)
-            self.bytes = code.room("i8", OUTPUTS * filled(product.inputs))
+            self.bytes = code.room("float" if product.floats else "i8", OUTPUTS * filled(product.inputs))
             self.grid = code.room("float", 2 * OUTPUTS)
         else:
             self.found = code.room("float", OUTPUTS)
@@ -110,16 +111,16 @@ class Writer:
             code.set(kind, "zeroinitializer", total)
         with code.loop("0", "%blocks") as number:
             self._one_block(
-                _Block(code.place(start, code.multiply(number, self.size)), number, self.product.inputs), totals
+                Block(code.place(start, code.multiply(number, self.size)), number, self.product.inputs), totals
             )
         if self.product.tail:
             place = code.place(start, code.multiply("%blocks", self.size))
-            self._one_block(_Block(place, "%blocks", self.product.tail), totals)
+            self._one_block(Block(place, "%blocks", self.product.tail), totals)
         for vector, total in enumerate(totals):
             code.set(kind, code.get(kind, total), code.place(self.found, str(vector * self.lanes), "float"))
         self._finish(panel, "0", self.found)
 
-    def _one_block(self, block: _Block, totals: list[str]) -> None:
+    def _one_block(self, block: Block, totals: list[str]) -> None:
         code, dots = self.code, self.dots
         given = code.place("%codesptr", code.multiply(block.number, filled(self.product.inputs)))
         first = self._start(block.number)
@@ -171,26 +172,23 @@ class Writer:
                 here = code.place(self.found, code.multiply(place, self.lanes), "float")
                 code.set(floats(self.lanes), "zeroinitializer", here)
             with code.loop("0", "%blocks") as number:
-                block = _Block(code.place(start, code.multiply(number, self.size)), number, self.product.inputs)
+                block = Block(code.place(start, code.multiply(number, self.size)), number, self.product.inputs)
                 self._many_block(block, first, rows)
             if self.product.tail:
                 place = code.place(start, code.multiply("%blocks", self.size))
-                self._many_block(_Block(place, "%blocks", self.product.tail), first, rows)
+                self._many_block(Block(place, "%blocks", self.product.tail), first, rows)
             with code.loop("0", rows) as row:
                 here = code.place(self.found, code.multiply(row, OUTPUTS), "float")
                 self._finish(panel, code.add(first, row), here)
 
-    def _many_block(self, block: _Block, first: str, rows: str) -> None:
+    def _many_block(self, block: Block, first: str, rows: str) -> None:
         """Hold a block as bytes and floats; add its products with some rows to what was found."""
         code, machine = self.code, self.product.machine
         parts = filled(block.inputs) // INPUTS
         with code.loop("0", str(parts)) as part:
             place = code.place(block.start, code.multiply(part, OUTPUTS * INPUTS * self.product.bits // 8))
-            target = code.place(self.bytes, code.multiply(part, OUTPUTS * INPUTS))
             for vector in range(self.vectors):
-                for step, value in enumerate(self._unpacked(place, vector)):
-                    offset = (step * self.vectors + vector) * machine.width
-                    code.set(self.dots.bytes, value, code.place(target, str(offset)))
+                self._keep(part, vector, self._unpacked(place, vector))
         scales, minimums = self._grid(block)
         for number, value in enumerate([*scales, *minimums]):
             code.set(floats(self.lanes), value, code.place(self.grid, str(number * self.lanes), "float"))
@@ -201,7 +199,15 @@ class Writer:
         with code.loop(code.multiply(tiles, tall), rows) as row:
             self._tile(block, first, row, 1, "0", self.vectors)
 
-    def _tile(self, block: _Block, first: str, row: str, tall: int, side: str, wide: int) -> None:
+    def _keep(self, part: str, vector: int, steps: list[str]) -> None:
+        """Store the codes of 32 inputs for a vector of outputs."""
+        code, machine = self.code, self.product.machine
+        target = code.place(self.bytes, code.multiply(part, OUTPUTS * INPUTS))
+        for step, value in enumerate(steps):
+            offset = (step * self.vectors + vector) * machine.width
+            code.set(self.dots.bytes, value, code.place(target, str(offset)))
+
+    def _tile(self, block: Block, first: str, row: str, tall: int, side: str, wide: int) -> None:
         """Add the products of a block with `tall` rows to `wide` vectors of what was found, from number `side` on."""
         code, dots, product = self.code, self.dots, self.product
         vectors = range(wide)
@@ -308,7 +314,7 @@ class Writer:
         mask = ((1 << size) - 1) << low
         return code.let(f"and {kind} {value}, <{', '.join([f'i8 {mask - 256 if mask > 127 else mask}'] * width)}>")
 
-    def _grid(self, block: _Block) -> tuple[list[str], list[str]]:
+    def _grid(self, block: Block) -> tuple[list[str], list[str]]:
         """Return scales and minimums of a block, a vector of float32 each; no minimums where symmetric."""
         code, kind = self.code, floats(self.lanes)
         place = code.place(block.start, str(OUTPUTS * filled(block.inputs) * self.product.bits // 8))

@@ -5,7 +5,8 @@
 
 A block whose largest is below 1e-30 has codes 0. NaN or infinity in a row makes its step, and so its outputs, NaN or
 infinite. Beside the codes a block gets what products start with: offset * (sum of codes), int32, and step * (sum of
-codes), float32.
+codes), float32. Rows that are `kept` are copied as they are into blocks that are filled up; beside them a block gets
+the sum of its inputs.
 """
 
 from __future__ import annotations
@@ -35,12 +36,14 @@ class Rounding:
     """What the lines depend on: inputs of a block and of the one at the end (0: none), and the products' offset.
 
     `across`: one step for the whole row, in place of one a block, and codes x / step, as `Int8Linear` has them.
+    `kept`: nothing is rounded.
     """
 
     inputs: int
     tail: int
     offset: int
     across: bool = False
+    kept: bool = False
 
 
 def write(rounding: Rounding) -> str:
@@ -51,7 +54,7 @@ def write(rounding: Rounding) -> str:
     first, last = share(function, function.state("rows"))
     with code.loop(first, last) as row:
         given = code.place("%givenptr", code.multiply(row, "%apart"), "float")
-        codes = code.place("%codesptr", code.multiply(row, "%stride"))
+        codes = code.place("%codesptr", code.multiply(row, "%stride"), "float" if rounding.kept else "i8")
         numbers = code.multiply(row, every)
         largest = _row_largest(code, rounding, given) if rounding.across else ""
         with code.loop("0", "%blocks") as block:
@@ -104,8 +107,12 @@ def _largest(code: Assembly, place: str, inputs: int) -> str:
 def _block(
     code: Assembly, rounding: Rounding, inputs: int, block: str, given: str, codes: str, number: str, largest: str
 ) -> None:
-    """Round one block; `number` counts it among all blocks of all rows."""
+    """Round one block, or copy it; `number` counts it among all blocks of all rows."""
     here = code.place(given, code.multiply(block, rounding.inputs), "float")
+    if rounding.kept:
+        there = code.place(codes, code.multiply(block, filled(rounding.inputs)), "float")
+        code.set("float", _copied(code, here, there, inputs), code.place("%sumsptr", number, "float"))
+        return
     there = code.place(codes, code.multiply(block, filled(rounding.inputs)))
     bits = _larger(code, largest or _largest(code, here, inputs), str(LEAST_BITS))
     top = code.let(f"bitcast i32 {bits} to float")
@@ -132,6 +139,23 @@ def _block(
     code.set("i32", start, code.place("%startsptr", number, "i32"))
     shift = code.let(f"fmul float {code.let(f'sitofp i32 {summed} to float')}, {step}")
     code.set("float", shift, code.place("%sumsptr", number, "float"))
+
+
+def _copied(code: Assembly, here: str, there: str, inputs: int) -> str:
+    """Copy some floats; return their sum: eight sums of every eighth, added up, then what is left, in order."""
+    sums, whole = "zeroinitializer", inputs // LANES
+    for part in range(whole):
+        value = code.get(KIND, code.place(here, str(part * LANES), "float"))
+        code.set(KIND, value, code.place(there, str(part * LANES), "float"))
+        sums = code.let(f"fadd {KIND} {sums}, {value}")
+    total = code.variable("float", "0.0")
+    name = f"llvm.vector.reduce.fadd.v{LANES}f32"
+    code.set("float", code.call("float", name, ["float", KIND], ["0.0", sums]), total)
+    with code.loop(str(whole * LANES), str(inputs)) as at:
+        value = code.get("float", code.place(here, at, "float"))
+        code.set("float", value, code.place(there, at, "float"))
+        code.set("float", code.let(f"fadd float {code.get('float', total)}, {value}"), total)
+    return code.get("float", total)
 
 
 def _rounded(code: Assembly, value: str, kind: str, whole: str, many: str) -> str:

@@ -29,13 +29,13 @@ class GroupQuantizedLinear(DecodedLinear):
     fp16 [out, groups] unless symmetric, `bias` float32 [out] or none. Values are those of `GroupGrid`.
 
     `activations`:
-        "float"  storage only: a forward decodes some outputs at a time (at most `DECODED` weights, or one row) to the
-                 input's type and multiplies in it. Bytes are saved on disk and in memory, time is not.
+        "float"  inputs stay as they come. With the extra `kernels` (llvmlite) codes are widened to float32 as they meet
+                 inputs, on Linux CPUs, from panels made at the first forward (`packed_bytes` of memory, never saved);
+                 elsewhere a forward decodes some outputs at a time to the input's type (see `DecodedLinear`).
         "int8"   inputs are rounded to int8 with a step for each group of each row (pieces of 128 of a group beyond
-                 256), so that products are of integers. With the extra `kernels` (llvmlite) they run compiled on Linux
-                 CPUs, from panels made at the first forward (`packed_bytes` of memory, never saved); elsewhere inputs
-                 are rounded alike and multiplied as above, which gives the same up to the order of float sums. Where a
-                 gradient with respect to the input is asked for, inputs are not rounded.
+                 256), so that products are of integers, compiled in the same way; elsewhere inputs are rounded alike
+                 and multiplied as decoded, which gives the same up to the order of float sums. Where a gradient with
+                 respect to the input is asked for, inputs are not rounded.
     """
 
     kind = "group-quantized-linear"
@@ -114,16 +114,18 @@ class GroupQuantizedLinear(DecodedLinear):
         """Map float [*, in] to [*, out] of the same type. Raises InputError for inputs of another width."""
         if inputs.shape[-1] != self.in_features:
             raise InputError(f"a layer of {self.in_features} inputs was given {inputs.shape[-1]}")
-        if self.activations == "float" or (torch.is_grad_enabled() and inputs.requires_grad):
+        if torch.is_grad_enabled() and inputs.requires_grad:
             return self.decoded_product(inputs)
         operand = self.operand() if takes(inputs, self._tensors) else None
         if operand is not None:
             return product(operand, inputs)
+        if self.activations == "float":
+            return self.decoded_product(inputs)
         return self.decoded_product(rounded(inputs, Blocks(self.in_features, self.group)))
 
     def operand(self) -> Operand | None:
         """Return the layer as kernels take it, made where it changed; None for a form that none takes."""
-        if self.scales.dtype != torch.float16 or self.activations == "float":
+        if self.scales.dtype != torch.float16:
             return None
         return self._held.operand(self._tensors, self._operand)
 
@@ -134,7 +136,8 @@ class GroupQuantizedLinear(DecodedLinear):
     def _operand(self) -> Operand | None:
         codes = packing.unpack(self.codes, self.bits, self.in_features)
         bias = None if self.bias is None else self.bias.detach().float().contiguous()
-        return Operand.of(codes, self.scales, self.minimums, bias, self.bits, self.group)
+        floats = self.activations == "float"
+        return Operand.of(codes, self.scales, self.minimums, bias, self.bits, self.group, floats=floats)
 
     def packed_bytes(self) -> int:
         """Return the bytes of the panels, or of the decoded weight, held beside the buffers."""

@@ -1,6 +1,6 @@
 """How often is a verdict wrong when a study stops as soon as it is certain, and how many seeds does that save?
 
-    python -m benchmarks.judges.stopping [--trials 2000] [--out benchmarks/results]
+    python -m benchmarks.judges.stopping [--trials 1000] [--cells 24] [--out benchmarks/results]
 
 Each trial draws a test set, models of up to K seeds and their compact forms, whose true loss is given, and looks after
 every seed from the second on, by the functions of lessen; the last look is the usual verdict. False is "worse" with a
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +46,11 @@ def one(g: np.random.Generator, loss: float, spread: float, seeds: int) -> tuple
     return (*(stopped or (seeds, last)), last)
 
 
+def side(verdict: str) -> str:
+    """Return which side of the margin a verdict says the loss is on."""
+    return verdict if verdict in (WORSE, UNKNOWN) else "kept"
+
+
 def cell(trials: int, loss: float, spread: float, seeds: int) -> dict[str, Any]:
     g = np.random.default_rng([seeds, int(1e4 * spread), int(1e4 * (loss + 1))])
     found = [one(g, loss, spread, seeds) for _ in range(trials)]
@@ -58,31 +62,34 @@ def cell(trials: int, loss: float, spread: float, seeds: int) -> dict[str, Any]:
         "worse": said.count(WORSE) / trials,
         "kept": sum(each not in (WORSE, UNKNOWN) for each in said) / trials,
         "seeds run": float(np.mean([run for run, _, _ in found])),
-        "as with all seeds": float(np.mean([verdict == last for _, verdict, last in found])),
+        "as with all seeds": float(np.mean([side(verdict) == side(last) for _, verdict, last in found])),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=2000)
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--cells", type=int, default=24, help="cells of this run; those that are there are kept")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
-    start = time.perf_counter()
-    rows = [
-        cell(given.trials if loss == MARGIN else given.trials // 10, loss, spread, seeds)
+    path = given.out / "judges_stopping.json"
+    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+    cells = [
+        (loss, spread, seeds)
         for seeds in (5, 10)
         for spread in (0.0, 0.002, 0.01)
         for loss in (MARGIN, -0.02, 0.06, 0.2)
     ]
+    for loss, spread, seeds in cells[len(rows) : len(rows) + given.cells]:
+        rows.append(cell(given.trials if loss == MARGIN else given.trials // 10, loss, spread, seeds))
     record = {
         "command": f"python -m benchmarks.judges.stopping --trials {given.trials}",
         "margin": MARGIN,
         "spent before the last look": SPENT,
-        "seconds": time.perf_counter() - start,
         "environment": environment(1),
         "rows": rows,
     }
-    (given.out / "judges_stopping.json").write_text(json.dumps(record, indent=1) + "\n")
+    path.write_text(json.dumps(record, indent=1) + "\n")
     for row in rows:
         print(
             *(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items())

@@ -134,8 +134,8 @@ def width(seed: int) -> Both:
     task, model = planted.deep(seed)
     cut = planted.disturbed(model, 0.0)
     with torch.no_grad():  # most of the last features are gone
-        cut.blocks[-1][0].weight[3:] = 0
-        cut.blocks[-1][0].bias[3:] = 0
+        cut.blocks[-1][0].weight[1:] = 0
+        cut.blocks[-1][0].bias[1:] = 0
     return models("width", task, model, cut, planted.disturbed(model, 1e-3, seed))
 
 

@@ -10,10 +10,12 @@ import torch
 
 from benchmarks.judges.pairs import Given, classes
 from lessen.errors import ConfigError, DataError, TaskError
+from lessen.judges import get_judge
 from lessen.judges.suite import CannotAnswer, SuiteOptions
 from lessen.judging import judge_models, read_card
 from lessen.metrics import Outcomes
 from lessen.report import card as cards
+from lessen.study.schema import Study
 from lessen.tasks import get_task
 
 
@@ -106,3 +108,19 @@ def test_third_parties_bring_suites_by_entry_point_and_by_file(tmp_path, monkeyp
     card = judge_models(*models(0.0), Counting(), [{"name": "polite", "word": "please"}])
     assert card.caught == [("polite", "please")]
     assert SuiteOptions().task is None
+
+
+def test_a_study_hands_its_task_to_suites_that_name_none():
+    text = {
+        "study": "s",
+        "task": {"name": "shapes", "examples": 80},
+        "judges": ["flips", {"name": "ood", "fit": 5}],
+        "recipes": [{"name": "a", "steps": ["emb-half"]}],
+    }
+    study = Study.parse(text)
+    assert [judge.origin["task"]["examples"] for judge in study.judges] == [80, 80]
+    again = get_judge(dict(study.judges[1].origin))  # as another process builds it
+    assert again.fingerprint() == study.judges[1].fingerprint()
+    torch.manual_seed(0)
+    outcomes = again.outcomes(study.task.build().eval())
+    assert again.metrics["abet"](outcomes) > 0.0

@@ -119,7 +119,9 @@ class Study:
         lines = [raw.budget] if isinstance(raw.budget, str) else raw.budget
         try:
             budget = [gate.text for line in lines for gate in parse_gates(line)]
-            judges = [get_judge(item, f"{where}: judge {at}", own=True) for at, item in enumerate(raw.judges, 1)]
+            judges = [
+                get_judge(item, f"{where}: judge {at}", own=True, task=task) for at, item in enumerate(raw.judges, 1)
+            ]
             return cls(
                 raw.study,
                 task,

@@ -53,7 +53,10 @@ class CuesTask(Task):
 
     def __init__(self, options: CuesOptions | None = None) -> None:
         self.options = options or CuesOptions()
-        self.settings = FitSettings(epochs=self.options.epochs, learning_rate=1e-3, patience=self.options.epochs)
+        # a rate that falls at the plateau of the shortcut leaves the reliable cue unlearned: that is no bias
+        self.settings = FitSettings(
+            epochs=self.options.epochs, learning_rate=1e-3, schedule="constant", keep="last", patience=None
+        )
         normal = NormalDist()
         self.means = np.array([normal.inv_cdf(self.options.shortcut), normal.inv_cdf(self.options.core)])
         self.covariance = np.array([[1.0, self.options.correlation], [self.options.correlation, 1.0]])

@@ -16,6 +16,7 @@ from lessen.decoding.straight import StraightEngine
 from lessen.errors import InputError
 from lessen.method import Context
 from lessen.stored.kernels import machine
+from lessen.stored.linears.scaled_input import ScaledInput
 from packed_llama import SHAPE, Named, near, packed, tokens, transformers
 
 pytestmark = pytest.mark.skipif(not machine.available(), reason="needs llvmlite and torch on GNU OpenMP")
@@ -94,6 +95,23 @@ def test_int8_layers_by_row_are_taken():
     with torch.inference_mode():
         expected = made(input_ids=torch.tensor([tokens(20)])).logits[0]
     assert near(engine.run([(engine.new_cache(), tokens(20))]), expected)
+
+
+def test_inputs_are_scaled_before_they_are_rounded():
+    model = packed()
+    expected = model(input_ids=torch.tensor([tokens(20)])).logits[0].detach()
+    for number, path in enumerate(("self_attn.k_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")):
+        layer = model.model.layers[number % 2].get_submodule(path)
+        with torch.device("meta"):
+            scaled = ScaledInput(layer.in_features, layer.out_features, layer.bias is not None)
+        scaled.layer, scaled.factors = layer, torch.linspace(0.5, 2, layer.in_features).half()
+        parent, _, name = path.rpartition(".")
+        setattr(model.model.layers[number % 2].get_submodule(parent), name, scaled)
+    with torch.inference_mode():
+        changed = model(input_ids=torch.tensor([tokens(20)])).logits[0]
+    engine = CompiledEngine(model)
+    assert near(engine.run([(engine.new_cache(), tokens(20))]), changed)
+    assert not near(changed, expected)
 
 
 def test_what_is_refused():

@@ -25,6 +25,7 @@ from lessen.errors import InputError
 from lessen.stored.kernels import machine
 from lessen.stored.kernels.operands import Activations, Operand, product_kernel, rounding_kernel
 from lessen.stored.kernels.products import HEAD
+from lessen.stored.linears.scaled_input import ScaledInput
 
 ROWS = 256
 """Rows of a pass; a longer one runs as several."""
@@ -54,8 +55,10 @@ class CompiledEngine(StraightEngine):
         kind = getattr(self._rotary, "rope_type", "default")
         if kind not in _STEADY:
             raise InputError(f"rotary frequencies of kind {kind} change with the length of a text")
-        self.operands = [{name: _operand(getattr(line, name).module, name) for name in _NAMES} for line in self._lines]
-        self.head = _operand(self._head.module, "head")
+        taken = [{name: _taken(getattr(line, name).module, name) for name in _NAMES} for line in self._lines]
+        self.operands = [{name: operand for name, (operand, _) in parts.items()} for parts in taken]
+        self._factors = [{name: factors for name, (_, factors) in parts.items()} for parts in taken]
+        self.head, self._head_factors = _taken(self._head.module, "head")
         self.heads = self._same_heads()
         self.width = self._norm[0].numel()
         inner = self.operands[0]["gate"].outputs
@@ -109,7 +112,10 @@ class CompiledEngine(StraightEngine):
         self.stream, self.normed, self.chosen = (torch.empty(ROWS, self.width) for _ in range(3))
         self.projected, self.attended = torch.empty(ROWS, apart), torch.empty(ROWS, attended)
         self.gates, self.inner = torch.empty(ROWS, 2 * inner), torch.empty(ROWS, inner)
+        self._scaled = torch.empty(ROWS * max(self.width, attended, inner))
         self._activations: dict[Any, Activations] = {}
+        self._ready: Any = None
+        """What the rows that the next product takes were made ready for, while steps are written."""
 
     # the programs
 
@@ -123,31 +129,31 @@ class CompiledEngine(StraightEngine):
         rotate, attend = kernel(attention.rotate(self.heads)), kernel(attention.attend(self.heads, self._codes), True)
         apart = self.projected.shape[1]
         for number, (line, parts) in enumerate(zip(self._lines, self.operands, strict=True)):
+            factors, at = self._factors[number], 0
             self._normed(program, self.stream, line.norms[0])
-            at = 0
-            rounded = self._rounded(program, parts["query"], self.normed)
             for name in ("query", "key", "value"):
+                rounded = self._rounded(program, parts[name], self.normed, factors[name])
                 _product(program, parts[name], rounded, self.projected, several, at)
                 at += parts[name].outputs
             norms = (0, 0) if line.head_norms is None else tuple(norm[0].data_ptr() for norm in line.head_norms)
             shared = [program.at, self.places.data_ptr(), self.projected.data_ptr(), apart, number]
             program.add(rotate, [*shared, *(table.data_ptr() for table in self._tables), *norms])
             program.add(attend, [*shared, self.attended.data_ptr()])
-            rounded = self._rounded(program, parts["output"], self.attended)
+            rounded = self._rounded(program, parts["output"], self.attended, factors["output"])
             _product(program, parts["output"], rounded, self.stream, several, add=True)
             self._normed(program, self.stream, line.norms[1])
-            rounded = self._rounded(program, parts["gate"], self.normed)
-            _product(program, parts["gate"], rounded, self.gates, several)
-            _product(program, parts["up"], rounded, self.gates, several, inner)
+            for at, name in ((0, "gate"), (inner, "up")):
+                rounded = self._rounded(program, parts[name], self.normed, factors[name])
+                _product(program, parts[name], rounded, self.gates, several, at)
             program.add(kernel(rows.gate()), [program.at, self.gates.data_ptr(), inner, self.inner.data_ptr()])
-            rounded = self._rounded(program, parts["down"], self.inner)
+            rounded = self._rounded(program, parts["down"], self.inner, factors["down"])
             _product(program, parts["down"], rounded, self.stream, several, add=True)
         return program
 
     def _head_program(self, several: bool) -> tuple[Program, Any]:
         program = Program()
         self._normed(program, self.chosen, self._norm)
-        rounded = self._rounded(program, self.head, self.normed)
+        rounded = self._rounded(program, self.head, self.normed, self._head_factors)
         out = torch.empty(0, self.head.outputs)
         return program, _product(program, self.head, rounded, out, several)
 
@@ -155,24 +161,27 @@ class CompiledEngine(StraightEngine):
         weight = norm[0].detach()
         arguments = [program.at, given.data_ptr(), given.shape[1], weight.data_ptr(), self.normed.data_ptr()]
         program.add(kernel(rows.norm(norm[1])), arguments)
+        self._ready = None
 
-    def _rounded(self, program: Program, operand: Operand, given: Tensor) -> Activations:
-        """Add the step that rounds rows as an operand takes them; those beside it take them alike."""
+    def _rounded(self, program: Program, operand: Operand, given: Tensor, factors: Tensor | None) -> Activations:
+        """Add the steps that make rows ready as an operand takes them; those of the operand before it may be."""
         key = operand.rounding, operand.blocks
         if key not in self._activations:
             self._activations[key] = Activations.room(ROWS, operand.blocks, operand.product.floats)
         room, blocks = self._activations[key], operand.blocks
-        program.add(
-            rounding_kernel(operand.rounding),
-            [
-                program.at,
-                given.data_ptr(),
-                given.shape[1],
-                *room.addresses(),
-                blocks.count,
-                blocks.row,
-            ],
-        )
+        ready = (key, given.data_ptr(), None if factors is None else tuple(factors.tolist()))
+        if given is self.normed and ready == self._ready:
+            return room
+        self._ready = ready
+        if factors is not None:
+            scaled = self._scaled[: ROWS * given.shape[1]]
+            program.add(kernel(rows.scale()), [
+                program.at, given.data_ptr(), given.shape[1], factors.data_ptr(), scaled.data_ptr(),
+            ])  # fmt: skip
+        program.add(rounding_kernel(operand.rounding), [
+            program.at, (given if factors is None else scaled).data_ptr(), given.shape[1], *room.addresses(),
+            blocks.count, blocks.row,
+        ])  # fmt: skip
         return room
 
     # passes
@@ -250,6 +259,13 @@ def _operand(module: Any, name: str) -> Operand:
     if not isinstance(operand, Operand):
         raise InputError(f"{name} is a {type(module).__name__}, for which there is no kernel")
     return operand
+
+
+def _taken(module: Any, name: str) -> tuple[Operand, Tensor | None]:
+    """Return a layer's operand and the factors of its inputs, float32, where it stands behind some."""
+    if isinstance(module, ScaledInput):
+        return _operand(module.layer, name), module.factors.float().contiguous()
+    return _operand(module, name), None
 
 
 def _check_unwatched(view: nn.Module) -> None:

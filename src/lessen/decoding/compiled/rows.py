@@ -1,4 +1,4 @@
-"""Steps that work on rows of float32: the root mean square norm and the gate of a feed-forward layer."""
+"""Steps that work on rows of float32: the root mean square norm, factors of inputs, a feed-forward layer's gate."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from lessen.stored.kernels.functions import Function, share
 
 NORM = ("state", "given", "width", "weight", "out")
 """Rows `given` of `width` float32, one after the other, are normed into rows `out`."""
+SCALE = ("state", "given", "width", "factors", "out")
+"""Rows `given` of `width` float32 are multiplied by a factor a column into rows `out`."""
 GATE = ("state", "given", "width", "out")
 """Rows of `given` hold gates and then as many values, `width` each; `out` gets silu(gate) * value."""
 
@@ -38,6 +40,23 @@ def normed(code: Assembly, given: str, out: str, width: str, epsilon: float, wei
         value = code.let(f"fmul {KIND} {code.get(KIND, code.place(given, at, 'float'))}, {factor}")
         by = code.get(KIND, code.place(weight, at, "float"))
         code.set(KIND, code.let(f"fmul {KIND} {value}, {by}"), code.place(out, at, "float"))
+
+
+def scale() -> str:
+    """Return the assembly of x * factors; the width is a multiple of 8."""
+    function = Function(SCALE)
+    code = function.code
+    with code.loop(*share(function, function.state("rows"))) as row:
+        first = code.multiply(row, "%width")
+        with code.loop("0", code.let(f"sdiv i64 %width, {LANES}")) as part:
+            at = code.multiply(part, LANES)
+            value, factor = (
+                code.get(KIND, code.place(place, at, "float"))
+                for place in (code.place("%givenptr", first, "float"), "%factorsptr")
+            )
+            there = code.place(code.place("%outptr", first, "float"), at, "float")
+            code.set(KIND, code.let(f"fmul {KIND} {value}, {factor}"), there)
+    return function.text()
 
 
 def gate() -> str:

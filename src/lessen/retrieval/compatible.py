@@ -37,7 +37,7 @@ def cross_accuracy(queries: Tensor, labels: Tensor, gallery: Tensor, gallery_lab
 
     Templates are means of unit features of a class in the gallery; features float [*, d] may come from two models.
     """
-    classes = gallery_labels.unique()
+    classes = torch.unique(gallery_labels)
     unit = F.normalize(gallery.float(), dim=1)
     templates = torch.stack([unit[gallery_labels == one].mean(dim=0) for one in classes])
     found = (F.normalize(queries.float(), dim=1) @ F.normalize(templates, dim=1).t()).argmax(dim=1)

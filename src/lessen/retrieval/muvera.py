@@ -14,6 +14,7 @@ entry a number (its code).
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -144,7 +145,7 @@ class Encoder:
             return torch.eye(own.dim).expand(own.repetitions, -1, -1).contiguous()
         shape = (own.repetitions, own.dim, own.projected)
         if own.inner == "dense":
-            return (torch.randint(0, 2, shape, generator=stream) * 2 - 1).float() / own.projected**0.5
+            return (torch.randint(0, 2, shape, generator=stream) * 2 - 1).float() / math.sqrt(own.projected)
         slots = torch.randint(0, own.projected, (*shape[:2], 1), generator=stream)
         signs = (torch.randint(0, 2, (*shape[:2], 1), generator=stream) * 2 - 1).float()
         return torch.zeros(shape).scatter_(2, slots, signs)

@@ -1,6 +1,7 @@
 """For every document the best product of each query token with its tokens, in int8: one pass, nothing kept but maxima.
 
-queries  uint8 [blocks, dim / 4, vectors, lanes, 4]   16 or 32 query tokens side by side, four numbers of each
+queries  uint8 [blocks, dim / 4, planes, vectors, lanes, 4]   query tokens side by side, four numbers of each; the
+                                                      second plane, if any, holds what rounding left of the first
 tokens   int8 [T, dim]                                of all documents, one after the other
 out      float32 [n, blocks * vectors * lanes]        max over the tokens p of a document of scale(p) * <q, p>
 
@@ -21,9 +22,11 @@ from lessen.stored.kernels.assembly import Assembly, floats, same, spread
 from lessen.stored.kernels.dots import Dots, Machine, machine_of
 from lessen.stored.kernels.functions import Function
 
-NAMES = ("state", "queries", "tokens", "scales", "corrections", "starts", "first", "last", "blocks", "out")
+NAMES = ("state", "queries", "tokens", "scales", "corrections", "starts", "documents", "count", "blocks", "out")
 VECTORS = 2
 """Vectors of query tokens in a block."""
+FINER = 254
+"""Steps of the second plane in one of the first: what rounding left is at most half a step."""
 TILE = {16: 10, 8: 4}
 """Tokens of a tile by lanes: accumulators then fill the registers."""
 
@@ -38,14 +41,16 @@ def width() -> int:
     return VECTORS * _machine().lanes
 
 
-def packed_queries(codes: Tensor) -> Tensor:
-    """Return query codes int8 [Q, dim] as the kernel reads them, uint8 [blocks, dim / 4, vectors, lanes, 4]."""
-    count, dim = codes.shape
-    padded = torch.nn.functional.pad(codes, (0, 0, 0, -count % width()))
-    shifted = padded if _machine().turned(8) else (padded.short() + 128).to(torch.uint8)
-    return (
-        shifted.view(torch.uint8).view(-1, VECTORS, _machine().lanes, dim // 4, 4).permute(0, 3, 1, 2, 4).contiguous()
-    )
+def packed_queries(*planes: Tensor) -> Tensor:
+    """Return query codes int8 [Q, dim], of one plane or two, as the kernel reads them, uint8 [blocks, dim / 4, ...]."""
+    made = []
+    for codes in planes:
+        count, dim = codes.shape
+        padded = torch.nn.functional.pad(codes, (0, 0, 0, -count % width()))
+        shifted = padded if _machine().turned(8) else (padded.short() + 128).to(torch.uint8)
+        blocks = shifted.view(torch.uint8).view(-1, VECTORS, _machine().lanes, dim // 4, 4)
+        made.append(blocks.permute(0, 3, 1, 2, 4))
+    return torch.stack(made, dim=2).contiguous()
 
 
 def corrections(codes: Tensor) -> Tensor:
@@ -54,65 +59,66 @@ def corrections(codes: Tensor) -> Tensor:
 
 
 def best_products(
-    queries: Tensor, tokens: Tensor, scales: Tensor, added: Tensor, starts: Tensor, first: int, last: int
+    queries: Tensor, tokens: Tensor, scales: Tensor, added: Tensor, starts: Tensor, documents: Tensor
 ) -> Tensor:
-    """Return float32 [last - first, blocks * width] for the documents first to last - 1; -inf for an empty document.
+    """Return float32 [n, blocks * width] for documents int64 [n], in steps of the query codes.
 
     Args:
         queries: of `packed_queries`; tokens: int8 [T, dim]; scales: float32 [T]; added: of `corrections`.
         starts: int64 [n + 1], the first token of each document and the end.
     """
-    out = torch.empty(last - first, len(queries) * width())
-    given = (queries, tokens, scales, added, starts)
-    values = [1, *(tensor.data_ptr() for tensor in given), first, last, len(queries), out.data_ptr()]
+    out = torch.empty(len(documents), len(queries) * width())
     state = (ctypes.c_int64 * 3)(1, 0, 0)
-    values[0] = ctypes.addressof(state)
+    places = [tensor.data_ptr() for tensor in (queries, tokens, scales, added, starts, documents)]
+    values = [ctypes.addressof(state), *places, len(documents), len(queries), out.data_ptr()]
     arguments = (ctypes.c_int64 * len(values))(*values)
-    machine.run(_kernel(tokens.shape[1]), arguments, 1)
+    machine.run(_kernel(tokens.shape[1], queries.shape[2]), arguments, 1)
     return out
 
 
 @cache
-def _kernel(dim: int) -> int:
-    return machine.compiled(_text(dim))
+def _kernel(dim: int, planes: int) -> int:
+    return machine.compiled(_text(dim, planes))
 
 
-def _text(dim: int) -> str:
+def _text(dim: int, planes: int) -> str:
     function = Function(NAMES)
     code, lanes = function.code, _machine().lanes
     row = code.multiply("%blocks", VECTORS * lanes)
-    with code.loop("%first", "%last") as document:
+    tile = TILE[lanes] // planes
+    with code.loop("0", "%count") as number:
+        document = code.number("%documents", number)
         start = code.number("%starts", document)
         end = code.number("%starts", code.add(document, 1))
-        place = code.place("%outptr", code.multiply(code.let(f"sub i64 {document}, %first"), row), "float")
+        place = code.place("%outptr", code.multiply(number, row), "float")
         with code.loop("0", "%blocks") as block:
-            queries = code.place("%queriesptr", code.multiply(block, dim * VECTORS * lanes))
+            queries = code.place("%queriesptr", code.multiply(block, dim * planes * VECTORS * lanes))
             best = [code.variable(floats(lanes), same(lanes, "float", "0xFFF0000000000000")) for _ in range(VECTORS)]
             for one in best:
                 code.set(floats(lanes), same(lanes, "float", "0xFFF0000000000000"), one)
-            tiles = code.let(f"sdiv i64 {code.let(f'sub i64 {end}, {start}')}, {TILE[lanes]}")
-            with code.loop("0", tiles) as number:
-                _tile(code, dim, queries, code.add(start, code.multiply(number, TILE[lanes])), TILE[lanes], best)
-            rest = code.add(start, code.multiply(tiles, TILE[lanes]))
-            with code.loop(rest, end) as token:
-                _tile(code, dim, queries, token, 1, best)
+            tiles = code.let(f"sdiv i64 {code.let(f'sub i64 {end}, {start}')}, {tile}")
+            with code.loop("0", tiles) as turn:
+                _tile(code, dim, planes, queries, code.add(start, code.multiply(turn, tile)), tile, best)
+            with code.loop(code.add(start, code.multiply(tiles, tile)), end) as token:
+                _tile(code, dim, planes, queries, token, 1, best)
             for vector, one in enumerate(best):
                 at = code.add(code.multiply(block, VECTORS * lanes), vector * lanes)
                 code.set(floats(lanes), code.get(floats(lanes), one), code.place(place, at, "float"))
     return function.text()
 
 
-def _tile(code: Assembly, dim: int, queries: str, token: str, count: int, best: list[str]) -> None:
+def _tile(code: Assembly, dim: int, planes: int, queries: str, token: str, count: int, best: list[str]) -> None:
     """Compare the products of `count` tokens from `token` on with the best ones."""
     dots, lanes = Dots(code, _machine(), 8), _machine().lanes
     kind, zero = f"<{lanes} x i32>", "zeroinitializer"
-    totals = [[code.variable(kind, zero) for _ in best] for _ in range(count)]
+    vectors = planes * len(best)
+    totals = [[code.variable(kind, zero) for _ in range(vectors)] for _ in range(count)]
     for total in (one for row in totals for one in row):
         code.set(kind, zero, total)
     tokens = [code.place("%tokensptr", code.multiply(code.add(token, number), dim)) for number in range(count)]
     with code.loop("0", str(dim // 4)) as group:
-        first = code.place(queries, code.multiply(group, 4 * lanes * len(best)))
-        codes = [code.get(f"<{4 * lanes} x i8>", code.place(first, str(4 * lanes * n))) for n in range(len(best))]
+        first = code.place(queries, code.multiply(group, 4 * lanes * vectors))
+        codes = [code.get(f"<{4 * lanes} x i8>", code.place(first, str(4 * lanes * n))) for n in range(vectors)]
         four = code.multiply(group, 4)
         for place, row in zip(tokens, totals, strict=True):
             given = dots.activations(code.place(place, four))
@@ -124,9 +130,15 @@ def _tile(code: Assembly, dim: int, queries: str, token: str, count: int, best: 
         added = code.get("i32", code.place("%correctionsptr", at, "i32"))
         wide = code.let(f"insertelement {kind} poison, i32 {added}, i32 0")
         every = code.let(f"shufflevector {kind} {wide}, {kind} poison, <{lanes} x i32> zeroinitializer")
-        for total, one in zip(row, best, strict=True):
-            exact = code.let(f"sub {kind} {code.get(kind, total)}, {every}")
-            value = code.let(f"sitofp {kind} {exact} to {floats(lanes)}")
+        for vector, one in enumerate(best):
+            value = ""
+            for total in reversed(row[vector :: len(best)]):  # the finer plane first
+                exact = code.let(f"sub {kind} {code.get(kind, total)}, {every}")
+                own = code.let(f"sitofp {kind} {exact} to {floats(lanes)}")
+                if value:
+                    share = code.let(f"fdiv {floats(lanes)} {value}, {same(lanes, 'float', f'{FINER}.0')}")
+                    own = code.let(f"fadd {floats(lanes)} {own}, {share}")
+                value = own
             product = code.let(f"fmul {floats(lanes)} {value}, {scale}")
             before = code.get(floats(lanes), one)
             larger = code.let(f"fcmp ogt {floats(lanes)} {product}, {before}")

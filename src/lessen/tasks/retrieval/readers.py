@@ -97,7 +97,7 @@ class TextReader:
         return self.encoder.vectors(call_model(self.model, batch), batch["attention_mask"])
 
     def _lengths(self, texts: Sequence[str]) -> list[int]:
-        return [len(ids) for ids in self.encoder.tokenizer(list(texts))["input_ids"]] if texts else []
+        return [len(ids) for ids in self.encoder.tokenizer(list(texts), verbose=False)["input_ids"]] if texts else []
 
 
 class PictureReader:

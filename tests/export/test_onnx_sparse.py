@@ -8,6 +8,7 @@ from torch import nn
 
 from lessen.method import Context
 from lessen.methods.weights.magnitude_sparsity import MagnitudeSparsity
+from lessen.methods.weights.weight_clustering import WeightClustering
 from lessen.task import Task
 
 onnx = pytest.importorskip("onnx")
@@ -54,3 +55,13 @@ def test_sparse_layers_are_spread_in_the_graph(tmp_path, knobs):
     held = sum(t.numel() * t.element_size() for t in made.state_dict().values())
     assert path.stat().st_size < held + 30_000  # the graph itself; nothing was spread out in the file
     assert path.stat().st_size < 0.8 * dense.stat().st_size
+
+
+@pytest.mark.parametrize("clusters", [5, 16])
+def test_clustered_layers_are_looked_up_in_the_graph(tmp_path, clusters):
+    task = Pictures()
+    made = WeightClustering(clusters=clusters).apply(task.build(), task, Context())
+    path = tmp_path / "net.onnx"
+    assert export_onnx(made, task.example_batch()[0], path) < 1e-4
+    held = sum(t.numel() * t.element_size() for t in made.state_dict().values())
+    assert path.stat().st_size < held + 30_000

@@ -28,6 +28,7 @@ from lessen.cli import (
     plan,
     rank,
     renumber,
+    search,
     studies,
     system,
     tokens,
@@ -57,7 +58,21 @@ def options(
     """Take what comes before a verb."""
 
 
-for group in (studies, plan, judge, models, fold, export, renumber, rank, generate, catalogue, new_method, system):
+for group in (
+    studies,
+    search,
+    plan,
+    judge,
+    models,
+    fold,
+    export,
+    renumber,
+    rank,
+    generate,
+    catalogue,
+    new_method,
+    system,
+):
     group.register(app)
 for family in (checkpoint, tokens, bars, index):
     app.add_typer(family.app)

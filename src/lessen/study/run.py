@@ -80,7 +80,7 @@ def run(
     *,
     engine: Engine | None = None,
     resume: bool = False,
-    only: str | None = None,
+    only: str | frozenset[str] | None = None,
     seconds: float | None = None,
     log: Log = SILENT,
 ) -> StudyResult:
@@ -89,7 +89,7 @@ def run(
     A recipe that fails is recorded with its reason and the study goes on.
 
     Args:
-        only: glob over recipe names; the others are left for later.
+        only: glob over recipe names, or the names themselves; the others are left for later.
         seconds: start nothing new after this time; what runs is finished, and the rest is left for later.
 
     Raises:
@@ -384,8 +384,10 @@ class _Running:
             yield meter
 
 
-def _chosen(study: Study, only: str | None) -> frozenset[str]:
+def _chosen(study: Study, only: str | frozenset[str] | None) -> frozenset[str]:
     names = [recipe.name for recipe in study.recipes]
+    if isinstance(only, frozenset):
+        return only
     found = frozenset(name for name in names if named(name, only))
     if not found:
         raise ConfigError(f"--only {only!r} matches no recipe of study {study.name!r}; {nearest(only or '', names)}")

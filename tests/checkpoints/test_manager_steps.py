@@ -74,3 +74,9 @@ def test_how_many_stay_whole_is_a_whole_number(tmp_path, keep):
         CheckpointManager(tmp_path, keep_full=keep)
     with pytest.raises(ConfigError, match="keep_full = .* must stay whole"):
         trainer_callback(tmp_path, keep_full=keep)
+
+
+def test_the_former_name_stays_for_scripts_that_use_it():
+    from lessen.checkpoints.keeper import CheckpointKeeper
+
+    assert CheckpointKeeper is CheckpointManager

@@ -100,7 +100,7 @@ def run(
         KeyboardInterrupt: stopped by the user; what was finished is in the files.
     """
     folder = StudyFolder(Path(out))
-    chosen = _chosen(study, only)
+    chosen = only if isinstance(only, frozenset) else _chosen(study, only)
     place = engine or InlineEngine()
     with folder.opened(study.describe(), resume=resume):
         token = LOG.set(log)
@@ -384,10 +384,8 @@ class _Running:
             yield meter
 
 
-def _chosen(study: Study, only: str | frozenset[str] | None) -> frozenset[str]:
+def _chosen(study: Study, only: str | None) -> frozenset[str]:
     names = [recipe.name for recipe in study.recipes]
-    if isinstance(only, frozenset):
-        return only
     found = frozenset(name for name in names if named(name, only))
     if not found:
         raise ConfigError(f"--only {only!r} matches no recipe of study {study.name!r}; {nearest(only or '', names)}")

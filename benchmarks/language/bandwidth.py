@@ -1,10 +1,11 @@
 """Decode of a 1.1B-parameter Llama shape with random codes, against what memory could deliver.
 
-    python -m benchmarks.language.bandwidth --bits 4 --threads 1
+    python -m benchmarks.language.bandwidth --bits 4 --threads 1 --llama FOLDER
 
 Weights of 22 layers (width 2048, 32 heads over 4 key heads, 5632 inner, 32,000 words) in groups of 64, embedding and
 head at 8 bits. In turns: one decoded token, and a read of as many bytes by torch (`sum` of int64, which streams). The
-ratio of their minima is the share of the reading speed that decode reaches.
+ratio of their minima is the share of the reading speed that decode reaches. With `--llama` (see
+`benchmarks.language.llama_npm`) llama.cpp takes its turn on the same shape in Q4_0, embedding and head Q8_0.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.language.llama_npm import Library, Model
+from benchmarks.language.llama_shape import write
 from lessen.decoding.compiled.engine import CompiledEngine
 from lessen.environment import environment
 from lessen.files import atomic_write, dump_json
@@ -57,12 +61,23 @@ def shaped(bits: int) -> Any:
     return model
 
 
+def peer_of(given: argparse.Namespace, config: Any) -> tuple[Any, str | None]:
+    """Return llama.cpp on a file of this shape, and its build; None where it was not asked for."""
+    if given.llama is None:
+        return None, None
+    library = Library(given.llama)
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder) / "shape.gguf", config)
+        return Model(library, Path(folder) / "shape.gguf", given.threads, 256), library.build
+
+
 def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--llama", type=Path, help="folder of llama.cpp's shared objects")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
@@ -72,18 +87,26 @@ def main() -> None:
     cache = engine.new_cache(256)
     engine.run([(cache, list(range(16)))], last_only=True)
     plain = torch.ones(panels // 8, dtype=torch.int64)
-    best: dict[str, dict[str, float]] = {"decode": {}, "read": {}}
+    calls = {"decode": lambda: engine.run([(cache, [7])]), "read": plain.sum}
+    peer, build = peer_of(given, model.config)
+    if peer is not None:
+        peer.run(list(range(16)))
+        calls["llama.cpp Q4_0"] = lambda: peer.run([7])
+    best: dict[str, dict[str, float]] = {name: {} for name in calls}
     for _ in range(given.rounds):
-        for name, call in (("decode", lambda: engine.run([(cache, [7])])), ("read", plain.sum)):
+        for name, call in calls.items():
             wall, own = time.perf_counter(), time.process_time()
             call()
             wall, own = time.perf_counter() - wall, time.process_time() - own
             kept = best[name]
             kept["wall"], kept["cpu"] = min(kept.get("wall", wall), wall), min(kept.get("cpu", own), own)
             engine.cut(cache, 16)
+            if peer is not None:
+                peer.cut(16)
     record = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     record[f"{given.bits} bits, {given.threads} threads"] = {
         "environment": environment(), "load": os.getloadavg()[0], "bytes": panels, "seconds": best,
+        "llama.cpp build": build,
         "share": {clock: best["read"][clock] / best["decode"][clock] for clock in ("wall", "cpu")},
         "command": f"python -m benchmarks.language.bandwidth --bits {given.bits} --threads {given.threads}",
     }  # fmt: skip

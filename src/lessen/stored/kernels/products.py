@@ -20,6 +20,10 @@ from lessen.stored.kernels.panels import INPUTS, OUTPUTS, block_bytes, filled, p
 
 ROWS = 64
 """Rows that are summed while a block is held as bytes."""
+AHEAD = {"avx2": 2048, "plain": 2048}
+"""Bytes from what one row reads to what it asks the memory for. Zen 4 reads a stream a third faster when not asked."""
+_CHAINS = 2
+"""Sums of one row that are added to in turns."""
 TILES = {"vnni": (8, 2), "avx2": (4, 2), "plain": (1, 1)}
 """Rows and vectors of outputs whose sums are held in registers."""
 HEAD = (
@@ -130,7 +134,7 @@ class Writer:
         with code.loop("0", str(filled(block.inputs) // INPUTS)) as part:
             place = code.place(block.start, code.multiply(part, OUTPUTS * INPUTS * self.product.bits // 8))
             here = code.place(given, code.multiply(part, INPUTS))
-            code.prefetch(code.place(place, "2048"), OUTPUTS * INPUTS * self.product.bits // 8, aligned=True)
+            self._ask(place)
             steps = [dots.activations(code.place(here, str(4 * step))) for step in range(8)]
             for vector, one in enumerate(sums):
                 self._eight(one, self._unpacked(place, vector), steps)
@@ -146,18 +150,28 @@ class Writer:
                 value = multiply_add(code, self.lanes, minimums[vector], spread(code, shift, self.lanes), value)
             code.set(kind, value, total)
 
+    def _ask(self, place: str) -> None:
+        """Ask the memory for what lies some way behind the codes of 32 inputs."""
+        ahead = AHEAD.get(self.product.machine.dots)
+        if ahead is not None:
+            size = OUTPUTS * INPUTS * self.product.bits // 8
+            self.code.prefetch(self.code.place(place, str(ahead)), size, aligned=True)
+
     def _eight(self, total: str, codes: list[str], steps: list[str]) -> None:
-        """Add eight steps to the int32 sums at an address."""
+        """Add eight steps to the int32 sums at an address, in sums side by side: none waits for the one before."""
         code, dots = self.code, self.dots
-        value, narrow = code.get(dots.sums, total), ""
+        values, narrow = [code.get(dots.sums, total), *["zeroinitializer"] * (_CHAINS - 1)], ""
         for number, (one, step) in enumerate(zip(codes, steps, strict=True)):
+            chain = number % _CHAINS
             if not dots.narrow:
-                value = dots.step(value, one, step)
+                values[chain] = dots.step(values[chain], one, step)
                 continue
             narrow = dots.step(narrow, one, step)
             if (number + 1) % min(dots.period, 8) == 0 or number == 7:
-                value, narrow = dots.widened(value, narrow), ""
-        code.set(dots.sums, value, total)
+                values[0], narrow = dots.widened(values[0], narrow), ""
+        for value in values[1:] if not dots.narrow else []:
+            values[0] = code.let(f"add {dots.sums} {values[0]}, {value}")
+        code.set(dots.sums, values[0], total)
 
     # many rows
 

@@ -30,7 +30,7 @@ class Widened(Writer):
             code.set(self._kind, "zeroinitializer", one)
         with code.loop("0", str(filled(block.inputs) // INPUTS)) as part:
             place = code.place(block.start, code.multiply(part, OUTPUTS * INPUTS * self.product.bits // 8))
-            code.prefetch(code.place(place, "2048"), OUTPUTS * INPUTS * self.product.bits // 8, aligned=True)
+            self._ask(place)
             here = code.place(given, code.multiply(part, INPUTS), "float")
             for vector, one in enumerate(sums):
                 value = code.get(self._kind, one)

@@ -18,7 +18,7 @@ SPLIT_LEVELS, PLAIN_LEVELS = 7, 5
 
 @stored
 class BiLLMLinear(DecodedLinear):
-    """BiLLM's form (arXiv 2402.04291). Storage with decoded compute: bytes are saved, time is not.
+    """BiLLM's form (arXiv 2402.04291). Storage only: bytes are saved on disk; a served model holds it decoded.
 
     ordinary weight    s a + m                 a, m of its class of magnitude (small, large) with `split`, else of all
     salient column     s a1 + t a2 + m         t: a second sign

@@ -44,7 +44,7 @@ class Outliers:
 
 @stored
 class SpQRLinear(DecodedLinear):
-    """SpQR's form (arXiv 2306.03078). Storage with decoded compute: bytes are saved on disk and in memory, time is not.
+    """SpQR's form (arXiv 2306.03078). Storage only: bytes are saved on disk; a served model holds it decoded.
 
     value[o, order[i]] = scale[i // group, o] * (code[o, i] - zero[i // group, o]), unless it is an outlier.
 

@@ -94,6 +94,8 @@ GUIDE = Guide(
     "weights",
     {
         "language-study": lambda: study("language_smollm2"),
+        "gemma-study": lambda: study("language_gemma3"),
+        "equal-bytes": equal_bytes,
     },
 )
 

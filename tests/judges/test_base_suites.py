@@ -8,8 +8,10 @@ import pytest
 from benchmarks.judges.pairs import AUC_ONLY, Given, classes, clicks
 from lessen.errors import ConfigError
 from lessen.judges import get_judge, suites
+from lessen.judges.calibration import gaps
 from lessen.judges.suite import CannotAnswer
 from lessen.metrics import Outcomes
+from lessen.metrics.base import bootstrap_weights
 
 
 def asked(name: str, pair, task=None, **options):
@@ -161,3 +163,14 @@ def test_suites_without_an_answer_say_why_in_one_line(suite, columns, words):
 def test_suites_of_every_card_come_in_their_order():
     assert list(suites())[:5] == ["metrics", "flips", "slices", "rare", "calibration"]
     assert all(cls.question.endswith("?") for cls in suites().values())
+
+
+def test_many_units_are_resampled_in_groups_and_give_the_same_point():
+    g = np.random.default_rng(0)
+    expected = g.random(12_000)
+    seen = (g.random(12_000) < expected**1.3).astype(float)
+    whole, grouped = (gaps(expected, seen, np.ones((1, groups))) for groups in (12_000, 500))
+    assert whole.plain == pytest.approx(grouped.plain)
+    assert whole.square == pytest.approx(grouped.square)
+    spread = [gaps(expected, seen, bootstrap_weights(groups, 200)).plain.std() for groups in (500, 6000)]
+    assert spread[0] == pytest.approx(spread[1], rel=0.4)

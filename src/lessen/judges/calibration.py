@@ -23,6 +23,8 @@ from lessen.metrics.intervals import Z
 from lessen.task import Split
 
 BINS, RESAMPLES = 15, 400
+GROUPS = 5000
+"""Units above this number are resampled in so many groups, dealt by their number."""
 
 
 class SquaredGap(Metric):
@@ -52,7 +54,8 @@ class Calibration(Suite):
         found = read(before, after, self.name)
         if found.surety is None or found.right is None:
             raise self.refuse("the outcomes hold no chance of an answer")
-        ones, weights = np.ones((1, len(before))), bootstrap_weights(len(before), RESAMPLES)
+        groups = min(len(before), GROUPS)
+        ones, weights = np.ones((1, groups)), bootstrap_weights(groups, RESAMPLES)
         rows, drawn, whole, sure, figures = [], [], [], [], {}
         for side, name in enumerate(("uncompressed", "compact")):
             expected, seen = _sure(found, side)
@@ -88,14 +91,18 @@ class Gaps:
 
 
 def gaps(expected: Floats, seen: Array, weights: Floats) -> Gaps:
-    """Return the gaps between what was expected and seen [units], under each row of weights [rows, units]."""
+    """Return the gaps between what was expected and seen [units], under each row of weights [rows, units].
+
+    Of fewer weights than units each holds for a group of units, to which they are dealt in turn.
+    """
     order = np.argsort(expected, kind="stable")
     place = np.empty(len(expected), np.intp)
     place[order] = np.arange(len(expected)) * BINS // len(expected)
     each = expected - seen.astype(np.float64)
-    onto = np.zeros((len(expected), BINS))
-    onto[np.arange(len(expected)), place] = 1.0
-    counts, sums, squares = (weights @ (onto * values[:, None]) for values in (np.ones(len(each)), each, each**2))
+    groups = weights.shape[1]
+    cell = (np.arange(len(each)) % groups) * BINS + place
+    parts = (np.bincount(cell, values, groups * BINS) for values in (np.ones(len(each)), each, each**2))
+    counts, sums, squares = (weights @ part.reshape(groups, BINS) for part in parts)
     known = counts > 1
     mean = sums / np.maximum(counts, 1.0)
     noise = np.where(known, (squares / np.maximum(counts, 1.0) - mean**2) / np.maximum(counts - 1.0, 1.0), 0.0)

@@ -23,8 +23,8 @@ from lessen.metrics import ACCURACY, Array, Floats, Metric, Outcomes
 from lessen.metrics.exact import exact_interval
 from lessen.task import Split
 
-DEALS = 400
-"""Deals of the losses to the units at random."""
+DEALS, FEWEST, DEALT = 400, 100, 20_000_000
+"""Deals of the losses to the units at random: fewer, but not below 100, where that would deal more units in all."""
 CLASS, GROUP = "class", "group"
 
 
@@ -188,14 +188,15 @@ def _of_cut(losses: Floats, cut: Cut) -> tuple[Floats, Floats, Array]:
 
 def _critical(losses: Floats, cuts: list[Cut], generator: np.random.Generator) -> float:
     """Return the 95 % quantile of the largest |t| of all slices over random deals of the losses; at least 1.96."""
-    largest = np.empty(DEALS)
-    for deal in range(DEALS):
+    deals = max(FEWEST, min(DEALS, DEALT // len(losses)))
+    largest = np.empty(deals)
+    for deal in range(deals):
         means, errors, _ = _excess(generator.permutation(losses), cuts)
         with np.errstate(invalid="ignore", divide="ignore"):
             scores = np.abs(means) / errors
         known = scores[np.isfinite(scores)]
         largest[deal] = known.max() if len(known) else 0.0
-    place = int(np.ceil(0.95 * (DEALS + 1))) - 1
+    place = int(np.ceil(0.95 * (deals + 1))) - 1
     return max(1.96, float(np.sort(largest)[place]))
 
 

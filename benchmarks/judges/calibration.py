@@ -1,6 +1,6 @@
 """Does the interval of a calibration error hold the truth, and the one of a difference?
 
-    python -m benchmarks.judges.calibration [--trials 300] [--out benchmarks/results]
+    python -m benchmarks.judges.calibration [--trials 100] [--out benchmarks/results]
 
 Click models whose logits are too large or too small by a factor; the truth is that of 400,000 units. Writes
 judges_calibration.json.
@@ -54,7 +54,7 @@ def cell(first: float, second: float, trials: int, n: int = 1000) -> dict[str, A
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=300)
+    parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     rows = [cell(first, second, given.trials) for first, second in SCALES]

@@ -14,7 +14,10 @@ from lessen.cli.output import AsJson, emit, line, table
 from lessen.errors import ConfigError, GateFailed
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from lessen.judging import Card
+    from lessen.task import Judge, Task
 
 
 def register(app: typer.Typer) -> None:
@@ -74,6 +77,7 @@ def judge(
     with interruptible(), Reporting() as log, pinned_threads(threads):
         other = against or (str(place.reference) if place is not None else None)
         compact, judged_on = open_model(artifact, task, seed=seed, log=log)
+        judges = _ready(asked, judged_on, compact)  # refused before a reference is trained
         if other is None:
             log.note(
                 "no --against and no study around the artifact: the task's own reference is the uncompressed model"
@@ -86,7 +90,7 @@ def judge(
             reference.to(device_place),
             compact.to(device_place),
             judged_on,
-            asked,
+            judges,
             title=title,
             threads=threads,
             log=log,
@@ -99,6 +103,19 @@ def judge(
     _show(card, page, as_json)
     if strict and card.caught:
         raise GateFailed(f"{len(card.caught)} faults were caught; see {page}")
+
+
+def _ready(asked: list[dict[str, Any]], task: Task, compact: nn.Module) -> list[Judge]:
+    """Return the suites that were asked for. Raises ConfigError, CannotAnswer: unknown, or this model has no answer."""
+    from lessen.judges import get_judge
+    from lessen.judges.suite import Suite
+
+    judges = [get_judge(each, "--suite", own=True, task=task) for each in asked]
+    for each in judges:
+        why = each.unable(compact) if isinstance(each, Suite) else ""
+        if why and isinstance(each, Suite):
+            raise each.refuse(why)
+    return judges
 
 
 @dataclass(frozen=True)

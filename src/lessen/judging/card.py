@@ -71,7 +71,7 @@ def judge_models(
     """Ask suites about a compact model and its uncompressed one, and return the card.
 
     Args:
-        suite: names or `{name: ..., option: value}` of suites and judges; none: those that are always asked, of which
+        suite: suites and judges, or their names or `{name: ..., option: value}`; none: those that are always asked, of which
             the ones without an answer are listed and no error.
 
     Raises:
@@ -81,7 +81,7 @@ def judge_models(
     shared = _shared(task, {id(reference), id(compact)})
     named = bool(suite)
     asked = list(suite) or [name for name, cls in suites().items() if cls.always]
-    judges = [get_judge(each, "--suite", own=True, task=task) for each in asked]
+    judges = [each if isinstance(each, Judge) else get_judge(each, "--suite", own=True, task=task) for each in asked]
     names = [judge.name for judge in judges]
     for name in names:
         if names.count(name) > 1:

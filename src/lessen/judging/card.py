@@ -71,8 +71,8 @@ def judge_models(
     """Ask suites about a compact model and its uncompressed one, and return the card.
 
     Args:
-        suite: suites and judges, or their names or `{name: ..., option: value}`; none: those that are always asked, of which
-            the ones without an answer are listed and no error.
+        suite: suites and judges, or their names or `{name: ..., option: value}`; none: those that are always asked, of
+            which the ones without an answer are listed and no error.
 
     Raises:
         ConfigError: no such suite, or an option that it does not have.

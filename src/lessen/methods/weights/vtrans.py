@@ -33,8 +33,9 @@ class VTrans(Pruned):
     (arXiv 2406.05276); masks, soft counts and the Lagrangian as in the code of its follow-up TVA-Prune. `train: masks`
     leaves the weights (Faster-VTrans), `train: all` moves them too, beside a teacher: the model that was given.
     Differences: the budget is that of any cost here, multiply-adds or parameters; counts are brought to it exactly by
-    moving the threshold, in steps of `multiple`; means of kept masks go into the weights that follow; the teacher's
-    term is on answers only; the residual width is pruned by `width`, by the size of weights and not by masks.
+    moving the threshold, in steps of `multiple`; means of kept masks go into the weights that follow; masks start
+    noisier and their divergence weighs more (there: -9 and 1e-6), so that hundreds of steps do for thousands; the
+    teacher's term is on answers only; the residual width is pruned by `width`, by the size of weights and not by masks.
     """
 
     card = Card(
@@ -49,11 +50,11 @@ class VTrans(Pruned):
     by_cost: ClassVar[bool] = False
     train: Literal["masks", "all"] = Field("masks", description="masks alone, or weights with a teacher as well")
     steps: int = Field(300, ge=1, le=10**7, description="steps in which masks are trained")
-    mask_rate: float = Field(0.1, gt=0, le=10, description="learning rate of masks; multipliers have twice that")
-    kl: float = Field(1e-6, ge=0, le=10, description="factor on the divergence")
+    mask_rate: float = Field(0.2, gt=0, le=10, description="learning rate of masks; multipliers have twice that")
+    kl: float = Field(3e-4, ge=0, le=10, description="factor on the divergence; less for more steps")
     head_weight: float = Field(256.0, ge=0, le=1e6, description="factor on the divergence of heads")
     warmup: float = Field(0.3, ge=0, le=1, description="share of the steps in which the target grows")
-    variance: float = Field(-9.0, ge=-20, le=0, description="logarithm of the variance that masks start with")
+    variance: float = Field(-5.0, ge=-20, le=0, description="logarithm of the variance that masks start with")
     weight: float = Field(1.0, ge=0, le=1e6, description="train: all: factor on the teacher's term")
 
     def choose(

@@ -1,7 +1,7 @@
 """Pruned models against the whole one, unit by unit: MiniLM, SmolLM2 and the CIFAR-10 ViT.
 
     python -m benchmarks.pruning.frontier --host minilm --text wiki.txt [--rows GLOB]
-    python -m benchmarks.pruning.frontier --host smollm2 | cifar
+    python -m benchmarks.pruning.frontier --host smollm2 | cifar | colours
 
 What is resampled is the unit (query, document, picture): 95 % bootstrap intervals of the mean, and of the difference to
 the whole model and to the row that `against` names. Nothing is chosen on what is judged. One thread; seconds are of the
@@ -24,6 +24,7 @@ import lessen
 from lessen.environment import environment, package_version
 from lessen.files import atomic_write, dump_json
 from lessen.recipe import Recipe
+from lessen.testing.colours import ColourTask
 
 RESULTS = Path(__file__).parents[1] / "results"
 SHARES = (0.75, 0.5, 0.25)
@@ -91,6 +92,21 @@ def cifar() -> Rows:
     return rows
 
 
+def colours() -> Rows:
+    """Return rows of a ViT of four blocks that tells four colours, by steps of 8 units: seconds each."""
+    rows: Rows = {}
+    for share in (0.75, 0.5, 0.4):  # one head and 8 units a block are 38 %
+        given = {"share": share, "multiple": 8}
+        rows |= {
+            f"vtrans {share:.0%}": [{"vtrans": {**given, "steps": 100}}],
+            f"magnitude {share:.0%}": [{"magnitude-pruning": given}],
+            f"random {share:.0%}": [{"random-pruning": given}],
+            f"first-order {share:.0%}": [{"first-order-pruning": given}],
+            f"mope {share:.0%}": [{"mope": given}],
+        }
+    return rows
+
+
 def task_of(host: str, text: str | None) -> Any:
     """Return the task of a host. MiniLM searches the first 500 paragraphs of a text of two sentences or more."""
     if host == "minilm":
@@ -100,6 +116,8 @@ def task_of(host: str, text: str | None) -> Any:
     if host == "smollm2":
         given = {"documents": 8, "window": 256, "stride": 128, "train_documents": 120, "batch": 4}
         return lessen.get_task({"name": "language-smollm2", **given})
+    if host == "colours":
+        return ColourTask()
     given = {"test_examples": 1000, "validation_examples": 200, "train_examples": 6000, "batch": 16}
     return lessen.get_task({"name": "image-cifar10", **given})
 
@@ -140,7 +158,7 @@ def judged(row: dict[str, list[float]], base: dict[str, list[float]]) -> dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--host", choices=("minilm", "smollm2", "cifar"), required=True)
+    parser.add_argument("--host", choices=("minilm", "smollm2", "cifar", "colours"), required=True)
     parser.add_argument("--text", help="text whose paragraphs MiniLM searches")
     parser.add_argument("--rows", default="*", help="glob over row names")
     parser.add_argument("--seconds", type=float, default=1e9, help="of the processor, after which no row is begun")
@@ -159,7 +177,7 @@ def main() -> None:
         base = units(asked.host, task, model)
         record["rows"]["whole"] = {**judged(base, base), "units": base, "parameters": _size(model)}
         atomic_write(path, dump_json(record))
-    for name, steps in {"minilm": minilm, "smollm2": smollm2, "cifar": cifar}[asked.host]().items():
+    for name, steps in HOSTS[asked.host]().items():
         for seed in range(asked.seeds if name.startswith("random") else 1):
             row = f"{name} #{seed}" if name.startswith("random") else name
             if row in record["rows"] or not fnmatch.fnmatch(name, asked.rows) or time.process_time() > asked.seconds:
@@ -178,6 +196,9 @@ def main() -> None:
             atomic_write(path, dump_json(record))
             shown = {k: v for k, v in record["rows"][row].items() if k not in ("units", "kept", "steps")}
             print(row, json.dumps(shown), flush=True)
+
+
+HOSTS = {"minilm": minilm, "smollm2": smollm2, "cifar": cifar, "colours": colours}
 
 
 def _size(model: Any) -> int:

@@ -1,6 +1,6 @@
 """Whether pruned models are faster by what they save: paired calls of the whole and the pruned model, one thread.
 
-    python -m benchmarks.pruning.speed [--rounds 12]
+    python -m benchmarks.pruning.speed [--rounds 12] [--hosts minilm]     (rows of other hosts are kept)
 
 Calls take turns; a row is the median, over rounds, of whole / pruned in processor time, with its 95 % bootstrap
 interval, beside the ratio of multiply-adds. Widths are multiples of 16, of which heads (64 and 32 wide) are some.
@@ -9,6 +9,7 @@ interval, beside the ratio of multiply-adds. Widths are multiples of 16, of whic
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from typing import Any
 
@@ -53,13 +54,17 @@ def timed(task: Any, batch: Any, models: list[Any], rounds: int) -> dict[str, An
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--hosts", default="minilm,smollm2")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    rows: dict[str, Any] = {}
+    path = RESULTS / "pruning_speed.json"
+    rows: dict[str, Any] = json.loads(path.read_text())["rows"] if path.exists() else {}
     for name, task in (
         ("minilm", lessen.get_task({"name": "retrieval-minilm", "length": 64})),
         ("smollm2", lessen.get_task({"name": "language-smollm2", "documents": 2, "train_documents": 2})),
     ):
+        if name not in asked.hosts.split(","):
+            continue
         whole, batch = task.reference(), batch_of(name, task)
         for share in SHARES:
             of = "macs" if name == "minilm" else "parameters"
@@ -76,7 +81,7 @@ def main() -> None:
                 "of it": round(found["faster"] / expected, 3), **found,
             }  # fmt: skip
             print(name, share, round(expected, 3), found["faster"], found["ci"], flush=True)
-    atomic_write(RESULTS / "pruning_speed.json", dump_json({
+    atomic_write(path, dump_json({
         "benchmark": "pruning_speed", "command": "python -m benchmarks.pruning.speed",
         "environment": environment(1), "rows": rows,
     }))  # fmt: skip

@@ -84,7 +84,7 @@ def ood(seed: int) -> Both:
     with torch.no_grad():  # scores shrink: no answer flips, but every threshold on them is wrong
         fault[2].weight *= 0.5
         fault[2].bias *= 0.5
-    return models("ood", task, reference, fault, planted.disturbed(reference, 1e-4, seed))
+    return models("ood", task, reference, fault, planted.disturbed(reference, 1e-4, seed), fit=100)
 
 
 def shortcut(seed: int) -> Both:

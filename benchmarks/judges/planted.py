@@ -21,7 +21,7 @@ class Arrays(Task):
 
     name = "arrays"
     metrics = {"accuracy": ACCURACY}
-    settings = FitSettings(epochs=6, learning_rate=3e-3, patience=6)
+    settings = FitSettings(epochs=3, learning_rate=1e-2, patience=3)
 
     def __init__(
         self, splits: dict[str, tuple[Tensor, Tensor]], model: Any, labels: dict[str, Any] | None = None

@@ -268,3 +268,21 @@ def test_recall_has_an_interval_over_queries():
     said = recall(shares(found, truth), 10)
     assert said["recall"] == 0.875
     assert 0.7 < said["low"] < 0.85 < 0.9 < said["high"] <= 1.0
+
+
+@pytest.mark.parametrize("form", ["flat", "flat+int8", "pca:kept=16+flat", "pq:groups=8", "pq:groups=8+flat"])
+def test_faiss_finds_what_torch_finds(tmp_path, monkeypatch, form):
+    pytest.importorskip("faiss", reason="extra retrieval is not installed")
+    from lessen.retrieval import scan
+
+    made = IndexFolder.create(tmp_path / "index", form, drawn(300))
+    made.add(named(300), drawn(300))
+    queries, found = drawn(7, seed=3), []
+    for gone in ([], ["doc 5", "doc 9"]):
+        if gone:
+            made.remove(gone)
+        for smallest in (1, 10_000):
+            monkeypatch.setattr(scan, "SMALLEST", smallest)
+            found.append([one.scores for one in IndexFolder.open(made.path).search(queries, 6)])
+    torch.testing.assert_close(torch.tensor(found[0]), torch.tensor(found[1]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.tensor(found[2]), torch.tensor(found[3]), atol=1e-4, rtol=1e-4)

@@ -1,4 +1,5 @@
-"""How one file of rows is looked through: product codes by faiss where it is installed, everything else by torch."""
+"""How one file of rows is looked through: product codes and float32 by faiss where it is installed,
+all else by torch."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lessen.retrieval.faiss_files import as_faiss, chosen, faiss_module
+from lessen.stored.vectors.flat import FlatVectors
 from lessen.stored.vectors.product import ProductVectors
 from lessen.stored.vectors.staged import StagedVectors
 
@@ -24,6 +26,12 @@ class Scan:
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Return scores [Q, k] and numbers int64 [Q, k], best first, with -inf where there are fewer."""
+        if self._exact:
+            rows = self.index.coarse._get("vectors").numpy()  # as it is mapped; nothing is copied
+            wanted, faiss = self.index.reduced(queries).contiguous().numpy(), faiss_module()
+            found = faiss.knn(wanted, rows, self.index.candidates(k), metric=faiss.METRIC_INNER_PRODUCT)
+            first, whole = (torch.from_numpy(one) for one in found)
+            return (first, whole) if self.index.fine is None else self.index.ordered(queries, first, whole, k)
         if self._other is None:
             return self.index.search(queries, k, self.removed)
         reduced = self.index.reduced(queries).contiguous().numpy()
@@ -31,6 +39,12 @@ class Scan:
         scores, places = (torch.from_numpy(one) for one in found)
         scores, numbers = scores.masked_fill(places < 0, float("-inf")), self._kept[places.clamp(min=0)]
         return (scores, numbers) if self.index.fine is None else self.index.ordered(queries, scores, numbers, k)
+
+    @cached_property
+    def _exact(self) -> bool:
+        """Whether all rows are float32 and none was removed: faiss then compares them where they lie."""
+        plain = isinstance(self.index.coarse, FlatVectors) and self.index.rows >= SMALLEST and not len(self.removed)
+        return plain and faiss_module() is not None
 
     @cached_property
     def _kept(self) -> Tensor:

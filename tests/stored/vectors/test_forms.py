@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lessen.stored import bits as packing
+from lessen.stored.kernels import few_bits
 from lessen.stored.vectors.flat import FlatVectors, Int8Vectors
 from lessen.stored.vectors.product import ProductVectors
 from lessen.stored.vectors.rotated import RotatedVectors
@@ -128,3 +130,22 @@ def test_stages_of_other_widths_are_refused():
         StagedVectors.from_config({"rows": 0, "dim": 8, "coarse": {"kind": "half-linear", "config": {}}})
     with pytest.raises(ValueError, match="equal groups"):
         ProductVectors(0, 10, 3)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("dim", [128, 192, 256, 384])
+def test_packed_codes_are_multiplied_exactly_without_being_unpacked(bits, dim):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(0, 1 << bits, (100, dim), generator=generator, dtype=torch.uint8)
+    queries = torch.randint(-127, 128, (3, dim), generator=generator, dtype=torch.int8)
+    codes = packing.pack(values, bits)
+    if not few_bits.takes(codes, queries):
+        pytest.skip("no VNNI of 512 bits, or rows that do not fill vectors")
+    assert torch.equal(few_bits.products(queries, codes, bits), (queries.long() @ values.long().t()).int())
+
+
+def test_scores_are_the_same_with_and_without_the_kernel(monkeypatch):
+    made, queries = RotatedVectors.of(drawn(80, 128), bits=4), drawn(3, 128, seed=1)
+    found = made(queries)
+    monkeypatch.setattr(few_bits, "takes", lambda *_: False)
+    torch.testing.assert_close(made(queries), found)

@@ -30,7 +30,9 @@ class FlatVectors(VectorIndex):
 
     def scores_of(self, queries: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
         """Return inner products, float32 [B, n]."""
-        return queries @ rows["vectors"].t()
+        # rows times few columns takes a third of the time of few rows times columns, and one column longer than two
+        asked = queries.repeat(2, 1) if len(queries) == 1 else queries
+        return (rows["vectors"] @ asked.t()).t()[: len(queries)].contiguous()
 
     def dequantise(self) -> Tensor:
         """Return the vectors, float32 [rows, dim]."""

@@ -14,7 +14,7 @@ from lessen.stored.vectors.index import VectorIndex
 
 SAMPLE = 65_536
 """Vectors that centres are learned from at most."""
-ROUNDS = 12
+ROUNDS = 25
 AT_ONCE = 1 << 24
 """Distances that are held together."""
 

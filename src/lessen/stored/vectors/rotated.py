@@ -21,6 +21,7 @@ from torch import Tensor
 from lessen.stored import bits as packing
 from lessen.stored import checks
 from lessen.stored.base import stored
+from lessen.stored.kernels import few_bits
 from lessen.stored.vectors.flat import integer_products, rounded
 from lessen.stored.vectors.index import VectorIndex
 
@@ -119,9 +120,17 @@ class RotatedVectors(VectorIndex):
     def scores_of(self, queries: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
         """Return estimated inner products, float32 [B, n]."""
         codes, scales = rounded(self.turned(queries))
-        levels = self._levels(packing.unpack(rows["codes"], self.bits, self.padded))
-        products: Tensor = integer_products(codes, levels) * scales[:, None] * rows["factors"]
+        products: Tensor = self._products(codes, rows["codes"]) * scales[:, None] * rows["factors"]
         return products + (queries @ self.centre)[:, None]
+
+    def _products(self, queries: Tensor, codes: Tensor) -> Tensor:
+        """Return the exact products of int8 [B, padded] with the levels of packed codes, float32 [B, n]."""
+        whole = self.padded * self.bits == 8 * codes.shape[1]
+        if whole and few_bits.takes(codes, queries):
+            top = (1 << self.bits) - 1
+            total = queries.sum(1, dtype=torch.int32)[:, None]
+            return (2 * few_bits.products(queries, codes, self.bits) - top * total).float()
+        return integer_products(queries, self._levels(packing.unpack(codes, self.bits, self.padded)))
 
     def dequantise(self) -> Tensor:
         """Return the vectors that codes stand for, float32 [rows, dim]: the nearest on their line, not the unbiased."""

@@ -103,6 +103,7 @@ def colours() -> Rows:
             f"random {share:.0%}": [{"random-pruning": given}],
             f"first-order {share:.0%}": [{"first-order-pruning": given}],
             f"mope {share:.0%}": [{"mope": given}],
+            f"mope answers {share:.0%}": [{"mope": {**given, "quality": "answers"}}],
         }
     return rows
 

@@ -32,18 +32,21 @@ from lessen.stored.linears.sparse import SparseLinear
 from lessen.stored.linears.sparse_matrix import SparseMatrix
 
 RESULT = Path("benchmarks/results/sparsity_kernel.json")
-CASES = [(8192, 12288, text) for text in ("50 %", "25 %", "2:4", "2:8")] + [
+CASES = [(side, side, text) for side in (8192, 6144) for text in ("50 %", "25 %")] + [
     (2048, 2048, text) for text in ("50 %", "25 %", "1:4", "1:8", "1:16", "1:32")
 ]
-"""Outputs, inputs and pattern: dense int8 of 96 MB, of which a quarter with its bits is 36, and of 4."""
-ROWS = {2048: (1, 4, 16, 256), 8192: (1, 4, 16)}
+"""Outputs, inputs and pattern: dense int8 of 64 and 36 MB, beyond the 32 MB of the cache, and of 4 MB, inside it."""
+ROWS = {2048: (1, 4, 16, 256), 6144: (1, 4, 16), 8192: (1, 4, 16)}
 
 
 def layers(outputs: int, inputs: int, text: str) -> tuple[SparseLinear, Int8Linear, float]:
     torch.manual_seed(0)
     dense: nn.Linear = nn.Linear(inputs, outputs)
     pattern = Pattern.parse(text) if ":" in text else Pattern(float(text.split()[0]) / 100)
-    mask = pattern.mask(dense.weight.detach().abs())
+    if pattern.m:
+        mask = pattern.mask(dense.weight.detach().abs())
+    else:
+        mask = torch.rand(outputs, inputs) < pattern.density
     matrix = SparseMatrix.of(dense.weight, mask, "int8", pattern.n, pattern.m)
     made = SparseLinear.around(dense, matrix, "int8")
     twin = Int8Linear(inputs, outputs)
@@ -138,13 +141,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", help="one pattern")
+    parser.add_argument("--side", type=int, help="outputs and inputs of one size")
     asked = parser.parse_args()
     if not sparse_products.possible():
         raise SystemExit("this processor has no AVX-512 VBMI2, or the extra `kernels` is not installed")
     torch.set_num_threads(1)
     found = json.loads(RESULT.read_text())["results"]["rows"] if RESULT.exists() else []
     for outputs, inputs, text in CASES:
-        if asked.only not in (None, text):
+        if asked.only not in (None, text) or asked.side not in (None, outputs):
             continue
         others = [row for row in found if (row["outputs"], row["pattern"]) != (outputs, text)]
         found = [*others, *case(outputs, inputs, text, asked.rounds)]

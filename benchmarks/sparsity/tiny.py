@@ -164,17 +164,31 @@ def run_of(seed: int) -> dict[str, Any]:
 def main() -> None:
     """Make the seeds that the result file lacks."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS), help="none: bytes of drawn weights only")
     torch.set_num_threads(1)
     made = {str(seed): run_of(seed) for seed in parser.parse_args().seeds}
     runs = (json.loads(RESULT.read_text())["results"]["runs"] if RESULT.exists() else {}) | made
     means = {
         name: {key: statistics.mean(run[name][key] for run in runs.values()) for key in ("accuracy", "log loss")}
         | {"largest file": max(run[name]["bytes"]["file"] for run in runs.values())}
-        for name in STAGES
-    }
+        for name in STAGES if runs
+    }  # fmt: skip
     settings = {"curves of a split": 1400, "epochs": SETTINGS.epochs, "published bytes": PUBLISHED}
-    write(RESULT, {"settings": settings, "means": means, "runs": runs}, "python -m benchmarks.sparsity.tiny")
+    results = {"settings": settings, "means": means, "runs": runs, "bytes of drawn weights": drawn_bytes()}
+    write(RESULT, results, "python -m benchmarks.sparsity.tiny")
+
+
+def drawn_bytes() -> dict[str, dict[str, int]]:
+    """Return the bytes of each stage for weights as they are drawn, which nothing trained."""
+    torch.manual_seed(0)
+    model, found = TinyTransformer(), {}
+    for name, steps in STAGES.items():
+        if any(getattr(step, "fine_tune_epochs", 0) for step in steps):
+            steps = [step.model_copy(update={"fine_tune_epochs": 0}) for step in steps]
+        found[name.removesuffix(" trained")] = sized(
+            Recipe(steps).apply(model, Curves(), seed=0)[0] if steps else model
+        )
+    return found
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ def methods(pattern: str) -> dict[str, Method]:
         "one-shot trained": MagnitudeSparsity(**common, fine_tune_epochs=EPOCHS),
         "sr-ste": SRSTE(**common),
         "exponential": NMProgressive(**common, schedule="exponential"),
+        "exponential, half strict": NMProgressive(**common, schedule="exponential", fine=0.5),
     }
     if pattern == "1:16":
         found["linear"] = NMProgressive(**common, schedule="linear")
@@ -151,13 +152,13 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
     """Return means and paired differences to SR-STE and to one-shot at the same pattern, where all seeds are done."""
     found: dict[str, Any] = {}
     for host, by_seed in record.items():
-        complete = [run for run in by_seed.values() if f"{PATTERNS[-1]} exponential" in run]
+        complete = [run for run in by_seed.values() if "1:16 exponential, half strict" in run]
         if len(complete) < len(SEEDS):
             continue
-        names = [name for name in complete[0] if not name.endswith("density")]
+        names = [name for name in complete[0] if not name.endswith("density") and all(name in r for r in complete)]
         found[host] = {name: paired([r[name] for r in complete], [r["dense"] for r in complete]) for name in names}
         for pattern in PATTERNS:
-            for name in methods(pattern):
+            for name in (each for each in methods(pattern) if f"{pattern} {each}" in found[host]):
                 for control in ("sr-ste", "one-shot", "one-shot trained"):
                     gap = paired(*([r[f"{pattern} {which}"] for r in complete] for which in (name, control)))
                     found[host][f"{pattern} {name}"][f"against {control}"] = [

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.sparsity.tiny import TinyTransformer
 from lessen.artifact import folder as artifact
 from lessen.artifact.flat import MAGIC, read_flat, write_flat
 from lessen.errors import ArtifactError
@@ -44,6 +45,16 @@ def test_it_comes_back_byte_for_byte_and_adds_up(saved):
     assert held <= sizes.raw_weights < held + 64
     assert sizes.weights <= sizes.raw_weights
     assert sizes.total < 0.9 * sum(file.stat().st_size for file in (folder / "small").iterdir())
+
+
+def test_the_tiny_transformer_takes_less_than_ten_thousand_bytes(tmp_path):
+    torch.manual_seed(0)
+    net = TinyTransformer()
+    assert sum(parameter.numel() for parameter in net.parameters()) == 13_262
+    made = WeightClustering().apply(net, TableTask(), Context())
+    artifact.save(tmp_path / "tiny", made, TinyTransformer())
+    sizes = write_flat(tmp_path / "tiny", tmp_path / "tiny.flat")
+    assert sizes.weights + sizes.graph + sizes.metadata == (tmp_path / "tiny.flat").stat().st_size <= 10_000
 
 
 def test_damage_is_named_and_nothing_is_written(saved):

@@ -32,6 +32,7 @@ RESULT = Path(__file__).parents[1] / "results" / "retrieval_swap.json"
 LENGTH, PART, K = 64, 100, 10
 ENCODERS: dict[str, list[dict[str, Any]]] = {
     "float32": [],
+    "rtn 4": [{"rtn": {"bits": 4}}],
     "rtn 4, tables 4": [{"rtn": {"bits": 4, "table_bits": 4}}],
 }
 

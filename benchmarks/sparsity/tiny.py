@@ -185,7 +185,7 @@ def drawn_bytes() -> dict[str, dict[str, int]]:
     for name, steps in STAGES.items():
         if any(getattr(step, "fine_tune_epochs", 0) for step in steps):
             steps = [step.model_copy(update={"fine_tune_epochs": 0}) for step in steps]
-        found[name.removesuffix(" trained")] = sized(
+        found[name.replace("values trained", "values").replace("as trained", "as drawn")] = sized(
             Recipe(steps).apply(model, Curves(), seed=0)[0] if steps else model
         )
     return found

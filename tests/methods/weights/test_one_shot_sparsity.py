@@ -9,6 +9,7 @@ from torch import nn
 
 from calibrated_hosts import Host
 from host_models import answer, host, inputs
+from lessen.cli.arguments import parse_step
 from lessen.errors import NonFiniteError, NothingMatchedError
 from lessen.method import Context
 from lessen.methods.weights._shared.error_feedback import feedback, output_error
@@ -16,6 +17,7 @@ from lessen.methods.weights._shared.sparse_solving import remove_with_feedback
 from lessen.methods.weights.magnitude_sparsity import MagnitudeSparsity
 from lessen.methods.weights.sparsegpt import SparseGPT
 from lessen.methods.weights.wanda import Wanda
+from lessen.recipe import Recipe
 from lessen.sparsity.pattern import Pattern
 from lessen.stored.linears.sparse import SparseConv, SparseLinear
 from lessen.tasks.vision.shapes import ShapesOptions, ShapesTask
@@ -154,6 +156,14 @@ def test_weights_of_all_layers_compete():
 def test_patterns_that_make_no_sense(knobs, said):
     with pytest.raises(ValidationError, match=said):
         MagnitudeSparsity(**knobs)
+
+
+@pytest.mark.parametrize("text", ["2:4", "1:16", "1:32", "8:64"])
+@pytest.mark.parametrize("name", ["wanda", "nm-progressive"])
+def test_patterns_come_as_they_were_written_through_the_command_line_and_recipes(name, text):
+    step = parse_step(f"{name}:pattern={text},values=int8")
+    (method,) = Recipe.parse({"name": "row", "steps": [step]}).steps
+    assert method.pattern == text
 
 
 def test_n_of_m_that_does_not_divide_the_inputs_is_said():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import Field, field_validator
 from torch import nn
@@ -14,7 +15,7 @@ from lessen.method import Context
 from lessen.methods import retrain
 from lessen.methods.sites import Site
 from lessen.methods.weights._shared.conv1d import linearised
-from lessen.methods.weights._shared.sparsified import CONVOLUTIONS, Sparsified, checked
+from lessen.methods.weights._shared.sparsified import CONVOLUTIONS, Sparsified, as_written, checked
 from lessen.sparsity.masking import masked
 from lessen.sparsity.pattern import Pattern
 from lessen.stored.linears.sparse import to_matrix
@@ -32,6 +33,11 @@ class NMTrained(Sparsified):
     pattern: str = Field("2:4", description="N:M, weights kept in every run of M inputs")
     epochs: int | None = Field(None, ge=1, le=10_000, description="epochs to train; none: what the task trains")
     from_scratch: bool = Field(False, description="train a new model, in place of training the given one on")
+
+    @field_validator("pattern", mode="before")
+    @classmethod
+    def _as_written(cls, value: Any) -> Any:
+        return as_written(value)
 
     @field_validator("pattern")
     @classmethod

@@ -129,6 +129,11 @@ class AnyPattern(Sparsified):
         None, gt=0, le=0.95, description="share of the weights that is kept anywhere; none: half, or what N:M says"
     )
 
+    @field_validator("pattern", mode="before")
+    @classmethod
+    def _as_written(cls, value: Any) -> Any:
+        return as_written(value)
+
     @field_validator("pattern")
     @classmethod
     def _a_pattern(cls, value: str | None) -> str | None:
@@ -150,3 +155,9 @@ def checked(pattern: str) -> str:
     """Return a pattern that is one. Raises ValueError."""
     Pattern.parse(pattern)
     return pattern
+
+
+def as_written(value: Any) -> Any:
+    """Return 2:4 as it was written: YAML 1.1, of recipes and of the command line, reads it as 2 * 60 + 4."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return f"{value // 60}:{value % 60}" if whole else value

@@ -244,3 +244,15 @@ def test_threads_share_the_panels():
     finally:
         torch.set_num_threads(before)
     assert all(map(torch.equal, alone, together))
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_machines_agree_to_the_last_bit(bits):
+    codes, scales, minimums = made(bits, 37, 100, 33, False)
+    rows = rows_of(9, 100)
+    found = [
+        Operand.of(codes, scales, minimums, None, bits, 33, target=target).multiply(rows)
+        for target in {here(), Machine("avx2", 8), Machine("plain", 8)}
+        if target.dots != "avx2" or machine.features().get("avx2")
+    ]
+    assert all(torch.equal(found[0], one) for one in found[1:])

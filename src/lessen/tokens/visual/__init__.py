@@ -5,7 +5,8 @@ model.generate(**inputs)
 patch.remove()                                                         # the model is what it was
 """
 
+from lessen.tokens.visual.before import PoolPatch, pool_pictures
 from lessen.tokens.visual.inside import VisualPatch, prune_visual_tokens
 from lessen.tokens.visual.plan import Stage, VisualPruning
 
-__all__ = ["Stage", "VisualPatch", "VisualPruning", "prune_visual_tokens"]
+__all__ = ["PoolPatch", "Stage", "VisualPatch", "VisualPruning", "pool_pictures", "prune_visual_tokens"]

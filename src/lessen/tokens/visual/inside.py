@@ -7,7 +7,6 @@ cache:     layers before K hold N tokens, later ones M; new tokens go on at posi
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +20,15 @@ from lessen.errors import InputError
 from lessen.tokens.scores import random_scores
 from lessen.tokens.visual.choose import best, determinant, even, on_grid, to_unit
 from lessen.tokens.visual.kept import Kept, narrowed
-from lessen.tokens.visual.pictures import Layout, Picture, find_placeholders, read_layout, require_fit, shapes_of
+from lessen.tokens.visual.pictures import (
+    Layout,
+    Picture,
+    find_placeholders,
+    given_to,
+    read_layout,
+    require_fit,
+    shapes_of,
+)
 from lessen.tokens.visual.plan import Stage, VisualPruning
 from lessen.tokens.visual.row import last_row, mean_attention
 
@@ -110,13 +117,8 @@ def prune_visual_tokens(model: nn.Module, pruning: VisualPruning) -> VisualPatch
 
 # -- hooks are objects, so that a copied model has its own ----------------------------------------------------------
 def _refuse_labels(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-    if _given(module, arguments, keywords).get("labels") is not None:
+    if given_to(module, arguments, keywords).get("labels") is not None:
         raise InputError("labels were given, and logits of left-out tokens do not exist; train without the patch")
-
-
-def _given(module: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:
-    names = list(inspect.signature(type(module).forward).parameters)[1:]
-    return {**dict(zip(names, arguments, strict=False)), **keywords}
 
 
 @dataclass
@@ -124,7 +126,7 @@ class _Begin:
     patch: VisualPatch
 
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        self.patch.running[threading.get_ident()] = _begin(self.patch.host, _given(module, arguments, keywords))
+        self.patch.running[threading.get_ident()] = _begin(self.patch.host, given_to(module, arguments, keywords))
 
 
 @dataclass
@@ -318,7 +320,7 @@ def _pick(
         chosen = best(scores, keep) if pruning.choice == "attention" else determinant(hidden, to_unit(scores), keep)
     if stage.stride:
         both = torch.cat([chosen.to(cells.device), on_grid(cells, picture.grid, stage.stride)])
-        chosen = torch.unique(both)  # type: ignore[no-untyped-call]
+        chosen = torch.unique(both)
     return chosen.to(cells.device)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lessen.errors import InputError
 
@@ -54,7 +55,7 @@ def read_layout(ids: Tensor, mask: Tensor | None, placeholders: Sequence[int], s
     if not bool(real[:, -1].all()):
         raise InputError("prompts are padded on the right; tokens are scored by the last one, so pad on the left")
     visual = find_placeholders(ids, placeholders) & real
-    runs = [(row, *run) for row, line in enumerate(visual.cpu()) for run in _runs(line)]
+    runs = [(row, *run) for row, line in enumerate(visual.cpu()) for run in runs_of(line)]
     if shapes is None:
         return Layout(tuple(Picture(row, start, n, square(n)) for row, start, n in runs), real)
     require_fit(sum(n for *_, n in runs), [tokens for tokens, _ in shapes])
@@ -98,13 +99,20 @@ def shapes_of(given: Mapping[str, Any], placeholders: int, merge: int) -> list[S
     return None
 
 
+def given_to(module: nn.Module, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return by name what a forward of `module` is given."""
+    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    return {**dict(zip(names, arguments, strict=False)), **keywords}
+
+
 def square(tokens: int) -> Grid | None:
     """Return the side twice if so many tokens make a square."""
     side = math.isqrt(tokens)
     return (side, side) if side * side == tokens else None
 
 
-def _runs(line: Tensor) -> list[tuple[int, int]]:
+def runs_of(line: Tensor) -> list[tuple[int, int]]:
+    """Return first place and length of each unbroken run in a boolean line [N]."""
     edges = torch.diff(line.int(), prepend=torch.zeros(1, dtype=torch.int32), append=torch.zeros(1, dtype=torch.int32))
     starts, ends = (edges == 1).nonzero()[:, 0].tolist(), (edges == -1).nonzero()[:, 0].tolist()
     return [(start, end - start) for start, end in zip(starts, ends, strict=True)]

@@ -1,0 +1,149 @@
+"""DeCo (arXiv 2405.20985) between vision tower and projector: fewer visual tokens reach the language model.
+
+tower [P, h*w, D] -> average windows [P, m_h*m_w, D] -> projector -> one feature for each placeholder
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lessen.architectures.visual_host import VisualHost, find_visual_host
+from lessen.errors import InputError
+from lessen.tokens.pooling import pool_features
+from lessen.tokens.visual.pictures import Grid, find_placeholders, given_to, require_fit, runs_of
+
+POOL_MARK = "_lessen_picture_pooling"
+
+
+@dataclass
+class PoolPatch:
+    """Pooling that is in place in a model."""
+
+    model: nn.Module
+    host: VisualHost
+    grid: Grid
+    """Patches that the tower gives the projector."""
+    target: Grid
+    handles: list[Any] = field(default_factory=list, repr=False)
+
+    @property
+    def tokens(self) -> int:
+        """Placeholders that each picture needs now."""
+        return self.target[0] * self.target[1]
+
+    def fit(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return inputs whose placeholders fit the pooled pictures, from those that the host's processor made.
+
+        Args:
+            inputs: `input_ids` [B,N] and `attention_mask` [B,N], padded on the left; all else is passed on.
+
+        Raises:
+            InputError: a run of placeholders is no whole number of unpooled pictures.
+        """
+        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        mask = torch.ones_like(ids) if mask is None else mask
+        visual, whole = find_placeholders(ids, self.host.placeholders), self.grid[0] * self.grid[1]
+        rows = []
+        for line, real, shown in zip(ids, mask.bool(), visual, strict=True):
+            stays = real.clone()
+            for start, length in runs_of((shown & real).cpu()):
+                if length % whole:
+                    raise InputError(
+                        f"{length} picture placeholders in a row are no whole number of pictures of {whole} tokens; "
+                        "give the inputs as the processor made them, once"
+                    )
+                for first in range(start, start + length, whole):
+                    stays[first + self.tokens : first + whole] = False
+            rows.append(line[stays])
+        longest, pad = max(map(len, rows)), _padding(self.model)
+        fitted = [torch.cat([line.new_full((longest - len(line),), pad), line]) for line in rows]
+        seen = [torch.arange(longest, device=ids.device) >= longest - len(line) for line in rows]
+        return {**inputs, "input_ids": torch.stack(fitted), "attention_mask": torch.stack(seen).to(mask.dtype)}
+
+    def remove(self) -> None:
+        """Undo the patch: the model is what it was before."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+        if self.model.__dict__.get(POOL_MARK) is self:
+            del self.model.__dict__[POOL_MARK]
+
+
+def pool_pictures(model: nn.Module, target: Grid, grid: Grid | None = None) -> PoolPatch:
+    """Average the patches of each picture to a `target` grid before the projector of `model`, in place.
+
+    Windows overlap where the target does not divide the grid, as adaptive pooling's do. Nothing is trained; the paper
+    trains the projector with the pooling in place, so that more is lost here than there.
+
+    Args:
+        grid: rows and columns that reach the projector; None: the square that the vision configuration says.
+
+    Raises:
+        NothingMatchedError: `model` sees no pictures as tokens.
+        InputError: already patched, no known grid, a larger target, or a host that merges or rearranges patches itself.
+    """
+    if POOL_MARK in model.__dict__:
+        raise InputError("pictures of this model are already pooled; call remove() on its patch first")
+    host = find_visual_host(model)
+    config = getattr(host.outer.module, "config", None)
+    if host.merge > 1 or hasattr(config, "scale_factor"):
+        raise InputError(
+            f"{type(model).__name__} merges patches itself, and pooling them again compounds; prune instead"
+        )
+    if hasattr(config, "image_grid_pinpoints"):
+        raise InputError(
+            f"{type(model).__name__} rearranges the tiles of a picture after its projector, by the grid of the tower; "
+            "pooled tiles do not fit there, so prune between layers instead"
+        )
+    grid = grid or _grid(config)
+    if not all(1 <= small <= large for small, large in zip(target, grid, strict=True)):
+        raise InputError(f"cannot pool a {grid[0]}x{grid[1]} grid to {target[0]}x{target[1]}: choose a smaller grid")
+    patch = PoolPatch(model, host, grid, target)
+    patch.handles = [
+        host.outer.module.register_forward_pre_hook(_Fits(patch), with_kwargs=True),
+        host.projector.module.register_forward_pre_hook(_Pool(patch)),
+    ]
+    model.__dict__[POOL_MARK] = patch
+    return patch
+
+
+@dataclass
+class _Fits:
+    patch: PoolPatch
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        given = given_to(module, arguments, keywords)
+        ids, pixels = given.get("input_ids"), given.get("pixel_values")
+        if ids is not None and isinstance(pixels, Tensor):
+            found = int(find_placeholders(ids, self.patch.host.placeholders).sum())
+            require_fit(found, [self.patch.tokens] * len(pixels))
+
+
+@dataclass
+class _Pool:
+    patch: PoolPatch
+
+    def __call__(self, _module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        features: Tensor = inputs[0]
+        if self.patch.grid == self.patch.target:
+            return inputs
+        return (pool_features(features, self.patch.grid, self.patch.target), *inputs[1:])
+
+
+def _grid(config: Any) -> Grid:
+    vision = getattr(config, "vision_config", None)
+    size, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
+    if not isinstance(size, int) or not isinstance(patch, int):
+        raise InputError("the vision configuration names no image_size and patch_size; give the grid of patches")
+    return size // patch, size // patch
+
+
+def _padding(model: nn.Module) -> int:
+    config = getattr(model, "config", None)
+    own = [getattr(one, "pad_token_id", None) for one in (config, getattr(config, "text_config", None))]
+    return next((token for token in own if isinstance(token, int) and token >= 0), 0)

@@ -1,0 +1,220 @@
+"""A space measured whole, and how few of its points a search needs to find its front, beside Optuna and pymoo.
+
+    python -m benchmarks.search.enumerated measure [--out benchmarks/results]
+    python -m benchmarks.search.enumerated compare [--seeds 20] [--out benchmarks/results]
+
+`measure` trains the demo's click model and judges, on validation rows, every choice of a width for each of its four
+largest linear layers and of its table rows: 3,072 models. Each option is applied by its method once, and the modules
+that it made are put together: their bytes add up, the model is judged whole. `compare` lets searches look points up.
+Peers need `optuna` and `pymoo`; what is not installed is left out and said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lessen.environment import environment
+from lessen.methods.sites import state_bytes
+from lessen.search import Measured, Space, propose
+from lessen.search.pareto import hypervolume
+from lessen.tasks import get_task
+
+RESULTS = Path(__file__).parents[1] / "results"
+TASK = {"name": "ctr-movielens100k", "split": "warm", "model": "dcnv2"}
+WIDTHS = [{"rtn": {"bits": {"any": [8, 4, 3]}, "group": 32, "table_bits": None, "min_weights": 64}}]
+ROWS = [{"emb-rowwise-quant": {"bits": {"any": [8, 4, 2]}, "min_rows": 10}}]
+LAYERS = 5
+BATCH = 16
+Genome = tuple[int, ...]
+Table = dict[Genome, tuple[float, float]]
+
+
+def space_of(places: list[str]) -> Space:
+    """Return the space: four options for each place, and for the rows."""
+    return Space.parse([{"each": places, "of": ["none", *WIDTHS]}, ["none", *ROWS]])
+
+
+def measure(out: Path) -> None:
+    """Judge every genome and write the table."""
+    torch.set_num_threads(1)
+    task = get_task(TASK)
+    model = task.reference(seed=0)
+    linears = {name: m for name, m in model.named_modules() if type(m) is nn.Linear and m.weight.numel() >= 64}
+    places = sorted(linears, key=lambda name: -linears[name].weight.numel())[:LAYERS]
+    space = space_of(places)
+    parts = [_parts(model, task, space, slot) for slot in range(len(space.slots))]
+    whole, base = state_bytes(model), task.score(model)
+    rows = []
+    for genome in space.genomes():
+        size = whole
+        current = _assembled(model, [parts[at][pick] for at, pick in enumerate(genome)])
+        size += sum(parts[at][pick][1] for at, pick in enumerate(genome))
+        rows.append([*genome, size / whole, base - task.score(current)])
+    found = {
+        "task": TASK, "places": places, "metric": task.primary, "reference": base, "bytes": whole,
+        "env": environment(1), "rows": [[*map(int, r[:-2]), round(r[-2], 6), round(r[-1], 6)] for r in rows],
+    }  # fmt: skip
+    (out / "search_space.json").write_text(json.dumps(found) + "\n")
+
+
+def _parts(model: nn.Module, task: Any, space: Space, slot: int) -> list[tuple[dict[str, nn.Module], int]]:
+    """Return, for each option of a slot, the modules that it makes by path and the bytes that it adds."""
+    found: list[tuple[dict[str, nn.Module], int]] = []
+    for option, step in enumerate(space.slots[slot].options):
+        if step is None:
+            found.append(({}, 0))
+            continue
+        genome = [next(at for at, o in enumerate(s.options) if o is None) for s in space.slots]
+        genome[slot] = option
+        made, _ = space.recipe(tuple(genome)).apply(model, task)
+        before, after = dict(model.named_modules()), dict(made.named_modules())
+        changed = {p: m for p, m in after.items() if type(m) is not type(before.get(p)) and p in before}
+        top = {p: m for p, m in changed.items() if not any(p.startswith(f"{q}.") for q in changed if q != p)}
+        found.append((top, state_bytes(made) - state_bytes(model)))
+    return found
+
+
+def _assembled(model: nn.Module, parts: list[tuple[dict[str, nn.Module], int]]) -> nn.Module:
+    made = copy.deepcopy(model)
+    for modules, _ in parts:
+        for path, module in modules.items():
+            parent, _, name = path.rpartition(".")
+            owner: Any = made.get_submodule(parent)
+            owner._modules[name] = module
+    return made.eval()
+
+
+# -- searches --------------------------------------------------------------------------------------------------------
+def ours(space: Space, table: Table, count: int, seed: int) -> Iterator[Genome]:
+    """Yield the genomes that lessen measures, in order."""
+    measured: dict[Genome, Measured] = {}
+    while len(measured) < count:
+        fresh = propose(space, measured, min(BATCH, count - len(measured)), seed=seed)
+        if not fresh:
+            return
+        for genome in fresh:
+            measured[genome] = Measured(*table[genome])
+            yield genome
+
+
+def blind(space: Space, table: Table, count: int, seed: int) -> Iterator[Genome]:
+    """Yield genomes by lot, none twice."""
+    genomes = list(table)
+    for row in np.random.default_rng(seed).permutation(len(genomes))[:count]:
+        yield genomes[row]
+
+
+def tpe(space: Space, table: Table, count: int, seed: int) -> Iterator[Genome]:
+    """Yield what Optuna's multi-objective TPE asks for; a genome that it asks for again is looked up for nothing."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=optuna.samplers.TPESampler(seed=seed))
+    seen: set[Genome] = set()
+    for _ in range(4 * count):
+        trial = study.ask()
+        picks = [trial.suggest_categorical(f"s{at}", list(range(w))) for at, w in enumerate(space.widths)]
+        genome = tuple(int(pick) for pick in picks)
+        study.tell(trial, list(table[genome]))
+        if genome not in seen:
+            seen.add(genome)
+            yield genome
+        if len(seen) >= count:
+            return
+
+
+def nsga2(space: Space, table: Table, count: int, seed: int) -> Iterator[Genome]:
+    """Yield what pymoo's NSGA-II asks for, with its operators for choices, population 20."""
+    from pymoo.algorithms.moo.nsga2 import NSGA2
+    from pymoo.core.problem import Problem
+    from pymoo.operators.crossover.ux import UX
+    from pymoo.operators.mutation.pm import PM
+    from pymoo.operators.repair.rounding import RoundingRepair
+    from pymoo.operators.sampling.rnd import IntegerRandomSampling
+    from pymoo.optimize import minimize
+
+    asked: list[Genome] = []
+
+    class Lookup(Problem):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__(len(space.widths), 2, xl=0, xu=np.array(space.widths) - 1, vtype=int)
+
+        def _evaluate(self, x: Any, out: Any, *args: Any, **kwargs: Any) -> None:
+            rows = [tuple(int(pick) for pick in row) for row in x]
+            asked.extend(rows)
+            out["F"] = np.array([table[row] for row in rows])
+
+    mutation = PM(prob_var=1.0 / len(space.widths), eta=3, vtype=float, repair=RoundingRepair())
+    algorithm = NSGA2(20, sampling=IntegerRandomSampling(), crossover=UX(), mutation=mutation)
+    minimize(Lookup(), algorithm, ("n_eval", 4 * count), seed=seed, verbose=False)
+    seen: dict[Genome, None] = dict.fromkeys(asked)
+    yield from list(seen)[:count]
+
+
+SEARCHES: dict[str, Callable[[Space, Table, int, int], Iterator[Genome]]] = {
+    "lessen": ours, "Optuna TPE": tpe, "pymoo NSGA-II": nsga2, "by lot": blind,
+}  # fmt: skip
+
+
+def compare(out: Path, seeds: int) -> None:
+    """Run every search for every seed; write how much of the front each finds and how soon."""
+    found = json.loads((out / "search_space.json").read_text())
+    space = space_of(found["places"])
+    table: Table = {tuple(row[:-2]): (row[-2], row[-1]) for row in found["rows"] if any(row[:-2])}
+    values = np.array(list(table.values()))
+    corner = np.array([1.0, 0.02])
+    full, tenth = hypervolume(values, corner), len(table) // 10
+    result: dict[str, Any] = {}
+    for name, walk in SEARCHES.items():
+        try:
+            start = time.process_time()
+            curves = [_curve(walk(space, table, 3 * tenth, seed), table, corner, full) for seed in range(seeds)]
+        except ImportError as error:
+            result[name] = {"missing": str(error.name)}
+            continue
+        spent = (time.process_time() - start) / seeds
+        result[name] = {
+            "share_at_tenth": [round(float(curve[: tenth].max()), 5) for curve in curves],
+            "needed": [int(np.argmax(curve >= 0.98)) + 1 if (curve >= 0.98).any() else None for curve in curves],
+            "cpu_seconds": round(spent, 2),
+        }  # fmt: skip
+        print(name, result[name], flush=True)
+    written = {
+        "space": len(table),
+        "tenth": tenth,
+        "corner": corner.tolist(),
+        "searches": result,
+        "env": environment(1),
+    }
+    (out / "search_enumerated.json").write_text(json.dumps(written, indent=1) + "\n")
+
+
+def _curve(walk: Iterator[Genome], table: Table, corner: np.ndarray, full: float) -> np.ndarray:
+    """Return the share of the whole front's area after each look."""
+    values = np.array([table.get(genome, (2.0, 2.0)) for genome in itertools.islice(walk, len(table))])
+    return np.array([hypervolume(values[: at + 1], corner) / full for at in range(len(values))])
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["measure", "compare"])
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    asked = parser.parse_args()
+    measure(asked.out) if asked.what == "measure" else compare(asked.out, asked.seeds)
+
+
+if __name__ == "__main__":
+    main()

@@ -187,7 +187,9 @@ def stopping(study: Study | Parts) -> Study | Parts:
     """Return the study, or every part of it, leaving out seeds of recipes whose verdict is certain."""
     from dataclasses import replace
 
-    if hasattr(study, "studies"):
+    from lessen.study.parts import Parts
+
+    if isinstance(study, Parts):
         return replace(study, studies=[replace(part, stop_when_certain=True) for part in study.studies])
     return replace(study, stop_when_certain=True)
 

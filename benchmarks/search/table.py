@@ -1,0 +1,43 @@
+"""Writes the table of docs/search.md from the committed results: python -m benchmarks.search.table"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks.guides import Guide, read
+
+
+def found() -> str:
+    """Return, for each search, the share of the front that a tenth of the space finds and how many looks 98 % take."""
+    result = read("search_enumerated")
+    lines = [
+        f"| search of {result['space']:,} recipes, {_seeds(result)} seeds | front found by {result['tenth']} looks: median "
+        "[least] | looks until 98 % of it: median [most] | CPU seconds of the search |",
+        "|---|--:|--:|--:|",
+    ]
+    for name, row in result["searches"].items():
+        if "missing" in row:
+            continue
+        shares = row["share_at_tenth"]
+        needed = [np.inf if looks is None else looks for looks in row["needed"]]
+        lines.append(
+            f"| {name} | {100 * np.median(shares):.1f} % [{100 * min(shares):.1f}] | {_looks(np.median(needed))} "
+            f"[{_looks(max(needed))}] | {row['cpu_seconds']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _looks(count: float) -> str:
+    return "more than were given" if np.isinf(count) else f"{count:,.0f}"
+
+
+def _seeds(result: dict[str, object]) -> int:
+    searches = result["searches"]
+    assert isinstance(searches, dict)
+    return len(next(row["needed"] for row in searches.values() if "needed" in row))
+
+
+GUIDE = Guide("search", {"found": found})
+
+if __name__ == "__main__":
+    GUIDE.write()

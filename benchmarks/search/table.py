@@ -11,8 +11,8 @@ def found() -> str:
     """Return, for each search, the share of the front that a tenth of the space finds and how many looks 98 % take."""
     result = read("search_enumerated")
     lines = [
-        f"| search of {result['space']:,} recipes, {_seeds(result)} seeds | front found by {result['tenth']} looks: median "
-        "[least] | looks until 98 % of it: median [most] | CPU seconds of the search |",
+        f"| search of {result['space']:,} recipes, {_seeds(result)} seeds | front found by {result['tenth']} looks: "
+        "median [least] | looks until 98 % of it: median [most] | CPU seconds of the search |",
         "|---|--:|--:|--:|",
     ]
     for name, row in result["searches"].items():

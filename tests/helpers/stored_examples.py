@@ -32,6 +32,7 @@ from lessen.stored.linears.sparse import SparseConv, SparseLinear, to_matrix
 from lessen.stored.linears.sparse_matrix import SparseMatrix
 from lessen.stored.linears.spqr import Outliers, SpQRLinear, Statistics
 from lessen.stored.linears.static_int8 import StaticInt8Conv, StaticInt8Linear, geometry_of
+from lessen.stored.pruned_shape import PrunedShape
 from lessen.stored.series.wavelet_bank import WaveletBank
 from lessen.stored.tables.cluster_assigned import ClusterAssignedEmbedding
 from lessen.stored.tables.clustered_embedding import ClusteredEmbedding
@@ -315,6 +316,11 @@ def staged_vectors():
     return StagedVectors.around(RotatedVectors.of(reduction(vectors), bits=1), Int8Vectors.of(vectors), reduction, 3)
 
 
+def pruned_shape():
+    numbers = {"layer.0.attention": {"num_heads": 3}}
+    return PrunedShape(numbers, {"": {"hidden_size": 48}}, {"": [0, 2]}, {"macs": 1000}, {"layer": 3})
+
+
 OTHERS = {
     "group quantised linear": (group_quantized_linear, lambda: (random(3, 12),)),
     "symmetric quantised linear": (symmetric_quantized_linear, lambda: (random(3, 12),)),
@@ -332,6 +338,10 @@ OTHERS = {
     "sparse conv": (sparse_conv, lambda: (random(2, 8, 7, 7),)),
     "clustered linear": (clustered_linear, lambda: (random(3, 12),)),
     "clustered conv": (clustered_conv, lambda: (random(2, 4, 7, 7),)),
+    "sparse matrix": (lambda: sparse_linear().matrix, None),
+    "sparse matrix N of M": (lambda: sparse_linear_n_of_m().matrix, None),
+    "clustered matrix": (lambda: clustered_linear().matrix, None),
+    "pruned shape": (pruned_shape, None),
     "low rank conv": (low_rank_conv, lambda: (random(2, 4, 7, 7),)),
     "half linear": (half_linear, lambda: (random(3, 12),)),
     "low rank delta": (low_rank_delta, lambda: (random(3, 12),)),

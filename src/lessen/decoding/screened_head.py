@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lessen.decoding.packing import median_interval, paired_ratios
+from lessen.stored.integers import sums
 
 SMALLEST = 4_000_000
 """Weights of a head from which on a trial is made."""
@@ -101,7 +102,7 @@ class Screen:
         second = ((hidden - first * coarse) / fine).round().clamp(-127, 127)
         wide = hidden.double()
         apart = wide - first.double() * coarse.double() - second.double() * fine.double()
-        products = torch._int_mm(torch.cat([first, second]).to(torch.int8), self.codes.t()).float()
+        products = sums(torch.cat([first, second]).to(torch.int8), self.codes).float()
         one, other = products[:n] * coarse, products[n:] * fine
         scores = (one + other) * self.scale
         off = (one.abs_() + other.abs_()).mul_(self.scale).mul_(SLACK)
@@ -159,7 +160,7 @@ def products_are_exact() -> bool:
     left = torch.full((2, 64), 127, dtype=torch.int8)
     right = torch.full((32, 64), -127, dtype=torch.int8)
     right[::2] = 127
-    found = torch._int_mm(left, right.t()).double()
+    found = sums(left, right).double()
     return torch.equal(found, left.double() @ right.double().t())
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lessen.errors import ConfigError
+from lessen.stored.integers import sums
 from lessen.stored.linears.int8_linear import Int8Linear
 
 
@@ -34,5 +35,5 @@ class Int8Rows(nn.Module):
         """Map float [*, in] to float32 [*, out]."""
         flat = inputs.reshape(-1, self.codes.shape[1]).float()
         scale = flat.abs().amax(dim=1, keepdim=True).clamp(min=1e-30) / 127.0
-        products = torch._int_mm(torch.round(flat / scale).to(torch.int8), self.codes.t()).float()
+        products = sums(torch.round(flat / scale).to(torch.int8), self.codes).float()
         return (products * self.scales * scale + self.bias).reshape(*inputs.shape[:-1], self.codes.shape[0])

@@ -85,7 +85,10 @@ def test_an_extra_exists_only_where_code_uses_it():
     text = "\n".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     imported = set(re.findall(r"^\s*(?:import|from) (\w+)", text, re.MULTILINE))
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    names = {"scikit_learn": "sklearn", "faiss_cpu": "faiss"}  # what is imported under another name than it is installed by
+    names = {
+        "scikit_learn": "sklearn",
+        "faiss_cpu": "faiss",
+    }  # what is imported under another name than it is installed by
     for extra in set(extras) - {"dev", "test", "docs"}:
         packages = [re.split(r"[<>=]", need)[0].replace("-", "_") for need in extras[extra]]
         assert any(names.get(package, package) in imported for package in packages), f"no line imports [{extra}]"

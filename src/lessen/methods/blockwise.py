@@ -145,7 +145,7 @@ def walk(
     Args:
         batches: calibration data; all of them are under way at once.
         forward: runs the whole model on one batch, such as `lambda batch: task.forward(model, batch)`.
-        finish: is given the number and the output of each batch. Without it forwards end after the last block, so
+        finish: is given the number and the output of each batch. Forwards end after the last block without it, so
             that no logits are made; only the first batch's runs on, to see whether a block is called again.
 
     Raises:

@@ -39,7 +39,7 @@ class ModuleMethod(Method):
 
     @property
     def scope(self) -> Scope:
-        """Where this step may act."""
+        """The places where this step may act."""
         return Scope(self.card.name, self.only or (), self.skip or ())
 
     def candidates(

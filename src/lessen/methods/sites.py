@@ -1,4 +1,4 @@
-"""Where methods act: modules found by type, the reasons to leave one alone, and their replacement."""
+"""The places where methods act: modules found by type, the reasons to leave one alone, and their replacement."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Found = TypeVar("Found", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Scope:
-    """Where a step may act: globs over module paths. A pattern also takes what lies below the module it names."""
+    """Places of a step: globs over module paths. A pattern also takes what lies below the module it names."""
 
     method: str
     only: tuple[str, ...] = ()

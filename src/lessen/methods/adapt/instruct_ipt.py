@@ -30,11 +30,11 @@ class InstructIPT(ModuleMethod):
 
     Source: Instruct-IPT, "All-in-One Image Processing Transformer via Weight Modulation" (arXiv 2407.00676), its rank
     analysis: the difference of each matrix is decomposed and cut where a share of its energy is kept. The fine-tuned
-    model is a `checkpoint` of equal architecture, or the base trained on this task, all weights. Beside a named base an
-    artifact stores U, V and the tensors that are not low rank (biases, norms, embeddings, convolutions), so that k
+    model is a `checkpoint` of equal architecture, or the base trained on this task, all weights. An artifact stores U,
+    V and the tensors that are not low rank (biases, norms, embeddings, convolutions) beside a named base, so that k
     tasks are one model and k small artifacts.
     Differs from the paper: it is the post-hoc form; base and differences are not trained in the same run, and no text
-    chooses the task. By default directions are those of the difference's outputs on data, which give the least error of
+    chooses the task. Directions are by default those of the difference's outputs on data, which give the least error of
     outputs at a rank. A difference whose rank saves nothing is stored whole, and named.
     """
 

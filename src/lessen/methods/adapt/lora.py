@@ -19,8 +19,8 @@ from lessen.task import Task
 class LoRA(ModuleMethod):
     """Freeze the model and train y = W x + (alpha / rank) B A x in its linear layers, B zero at first.
 
-    Source: Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models (arXiv 2106.09685). As there, A is
-    drawn as a linear layer's weights are and B is zero, so that training starts from the given model. Differences: no
+    Source: Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models (arXiv 2106.09685). A is drawn as a
+    linear layer's weights are and B is zero, as there, so that training starts from the given model. Differences: no
     dropout in front of A, and every eligible linear layer is adapted unless `only` or `skip` say otherwise (the paper:
     query and value projections). What is stored beside a named base is A and B.
     """

@@ -35,7 +35,7 @@ class Retrain(Distilled):
               given model write, by ridge regression on calibration activations ("block reconstruction", as in
               arXiv 2510.14444, there by gradient descent)
 
-    With `lora` the weights stay and corrections of low rank train (arXiv 2106.09685), which are added to the weights
+    `lora` keeps the weights and trains corrections of low rank (arXiv 2106.09685), which are added to the weights
     afterwards: nothing is left to serve.
     """
 

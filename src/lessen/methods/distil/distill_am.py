@@ -20,9 +20,9 @@ from lessen.train.teachers import DistilHook
 class DistillAM(MissingInputs, Distilled):
     """DropAM, and KL(teacher with all inputs || student with some) at temperature 1.
 
-    MR-VPC (arXiv 2403.19221). Without a `teacher`, the given model teaches itself: it was trained on complete inputs.
-    The teacher reads the same rows undropped; answers are compared class by class, or token by token. Differences: as
-    in `drop-am`; the paper's weight was not found, 1 is ours.
+    MR-VPC (arXiv 2403.19221). The given model teaches itself where no `teacher` is named: it was trained on complete
+    inputs. The teacher reads the same rows undropped; answers are compared class by class, or token by token.
+    Differences: as in `drop-am`; the paper's weight was not found, 1 is ours.
     """
 
     card = Card(

@@ -19,10 +19,10 @@ from lessen.train.teachers import DistilHook, Teacher
 class DKD(Distilled):
     """Split the divergence of KD: `alpha` weighs "target or not", `beta` the other classes among themselves.
 
-    Decoupled Knowledge Distillation, CVPR 2022 (arXiv 2203.08679). In KD the second part is weighed by 1 - p, small
+    Decoupled Knowledge Distillation, CVPR 2022 (arXiv 2203.08679). The second part is weighed in KD by 1 - p, small
     where the teacher is sure; here it is not. Difference: the published code raises the weight linearly over the first
-    20 epochs; here it is constant, and the task's warm-up of the learning rate does that. With two classes nothing is
-    left among the others, and the first part is KD.
+    20 epochs; here it is constant, and the task's warm-up of the learning rate does that. Nothing is left among the
+    others where there are two classes, and the first part is KD.
     """
 
     card = Card(

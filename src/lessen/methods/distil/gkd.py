@@ -18,12 +18,12 @@ from lessen.train.teachers import DistilHook
 class GKD(LanguageDistilled):
     """Minimise a divergence of next-token probabilities; a share `on_policy` of steps is on the student's own texts.
 
-    On-Policy Distillation of Language Models, ICLR 2024 (arXiv 2306.13649), Algorithm 1 and Eq. 1. With `on_policy: 0`
-    and `kind: forward` it is word-level knowledge distillation (arXiv 1606.07947). `memory` keeps what was written and
-    learns from it again, as DistiLLM does (arXiv 2402.03898), with a constant chance `fresh` to write anew where that
-    paper raises the share of old texts when validation worsens. Gradients do not flow through the writing, as in the
-    paper. Differences: a step is wholly on given or wholly on own texts, as in the paper, and its prompt is as long as
-    the batch's shortest; `task_weight` adds the task's own loss on the given texts.
+    On-Policy Distillation of Language Models, ICLR 2024 (arXiv 2306.13649), Algorithm 1 and Eq. 1. The method is
+    word-level knowledge distillation (arXiv 1606.07947) with `on_policy: 0` and `kind: forward`. `memory` keeps what
+    was written and learns from it again, as DistiLLM does (arXiv 2402.03898), with a constant chance `fresh` to write
+    anew where that paper raises the share of old texts when validation worsens. Gradients do not flow through the
+    writing, as in the paper. Differences: a step is wholly on given or wholly on own texts, as in the paper, and its
+    prompt is as long as the batch's shortest; `task_weight` adds the task's own loss on the given texts.
     """
 
     card = Card(

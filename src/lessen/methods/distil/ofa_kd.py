@@ -26,8 +26,8 @@ class OFAKD(Distilled):
     One-for-All, NeurIPS 2023 (arXiv 2310.19444), following its published code where paper and code differ. Features
     of a convolutional network and a Transformer do not align; class logits do, so each stage's features are mapped to
     logits by a branch that is thrown away. `exponent` above 1 weighs the true class up, most where the teacher is sure,
-    and the teacher's small probabilities down; it also scales the loss. At 1 each term is plain distillation at
-    temperature 1. The teacher gives logits only.
+    and the teacher's small probabilities down; it also scales the loss. Each term at exponent 1 is plain distillation
+    at temperature 1. The teacher gives logits only.
 
     Differences: log-softmax in place of the logarithm of a softmax; of several class tokens the mean is pooled; tokens
     of another width than the head's are mapped to it; the number of halvings follows the number of stages found, and

@@ -24,10 +24,10 @@ class RandomSamplingKD(Speaking, Distilled):
     """Minimise the cross-entropy with `draws` tokens drawn from the teacher at each place.
 
     Sparse Logit Sampling, ACL 2025 (arXiv 2503.16870): the mean gradient is that of KL(teacher || student), which
-    keeping the k largest probabilities does not give. With `cache`, the draws are kept on disk, at most 30 bytes a
-    token, and the teacher is asked once for each row. Differences: points are drawn at equal distances with one random
-    shift, of smaller variance than independent draws, and always from the teacher's own probabilities, so that each
-    draw weighs the same; the value of the loss lacks the teacher's entropy, which draws do not tell.
+    keeping the k largest probabilities does not give. `cache` keeps the draws on disk, at most 30 bytes a token, so
+    that the teacher is asked once for each row. Differences: points are drawn at equal distances with one random shift,
+    of smaller variance than independent draws, and always from the teacher's own probabilities, so that each draw
+    weighs the same; the value of the loss lacks the teacher's entropy, which draws do not tell.
     """
 
     card = Card(

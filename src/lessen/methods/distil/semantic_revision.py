@@ -22,11 +22,11 @@ from lessen.train.teachers import DistilHook
 class SemanticRevision(LanguageDistilled):
     """Train on own texts with the worst word put right (SCRG), by a clipped divergence (DAC-KL) and a loss on phrases.
 
-    Multi-Granularity Semantic Revision for Large Language Model Distillation (arXiv 2407.10068). The parts: a text
-    that the student wrote is corrected at its worst word by the teacher's and continued from there; both models'
+    Multi-Granularity Semantic Revision for Large Language Model Distillation (arXiv 2407.10068). The parts: a text that
+    the student wrote is corrected at its worst word by the teacher's and continued from there; both models'
     probabilities are compared on the part between two limits that a small net learns; products of neighbouring
-    probabilities are compared inside phrases. `task_weight` is the weight of the labels on the given texts. With
-    `on_policy: 0`, `clip: none` and `span_weight: 0` it is word-level distillation by forward KL, exactly.
+    probabilities are compared inside phrases. `task_weight` is the weight of the labels on the given texts. The method
+    is exactly word-level distillation by forward KL with `on_policy: 0`, `clip: none` and `span_weight: 0`.
 
     The paper's equations were not at hand, so these are decisions of ours: the net reads the teacher's `top`
     probabilities, the student's at the same tokens and both entropies; classes beyond them share one gate; the limits

@@ -22,7 +22,7 @@ class AdaptTables(RetrainedTables):
     Source: AdaptEmb of DeepRec, as in the VLDB 2024 study (arXiv 2311.15578): static, by counts of the train split.
     Differences: the hot set is a sorted list (4 bytes a hot id, counted) instead of an uncounted map of all ids; hot
     sets are exact shares with ties broken by id. `hashes` 2 is the frequency-split double hash
-    (arXiv 2007.14523). With `share`, `hot_part` of the bytes goes to hot rows.
+    (arXiv 2007.14523). `hot_part` of the bytes goes to hot rows where `share` is given.
     """
 
     card = Card(

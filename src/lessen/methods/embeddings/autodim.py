@@ -122,8 +122,8 @@ def started(
 def likeliest(scores: np.ndarray, sizes: np.ndarray, target: int) -> list[int]:
     """Return the widths with the largest sum of scores among those whose sizes sum to the target, within 1.5 %.
 
-    A knapsack over all fields: bytes are counted in units of 1/4000 of the target. Where no choice comes that near,
-    the nearest is returned.
+    A knapsack over all fields: bytes are counted in units of 1/4000 of the target. The nearest choice is returned where
+    none comes that near.
 
     Args:
         scores: float64 [fields, widths], of the widths 1, 2, ...; sizes: bytes, the same shape.
@@ -186,11 +186,11 @@ class LearnedWidthTables(SearchedTables):
 
     Source: AutoDim, WWW 2021 (arXiv 2006.14827), first-order: after each step of the weights the choice moves by the
     loss on train batches that the weights never see during the search. Candidates are 2, 4, 8, ... and the full width.
-    With `share` the likeliest widths that hit it are found by a knapsack over all fields, of any width in between.
-    The tables trained last start as those of `emb-mde`: principal components of the rows that the search started
-    from, or at random for `start: fresh`. Differences: blended rows are scaled to the table's own deviation, so that
-    a trained network can be searched; projections have no bias, which batch norm cancels and bags would repeat;
-    the second-order term is left out.
+    The likeliest widths that hit a given `share` are found by a knapsack over all fields, of any width in between. The
+    tables trained last start as those of `emb-mde`: principal components of the rows that the search started from, or
+    at random for `start: fresh`. Differences: blended rows are scaled to the table's own deviation, so that a trained
+    network can be searched; projections have no bias, which batch norm cancels and bags would repeat; the second-order
+    term is left out.
     """
 
     card = Card(

@@ -188,11 +188,11 @@ def stepped(gates: Tensor, gradient: Tensor, rate: float) -> Tensor:
 class GatedColumnTables(SearchedTables):
     """Learn a gate for each column of each popularity group, cut the smallest of gate times row, and tune the rest.
 
-    Source: AutoSrh, TKDE 2023 (early version DNIS, arXiv 2006.04466), search space "free", first-order. From a warm
-    model (`start: given`, or a fresh build trained first) gates move by the loss on train batches that the tables do
-    not see during the search, by gradients normalised in each group; of the model only the tables learn. Gates are
-    folded into the rows and the rest is tuned under the mask. `layout: blocks` keeps whole columns of groups, by
-    their mean size, which needs no index for a value; `values` keeps single values by one threshold, as published.
+    Source: AutoSrh, TKDE 2023 (early version DNIS, arXiv 2006.04466), search space "free", first-order. Gates start
+    from a warm model (`start: given`, or a fresh build trained first) and move by the loss on train batches that the
+    tables do not see during the search, by gradients normalised in each group; only the tables of the model learn.
+    Gates are folded into the rows and the rest is tuned under the mask. `layout: blocks` keeps whole columns of groups,
+    by their mean size, which needs no index for a value; `values` keeps single values by one threshold, as published.
     Differences: sizes are weighed by the row's train lookups (see `importance`), for on a log of mostly new ids size
     alone keeps those, and ends at chance; six equal groups (Hetu's) in which equal counts stay together, formed within
     a table; the search ends after `search_epochs` in place of a plateau; the last block that fits in part goes to the

@@ -30,11 +30,10 @@ class ClusterLearningTables(RetrainedTables):
     Source: clustered embedding learning (CEL), WWW 2023 (arXiv 2302.01478). The authors' code was not within reach;
     what the paper's abstract and reviews leave open is filled in as follows. Clusters of a field split when their sum
     of gradient norms is at least half the field's mean, the largest first; gradients are summed over the steps between
-    and scaled to length one; the split keeps ids without gradient where they are. At the next round an id changes to
+    and scaled to length one; the split keeps ids without gradient where they are. An id changes at the next round to
     the other half of its cluster's split where its summed gradient says that the loss falls to first order; later the
     halves are too far apart for that test. Gradient sums take a full table during training (the paper's lite form
-    buffers less). Fields of fewer than `min_rows` ids keep rows of their
-    own.
+    buffers less). Fields of fewer than `min_rows` ids keep rows of their own.
     """
 
     card = Card(
@@ -85,7 +84,7 @@ class Growth:
     active: list[int] = field(default_factory=list)
     """Clusters in use, a number for each large field."""
     siblings: list[Tensor] = field(default_factory=list)
-    """For each large field the other half of each cluster that was split last, int64 [clusters], -1 for none."""
+    """The other half of each cluster that was split last, for each large field: int64 [clusters], -1 for none."""
 
     @classmethod
     def of(cls, table: ClusterAssignedEmbedding) -> Growth:

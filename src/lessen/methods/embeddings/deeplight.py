@@ -106,8 +106,8 @@ class DeepLightTables(TrainedQuantizer):
     Source: DeepLight, WSDM 2021 (arXiv 2002.06987). The share gone follows S (1 - 0.99^(k / Omega)); Omega is derived
     from `epochs_to_target`, because the published constant never arrives on short epochs. No mask is kept: a value may
     grow back until the next thinning. Differences: sizes are weighed by the row's train lookups (see `importance`); one
-    threshold a table instead of one over all tables, and the network itself is left to other methods. Where all rows
-    are trained (MovieLens) it is weak for its bytes: a kept value costs five.
+    threshold a table instead of one over all tables, and the network itself is left to other methods. The method is
+    weak for its bytes where all rows are trained (MovieLens): a kept value costs five.
     """
 
     card = Card(

@@ -45,10 +45,10 @@ class LowRankTables(ModuleMethod):
 
     Source: "Unified Low-rank Compression Framework for CTR Prediction", KDD 2024 (arXiv 2405.18146), atomic feature
     mimicking: eigenvectors of the covariance of the looked-up rows, so that frequent ids decide the subspace. The
-    moments come in closed form from id counts of the train split. As in the paper one rank serves all fields; it is
+    moments come in closed form from id counts of the train split. One rank serves all fields, as in the paper; it is
     given, or the smallest that keeps the share `energy` of the variance that lookups see, or per table what `share` of
-    the bytes allows. Difference: the decoder is
-    not fused into the next layer, because an interaction layer usually reads the same vectors.
+    the bytes allows. Difference: the decoder is not fused into the next layer, because an interaction layer usually
+    reads the same vectors.
     """
 
     card = Card(

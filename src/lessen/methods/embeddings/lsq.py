@@ -61,8 +61,8 @@ class LearnedStepTables(TrainedQuantizer):
 
     Source: learned step size quantisation (arXiv 1902.08153), as the table baseline of mixed-precision embeddings
     (arXiv 2409.20305); the simple relative of ALPT (arXiv 2212.05735) for tables whose float32 master fits in memory.
-    With `share` the bits are chosen. Differences: a step for each field instead of one for the table, no learned
-    offset (LSQ+).
+    The bits are chosen where `share` is given. Differences: a step for each field instead of one for the table, no
+    learned offset (LSQ+).
     """
 
     card = Card(

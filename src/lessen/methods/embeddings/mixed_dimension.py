@@ -23,11 +23,11 @@ class MixedDimensionTables(TrainedQuantizer):
     """Give field f rows of width d * (rows_f / min_rows)^-alpha and a projection to width d, then train.
 
     Source: Mixed Dimension Embeddings, ISIT 2021 (arXiv 1909.11810), widths by cardinality; fields of up to
-    `min_rows` rows stay full, so that the rule is the same for one flat table and for a table a field. From the given
-    model rows start as the frequency-weighted principal components of the trained ones; from a fresh build
-    projections are orthonormal and stay fixed, which trained best of four initialisations measured. With `share`
-    alpha is solved by bisection, then single widths are raised while they fit. Differences: popularity blocks inside
-    a field are left out.
+    `min_rows` rows stay full, so that the rule is the same for one flat table and for a table a field. Rows start as
+    the frequency-weighted principal components of the given model's trained ones; projections of a fresh build are
+    orthonormal and stay fixed, which trained best of four initialisations measured. Alpha is solved by bisection where
+    `share` is given, then single widths are raised while they fit. Differences: popularity blocks inside a field are
+    left out.
     """
 
     card = Card(

@@ -221,10 +221,11 @@ class MixedPrecisionTables(SearchedTables):
 
     Source: Mixed-Precision Embeddings, 2024 (arXiv 2409.20305): while searching, a row is the blend of its values on
     all grids, weighted by a softmax so cold that it soon picks one; a penalty pushes rare groups to few bits. The
-    second training keeps the searched network and grids and starts from the rows before the search. With `share` the
-    penalty acts only while the expected bytes exceed it, and the searched bits are then moved to it, one group at a
-    time, where the error of looked-up rows changes least. Stored with codes packed to the bit and one byte a row that
-    says where it lies. Differences: groups are formed within a table; ids never seen count as seen once in totals.
+    second training keeps the searched network and grids and starts from the rows before the search. The penalty acts,
+    where `share` is given, only while the expected bytes exceed it, and the searched bits are then moved to it, one
+    group at a time, where the error of looked-up rows changes least. Stored with codes packed to the bit and one byte a
+    row that says where it lies. Differences: groups are formed within a table; ids never seen count as seen once in
+    totals.
     """
 
     card = Card(

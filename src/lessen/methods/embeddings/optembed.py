@@ -46,7 +46,7 @@ class LongTailedStep(torch.autograd.Function):
 class SupernetTable(SearchForm):
     """Rows count if their norm exceeds their field's threshold; in training each lookup gets a random width.
 
-    After training `choose` fixes widths and rows, and lookups see those only.
+    `choose` fixes widths and rows after training, and lookups see those only.
     """
 
     def __init__(
@@ -208,12 +208,12 @@ class OptimalTables(SearchedTables):
     Source: OptEmbed, CIKM 2022 (arXiv 2208.04482). Stage one trains a supernet in which every lookup draws its width;
     stage two evolves one width a field by the validation score; stage three trains what was chosen from the weights
     that stage one started from. Published code loses its best candidate, pairs scores with the wrong candidates, cuts
-    children beyond their end, and ignores size. Here the best candidates ever scored are the parents, the best of them
-    is returned, each is scored once, and with `share` every candidate uses exactly its bytes: a table keeps the rows
-    with the largest margins that fit beside its widths, so that evolution weighs rows against columns. Other
-    differences: norms are divided by the table's mean norm at the start, because the step's slope vanishes beyond 1
-    and thresholds would never move; rows are chosen by norms weighed by what training saw of them (`importance`);
-    fewer generations by default, since candidates differ by little more than noise.
+    children beyond their end, and ignores size. The parents here are the best candidates ever scored, the best of them
+    is returned, each is scored once, and every candidate uses exactly the bytes of a given `share`: a table keeps the
+    rows with the largest margins that fit beside its widths, so that evolution weighs rows against columns. Other
+    differences: norms are divided by the table's mean norm at the start, because the step's slope vanishes beyond 1 and
+    thresholds would never move; rows are chosen by norms weighed by what training saw of them (`importance`); fewer
+    generations by default, since candidates differ by little more than noise.
     """
 
     card = Card(

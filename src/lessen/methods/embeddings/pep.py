@@ -170,10 +170,10 @@ class Rising(Hook):
 class LearnedThresholdTables(SearchedTables):
     """Learn a threshold for every value (row, column or field), prune below it, and train the surviving values again.
 
-    Source: PEP, ICLR 2021 (arXiv 2101.07577). In the published set-up weight decay alone moves the thresholds, by one
-    learning rate a step; here that rise is explicit, beside the task's gradient, and measured so that the search ends
-    with the wanted number of values. Both trainings start from the same weights, those of the model (`start: given`)
-    or of a fresh build (`fresh`, the paper's lottery ticket, network included). Stored as kept values and 1.5 bits for
+    Source: PEP, ICLR 2021 (arXiv 2101.07577). Weight decay alone moves the thresholds in the published set-up, by one
+    learning rate a step; that rise is explicit here, beside the task's gradient, and measured so that the search ends
+    with the wanted number of values. Both trainings start from the same weights, those of the model (`start: given`) or
+    of a fresh build (`fresh`, the paper's lottery ticket, network included). Stored as kept values and 1.5 bits for
     every place. Differences: thresholds start at 1 % of the table's deviation instead of sigmoid(-15) or sigmoid(-150),
     whose gradient underflows, and are higher the fewer train lookups a row has (see `importance`; in the published
     set-up weight decay shrinks rare rows); one target a run instead of several.

@@ -34,8 +34,8 @@ class ProductQuantTables(ModuleMethod):
 
     Source: product quantisation, Jegou et al. 2011, as a post-training table compressor in the VLDB 2024 study
     (arXiv 2311.15578). Rows weigh their count in the train split + 0.1: unweighted centroids follow the mass of rare,
-    barely trained rows. `hot` keeps the most frequent rows exact beside the codes. With `share`, the finest codes that
-    fit are taken and what is left of the bytes goes to hot rows. Differences: the learned rotation (OPQ) and the
+    barely trained rows. `hot` keeps the most frequent rows exact beside the codes. The finest codes that fit a given
+    `share` are taken and what is left of the bytes goes to hot rows. Differences: the learned rotation (OPQ) and the
     magnitude tiers are left out; large tables are clustered on a weighted sample.
     """
 
@@ -142,7 +142,7 @@ def _twin(shape: TableShape, groups: int, centroids: int, hot: int) -> StoredEmb
 def finest(shape: TableShape, target: int) -> tuple[int, int]:
     """Return the (groups, centroids) with the most bits a row that fit into `target` bytes; the coarsest if none do.
 
-    At equal bytes fewer, larger groups are taken: 8 bit codes describe a group jointly.
+    Fewer, larger groups are taken at equal bytes: 8 bit codes describe a group jointly.
     """
     choices = [
         (size_of(lambda g=groups, c=centroids: _twin(shape, g, c, 0)), centroids, groups)  # type: ignore[misc]

@@ -20,10 +20,10 @@ from lessen.stored.tables.block_hashed import BlockHashedEmbedding
 class RobeTables(RetrainedTables):
     """Replace rows by blocks of `block` contiguous values at hashed places of one array; trained anew.
 
-    Source: ROBE, MLSys 2022 (arXiv 2108.02191). By default a block is a whole row: one contiguous read, the only
+    Source: ROBE, MLSys 2022 (arXiv 2108.02191). A block is by default a whole row: one contiguous read, the only
     setting that is fast without a kernel of its own. Differences: the modulus is the array size minus the block + 1
-    (blocks never wrap, as in the authors' code), constants come from the seed instead of a fixed one, the optional
-    sign hash and blocks longer than a row are left out, and fields below `min_rows` keep exact rows.
+    (blocks never wrap, as in the authors' code), constants come from the seed instead of a fixed one, the optional sign
+    hash and blocks longer than a row are left out, and fields below `min_rows` keep exact rows.
     """
 
     card = Card(

@@ -28,10 +28,10 @@ class RowwiseQuantTables(ModuleMethod):
     are those of FBGEMM's reference quantisers. `ranges: greedy` is the paper's search of a row's range; `least` looks
     for the least squared error from many starts (`stored.tables.row_ranges`), which is faster and better; `auto` is
     what results were published with before: greedy for 2 bit rows, plain for the others.
-    With `share` each table gets its own bits, so that the error of looked-up rows is least.
-    Differences: a table whose rows overflow the fp16 parameters of 4 and 2 bit rows falls back to 8 bits; the
-    paper's per-row codebooks, for which no kernel exists, are left out; one-column tables (first-order weights),
-    tied weights and tables that would not shrink are left alone, each with its reason in the findings.
+    Each table gets its own bits where `share` is given, so that the error of looked-up rows is least.
+    Differences: a table whose rows overflow the fp16 parameters of 4 and 2 bit rows falls back to 8 bits; the paper's
+    per-row codebooks, for which no kernel exists, are left out; one-column tables (first-order weights), tied weights
+    and tables that would not shrink are left alone, each with its reason in the findings.
     """
 
     card = Card(

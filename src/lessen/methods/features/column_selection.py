@@ -25,8 +25,8 @@ class ColumnSelection(Method):
     below that of the model given, the strongest half of the dropped fields comes back, up to `retries` times. The
     test split is never read.
 
-    With `explain`, a decision tree is fitted to the given model's logits on the kept fields, and its rules, fidelity
-    on validation rows and accuracy against the labels are recorded (needs the extra `baselines`).
+    `explain` fits a decision tree to the given model's logits on the kept fields and records its rules, its fidelity on
+    validation rows and its accuracy against the labels (needs the extra `baselines`).
 
     Source: the pipeline of Karim et al., arXiv 2208.13405 (rank, cut, surrogate); permutation importance in its
     standard form, whose noise model the paper does not publish. No attention probing: it is not importance.

@@ -28,8 +28,8 @@ class OptFS(ModuleMethod):
 
     Published penalties (1e-9 to 1e-8) live below the eps of Adam and prune nothing on small data, so the size is asked
     for instead: `keep` is the share of rows, and the penalty is steered so that this share of the gates is open at the
-    end; what is missing or too many is settled by the size of the gates. With `penalty` set, that constant is used and
-    rows with a positive gate stay, as published. The gates' learning rate is chosen so that a value which training
+    end; what is missing or too many is settled by the size of the gates. A `penalty` that is set is used as a constant
+    and rows with a positive gate stay, as published. The gates' learning rate is chosen so that a value which training
     never sees closes after `cross_after` of the search; the paper shares the weights' learning rate, whose reach
     depends on the size of the data. `by: frequency` is the control that every selection of rows has to beat: the most
     frequent rows, without a search.

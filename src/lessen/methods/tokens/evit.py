@@ -40,8 +40,8 @@ class Keeping(TokenMethod):
 class EViT(Keeping):
     """Keep the patches that the class token attends to; fuse the rest into one token, or drop it.
 
-    Not All Patches are What You Need, ICLR 2022 (arXiv 2202.07800). In three blocks, after the attention residual,
-    ceil(keep * n) tokens with the largest class attention (mean over heads) stay; the fused token is the sum of the
+    Not All Patches are What You Need, ICLR 2022 (arXiv 2202.07800). The ceil(keep * n) tokens with the largest class
+    attention (mean over heads) stay in three blocks, after the attention residual; the fused token is the sum of the
     rest weighted by that attention, not normalised. Differences: kept tokens stay in image order, registers and
     distillation tokens are protected, and the class row is recomputed alone, so that fused attention stays in use.
     """

@@ -15,8 +15,8 @@ class GLSim(Keeping):
 
     Global-Local Similarity, 2024 (arXiv 2407.12891): 3C+3 operations a patch. The paper scores the last output, crops
     the picture to the best patches and classifies the crop again, which costs a second pass; that rule is
-    `lessen.tokens.regions`. Here its score prunes tokens inside the tower, in one pass. Models whose patches hold
-    attention sinks can fool the cosine: compare with the random control.
+    `lessen.tokens.regions`. The paper's score prunes tokens inside the tower here, in one pass. Models whose patches
+    hold attention sinks can fool the cosine: compare with the random control.
     """
 
     card = Card(

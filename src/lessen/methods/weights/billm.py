@@ -23,8 +23,8 @@ class BiLLM(Calibrated):
 
     Source: Huang et al., "BiLLM: Pushing the Limit of Post-Training Quantization for LLMs", ICML 2024 (arXiv
     2402.04291); `hessian=output` is OAC (arXiv 2405.15025), whose binary form this is.
-    The 1.1 bits of the paper count signs only. With `split` each ordinary weight also needs a bit that says its class,
-    and each row of a block its levels: at blocks of 128 that is 2.9 bits a weight, all of which are stored and
+    The 1.1 bits of the paper count signs only. Each ordinary weight also needs, with `split`, a bit that says its
+    class, and each row of a block its levels: that is 2.9 bits a weight at blocks of 128, all of which are stored and
     counted here. `split=false, block=null` is what about 1.2 bits really buy.
     Differs from the paper: ordinary weights are parted by their magnitude, as the text says (the code parts by
     saliency); the error that goes on to later blocks is that of the whole block, (W - Q) U^-1, where the code divides

@@ -34,8 +34,8 @@ class ClassDependent(Sparsified):
     Differs from the paper's code, which trains the plain loss: the term is taken of probabilities, not of logits, and
     has a gradient; biases and norms are not pruned; rows of the class are counted anew at each evaluation; with `slack`
     the sparsest round is kept that misses no more than the given model by so much. Missed and false ones are those of
-    the validation split at even odds. Where moving the threshold of a class-blind model does as well
-    (`docs/sparsity.md`), the weight bought nothing.
+    the validation split at even odds. The weight bought nothing where moving the threshold of a class-blind model does
+    as well (`docs/sparsity.md`).
     """
 
     card = Card(

@@ -24,13 +24,13 @@ SMALLEST = 2.0**-24
 class DynamicInt8Linears(ModuleMethod):
     """Store linear weights as int8 with a scale for each output and multiply int8 by int8; no data needed.
 
-    Source: symmetric per-channel weights and dynamic activations, Krishnamoorthi 2018 (arXiv 1806.08342). By default
-    each example has its own activation scale: one scale for the batch is faster but lets an outlier in one
-    example hurt the others (it multiplied a small language model's perplexity by three or more). Layers that
-    attention reads directly, tied layers and small ones are left alone.
+    Source: symmetric per-channel weights and dynamic activations, Krishnamoorthi 2018 (arXiv 1806.08342). Each example
+    has by default its own activation scale: one scale for the batch is faster but lets an outlier in one example hurt
+    the others (it multiplied a small language model's perplexity by three or more). Layers that attention reads
+    directly, tied layers and small ones are left alone.
 
-    An addition: where inputs have very different scales, as under a ridge head on raw features (LightWaveS), one step
-    an output and one an example cannot hold them. Each column's largest weight then becomes a factor on its input.
+    An addition: one step an output and one an example cannot hold inputs of very different scales, as under a ridge
+    head on raw features (LightWaveS). Each column's largest weight then becomes a factor on its input.
     """
 
     card = Card(

@@ -29,9 +29,9 @@ class FeatureMimicking(ModuleMethod):
 
     Source: atomic and global feature mimicking, "Compressing Transformers: Features Are Low-Rank, but Weights Are
     Not!", AAAI 2023, and "Unified Low-rank Compression Framework for Click-through Rate Prediction", KDD 2024 (arXiv
-    2405.18146). For a linear layer this is the singular value decomposition of the weight whitened by the covariance of
-    its inputs. `mimic_epochs` train the small network to give the original's outputs on training inputs, whose labels
-    only choose the epoch.
+    2405.18146). The split of a linear layer is the singular value decomposition of the weight whitened by the
+    covariance of its inputs. `mimic_epochs` train the small network to give the original's outputs on training inputs,
+    whose labels only choose the epoch.
     Differs from the papers: a convolution becomes one to k channels and one of single points, by the covariance over
     positions; with `share`, ranks are those of least energy given up, summed over layers as shares of their own, where
     the paper measures each layer's effect on the network's output; mimicked are the network's final outputs.

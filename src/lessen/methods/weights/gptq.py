@@ -25,11 +25,11 @@ class GPTQ(FewBits, Calibrated):
     Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", ICLR
     2023 (arXiv 2210.17323); `hessian=output` is OAC, "OAC: Output-adaptive Calibration for Accurate Post-training
     Quantization", AAAI 2025 (arXiv 2405.15025), on GPTQ's form. Blocks are done in order, on the outputs of those that
-    are quantised already. Within a block `true_sequential` does layers in the order in which they are called, those
-    that read one tensor (queries, keys and values; gate and up) together; without it all see the inputs of the block
-    as it was.
-    With `refit` the scales and minimums of a row are solved for under the curvature once its codes are known, and codes
-    are rounded again on them: same form, same bytes; a row keeps what errs less. In no paper named here.
+    are quantised already. `true_sequential` does the layers of a block in the order in which they are called, those
+    that read one tensor (queries, keys and values; gate and up) together; without it all see the inputs of the block as
+    it was.
+    `refit` solves for the scales and minimums of a row under the curvature once its codes are known, and rounds codes
+    again on them: same form, same bytes; a row keeps what errs less. No paper named here has it.
     Differs from the papers: group grids are always static (fitted to the original weights; with `refit` to the codes of
     whole rows), so that order never has to be stored and codes fit every format of groups; grids are those of `rtn`;
     the input curvature sums over tokens in place of a mean over sequences, which scales it and changes nothing; weights

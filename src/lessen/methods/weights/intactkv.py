@@ -23,12 +23,11 @@ class IntactKV(Method):
     """Keep the first tokens' keys, values and logits as the model had them before this recipe's first step.
 
     IntactKV, arXiv 2403.01241. Which tokens: those that all texts of the task start with (`language:prefix=bos`, `chat`
-    for the whole of a chat's beginning, or a text); the same windows judge the model without the patch. With `steps`
-    the keys and values are trained (+Cal): half the mean squared error of each layer's output, summed over layers, at
-    judged positions of the train split, AdamW at a constant rate. Differences: both models run on every training
-    window, where the paper keeps the full-precision outputs on disk; plain AdamW instead of a paged 8-bit one; there
-    are no answers of an assistant in plain text, so that all judged positions count. Nothing gets smaller: the report
-    judges quality.
+    for the whole of a chat's beginning, or a text); the same windows judge the model without the patch. `steps` trains
+    the keys and values (+Cal): half the mean squared error of each layer's output, summed over layers, at judged
+    positions of the train split, AdamW at a constant rate. Differences: both models run on every training window, where
+    the paper keeps the full-precision outputs on disk; plain AdamW instead of a paged 8-bit one; there are no answers
+    of an assistant in plain text, so that all judged positions count. Nothing gets smaller: the report judges quality.
     """
 
     card = Card(

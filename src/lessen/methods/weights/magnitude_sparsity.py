@@ -23,8 +23,8 @@ class MagnitudeSparsity(AnyPattern):
     """Keep the largest weights of linear layers and convolutions, in one shot.
 
     Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015 (arXiv
-    1506.02626). Each layer keeps the same share, or all compete (`among=model`). With `fine_tune_epochs` what is left
-    trains on under fixed masks. Differs from the paper: one round and no dropout adjustment; biases, norms and
+    1506.02626). Each layer keeps the same share, or all compete (`among=model`). What is left trains on under fixed
+    masks for `fine_tune_epochs`. Differs from the paper: one round and no dropout adjustment; biases, norms and
     embeddings are never touched. Batch-norm statistics are recomputed where there are training data.
     The stored form is storage with decoded compute: bytes are saved, time is not.
     """

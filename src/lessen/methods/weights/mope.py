@@ -23,12 +23,12 @@ class MoPE(Pruned):
     least: width first, then depth.
 
     Source: Lin et al. 2024, MoPE-CLIP: Structured Pruning for Efficient Vision-Language Models with Module-wise Pruning
-    Error Metric (arXiv 2403.07839). As there: a cross-modal quality for both towers, units sorted by slope before they
-    are cut into groups, blocks ranked on the model whose width is pruned. Differences: quality is the loss on train
-    batches unless `quality` says otherwise (a recall of few queries moves in steps, and many parts tie); heads and
-    units compete across blocks unless `heads`, `units` or `uniform` say otherwise; `rounds` ranks again after a part
-    was taken out, for single removals cannot see that two parts stand in for each other; blocks are dropped one by one.
-    What stands before the part that is taken out, and the other tower, is not computed again.
+    Error Metric (arXiv 2403.07839). Taken from there: a cross-modal quality for both towers, units sorted by slope
+    before they are cut into groups, blocks ranked on the model whose width is pruned. Differences: quality is the loss
+    on train batches unless `quality` says otherwise (a recall of few queries moves in steps, and many parts tie); heads
+    and units compete across blocks unless `heads`, `units` or `uniform` say otherwise; `rounds` ranks again after a
+    part was taken out, for single removals cannot see that two parts stand in for each other; blocks are dropped one by
+    one. What stands before the part that is taken out, and the other tower, is not computed again.
     """
 
     card = Card(

@@ -24,7 +24,7 @@ class Wanda(AnyPattern):
     """Keep, for each output, the weights with the largest |w| * (norm of the input over calibration data).
 
     Source: Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024 (arXiv
-    2306.11695). Without N:M every output keeps the same share. Blocks are done in order, each on the outputs of those
+    2306.11695). Every output keeps the same share without N:M. Blocks are done in order, each on the outputs of those
     that are sparse already; layers outside the blocks stay. A model without Transformer blocks takes one pass as it
     was. Differs from the paper: nothing but the walk, which is that of every method here.
     """

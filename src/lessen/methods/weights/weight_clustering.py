@@ -28,10 +28,10 @@ class WeightClustering(ModuleMethod):
     """Move the weights of each layer to the nearest of a few values, train the values, and store indices.
 
     Source: Han et al., "Deep Compression", ICLR 2016 (arXiv 1510.00149), as the tiny time-series Transformer uses it
-    (arXiv 2303.08951): 16 values, equally spaced at first. With `density` the smallest weights are removed before, and
-    zero is a value of its own that no training moves. Differs from the papers: values move by k-means before they
-    train; while they train each weight keeps its value; every eligible layer is clustered, where the code of the latter
-    wraps the last one only; indices are packed, so that bytes are saved in memory and without an entropy coder, which
+    (arXiv 2303.08951): 16 values, equally spaced at first. `density` removes the smallest weights before, and zero is
+    then a value of its own that no training moves. Differs from the papers: values move by k-means before they train;
+    while they train each weight keeps its value; every eligible layer is clustered, where the code of the latter wraps
+    the last one only; indices are packed, so that bytes are saved in memory and without an entropy coder, which
     `lessen.artifact.flat` adds. Biases, norms and embeddings stay. Storage with decoded compute: time is not saved.
     """
 

@@ -42,7 +42,7 @@ class Caught:
 
 
 Target = Callable[[int, Caught], Tensor]
-"""Of a batch's number and what is there now: what the layer should answer, [rows, out]."""
+"""What the layer should answer, [rows, out], given a batch's number and what is there now."""
 
 
 def refit_blocks(

@@ -55,8 +55,8 @@ def clipped_divergence(
     """Return (KL(p' || q'), kept mass of the teacher) of each row, float32 [rows]; p', q' are clipped and normalised.
 
     The teacher's `top` most probable classes have gates of their own; all others share that of a class at their
-    middle rank. The reference token is always kept. Where the gates keep less than `floor` of the teacher's mass, they
-    are raised in equal proportion to the missing part, so that exactly `floor` is kept.
+    middle rank. The reference token is always kept. Gates that keep less than `floor` of the teacher's mass are raised
+    in equal proportion to the missing part, so that exactly `floor` is kept.
 
     Args:
         student, teacher: logits [rows, classes].

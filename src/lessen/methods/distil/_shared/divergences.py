@@ -31,12 +31,12 @@ def pieces(rows: int, classes: int) -> Iterator[slice]:
 def divergence(student: Tensor, teacher: Tensor, kind: Kind, beta: float = 0.5, temperature: float = 1.0) -> Tensor:
     """Return the divergence of each row, float32 [rows], times T^2.
 
-    With P the teacher's and Q the student's probabilities at temperature T:
+    P are the teacher's and Q the student's probabilities at temperature T:
 
     forward  KL(P || Q)        reverse  KL(Q || P)
     jsd      b KL(P || M) + (1 - b) KL(Q || M), M = b P + (1 - b) Q, for b = `beta` (arXiv 2306.13649, Eq. 1)
 
-    Divided by b, `jsd` tends to `forward` as b falls to 0; divided by 1 - b, to `reverse` as b rises to 1.
+    `jsd` divided by b tends to `forward` as b falls to 0; divided by 1 - b, to `reverse` as b rises to 1.
 
     Args:
         student, teacher: logits [rows, classes]; only the first gets a gradient.
@@ -90,7 +90,7 @@ class _Forward(torch.autograd.Function):
 class _Mixed(torch.autograd.Function):
     """KL(Q || P), or with a beta the generalised Jensen-Shannon divergence.
 
-    With g = log Q / P, or (1 - beta) log Q / M, the gradient on the student's logits is Q (g - sum of Q g).
+    The gradient on the student's logits is Q (g - sum of Q g) with g = log Q / P, or (1 - beta) log Q / M.
     """
 
     @staticmethod
@@ -124,8 +124,8 @@ class _Mixed(torch.autograd.Function):
 def sampled_cross_entropy(student: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
     """Return sum_k w_k (log sum exp z - z[id_k]) of each row, float32 [rows].
 
-    Where the weights are an unbiased estimate of the teacher's probabilities, the gradient is one of KL(P || Q). Beside
-    the gradient on the logits nothing of their size is held.
+    The gradient is one of KL(P || Q) where the weights are an unbiased estimate of the teacher's probabilities. Nothing
+    of the logits' size is held beside the gradient on them.
 
     Args:
         student: logits z [rows, classes].

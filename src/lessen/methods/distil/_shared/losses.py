@@ -58,8 +58,8 @@ def single_divergence(student: Tensor, teacher: Tensor, temperature: float) -> T
 def decoupled_divergence(student: Tensor, teacher: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Return the divergence on "target or not" and that among the other classes, arXiv 2203.08679, Eq. 5 to 7.
 
-    Both with the factor T^2. With p the teacher's probability of the target of a row, `soft_divergence` of the row is
-    the first plus (1 - p) times the second.
+    Both with the factor T^2. `soft_divergence` of a row is the first plus (1 - p) times the second, with p the
+    teacher's probability of the row's target.
 
     Args:
         student, teacher: logits [rows, classes].
@@ -133,7 +133,7 @@ def enhanced_cross_entropy(
 ) -> Tensor:
     """Return the mean of -sum_c w_c log q_c with w_c = (p_c + m_c)^exponent - m_c, m one-hot (arXiv 2310.19444).
 
-    At exponent 1 it is the cross-entropy with the teacher's probabilities.
+    Exponent 1 gives the cross-entropy with the teacher's probabilities.
 
     Args:
         student, teacher: logits [rows, classes].

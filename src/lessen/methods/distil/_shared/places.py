@@ -53,8 +53,8 @@ def places(task: Task, batch: Any) -> Places:
     """Return the places that the task judges: padding and tokens labelled `UNJUDGED` are left out.
 
     A target of the tokens' own shape holds each token at its own place, as Hugging Face models want it, or at the
-    place before, where it is predicted; which of the two is seen from the tokens. Without such a target, every
-    token that an `attention_mask` lets through follows the one before it.
+    place before, where it is predicted; which of the two is seen from the tokens. Every token that an `attention_mask`
+    lets through follows the one before it where there is no such target.
 
     Raises:
         TaskError: the batch holds no token sequences, or nothing in it is judged.

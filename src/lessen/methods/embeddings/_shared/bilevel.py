@@ -55,7 +55,7 @@ class HeldOut:
 
 
 class ArchitectureSteps(Hook):
-    """After each step of the weights, moves the architecture by the loss on the next held-out batch."""
+    """Moves the architecture, after each step of the weights, by the loss on the next held-out batch."""
 
     parallel = False  # the second forward would share BatchNorm statistics and skip the sum of gradients
 

@@ -46,8 +46,8 @@ def tables_of(model: nn.Module) -> list[nn.Module]:
 def targets(model: nn.Module, sites: Sequence[Site], share: float) -> list[int]:
     """Return the bytes that each site may take so that all tables together take `share` of what they take now.
 
-    Sites shrink by one factor; what the other tables take is subtracted first. Where those alone take more than the
-    share, a site may take one byte: what is made then is the smallest there is, which `check_share` names.
+    Sites shrink by one factor; what the other tables take is subtracted first. A site may take one byte where those
+    alone take more than the share: what is made then is the smallest there is, which `check_share` names.
     """
     total = sum(module_bytes(table) for table in tables_of(model))
     own = [module_bytes(site.module) for site in sites]
@@ -60,8 +60,8 @@ def share_out(
 ) -> list[Made]:
     """Return what `make(number, aim)` gives for each site, so that together they take what they may.
 
-    Where the sum misses by more than `slack`, because a table cannot get as small or as large as its part, the sites
-    are made again, those first that missed most, and each of the others gets its part of what is left.
+    The sites are made again where the sum misses by more than `slack`, because a table cannot get as small or as large
+    as its part: those that missed most come first, and each of the others gets its part of what is left.
 
     Args:
         sizes: bytes of each site now; aims: bytes that each may take.

@@ -14,9 +14,9 @@ EMPTY = -1
 class HotSketch(nn.Module):
     """`buckets` x 4 slots of (id, score, row); buffers, so that training can go back to its best epoch.
 
-    ids int64 (-1: empty), scores float64, rows int64 (-1: the id owns none). An id lives in one bucket only. Where a
-    new id finds its bucket full it takes over the slot of the smallest score, score included (Space-Saving), unless
-    that slot owns a row. A batch is one vectorised update instead of a loop over occurrences.
+    ids int64 (-1: empty), scores float64, rows int64 (-1: the id owns none). An id lives in one bucket only. A new id
+    that finds its bucket full takes over the slot of the smallest score, score included (Space-Saving), unless that
+    slot owns a row. A batch is one vectorised update instead of a loop over occurrences.
     """
 
     ids: Tensor

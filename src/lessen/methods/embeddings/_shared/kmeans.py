@@ -37,7 +37,7 @@ def weighted_kmeans(
     """Return (centroids [clusters, width], index int64 [n]) that lower sum_i w_i ||x_i - c(x_i)||^2.
 
     Args:
-        points: float32 [n, width], n >= 1. With fewer distinct points than clusters some centroids repeat.
+        points: float32 [n, width], n >= 1. Some centroids repeat where distinct points are fewer than clusters.
         weights: float32 [n], positive.
     """
     if clusters > len(points):

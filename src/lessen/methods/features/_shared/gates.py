@@ -60,10 +60,10 @@ class RowGatedTable(StoredEmbedding):
 class GateOptimizer:
     """Adam on the gates of all tables under the penalty lambda * sum over every row of sigmoid(tau * g).
 
-    The sum runs over the whole vocabulary, so that rows no batch asks for are pushed out too. Without a penalty lambda
-    is steered: it grows while more gates than `share` are on their way to stay open, one epoch ahead at their present
-    speed, and shrinks while fewer are. So the sign of a gate decides, as under a constant penalty, and the share comes
-    out; the size of a logit says little, since Adam moves all of them at about one speed.
+    The sum runs over the whole vocabulary, so that rows no batch asks for are pushed out too. Lambda is steered where
+    no penalty is given: it grows while more gates than `share` are on their way to stay open, one epoch ahead at their
+    present speed, and shrinks while fewer are. The sign of a gate thus decides, as under a constant penalty, and the
+    share comes out; the size of a logit says little, since Adam moves all of them at about one speed.
 
     Args:
         memory: steps of an epoch.
@@ -112,6 +112,6 @@ class GateOptimizer:
 
 _FIRST = 1e-6
 _SMALLEST = 1e-7
-"""Above this Adam no longer sees the size of the penalty on rows that get no gradient from data."""
+"""The bound above which Adam no longer sees the size of the penalty on rows that get no gradient from data."""
 _GAIN = 6.0
 """Powers of e by which lambda moves in an epoch in which every gate is on the wrong side."""

@@ -4,8 +4,8 @@
               q e>e   . . .   . . .        an error e of one column moves the rest of its block at once,
               = = =   >>> one product >>>  and the later blocks when the block is done
 
-Equations: GPTQ (Frantar et al. 2022, arXiv 2210.17323). With U upper triangular and U^T U the inverse of the damped
-curvature, the error of column i is e = (w - q) / U_ii and column j moves by -e U_ij.
+Equations: GPTQ (Frantar et al. 2022, arXiv 2210.17323). The error of column i is e = (w - q) / U_ii and column j moves
+by -e U_ij, with U upper triangular and U^T U the inverse of the damped curvature.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ TRIES = 6
 class Feedback:
     """How errors spread: the order of columns int64 [in], and U float32 [in, in] in that order.
 
-    With it the curvature [in, in] that it comes from, in the order of the inputs, and what was added to its diagonal.
+    The curvature [in, in] that U comes from is held with it, in the order of the inputs, and so is what was added to
+    its diagonal.
     """
 
     order: Tensor

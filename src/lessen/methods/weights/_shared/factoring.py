@@ -25,7 +25,7 @@ STEPS = 32
 
 @dataclass(frozen=True)
 class Directions:
-    """Where a layer's outputs go: energies [out] in falling order, axes [out, out] in columns, mean [out]; float64."""
+    """Directions of the outputs: energies [out] in falling order, axes [out, out] in columns, mean [out]; float64."""
 
     energies: Tensor
     axes: Tensor
@@ -79,7 +79,7 @@ def split(layer: Any, directions: Directions, rank: int) -> StoredModule:
 def ranks_within(sites: Sequence[Site], found: Sequence[Directions], share: float, what: str) -> list[int | None]:
     """Return the rank of each layer, None for one that stays, so that all take `share` of their bytes at most.
 
-    Of all such choices it is the one that gives up the least energy, summed over layers as shares of their own.
+    The choice is the one of all such that gives up the least energy, summed over layers as shares of their own.
 
     Raises:
         BudgetError: even rank 1 everywhere takes more.

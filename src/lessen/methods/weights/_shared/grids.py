@@ -32,7 +32,7 @@ def fit_grid(
 ) -> GroupGrid:
     """Return the grid of finite weights [out, in]; every group stands by itself, the last one may be shorter.
 
-    With `minmax` no weight is further than half a step from its level: scales and minimums are rounded to fp16 so that
+    No weight is further than half a step from its level with `minmax`: scales and minimums are rounded to fp16 so that
     the range stays covered. `search` keeps the share of the range whose sum of |error|^2.4 is least, the whole one
     where nothing is better.
 

@@ -3,8 +3,8 @@
     row of weights w, levels b_i of its codes       q_i = s_g b_i + m_g     for input i of group g
     least (w - q) H (w - q)^T over all s and m      one linear system of 2 x groups unknowns a row
 
-Rounding then starts again on the new grid, from the original weights; a row keeps what errs less. With codes fixed the
-problem is linear and its solution closed: no descent, and no data beyond the curvature.
+Rounding then starts again on the new grid, from the original weights; a row keeps what errs less. The problem is linear
+and its solution closed once codes are fixed: no descent, and no data beyond the curvature.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Source:
 
     part: Part
     rows: Tensor | None = None
-    """For each input the row that makes it, int64 [in]; several inputs may come from one row. None: a norm."""
+    """The row that makes each input, int64 [in]; several inputs may come from one row. None: a norm."""
 
     def tied(self, scales: Tensor) -> Tensor:
         """Return scales [in] that are equal, by their geometric mean, where inputs come from one row."""

@@ -1,6 +1,6 @@
 """Rounding in small groups whose scales and zeros are rounded too, with the weights that would err most kept.
 
-Rules: SpQR (Dettmers et al. 2023, arXiv 2306.03078). Of a group of inputs each output has a scale s and a zero z:
+Rules: SpQR (Dettmers et al. 2023, arXiv 2306.03078). Each output has a scale s and a zero z for each group of inputs:
 
     code = round(w / s + z)        value = s (code - z)        z is no whole number
 

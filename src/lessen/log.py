@@ -1,4 +1,4 @@
-"""Where long work reports to: a silent default, and the interface that the command line fills in."""
+"""The place that long work reports to: a silent default, and the interface that the command line fills in."""
 
 from __future__ import annotations
 

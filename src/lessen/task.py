@@ -66,8 +66,8 @@ class Workload:
 class Judge(ABC):
     """How good a model is and what it is waited for. The first metric is the one that verdicts use.
 
-    Beside a study's task, a judge looks at the same models with other eyes: other data, other questions. It cannot
-    train; three members make one: `name`, `metrics` and `outcomes`.
+    A judge looks at the same models as a study's task, beside it and with other eyes: other data, other questions. It
+    cannot train; three members make one: `name`, `metrics` and `outcomes`.
     """
 
     name: str

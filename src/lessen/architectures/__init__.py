@@ -1,1 +1,1 @@
-"""Where the parts of a model are, for hosts that we did not write."""
+"""The places of a model's parts, for hosts that we did not write."""

@@ -54,7 +54,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Attention:
-    """One attention layer. Where one projection holds all three, `query`, `key` and `value` are the same part."""
+    """One attention layer. `query`, `key` and `value` are the same part where one projection holds all three."""
 
     path: str
     module: Any
@@ -99,7 +99,7 @@ class Attention:
 class FeedForward:
     """One feed-forward layer: `down(act(up(x)))`, or `down(act(gate(x)) * up(x))`.
 
-    Where one projection holds gate and up, both are the same part: the gate's `hidden` outputs first.
+    Gate and up are the same part where one projection holds both: the gate's `hidden` outputs first.
     """
 
     path: str
@@ -124,7 +124,7 @@ class Norms:
     """Norms of a block by what they stand next to; None where a block has no such norm.
 
     `before_*` norms what a layer reads. `after_*` norms what it gives: the branch (Gemma 2), or, if `on_residual`, the
-    sum of branch and residual (BERT). In a `parallel` block (GPT-J, Falcon) both layers read the block's input.
+    sum of branch and residual (BERT). Both layers read the block's input in a `parallel` block (GPT-J, Falcon).
     """
 
     before_attention: Part | None = None

@@ -1,4 +1,4 @@
-"""Where a language model that sees pictures takes its visual tokens: placeholders, decoder layers, rotations.
+"""Places where a language model that sees pictures takes its visual tokens: placeholders, decoder layers, rotations.
 
 outer (pictures + ids) -> vision tower -> projector -> features in place of the placeholders -> decoder layers 0..L-1
 """

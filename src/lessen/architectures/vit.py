@@ -1,4 +1,4 @@
-"""Where the parts of a Transformer block sit in each model family: one small table, checked when a model is patched.
+"""The places of a Transformer block's parts in each model family: one small table, checked when a model is patched.
 
     block(x) = let y = x + scale1(attention(norm1(x))) in y + scale2(mlp(norm2(y)))
 

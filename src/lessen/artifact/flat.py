@@ -42,7 +42,7 @@ class _Index(BaseModel):
 
 @dataclass(frozen=True)
 class FlatBytes:
-    """Where the bytes of a file are; they add up to it.
+    """The parts that the bytes of a file are in; they add up to it.
 
     Attributes:
         weights: payloads of tensors, as stored.

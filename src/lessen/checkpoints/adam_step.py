@@ -4,7 +4,7 @@
     exp_avg_sq' = b2 exp_avg_sq + (1 - b2) g^2                       predicted: exp_avg' gives g
     weight'     = weight - s exp_avg' / (sqrt(exp_avg_sq') + eps)    predicted, with one number s a row
 
-Under a lazy optimiser (SparseAdam) most rows that moved at all moved once: the ids of real logs have a long tail. The
+Most rows that moved at all moved once under a lazy optimiser (SparseAdam): the ids of real logs have a long tail. The
 prediction is right to a unit in the last place or two, so that such a row costs a little over a third of what it cost
 before. What is left over is coded, so the result is bit-identical whatever the optimiser really was.
 `adam_two_steps` does the same for rows that moved twice.
@@ -163,8 +163,8 @@ def _step_sizes(weight: Words, before: Words, unit: Values) -> tuple[Values, NDA
 def _neighbours(sizes: NDArray[np.float64]) -> NDArray[np.int64]:
     """Number the groups of sizes that lie within _SAME of the next, and within _WIDTH in all.
 
-    Where that gives more than _MOST groups (steps so small that rounding hides their size), sizes are taken for the
-    same from farther and farther apart: the prediction is worse, and what is left over is coded.
+    Sizes are taken for the same from farther and farther apart where that gives more than _MOST groups (steps so small
+    that rounding hides their size): the prediction is worse, and what is left over is coded.
     """
     unit = float(np.median(np.abs(sizes))) or 1.0
     same = _SAME

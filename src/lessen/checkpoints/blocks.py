@@ -59,7 +59,7 @@ def encode_piece(
     """Code a piece and return (flags, bytes, the piece as it will be rebuilt).
 
     Args:
-        before: what the decoder has of the step before; None in a key frame. In near mode it may lack moments.
+        before: what the decoder has of the step before; None in a key frame. It may lack moments in near mode.
         settings: how much may be lost; None codes exactly.
         moved: [rows], which rows differ from the step before; None codes all rows. Needs every role in `before`.
     """

@@ -3,7 +3,8 @@
 Two ways, the smaller on a sample wins:
 
     planes   float bits rotated so that the exponent fills the top byte; top byte coded given a context, second byte
-             given the top, the rest where it pays. For arrays that say nothing about their past (first moments).
+             given the top, the rest where it pays. They are for arrays that say nothing about their past (first
+             moments).
     delta    numbers mapped to order-preserving integers and subtracted from a prediction; the bit length of the
              difference coded given the exponent of the prediction (an optimiser moves weights by similar absolute
              amounts, so the exponent says how many bits the step needs), then the leading bits, then raw bytes.

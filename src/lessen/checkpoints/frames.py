@@ -30,7 +30,7 @@ MAX_FOOTER = 1 << 26
 
 @dataclass(frozen=True)
 class Block:
-    """Where a coded block lies, and its CRC-32."""
+    """The place of a coded block, and its CRC-32."""
 
     offset: int
     length: int

@@ -65,7 +65,7 @@ class Layout:
 
     @cached_property
     def coded(self) -> list[set[int]]:
-        """By file, the arrays that are in a group; the others are part of the structure of their file."""
+        """The arrays that are in a group, by file; the others are part of the structure of their file."""
         found: list[set[int]] = [set() for _ in self.maps]
         for group in self.groups:
             for i, j in group.members.values():

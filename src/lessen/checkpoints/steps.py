@@ -1,4 +1,4 @@
-"""At which step a checkpoint was taken: what its files say, then what its name says, never a loss or a score."""
+"""The step at which a checkpoint was taken: what its files say, then what its name says, never a loss or a score."""
 
 from __future__ import annotations
 

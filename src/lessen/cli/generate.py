@@ -59,7 +59,7 @@ def generate(
 ) -> None:
     """Generate text, faster where it repeats the prompt or earlier turns, with the output of plain decoding.
 
-    Without --prompt and --file, messages are read line by line from standard input, as one conversation.
+    Messages are read line by line from standard input, as one conversation, if neither --prompt nor --file is given.
 
     Example: lessen generate smollm2-135m-instruct -p "Say hello three times" --report
     """

@@ -120,7 +120,7 @@ def _ready(asked: list[dict[str, Any]], task: Task, compact: nn.Module) -> list[
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an artifact lies in a study."""
+    """The place of an artifact in a study."""
 
     study: Path
     reference: Path

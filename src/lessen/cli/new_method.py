@@ -25,7 +25,7 @@ def new_method(
 ) -> None:
     """Write a new method and its test: both run as they are, and you change the rule.
 
-    In a checkout of lessen that is one file under methods/ and one test; in your own package the entry point is shown.
+    That is one file under methods/ and one test in a checkout of lessen; the entry point is shown in your own package.
 
     Example: lessen new-method weight-round --family weights
     """

@@ -122,8 +122,8 @@ def _plain(sentence: str) -> str:
 def drawn_clips(count: int, seed: int = 0) -> tuple[dict[str, Tensor], list[VideoQuestion]]:
     """Return clips float32 [8, 1, 16, 16] by name, and questions on shape, direction and speed.
 
-    Of each clip there is one played backwards and one at half the speed: the same frames, other answers. The shape is
-    told by any frame, direction by none, speed by their order alone.
+    Each clip has a copy played backwards and one at half the speed: the same frames, other answers. The shape is told
+    by any frame, direction by none, speed by their order alone.
     """
     generator = torch.Generator().manual_seed(seed)
     clips, found = {}, []

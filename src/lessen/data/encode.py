@@ -1,4 +1,4 @@
-"""From logs to a data set on disk: split, fit on train, encode in pieces, written whole or not at all."""
+"""Logs become a data set on disk: split, fit on train, encoded in pieces, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -136,8 +136,8 @@ class _Encoding:
     def _pass(self, what: str, groups: tuple[str, ...], use: Callable[[Piece, NDArray[np.int64]], None]) -> None:
         """Give every piece to `use` with the split number of each row, files in the order given.
 
-        A piece that `use` refuses is given again without its bad rows. Once more rows are bad than may be left out,
-        nothing is used any more: the pass goes on to name what else is wrong, and ends in one error.
+        A piece that `use` refuses is given again without its bad rows. Nothing is used any more once more rows are bad
+        than may be left out: the pass goes on to name what else is wrong, and ends in one error.
         """
         todo = [(group, path) for group in groups if group in self.files for path in self.files[group]]
         self.faults, absent, start = Faults(self.skip), Absent(), 0

@@ -1,4 +1,4 @@
-"""From strings to row numbers: counted vocabularies with an out-of-vocabulary id, or hashing."""
+"""Strings become row numbers: counted vocabularies with an out-of-vocabulary id, or hashing."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Vocabulary:
     """Local ids: 0 for what is not known, then the known values from 1 on. Empty strings may be a value.
 
     A text that is not known as it is written gets the id of the value that spells the same number, if there is one:
-    3.0 that of 3. With `exact` it does not.
+    3.0 that of 3. It does not with `exact`.
     """
 
     values: pl.Series

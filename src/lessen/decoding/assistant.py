@@ -40,7 +40,7 @@ class Assistant:
     """Greedy drafts of a smaller model with the same vocabulary, for several sequences at once.
 
     The drafts are points, not draws, so verification is the same as for copied tokens and stays exact when sampling.
-    After the drafts have stopped paying they are tried again after 32, 64, 128 ... tokens.
+    Drafts that have stopped paying are tried again after 32, 64, 128 ... tokens.
 
     Raises:
         InputError: the vocabularies differ, or the model cannot be used for decoding.

@@ -59,8 +59,8 @@ def measure_costs(
     """Time `run(k)` for every size, interleaved, and keep the quickest of `repeats` (at least one; see the limit).
 
     Other work on the machine only ever adds time, so the quickest call is the one that measures the model. The default
-    clock counts processor time, which waiting for a busy machine does not distort; only ratios matter to a plan. For
-    a model on another device pass a clock that waits for it. Where one pass takes long, only powers of two are timed.
+    clock counts processor time, which waiting for a busy machine does not distort; only ratios matter to a plan. Pass a
+    clock that waits for another device if the model is on one. Only powers of two are timed where one pass takes long.
     """
     begun = clock()
     run(sizes[0])

@@ -54,7 +54,7 @@ class Completion:
 class Decoder:
     """Decodes with a Hugging Face causal language model, faster where text repeats, with the output of plain decoding.
 
-    In float32 the greedy output is that of `model.generate`, token for token, up to near ties within float rounding;
+    The greedy output in float32 is that of `model.generate`, token for token, up to near ties within float rounding;
     sampled output follows the same law, and for one sequence is the same draw under the same seed. Earlier texts are
     remembered as copy sources for later calls: they change the speed, never the output. One difference is said: where
     `generate` goes on beyond the positions a model was made for, decoding stops with finish "context".

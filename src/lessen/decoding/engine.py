@@ -33,7 +33,7 @@ _CUTTABLE = {"full_attention", "sliding_attention", "chunked_attention"}
 class SingleEngine:
     """Runs each sequence by itself through the model's own attention and dynamic cache.
 
-    For models that build their attention bias themselves (Bloom, MPT ...): exact, without the gain of batches.
+    It is for models that build their attention bias themselves (Bloom, MPT ...): exact, without the gain of batches.
     """
 
     batched = False

@@ -2,8 +2,8 @@
 
 Windows and switches are often thousands of places wide. So a view of the model, with the same weights, is given a
 configuration in which they are a few places wide, and both decode that view: the code of the class is exercised, on
-its own configuration, at the cost of a few short passes. Where narrowing changes nothing in the model's own logits the
-number is held elsewhere too, and the probe runs at full width, or refuses where that is long.
+its own configuration, at the cost of a few short passes. The number is held elsewhere too where narrowing changes
+nothing in the model's own logits; then the probe runs at full width, or refuses where that is long.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ def _filled(model: Any, settings: Settings, shown: Shown) -> Any:
 
 @dataclass(frozen=True)
 class _Stops:
-    """When a row ends: its greatest length (padding included), end tokens, stop strings, the caller's own criteria."""
+    """What ends a row: its greatest length (padding included), end tokens, stop strings, the caller's own criteria."""
 
     limit: int
     eos: frozenset[int]
@@ -263,7 +263,7 @@ def check_prompts(model: Any, prompts: Sequence[Sequence[int]]) -> list[list[int
 def rows_of(input_ids: Any, attention_mask: Any, pad: int, eos: frozenset[int]) -> list[tuple[list[int], Shown]]:
     """Return, for each row of a (batch, length) tensor, its token ids without padding, and the row as it is shown.
 
-    Without a mask every pad token counts as padding unless it also ends sequences, as in transformers.
+    Every pad token counts as padding without a mask, unless it also ends sequences, as in transformers.
 
     Raises:
         InputError: no tensor (batch, length) of integers, or a mask of another shape.

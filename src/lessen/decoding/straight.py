@@ -1,7 +1,7 @@
 """The layers of Llama-type models as straight lines of tensor operations, without the host's Python in between.
 
 A host's forward spends time beside the arithmetic: modules in modules, decorators, norms of seven operations, rotations
-of queries and keys apart. With few rows that is a tenth of a pass in float32 on a model of 135 M parameters, and more
+of queries and keys apart. That is a tenth of a pass with few rows in float32 on a model of 135 M parameters, and more
 where weights are few bits. Here a block is about twenty operations:
 
     x ─ norm ─ q k v ─ rotate q and k together ─ write k v ─ attend ─ o ─ + x ─ norm ─ act(gate) * up ─ down ─ +

@@ -24,7 +24,7 @@ from lessen.errors import InputError
 
 @dataclass(frozen=True)
 class Switch:
-    """From position `place` on a pass uses other frequencies; `recompute`: keys of earlier positions are made anew."""
+    """A pass uses other frequencies from position `place` on; `recompute`: keys of earlier positions are made anew."""
 
     place: int
     recompute: bool

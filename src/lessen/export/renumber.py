@@ -202,7 +202,7 @@ def _copy_state(made: nn.Module, model: nn.Module, tables: dict[str, Any]) -> No
 def take_maps_out(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
     """Return a copy of `model` whose pruned tables are plain embeddings, and by path the new id of each old id.
 
-    With ids mapped by `new[old]` the copy gives the same outputs bit for bit. Dropped ids share the last row of the
+    The copy gives the same outputs bit for bit with ids mapped by `new[old]`. Dropped ids share the last row of the
     table; padding keeps its id. Each map is int32 [old rows] and belongs into preprocessing.
 
     Raises:

@@ -1,4 +1,4 @@
-"""When may a study stop before its last seed? Verdicts looked at several times, and still right as often as promised.
+"""The seed at which a study may stop: verdicts looked at several times, and still right as often as promised.
 
 Looking after every seed and stopping at the first verdict would be wrong too often. The looks before the last share one
 false verdict in a hundred (a group-sequential design of constant early levels, after Haybittle and Peto): with K seeds

@@ -93,7 +93,7 @@ class Gaps:
 def gaps(expected: Floats, seen: Array, weights: Floats) -> Gaps:
     """Return the gaps between what was expected and seen [units], under each row of weights [rows, units].
 
-    Of fewer weights than units each holds for a group of units, to which they are dealt in turn.
+    Each weight holds for a group of units where there are fewer weights than units; units are dealt to them in turn.
     """
     order = np.argsort(expected, kind="stable")
     place = np.empty(len(expected), np.intp)

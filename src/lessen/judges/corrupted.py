@@ -1,7 +1,7 @@
 """The judge `corrupted`: is a classifier as sure-footed on noisy inputs as its reference?
 
-For every test example of a task: answer right on the input with noise, and on noise alone. The second is the
-counterfactual control: a model that is right there answers from the data's habits, not from the input.
+Every test example of a task gives two values: answer right on the input with noise, and on noise alone. The second is
+the counterfactual control: a model that is right there answers from the data's habits, not from the input.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     n = sum L_i + ridge / kappa        k = sum L_i + k kappa / gamma        L_i = lambda_i / (lambda_i + gamma)
 
-From eigenvalues of the features' covariance and the target's coefficients it gives the test error of k random features
-fitted on n examples. With the ridge tuned, more width never hurts: what a cut of width costs beyond this is the cut's.
+It gives the test error of k random features fitted on n examples, from eigenvalues of the features' covariance and the
+target's coefficients. More width never hurts with the ridge tuned: what a cut of width costs beyond this is the cut's.
 """
 
 from __future__ import annotations

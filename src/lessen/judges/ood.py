@@ -96,7 +96,7 @@ class LearnedTemperature(nn.Module):
 def odin(score: Callable[[Any], Tensor], inputs: Tensor, temperature: float, step: float) -> Tensor:
     """Return the largest softmax chance at `temperature` of inputs moved one step towards their own answer, [n].
 
-    Where the model gives no gradient (integer kernels), the inputs are left where they are.
+    The inputs are left where they are if the model gives no gradient (integer kernels).
     """
     moved = inputs
     with torch.enable_grad():

@@ -2,7 +2,7 @@
 
 Units are put into five bins by how often their id (or their class) occurs in the train split: never, 1 to 4, 5 to 19,
 20 to 99 times, and more. Hashing, pruning of rows and low rank save on the rare; their mean over a test set full of
-frequent ids stays. Without a train split that can be counted, classes are ranked by their share of the test split.
+frequent ids stays. Classes are ranked by their share of the test split where no train split can be counted.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The suite `representation`: which known features own the variance inside, and which does the next cut erase first?
 
 Compressors that keep variance keep what is easy: a hard feature may be answered as well as an easy one and take a
-tenth of the variance (Lampinen et al., arXiv 2405.05847). For each feature f that the data name: the share of the last
-layer's variance that a linear map of f explains on held-out inputs (pooled R2, encoding direction), and what the
-compact model's last layer still tells of it by a linear probe. A feature whose variance is below the noise that
-compression added is in danger: the next cut erases it first.
+tenth of the variance (Lampinen et al., arXiv 2405.05847). Each feature f that the data name has two numbers: the share
+of the last layer's variance that a linear map of f explains on held-out inputs (pooled R2, encoding direction), and
+what the compact model's last layer still tells of it by a linear probe. A feature whose variance is below the noise
+that compression added is in danger: the next cut erases it first.
 
 Features come from the task: `slices(split)`, the classes, or `features(split)` of a task of your own.
 """

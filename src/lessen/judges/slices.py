@@ -1,6 +1,6 @@
 """The suite `slices`: which parts of the test set lose more than the rest, after looking at all of them?
 
-For every slice the paired loss of its units is compared with that of all others. Of hundreds of slices some look bad by
+The paired loss of every slice's units is compared with that of all others. Some of hundreds of slices look bad by
 chance: the critical value is that of the largest of all their t statistics when the losses are dealt to the units at
 random (Westfall and Young, "Resampling-Based Multiple Testing", 1993), so that one false alarm in twenty report cards
 is the most there is, however many slices are looked at and however they overlap. The same value widens the intervals.

@@ -1,8 +1,8 @@
 """Pictures and texts as vectors of one space: the task's own encoders, or a Hugging Face model with two towers.
 
 A task of your own gives `encode_images(model, pictures)` and `encode_texts(model, texts)`: pictures float32
-[n, 3, side, side] from 0 to 1, vectors [n, width]. Of a Hugging Face model `get_image_features` and `get_text_features`
-are called, with the tokenizer and the normalisation of its folder.
+[n, 3, side, side] from 0 to 1, vectors [n, width]. A Hugging Face model has its `get_image_features` and
+`get_text_features` called, with the tokenizer and the normalisation of its folder.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The last layer of both models is taken for the features of a ridge regression on the classes. Test error is measured
 with the ridge that suits the uncompressed features and with one tuned anew, and compared with what as many random
-features would have (`judges/law.py`). Above the law the compact features are worse than a random choice of the
-uncompressed ones; what the old ridge costs beside the new one is lost by not tuning the head again.
+features would have (`judges/law.py`). The compact features are worse than a random choice of the uncompressed ones if
+their error is above the law; what the old ridge costs beside the new one is lost by not tuning the head again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where the report cards of a study lie: <study>/cards/<recipe>-<seed>/card.html, linked from its frontier page."""
+"""The places of a study's report cards: <study>/cards/<recipe>-<seed>/card.html, linked from its frontier page."""
 
 from __future__ import annotations
 

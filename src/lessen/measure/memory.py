@@ -1,6 +1,6 @@
 """Memory that is held, not estimated: distinct tensor storages, and the peak of a fresh process that loads and runs.
 
-`PeakMeter` keeps one child process that has imported torch and nothing that starts threads. For each artifact it forks
+`PeakMeter` keeps one child process that has imported torch and nothing that starts threads. It forks for each artifact
 while it has a single thread; the fork builds the task, forgets its high-water mark, loads the artifact, runs its probe,
 serves it and reports the new mark, so that one measurement never inherits the memory of another. A process that has
 threads must not fork (a lock that one of them holds stays locked for ever): it starts a fresh one instead.

@@ -1,4 +1,4 @@
-"""Where the bytes of a model are, how often its table rows are read, and a forecast of what each method would leave.
+"""The places of a model's bytes, how often its table rows are read, and a forecast of what each method would leave.
 
 Methods that need no training are tried on a copy; of table methods that train, the untrained compact tables are built
 and weighed.
@@ -171,8 +171,8 @@ def profile(model: nn.Module, task: Task | None = None) -> Profile:
     """Return where the bytes of `model` are and what each method would leave; the model is not changed.
 
     Args:
-        task: gives the batches on which the reads of each table row are counted. Without one, tables and bytes are
-            listed, methods that need data have no forecast, and rows count as read evenly.
+        task: gives the batches on which the reads of each table row are counted. Tables and bytes are listed without
+            one, but methods that need data have no forecast, and rows count as read evenly.
     """
     judge = task or NoTask()
     total = state_bytes(model)

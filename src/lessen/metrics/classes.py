@@ -18,7 +18,7 @@ class TopAccuracy(MeanMetric):
     name = "top"
 
     def __init__(self, k: int) -> None:
-        """Count an answer as right within the first `k`. Of equal scores the lower class comes first."""
+        """Count an answer as right within the first `k`. The lower of two classes with equal scores comes first."""
         self.k, self.name, self.title = k, f"top@{k}", f"top-{k} accuracy"
 
     def each(self, outcomes: Outcomes) -> Floats:

@@ -5,9 +5,10 @@ model a right    same      lost         flips = lost + gained: right to wrong, a
         wrong   gained     same         net loss = (lost - gained) / n
 
 The interval of a share is Clopper and Pearson's (Biometrika 26, 1934), but for no flip at all it ends at 3 / n, not at
-3.69 / n: all of the 5 % is spent on the side that exists. Where that would leave true shares just above 3 / n with less
-than 95 %, lower ends are moved down to 3 / n, so that the family as a whole keeps its promise (`exact_interval`). The
-interval of a net loss inverts the score test of Tango (Statistics in Medicine 17, 1998), with a guard for few flips.
+3.69 / n: all of the 5 % is spent on the side that exists. Lower ends are moved down to 3 / n where that would leave
+true shares just above 3 / n with less than 95 %, so that the family as a whole keeps its promise (`exact_interval`).
+The interval of a net loss inverts the score test of Tango (Statistics in Medicine 17, 1998), with a guard for few
+flips.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ Ends = tuple[float | None, float | None]
 
 @dataclass(frozen=True)
 class ErrorParts:
-    """Where the error of a mean over seeds comes from, each as a variance in the metric's unit squared."""
+    """The sources of the error of a mean over seeds, each as a variance in the metric's unit squared."""
 
     groups: int
     alone: float
@@ -180,7 +180,8 @@ def _half(examples: float, spread: float, freedom: int) -> float:
 def _lump(effects: Floats) -> tuple[float, float]:
     """Return the size of one typical lump in the effects of units, and how one-sided they are, from -1 to 1.
 
-    For b answers gained and c lost of n: 1 / n and (b - c) / (b + c). For many small effects the size is negligible.
+    They are 1 / n and (b - c) / (b + c) for b answers gained and c lost of n. The size is negligible for many small
+    effects.
     """
     square = float((effects**2).sum())
     if square <= 0.0:

@@ -17,7 +17,7 @@ from lessen.metrics.retrieval import Recall
 def nearest(queries: Tensor, batches: Iterable[Tensor], k: int) -> tuple[Tensor, Tensor]:
     """Return scores [Q, k] and numbers int64 [Q, k] of the best rows of all batches, float [n, dim], by products.
 
-    Of equal scores the earlier row comes first. Fewer than k columns come back where there are fewer rows.
+    The earlier of two rows with equal scores comes first. Fewer than k columns come back where there are fewer rows.
     """
     scores, numbers, first = torch.zeros(len(queries), 0), torch.zeros(len(queries), 0, dtype=torch.int64), 0
     for batch in batches:

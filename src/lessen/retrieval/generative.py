@@ -6,7 +6,7 @@ query --encoder, once--> states;  each path, forced --decoder, once--> its cache
 Source: Lee et al., Findings of ACL 2026, arXiv 2411.05572. Differences: the encoder and the forced path run once and
 are shared by all beams, which changes no score; where the trie leaves one token it is taken without choosing; scores
 are sums of log-probabilities of the id, to which the path's may be added (`with_path`; the published code does not).
-With as many beams as documents the search is exact.
+The search is exact with as many beams as documents.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 keywords --mean of unit vectors--> query --> the nearest documents --> their mean is the topic --> cosines with all
 
-Source: Schopf, Braun and Matthes, WEBIST 2021. Vectors come from outside: any encoder's, or an index's. With the
-published defaults a topic is the mean of ONE document, because the threshold equals the best score; here at least ten
-are taken unless it is said otherwise.
+Source: Schopf, Braun and Matthes, WEBIST 2021. Vectors come from outside: any encoder's, or an index's. A topic is the
+mean of ONE document with the published defaults, because the threshold equals the best score; here at least ten are
+taken unless it is said otherwise.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ KEY = "space"
 def load(path: Path, log: Log = SILENT) -> tuple[Study, Space]:
     """Read a search file. Recipes in it are those that the search has to beat.
 
-    Without any, the recipe that takes the first step of every slot is tried first.
+    The recipe that takes the first step of every slot is tried first where there are none.
 
     Raises:
         ConfigError: names file, key and what is allowed.

@@ -19,7 +19,7 @@ MISSED = 1e6
 class Goal:
     """A budget on one cost and on the first metric; either line may be absent, not both.
 
-    With a line on the metric the cheapest point within it is sought; with a line on the cost alone, the best one.
+    The cheapest point is sought within a line on the metric; the best one within a line on the cost alone.
     """
 
     cost: str

@@ -14,8 +14,8 @@ PENALTIES = np.logspace(-3, 3, 10)
 def fit_ridge(features: Floats, labels: NDArray[np.int64], classes: int) -> tuple[Floats, Floats, float]:
     """Return (weights [p, classes], bias [classes], penalty) for targets +1 and -1.
 
-    Columns are standardised inside and the scaling is folded into the weights. For residual r and leverage h (1/n for
-    the intercept included) the leave-one-out residual is r / (1 - h).
+    Columns are standardised inside and the scaling is folded into the weights. The leave-one-out residual is
+    r / (1 - h) for residual r and leverage h (1/n for the intercept included).
     """
     mean, spread = features.mean(axis=0), features.std(axis=0)
     scale = np.where(spread > 0, spread, 1.0)

@@ -11,8 +11,8 @@ def clustered(weight: Tensor, clusters: int, steps: int) -> tuple[Tensor, Tensor
     """Return (indices int64 of the weight's shape, codebook float32 [clusters], rising where zero is not pinned).
 
     Values start equally spaced from the smallest to the largest and move to the mean of their members, at most `steps`
-    times; one without members stays. Where weights are exactly 0, value 0 is theirs and never moves, and no other
-    weight takes it: a sparse matrix keeps its zeros.
+    times; one without members stays. Value 0 belongs to weights that are exactly 0, if there are any; then it never
+    moves, and no other weight takes it: a sparse matrix keeps its zeros.
     """
     flat = weight.detach().float().reshape(-1)
     zeros = flat == 0
@@ -46,7 +46,7 @@ def nearest(values: Tensor, book: Tensor) -> Tensor:
 class Shared(nn.Module):
     """A weight that is `codebook[indices]`: the slope of a value is the sum of the slopes of its members.
 
-    With `pinned`, value 0 is zero and stays so.
+    Value 0 is zero with `pinned` and stays so.
     """
 
     indices: Tensor

@@ -31,7 +31,7 @@ class Fixed(nn.Module):
 class Fading(nn.Module):
     """W * (M + (1 - M) D): the N largest of every M count whole, the others D; the mask is made anew at each call.
 
-    In eval mode it is what is exported: the last pattern, D = 0. A weight whose columns the pattern of the day does not
+    It is what is exported in eval mode: the last pattern, D = 0. A weight whose columns the pattern of the day does not
     divide takes the last one.
 
     Args:

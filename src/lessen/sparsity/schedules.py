@@ -29,7 +29,7 @@ FRAMES = 4
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training of `steps` steps stands after some of them.
+    """The point that a training of `steps` steps has reached after some of them.
 
     Attributes:
         dense, fine: shares of the steps before anything is removed, and with the pattern as it is exported.

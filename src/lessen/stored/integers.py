@@ -1,7 +1,7 @@
 """Products of int8 codes that are multiplied from as they are stored, in torch.
 
-With VNNI `torch._int_mm` multiplies by blocks. Without, it is a plain loop that took 7 to 28 times as long as float32;
-there whole numbers are multiplied in float32, which takes 1.2 to 2.5 times as long, decoded a block at a time.
+`torch._int_mm` multiplies by blocks with VNNI. It is a plain loop without VNNI, which took 7 to 28 times as long as
+float32; there whole numbers are multiplied in float32, which takes 1.2 to 2.5 times as long, decoded a block at a time.
 Both give the same integers: sums of 1024 products of int8 are at most 2**24, which float32 holds exactly.
 """
 
@@ -22,7 +22,7 @@ DECODED = 1 << 20
 def blocked() -> bool:
     """Tell whether torch multiplies int8 by blocks here and sums in int32, which takes VNNI.
 
-    Without it torch's fused layers add pairs in int16, which overflow silently unless activations keep to 7 bits.
+    torch's fused layers without it add pairs in int16, which overflow silently unless activations keep to 7 bits.
     """
     supported = getattr(torch.cpu, "_is_vnni_supported", None)
     return supported is None or bool(supported())

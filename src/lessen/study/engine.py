@@ -1,4 +1,4 @@
-"""Where the jobs of a study run: in this process, in spawned processes, or on a Ray cluster.
+"""The places where the jobs of a study run: in this process, in spawned processes, or on a Ray cluster.
 
 A job is a top-level function of one picklable item. Every engine gives the same results, because a job sets its own
 thread count and draws randomness only from the seed in its item; engines decide place and order, nothing else.

@@ -61,7 +61,7 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class StudyResult:
-    """Where a study lies and what it measured, in the order of the study."""
+    """The folder of a study and what it measured, in the order of the study."""
 
     out: Path
     records: list[Values]

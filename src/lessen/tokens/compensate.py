@@ -3,7 +3,7 @@
     q <- W_q x + scale * U_q (mu * (D_q x)),  v likewise,  mu = M(target) - M(source) in {-1, 0, 1}
 
 M(r) is 1 on the last k*r of the G*k coordinates, so going from source to target adds the updates of the gaps between
-them and going back subtracts them. At run time the branch is folded into the weights and costs nothing.
+them and going back subtracts them. The branch is folded into the weights at run time and costs nothing.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Limits:
     def even(self, like: RankMerge, last: bool = True) -> RankMerge:
         """Return the gentlest schedule that merges evenly in all blocks; where one runs out of pairs, others give more.
 
-        With `last`, the last block prunes all it may instead: after it only the class token is read.
+        `last` makes the last block prune all it may instead: after it only the class token is read.
         """
         spared, blocks = (0,) * self.first, self.shape.depth - last - self.first
         drops = (0,) * (self.shape.depth - 1) + (self.shape.tokens if last else 0,)

@@ -153,8 +153,8 @@ def reduce_tokens(
     """Put `reducer` into the only tower of `model`, in place.
 
     Args:
-        restore: give whoever reads the tower, after any block, one token for each input token (unmerge). By default
-            this is done where something reads all patches: feature maps, mean pooling, attention pooling (SigLIP).
+        restore: give whoever reads the tower, after any block, one token for each input token (unmerge). This is done
+            by default where something reads all patches: feature maps, mean pooling, attention pooling (SigLIP).
         tokens: input tokens of the tower, to check the schedule before the first run; without, the first run does.
         example: inputs of the model (a tensor, or keyword arguments). Each block is tried on random tokens in any
             case; with an example the whole model is run too, and must equal the unpatched model bit for bit.

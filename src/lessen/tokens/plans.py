@@ -113,8 +113,8 @@ def rank_and_merge(scores: Tensor, hidden: Tensor, pruned: int, merged: int, pro
     """Sort by score, prune to `pruned` tokens, and merge those ranked beyond `merged` into the similar head token.
 
     This is DiffRate's step (arXiv 2305.17997): features become the plain mean of a group, sizes are summed after
-    multiplying each merged one by its cosine. Where its code lets a negative cosine drive a size below 1, here the
-    factor is clamped to [0, 1]; sizes are counts and carry no gradient.
+    multiplying each merged one by its cosine. The factor is clamped to [0, 1] here, where its code lets a negative
+    cosine drive a size below 1; sizes are counts and carry no gradient.
 
     Args:
         scores: [B,N]; hidden: [B,N,C], the features that are compared; counts include the protected tokens.

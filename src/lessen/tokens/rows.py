@@ -117,7 +117,7 @@ def take(x: Tensor, index: Tensor) -> Tensor:
 def combine(x: Tensor, row: Tensor, weight: Tensor, kept: int, drops: bool) -> Tensor:
     """Return sum of weight * x over each output: x [B,N,C], row and weight [B,N], result [B,kept,C] in x's dtype.
 
-    In eager mode on a CPU one `embedding_bag` over the sorted map reads x once and writes the result once; elsewhere,
+    One `embedding_bag` over the sorted map reads x once and writes the result once in eager mode on a CPU; elsewhere,
     and when the model is compiled or exported, a scatter is used.
     """
     bins = kept + 1 if drops else kept

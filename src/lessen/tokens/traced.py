@@ -57,7 +57,7 @@ class MaskWatch:
 def watch_masks(model: nn.Module, owner: nn.Module, asked: Asked) -> list[Any]:
     """Watch the modules from `model` to the owner of the blocks if one of them takes a mask; return the handles.
 
-    Where none does, nobody can ask for anything to be hidden, and nothing needs to be watched.
+    Nobody can ask for anything to be hidden where none does, and then nothing needs to be watched.
     """
     around = [m for m in model.modules() if any(inner is owner for inner in m.modules())]
     if not any(_is_mask(name) for m in around for name in _arguments(m)):

@@ -25,8 +25,8 @@ def trainable_tables(model: nn.Module) -> list[Table]:
 def let_sparse(table: Table) -> Callable[[], None]:
     """Let a table give sparse gradients; returns what undoes that.
 
-    torch takes padding out of a sparse gradient by copying it. Where the table's forward is torch's own, the one row of
-    padding is set to zero instead, after equal rows are summed.
+    torch takes padding out of a sparse gradient by copying it. The one row of padding is set to zero instead where the
+    table's forward is torch's own, after equal rows are summed.
     """
     sparse, padding = table.sparse, table.padding_idx
     table.sparse = True

@@ -188,7 +188,7 @@ class Run:
 
     # -- between epochs -----------------------------------------------------------------------------------------
     def judge(self, score: float | None, mean_loss: float, began: float) -> None:
-        """Close the epoch: keep the best weights, or note a miss. Without a score, keep nothing and miss nothing."""
+        """Close the epoch: keep the best weights, or note a miss. Keep nothing and miss nothing without a score."""
         self.epoch += 1
         rate = self.schedule.rate(self.step - 1)
         if score is not None:

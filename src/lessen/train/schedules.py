@@ -6,8 +6,8 @@
          +-----/------------`-> step
            warmup_steps
 
-With t steps of the fall done and T in all, `cosine` is low + (high - low) (1 + cos(pi t / T)) / 2 (SGDR, arXiv
-1608.03983) and `linear` low + (high - low) (T - t) / T. Step s of the warm-up, counted from 0, has the part
+`cosine` is low + (high - low) (1 + cos(pi t / T)) / 2 (SGDR, arXiv 1608.03983) and `linear` low + (high - low)
+(T - t) / T, with t steps of the fall done and T in all. Step s of the warm-up, counted from 0, has the part
 (s + 1) / warmup_steps; where `decay_steps` reaches into the warm-up, the lower of the two counts.
 """
 

@@ -27,7 +27,7 @@ _TOGETHER = 4
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a row stands while lines are written: numbers of `PLACE`, each an i64."""
+    """The place of a row while lines are written: numbers of `PLACE`, each an i64."""
 
     position: str
     index: str

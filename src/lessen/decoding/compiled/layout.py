@@ -52,7 +52,7 @@ class Codes:
 
     @property
     def offsets(self) -> list[int]:
-        """Where codes, scales and minimums of keys, then of values, start in a record."""
+        """The starts of codes, scales and minimums of keys, then of values, in a record."""
         codes, keys, values = self.group * self.width // self.fields, 2 * self.width, 2 * self.runs * self.group
         found = [0]
         for size in (codes, keys, keys, codes, values):

@@ -1,4 +1,4 @@
-"""For every document the best product of each query token with its tokens, in int8: one pass, nothing kept but maxima.
+"""The best product of each query token with every document's tokens, in int8: one pass, nothing kept but maxima.
 
 queries  uint8 [blocks, dim / 4, planes, vectors, lanes, 4]   query tokens side by side, four numbers of each; the
                                                       second plane, if any, holds what rounding left of the first

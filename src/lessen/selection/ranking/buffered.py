@@ -1,6 +1,6 @@
 """OutRank's own protocol: consecutive buffers in file order, the shifted score in each, the median over buffers.
 
-For comparison with OutRank only. It inherits the traps that `rank` avoids: rows sorted by label hide every signal
+It is for comparison with OutRank only. It inherits the traps that `rank` avoids: rows sorted by label hide every signal
 inside a buffer, and a value can be judged only by the rows of one buffer. outrank 0.97.5 passes the label where its
 estimator expects the feature, so rows are shifted by the counts of the label; so does this.
 """

@@ -1,6 +1,6 @@
 """Compiled lookups: the rows of a stored table read, decoded and summed in one pass, made for its layout and width.
 
-With the extra `kernels` (llvmlite) large lookups on Linux CPUs take this way; every other call takes torch's operators
+Large lookups on Linux CPUs take this way with the extra `kernels` (llvmlite); every other call takes torch's operators
 and gives the same rows. Nothing is compiled or imported before the first large lookup.
 
 ids, offsets, weights --> pooling (bags over threads) --> source (rows of one layout) --> float32 [bags, dim]

@@ -1,4 +1,4 @@
-"""When a linear layer's forward runs as a kernel, and the panels that it then holds beside its stored form."""
+"""The cases where a linear layer's forward is a kernel, and the panels that it then holds beside its stored form."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class Activations:
 class Operand:
     """Weights [out, in] as panels, made once; `bias` float32 [out] or none.
 
-    `across`: activations have one step a row, in place of one a block. Where the product is of floats they have none.
+    `across`: activations have one step a row, in place of one a block. They have none where the product is of floats.
     """
 
     product: Product

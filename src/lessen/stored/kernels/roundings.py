@@ -4,7 +4,7 @@
     code = x * (127 / largest |x|), to the nearest whole number, ties to even
 
 A block whose largest is below 1e-30 has codes 0. NaN or infinity in a row makes its step, and so its outputs, NaN or
-infinite. Beside the codes a block gets what products start with: offset * (sum of codes), int32, and step * (sum of
+infinite. A block gets, beside the codes, what products start with: offset * (sum of codes), int32, and step * (sum of
 codes), float32. Rows that are `kept` are copied as they are into blocks that are filled up; beside them a block gets
 the sum of its inputs.
 """

@@ -1,4 +1,4 @@
-"""Where a kernel finds the row of an id: each kind of source writes the lines that read it.
+"""The place where a kernel finds the row of an id: each kind of source writes the lines that read it.
 
 The rows themselves are in `rows`; here are what every source must tell and the sources that hold others.
 """

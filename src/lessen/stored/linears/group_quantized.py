@@ -29,13 +29,13 @@ class GroupQuantizedLinear(DecodedLinear):
     fp16 [out, groups] unless symmetric, `bias` float32 [out] or none. Values are those of `GroupGrid`.
 
     `activations`:
-        "float"  inputs stay as they come. With the extra `kernels` (llvmlite) codes are widened to float32 as they meet
-                 inputs, on Linux CPUs, from panels made at the first forward (`packed_bytes` of memory, never saved);
-                 elsewhere a forward decodes some outputs at a time to the input's type (see `DecodedLinear`).
+        "float"  inputs stay as they come. Codes are widened to float32 as they meet inputs, with the extra `kernels`
+                 (llvmlite) on Linux CPUs, from panels made at the first forward (`packed_bytes` of memory, never
+                 saved); elsewhere a forward decodes some outputs at a time to the input's type (see `DecodedLinear`).
         "int8"   inputs are rounded to int8 with a step for each group of each row (pieces of 128 of a group beyond
                  256), so that products are of integers, compiled in the same way; elsewhere inputs are rounded alike
-                 and multiplied as decoded, which gives the same up to the order of float sums. Where a gradient with
-                 respect to the input is asked for, inputs are not rounded.
+                 and multiplied as decoded, which gives the same up to the order of float sums. Inputs are not rounded
+                 where a gradient with respect to the input is asked for.
     """
 
     kind = "group-quantized-linear"

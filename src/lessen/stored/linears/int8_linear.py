@@ -28,14 +28,14 @@ class Int8Linear(StoredModule):
 
     `activations`:
         "row"     each example has its own scale: an example's output does not depend on its batch. Products are of the
-                  codes as they are stored (`stored.integers`). Where torch has no quick one for int8, which is
-                  without VNNI, the extra `kernels` multiplies from a second copy of the codes, in an order of its own
-                  and in 0.7 of the time (median of 30 sizes); with VNNI that copy gains next to nothing and is not
-                  made. All multiply the same integers.
+                  codes as they are stored (`stored.integers`). The extra `kernels`, where torch has no quick one for
+                  int8, which is without VNNI, multiplies from a second copy of the codes, in an order of its own and in
+                  0.7 of the time (median of 30 sizes); with VNNI that copy gains next to nothing and is not made. All
+                  multiply the same integers.
         "tensor"  one scale for the batch, torch's fused `linear_dynamic`: faster, coarser (7 bits on processors
                   without VNNI), and the output of an example moves slightly with its batch.
-    What kernels and "tensor" multiply from is made at first use and never saved. Where a gradient with respect to
-    the input is asked for, the dequantised weight is used.
+    What kernels and "tensor" multiply from is made at first use and never saved. The dequantised weight is used where a
+    gradient with respect to the input is asked for.
     """
 
     kind = "int8-linear"

@@ -37,10 +37,10 @@ class SparseLinear(DecodedLinear):
 
     `activations`:
         "float"   inputs as they come; the weight is decoded where it is multiplied. Bytes are saved, time is not.
-        "int8"    inputs rounded to int8, a scale a row, as `Int8Linear` does; for int8 values only. With the extra
-                  `kernels` and AVX-512 VBMI2 products are of the packed values (`kernels.sparse_products`), else of
-                  decoded codes. Both give what an `Int8Linear` of the same codes gives, bit for bit.
-    Where a gradient with respect to the input is asked for, the decoded weight is used.
+        "int8"    inputs rounded to int8, a scale a row, as `Int8Linear` does; for int8 values only. Products are of the
+                  packed values with the extra `kernels` and AVX-512 VBMI2 (`kernels.sparse_products`), else of decoded
+                  codes. Both give what an `Int8Linear` of the same codes gives, bit for bit.
+    The decoded weight is used where a gradient with respect to the input is asked for.
     """
 
     kind = "sparse-linear"

@@ -23,8 +23,7 @@ class BitmapEmbedding(StoredEmbedding):
     """State: `values` float32 [kept], `words` int64 and `ranks` int32 [ceil(rows * dim / 64)] (see `ranked_bits`).
 
     A kept value costs 4 bytes and every place 1.5 bits. Compressed rows cost 5 bytes a value and 4 a row, so at 16
-    columns this form is smaller at every density. Without the
-    extra `kernels` lookups gather one value for every place.
+    columns this form is smaller at every density. Lookups gather one value for every place without the extra `kernels`.
     """
 
     kind = "bitmap-embedding"

@@ -98,7 +98,7 @@ class HashedEmbedding(StoredEmbedding):
     def _geometry(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return ids inside their block [*], buckets and first bucket [*, 1], constants [*, k, 4], int64.
 
-        With one block the last three have one row that stands for all ids.
+        The last three have one row that stands for all ids if there is one block.
         """
         sizes = torch.tensor(self.buckets, device=ids.device)
         if len(self.blocks) == 1:

@@ -15,7 +15,7 @@ from lessen.stored.tables.embedding import StoredEmbedding, TableShape, inner_ta
 
 
 class Places(NamedTuple):
-    """Where ids lie, int64 [*] each: block, id within the block, id among the computed rows."""
+    """The places of ids, int64 [*] each: block, id within the block, id among the computed rows."""
 
     block: Tensor
     own: Tensor

@@ -95,8 +95,8 @@ class TieredEmbedding(StoredEmbedding):
     def _find(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Return whether each flat id is hot, bool [n], and its place among the hot ids, int64 [n] (0 if it is not).
 
-        A bit for each id and a running count for each 64 ids answer without a search. Where a table of few rows is
-        declared over so many ids that the bits would be most of its memory, the list is searched.
+        A bit for each id and a running count for each 64 ids answer without a search. The list is searched where a
+        table of few rows is declared over so many ids that the bits would be most of its memory.
         """
         if not self._indexed():
             place = torch.searchsorted(self.hot_ids, flat.clamp(max=2**31 - 1).to(torch.int32))

@@ -1,6 +1,6 @@
 """Vectors of 1, 2 or 4 bits a number: turned at random, rounded to odd levels, and scored without bias.
 
-After a random turn the numbers of a vector are nearly normal, whatever the vector was, so that one grid of levels
+The numbers of a vector are nearly normal after a random turn, whatever the vector was, so that one grid of levels
 ..., -3, -1, 1, 3, ... serves all of them. With the levels l of the turned rest r of v around the centre c,
 
     <q, v>  is estimated by  <q, c> + (|r|^2 / <r, l>) <turned q, l>,

@@ -1,6 +1,6 @@
 """The task `agreement`: how far a compact host model answers as the uncompressed one does, on made-up inputs.
 
-For models that come without data. It says nothing about quality: a model may agree on noise and fail on pictures.
+It is for models that come without data. It says nothing about quality: a model may agree on noise and fail on pictures.
 """
 
 from __future__ import annotations

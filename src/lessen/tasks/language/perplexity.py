@@ -56,8 +56,8 @@ class LanguageTask(Task):
     """Predict the next token of documents; inputs are `input_ids` and `attention_mask`, int64 [B,T].
 
     Texts are tokenised with the special tokens that the model's own tokenizer adds. The first token of a document is
-    never judged. Documents longer than a window are read in windows that overlap (see `windows`). With `prefix` each
-    window, of training too, starts with the same tokens, and a document brings no special tokens of its own.
+    never judged. Documents longer than a window are read in windows that overlap (see `windows`). `prefix` makes each
+    window, of training too, start with the same tokens, and then a document brings no special tokens of its own.
     """
 
     name = "language"

@@ -132,8 +132,8 @@ class SentenceTask(Task):
 class RetrievalTask(SentenceTask):
     """Find the documents that answer a query among all documents of a collection, by the product of their vectors.
 
-    One of every five queries tests and one validates; all documents are searched by each. From a text file or the news
-    that a package ships, the first sentence of each document looks for what follows it.
+    One of every five queries tests and one validates; all documents are searched by each. The first sentence of each
+    document, from a text file or the news that a package ships, looks for what follows it.
     """
 
     name = "retrieval"

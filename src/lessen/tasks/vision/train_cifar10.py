@@ -2,7 +2,7 @@
 
 The recipe is made for a few CPU cores: bf16 autocast, Muon for the matrices of the blocks (match_rms_adamw scaling)
 and AdamW for the rest, shifts and mirrors, label smoothing, and a constant learning rate that falls linearly to 0 in
-the last `cooldown` epochs. Before the last `full` epochs only `keep_tokens` random patches of each picture are seen
+the last `cooldown` epochs. Only `keep_tokens` random patches of each picture are seen before the last `full` epochs
 (FLIP, arXiv 2212.00794; PatchDropout, arXiv 2208.07220), which nearly halves the cost of a step.
 The state is saved after each epoch; the same command continues exactly where a killed one stopped, and because the
 rate is constant before the cooldown, `--epochs` may be raised to continue a finished run from its last constant epoch.

@@ -91,7 +91,7 @@ def prune_visual_tokens(model: nn.Module, pruning: VisualPruning) -> VisualPatch
     """Leave visual tokens out of `model`, in place, while a prompt is read; later tokens see what is left.
 
     Logits of a prompt are those of the tokens that are left (`patch.last.kept` says which); the last one always is.
-    Without a cache every call starts anew and chooses again.
+    Every call starts anew and chooses again without a cache.
 
     Raises:
         NothingMatchedError: `model` sees no pictures as tokens.

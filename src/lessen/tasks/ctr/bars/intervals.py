@@ -15,8 +15,8 @@ from lessen.metrics.intervals import Z
 def auc_variance(scores: Array, targets: Array) -> float:
     """Return DeLong's variance of the AUC (Biometrics 44, 1988), by midranks (Sun and Xu, IEEE SPL 21, 2014).
 
-    With V10_i the share of negatives below positive i and V01_j the share of positives above negative j, ties half,
-    it is var(V10) / positives + var(V01) / negatives.
+    It is var(V10) / positives + var(V01) / negatives, with V10_i the share of negatives below positive i and V01_j the
+    share of positives above negative j, ties half.
 
     Raises:
         TaskError: there are fewer than two examples of a class.

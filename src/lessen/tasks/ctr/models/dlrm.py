@@ -16,9 +16,9 @@ from lessen.tasks.ctr.layers import FieldVectors, InnerProducts, mlp
 class DLRM(nn.Module):
     """y = bottom MLP(numbers); logit = top MLP([y ; <a, b> for all pairs of y, e_1 .. e_f]).
 
-    Without numeric fields there is no y, and the top MLP sees the products only. Products are in upper-triangular
-    order, row by row, y first; the official code's order is lower-triangular. With interaction "cat" the top MLP sees
-    the vectors themselves, [y ; e_1 .. e_f].
+    There is no y without numeric fields, and the top MLP sees the products only. Products are in upper-triangular
+    order, row by row, y first; the official code's order is lower-triangular. The top MLP sees the vectors themselves,
+    [y ; e_1 .. e_f], with interaction "cat".
     """
 
     def __init__(

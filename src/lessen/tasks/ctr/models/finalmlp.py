@@ -17,8 +17,8 @@ class ContextGate(nn.Module):
     """2 sigmoid(MLP(context)) for each component of the flattened vectors; contexts have a table of their own.
 
     Numeric contexts enter as value * vector, after the categorical ones.
-    Without context fields the gate is a learnt vector: the published code feeds zeros through a ReLU there, so that
-    its gate never trains.
+    The gate is a learnt vector without context fields: the published code feeds zeros through a ReLU there, so that its
+    gate never trains.
     """
 
     def __init__(self, layout: Layout, contexts: Sequence[str], dim: int, hidden: int, width: int, std: float) -> None:

@@ -86,9 +86,7 @@ class Association(Suite):
 
     def outcomes(self, model: nn.Module, split: Split = "test") -> Outcomes:  # noqa: ARG002 - the data are the suite's
         """Return, for each picture and its asked object, whether the answer is its colour or the other object's."""
-        why = self.unable(model)
-        if why:
-            raise self.refuse(why)
+        self.check_able(model)
         objects = self._objects()
         names, colours = list(objects), sorted({colour for colour, _ in objects.values()})
         texts = [w.format(object=name, colour=colour) for name in names for colour in colours for w in WORDINGS]

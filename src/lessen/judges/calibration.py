@@ -13,14 +13,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
 
 from lessen.judges.answers import Answers, read
 from lessen.judges.suite import CannotAnswer, Section, Suite, SuiteOptions, table
 from lessen.metrics import Array, Floats, Metric, Outcomes
 from lessen.metrics.base import bootstrap_weights
 from lessen.metrics.intervals import Z
-from lessen.task import Split
 
 BINS, RESAMPLES = 15, 400
 GROUPS = 5000
@@ -44,10 +42,6 @@ class Calibration(Suite):
     metrics = {"square": SquaredGap()}
     Options = SuiteOptions
     always = 5
-
-    def outcomes(self, model: nn.Module, split: Split = "test") -> Outcomes:
-        """Return the task's own outcomes."""
-        return self.task.outcomes(model, split)
 
     def compare(self, before: Outcomes, after: Outcomes) -> Section:
         """Return both errors with intervals; caught is a compact model that is proved worse calibrated."""

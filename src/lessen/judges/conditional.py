@@ -68,9 +68,7 @@ class Conditional(Suite):
 
     def outcomes(self, model: nn.Module, split: Split = "test") -> Outcomes:  # noqa: ARG002 - the data are the suite's
         """Return, for each template, the rank of the target by three queries, its margin, and the slot that won."""
-        why = self.unable(model)
-        if why:
-            raise self.refuse(why)
+        self.check_able(model)
         templates, pictures = self._templates()
         seen = towers.encode_images(model, self.task, pictures)
         texts = sorted({each["condition"] for each in templates})

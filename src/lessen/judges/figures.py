@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
-from torch import nn
 
 from lessen.errors import ConfigError, nearest
 from lessen.judges.suite import Section, Suite, SuiteOptions, difference_of, table
 from lessen.metrics import Metric, Outcomes
-from lessen.task import Split, Task
+from lessen.task import Task
 
 
 class FiguresOptions(SuiteOptions):
@@ -41,10 +40,6 @@ class Figures(Suite):
         self.metrics = {
             n: m for n, m in self.task.metrics.items() if self.options.only is None or n in self.options.only
         }
-
-    def outcomes(self, model: nn.Module, split: Split = "test") -> Outcomes:
-        """Return the task's own outcomes."""
-        return self.task.outcomes(model, split)
 
     def compare(self, before: Outcomes, after: Outcomes) -> Section:
         """Return the metrics of both models; caught is a loss of which the whole interval is a loss."""

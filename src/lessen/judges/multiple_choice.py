@@ -84,9 +84,7 @@ class MultipleChoice(Suite):
 
     def outcomes(self, model: nn.Module, split: Split = "test") -> Outcomes:  # noqa: ARG002 - the data say which
         """Return, for each question, whether the answer is right, its points, and the answer as a number."""
-        why = self.unable(model)
-        if why:
-            raise self.refuse(why)
+        self.check_able(model)
         rows = []
         with evaluated(model), torch.no_grad():
             for each in self._questions:

@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from torch import nn
 
 from lessen.judges.answers import Answers, read
 from lessen.judges.slices import CLASS
 from lessen.judges.suite import Section, Suite, SuiteOptions, spoken, table
 from lessen.metrics import ACCURACY, Array, Metric, Outcomes
 from lessen.metrics.many import mean_interval
-from lessen.task import Split
 
 EDGES = (1, 5, 20, 100)
 BINS = ("never seen", "seen 1 to 4 times", "seen 5 to 19 times", "seen 20 to 99 times", "seen 100 times and more")
@@ -32,10 +30,6 @@ class Rare(Suite):
     metrics: Mapping[str, Metric] = {"accuracy": ACCURACY}
     Options = SuiteOptions
     always = 4
-
-    def outcomes(self, model: nn.Module, split: Split = "test") -> Outcomes:
-        """Return the task's own outcomes."""
-        return self.task.outcomes(model, split)
 
     def compare(self, before: Outcomes, after: Outcomes) -> Section:
         """Return the loss in each bin; caught is a bin that loses more than the most frequent one."""

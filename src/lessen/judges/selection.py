@@ -28,9 +28,11 @@ class Selection(Judge):
 
     @classmethod
     def of(cls, task: Task) -> Selection:
-        """Return the judge of a task that was made in Python itself."""
+        """Return the judge of a task, which another process makes by its name where the task has one."""
         judge = cls.__new__(cls)
         judge._of(task)
+        if task.origin is not None or task.Options is not None:
+            judge.origin = judge.describe()
         return judge
 
     def _of(self, task: Task) -> None:

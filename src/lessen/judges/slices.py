@@ -14,14 +14,12 @@ from typing import Any
 
 import numpy as np
 from pydantic import Field
-from torch import nn
 
 from lessen.errors import ConfigError, nearest
 from lessen.judges.answers import Answers, read
 from lessen.judges.suite import Section, Suite, SuiteOptions, share, spoken, table
 from lessen.metrics import ACCURACY, Array, Floats, Metric, Outcomes
 from lessen.metrics.exact import exact_interval
-from lessen.task import Split
 
 DEALS, FEWEST, DEALT = 400, 100, 20_000_000
 """Deals of the losses to the units at random: fewer, but not below 100, where that would deal more units in all."""
@@ -53,10 +51,6 @@ class Slices(Suite):
     metrics: Mapping[str, Metric] = {"accuracy": ACCURACY}
     Options = SliceOptions
     always = 3
-
-    def outcomes(self, model: nn.Module, split: Split = "test") -> Outcomes:
-        """Return the task's own outcomes."""
-        return self.task.outcomes(model, split)
 
     def compare(self, before: Outcomes, after: Outcomes) -> Section:
         """Return the slices that lose most; caught are those that lose more than the rest.

@@ -22,7 +22,7 @@ from lessen import files
 from lessen.errors import ConfigError, TaskError
 from lessen.metrics import Array, Metric, Outcomes
 from lessen.metrics.intervals import crossed_interval
-from lessen.task import Judge, Task, TaskOptions
+from lessen.task import Judge, Split, Task, TaskOptions
 from lessen.tasks import get_task
 
 
@@ -98,9 +98,19 @@ class Suite(Judge):
             raise ConfigError(f"judge {self.name!r} needs a task: write {{name: {self.name}, task: NAME}}")
         return self._task
 
+    def outcomes(self, model: nn.Module, split: Split = "test") -> Outcomes:
+        """Return the task's own outcomes; a suite with questions of its own overrides it."""
+        return self.task.outcomes(model, split)
+
     def unable(self, model: nn.Module) -> str:  # noqa: ARG002 - for suites that need something of a model
         """Return in one line why this model cannot be asked, or an empty string; nothing long is computed."""
         return ""
+
+    def check_able(self, model: nn.Module) -> None:
+        """Refuse a model that cannot be asked. Raises CannotAnswer."""
+        why = self.unable(model)
+        if why:
+            raise self.refuse(why)
 
     def refuse(self, why: str) -> CannotAnswer:
         """Return the error that says why there is no answer."""

@@ -79,9 +79,7 @@ class Video(Suite):
 
     def outcomes(self, model: nn.Module, split: Split = "test") -> Outcomes:  # noqa: ARG002 - the data are the suite's
         """Return, for each question, whether the answer is right, whether it could be read, and right by one frame."""
-        why = self.unable(model)
-        if why:
-            raise self.refuse(why)
+        self.check_able(model)
         ask: Any = self.task.answer_video  # type: ignore[attr-defined]
         rows = []
         with evaluated(model), torch.no_grad():

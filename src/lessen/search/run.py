@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lessen import files
 from lessen.costs import cost_kind
 from lessen.errors import BudgetError, ConfigError, OutputError
@@ -182,16 +184,11 @@ class _Searching:
     def _measure(self) -> None:
         """Measure what is new of `recipes`: the study of the folder grows."""
         _write_genomes(self.out, self.genomes)
-        task = self.study.task
-        named = task.origin is not None or task.Options is not None
-        judge = Selection.of(task)
-        if named:
-            judge.origin = judge.describe()
         growing = replace(
             self.study,
             recipes=tuple(self.recipes),
             seeds=(self.study.seeds[0],),
-            judges=(*self.study.judges, judge),
+            judges=(*self.study.judges, Selection.of(self.study.task)),
             budget=(),
             measure=self.study.measure.model_copy(update={"baselines": False}),
         )
@@ -229,8 +226,6 @@ class _Searching:
         return found
 
     def _area(self) -> float:
-        import numpy as np
-
         points = [self.point(recipe) for recipe in self.recipes]
         values = [[p.cost, p.loss] for p in points if p.cost is not None and p.loss is not None]
         corner = np.array([1.0, max(20 * self.goal.bend, 1e-3)])
@@ -257,19 +252,19 @@ class _Searching:
         final = replace(self.study, recipes=tuple(finalists), budget=tuple(gates))
         engine = self.engine() if self.engine is not None else None
         self.log.note(f"judging {len(finalists)} finalists on the test set over {len(final.seeds)} seeds")
-        run(final, _place_of(self.out, finalists), engine=engine, resume=True, log=self.log)
-        frontier = Frontier.load(_place_of(self.out, finalists), metrics=self.study.task.metrics)
-        winner = self._winner(frontier)
-        nearest = self._nearest(frontier)
+        folder = _place_of(self.out, finalists)
+        run(final, folder, engine=engine, resume=True, log=self.log)
+        frontier = Frontier.load(folder, metrics=self.study.task.metrics)
+        winner, nearest = self._winner(frontier), self._nearest(frontier)
         return SearchResult(
             self.out,
-            _place_of(self.out, finalists),
+            folder,
             len(self.recipes),
             self.space.size,
             tuple(areas),
             winner,
             nearest,
-            self._why(winner, frontier),
+            self._why(winner, nearest, frontier),
             frontier,
         )
 
@@ -305,7 +300,7 @@ class _Searching:
 
         return min(final.measured, key=lambda p: (missed(p), self._wanted(p), p.label)).recipe if final.measured else ""
 
-    def _why(self, winner: str | None, final: Frontier) -> str:
+    def _why(self, winner: str | None, nearest: str, final: Frontier) -> str:
         """Say in a line why the search ended and what stands in the way of more."""
         tried, size = len(self.recipes), self.space.size
         if self.up:
@@ -316,7 +311,7 @@ class _Searching:
             ended = f"{tried} of {size} recipes were tried and the last rounds added nothing, or the count was reached"
         if winner is not None:
             return ended
-        point = final[self._nearest(final)] if final.measured else None
+        point = final[nearest] if nearest else None
         lines = [text for text, holds in point.gates.items() if not holds] if point is not None else []
         return f"{ended}; the nearest does not hold {', '.join(lines)}" if lines else ended
 

@@ -70,10 +70,13 @@ def densely(model: nn.Module) -> nn.Module:
     """Put each compact linear layer's own weights into a dense one, which judges the same weights faster."""
     for path, module in list(model.named_modules()):
         if isinstance(module, StoredModule) and hasattr(module, "in_features") and hasattr(module, "dequantise"):
-            dense = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
+            holder = module
+            while isinstance(holder.bias, bool):  # a layer behind changed inputs has its child's
+                holder = holder.layer
+            dense = nn.Linear(module.in_features, module.out_features, bias=holder.bias is not None)
             dense.weight.data = module.dequantise().float()
-            if module.bias is not None:
-                dense.bias.data = module.bias.float()
+            if holder.bias is not None:
+                dense.bias.data = holder.bias.float()
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, dense)
     return model

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lessen.environment import environment
+from lessen.files import atomic_write
 
 T95 = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 """Quantiles of Student's t by degrees of freedom, 95 % two-sided; one degree (two runs) tells nothing."""
@@ -31,4 +32,4 @@ def table(runs: Sequence[Mapping[str, float]], control: str) -> dict[str, dict[s
 def write(path: Path, results: Mapping[str, Any], command: str) -> None:
     """Write results as JSON with the command, machine, versions and load."""
     found = {"command": command, "environment": environment(1), "load": list(os.getloadavg()), "results": results}
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    atomic_write(path, json.dumps(found, indent=1) + "\n")

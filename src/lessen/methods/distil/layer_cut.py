@@ -24,7 +24,8 @@ class LayerCut(Method):
     of the same class, whose configuration says the new depth: `save_pretrained` writes a folder that transformers
     reads. A step of distillation should follow. Differences: any depth; blocks are spread evenly over the teacher's,
     first and last among them, unless `rule` says otherwise; embeddings and head are kept, where the paper drops the
-    pooler and token types.
+    pooler and token types. `early` is for causal models, whose lowest blocks make the large activations that all others
+    rely on (arXiv 2402.17762).
     """
 
     card = Card(
@@ -36,8 +37,10 @@ class LayerCut(Method):
         claims=frozenset({"bytes", "macs", "latency"}),
     )
     layers: int = Field(6, ge=1, le=10_000, description="blocks that are kept")
-    rule: Literal["spread", "first", "last"] = Field(
-        "spread", description="spread: evenly from the first to the last; first: the lowest; last: the highest"
+    rule: Literal["spread", "early", "first", "last"] = Field(
+        "spread",
+        description="spread: evenly from the first to the last; early: two fifths of them the lowest, the rest spread "
+        "above; first: the lowest; last: the highest",
     )
 
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:  # noqa: ARG002
@@ -78,8 +81,11 @@ class LayerCut(Method):
 
 def chosen(depth: int, layers: int, rule: str) -> list[int]:
     """Return which blocks are kept, in order."""
-    if rule == "first" or (rule == "spread" and layers == 1):
+    if rule == "first" or (rule != "last" and layers == 1):
         return list(range(layers))
     if rule == "last":
         return list(range(depth - layers, depth))
-    return [round(place * (depth - 1) / (layers - 1)) for place in range(layers)]
+    whole = max(1, round(0.4 * layers)) if rule == "early" else 1
+    above = layers - whole
+    lowest = whole - 1
+    return [*range(whole), *(lowest + round(place * (depth - 1 - lowest) / above) for place in range(1, above + 1))]

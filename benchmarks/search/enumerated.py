@@ -179,23 +179,22 @@ def compare(out: Path, seeds: int) -> None:
     full, tenth = hypervolume(values, corner), len(table) // 10
     path = out / "search_enumerated.json"
     result: dict[str, Any] = json.loads(path.read_text())["searches"] if path.is_file() else {}
+    told = {"space": len(table), "tenth": tenth, "given": 2 * tenth, "corner": corner.tolist()}
     for name, walk in SEARCHES.items():
-        if len(result.get(name, {}).get("needed", ())) == seeds:
-            continue
+        row = result.setdefault(name, {"share_at_tenth": [], "needed": [], "cpu_seconds": 0.0})
         try:
-            start = time.process_time()
-            curves = [_curve(walk(space, table, 2 * tenth, seed), table, corner, full) for seed in range(seeds)]
+            for seed in range(len(row["needed"]), seeds):  # a run that was stopped goes on where it stood
+                start = time.process_time()
+                curve = _curve(walk(space, table, 2 * tenth, seed), table, corner, full)
+                spent = row["cpu_seconds"] * seed + time.process_time() - start
+                row["cpu_seconds"] = round(spent / (seed + 1), 2)
+                row["share_at_tenth"].append(round(float(curve[:tenth].max()), 5))
+                row["needed"].append(int(np.argmax(curve >= ENOUGH)) + 1 if (curve >= ENOUGH).any() else None)
+                path.write_text(json.dumps({**told, "searches": result, "env": environment(1)}, indent=1) + "\n")
+                print(name, seed, row["needed"][-1], flush=True)
         except ImportError as error:
+            del result[name]
             print(f"{name} is left out: {error.name} is not installed")
-            continue
-        result[name] = {
-            "share_at_tenth": [round(float(curve[:tenth].max()), 5) for curve in curves],
-            "needed": [int(np.argmax(curve >= ENOUGH)) + 1 if (curve >= ENOUGH).any() else None for curve in curves],
-            "cpu_seconds": round((time.process_time() - start) / seeds, 2),
-        }
-        print(name, result[name], flush=True)
-        told = {"space": len(table), "tenth": tenth, "given": 2 * tenth, "corner": corner.tolist()}
-        path.write_text(json.dumps({**told, "searches": result, "env": environment(1)}, indent=1) + "\n")
 
 
 def _curve(walk: Iterator[Genome], table: Table, corner: np.ndarray, full: float) -> np.ndarray:

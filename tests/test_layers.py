@@ -29,7 +29,7 @@ ORDER = [
     # what is compressed, and how
     "tasks", "artifact", "judges", "methods", "recipe",
     # what comes out, and what it cost
-    "measure", "export", "importers", "frontier", "judging", "report", "study", "search", "testing", "trade",
+    "measure", "export", "importers", "frontier", "judging", "report", "study", "search", "advice", "testing", "trade",
     # doors
     "ranking", "__init__", "cli", "__main__",
 ]  # fmt: skip

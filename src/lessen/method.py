@@ -76,6 +76,8 @@ class Context:
     """What the caller has measured already and a forecast may use: `id_counts`, rows read by table path."""
     original: nn.Module | None = None
     """The model that the recipe was given, before its first step: what a student may learn from. Never changed."""
+    form_only: bool = False
+    """Only the form of the result is asked for (`measure.sketch`): what moves values alone may be left out."""
     generator: torch.Generator = field(init=False)
     train_seconds: float = 0.0
     """Seconds spent in gradient training inside this step; the rest counts as compression."""
@@ -106,6 +108,8 @@ class Method(BaseModel):
     """Raised when the meaning of a knob or the numbers it produces change; written into recipe files."""
     keeps_base: ClassVar[bool] = False
     """Whether what it makes is stored as a delta: tensors that equal the base's are named, and the base is needed."""
+    form_by_training: ClassVar[bool] = False
+    """Whether its training decides the form of the result, not only the values in it: then only a run can tell it."""
     later_knobs: ClassVar[frozenset[str]] = frozenset()
     """Knobs that came after results were published; None, where they change nothing, is left out of a recipe's hash."""
 

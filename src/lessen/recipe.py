@@ -95,11 +95,11 @@ class Recipe:
         return cls(parsed, name=str(value.get("name", "")), curve=str(value.get("curve", "")))
 
     def apply(
-        self, model: nn.Module, task: Task, *, seed: int = 0, log: Log = SILENT
+        self, model: nn.Module, task: Task, *, seed: int = 0, log: Log = SILENT, form_only: bool = False
     ) -> tuple[nn.Module, list[StepRecord]]:
         """Apply the steps to a deep copy of `model`, in eval mode, and return the result with its step ledger.
 
-        The caller's model is never changed.
+        The caller's model is never changed. `form_only`: see `Context`.
 
         Raises:
             NonFiniteError: NaN or infinity in the weights before or after a step, named.
@@ -116,7 +116,9 @@ class Recipe:
         kept, reads = tree_of(current), called(current, task) if self.steps else None
         judge = task
         for number, step in enumerate(self.steps):
-            context = Context(seed=seed * 1009 + number, log=log, device=device_of(current), original=model)
+            context = Context(
+                seed=seed * 1009 + number, log=log, device=device_of(current), original=model, form_only=form_only
+            )
             before, start, tree = state_bytes(current), time.perf_counter(), tree_of(current)
             task = self._prepared(step, task, context)
             current = step.apply(current, task, context).eval()

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from lessen.cli import (
+    advise,
     bars,
     catalogue,
     checkpoint,
@@ -62,6 +63,7 @@ for group in (
     studies,
     search,
     plan,
+    advise,
     judge,
     models,
     fold,

@@ -239,7 +239,7 @@ def _forecast(
             left, remark = None, "retrains: try it with lessen compress"
         else:
             smallest = _smallest(cls, model, task)
-            left = state_bytes(Recipe([method]).apply(model, task)[0])
+            left = state_bytes(Recipe([method]).apply(model, task, form_only=True)[0])
     except ValidationError:
         left, remark = None, f"needs knobs: see lessen methods {name}"
     except LessenError as error:

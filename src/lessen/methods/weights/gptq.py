@@ -13,7 +13,7 @@ from lessen.methods.sites import Site
 from lessen.methods.weights._shared.calibrated import Calibrated
 from lessen.methods.weights._shared.error_feedback import Feedback
 from lessen.methods.weights._shared.few_bits import FewBits
-from lessen.methods.weights._shared.grids import fit_grid
+from lessen.methods.weights._shared.grids import fit_grid, quantise
 from lessen.methods.weights._shared.refitting import rounds
 from lessen.stored.linears.group_quantized import GroupQuantizedLinear
 from lessen.task import Task
@@ -75,6 +75,12 @@ class GPTQ(FewBits, Calibrated):
             model = self.calibrate(model, sites, task, context)
         self.remark(context)
         return model
+
+    def form(self, site: Site) -> GroupQuantizedLinear:
+        """Return the layer rounded to nearest: codes and scales take the same bytes."""
+        layer: Any = site.module
+        grid = fit_grid(layer.weight, self.bits, self.width(layer), self.symmetric, "minmax", self.zeros)
+        return GroupQuantizedLinear.from_codes(layer, grid, quantise(layer.weight, grid), self.activations)
 
     def rounded(self, site: Site, spread: Feedback, context: Context) -> GroupQuantizedLinear:
         """Return the layer on its grid and record its error."""

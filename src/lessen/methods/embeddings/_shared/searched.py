@@ -73,6 +73,7 @@ class SearchedTables(TrainedQuantizer):
     Subclasses implement `replacement`, which returns a `SearchForm`, and may override `search_hooks` and `decide`.
     """
 
+    form_by_training: ClassVar[bool] = True
     finds_size: ClassVar[bool] = False
     """Whether the search decides the size where no share is asked for, so that nothing is known of it before."""
     keeps_network: ClassVar[bool] = False

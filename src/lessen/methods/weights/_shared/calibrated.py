@@ -77,6 +77,10 @@ class Calibrated(ModuleMethod):
     def rounded(self, site: Site, spread: Feedback, context: Context) -> StoredModule:
         """Return the stored form of a layer, its errors spread by `spread`, and record what it cost."""
 
+    def form(self, site: Site) -> StoredModule | None:  # noqa: ARG002
+        """Return the stored form of a layer, its values of no account; None where the curvature decides the form."""
+        return None
+
     @property
     def damping_used(self) -> float:
         """The share of the mean curvature that is added: 0.01; 0.1 for the fewer and rank-poorer gradients of OAC."""
@@ -102,19 +106,31 @@ class Calibrated(ModuleMethod):
         try:
             stacks = find_stacks(model)
         except NothingMatchedError:
-            return self._whole(model, sites, task, context)
+            return self._formed(model, sites, context) or self._whole(model, sites, task, context)
         blocks = [block for stack in stacks for block in stack.blocks]
         inside = {block.path: [s for s in sites if s.path.startswith(f"{block.path}.")] for block in blocks}
         known = {site.path for members in inside.values() for site in members}
         for site in sites:
             if site.path not in known:
                 context.findings.setdefault("skipped", {})[site.path] = "is outside the Transformer blocks"
-        require([site for site in sites if site.path in known], self, model, context)
+        taken = require([site for site in sites if site.path in known], self, model, context)
+        formed = self._formed(model, taken, context)
+        if formed is not None:
+            return formed
         batches = self._batches(task)
         if self.by_loss:
             self._by_slopes(model, stacks, inside, task, batches, context)
         else:
             self._by_inputs(model, stacks, inside, task, batches, context)
+        return model
+
+    def _formed(self, model: nn.Module, sites: list[Site], context: Context) -> nn.Module | None:
+        """Replace the layers without a look at data where only their form is asked for and data do not decide it."""
+        for site in sites:
+            made = self.form(site) if context.form_only else None
+            if made is None:
+                return None
+            model = replace(model, site, made)
         return model
 
     def _batches(self, task: Task) -> list[Any]:

@@ -1,0 +1,158 @@
+"""Advice: proposals that the task can follow, forecasts that hold, an order with reasons, budgets that nobody meets."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+
+import pytest
+import torch
+from torch import nn
+
+from lessen import cli
+from lessen.advice import advise
+from lessen.advice.advise import forecast_seconds
+from lessen.advice.rules import STAGES, proposals
+from lessen.advice.situation import Situation, situation_of
+from lessen.capabilities import NAMES
+from lessen.errors import ConfigError
+from lessen.methods import get_method
+from lessen.recipe import Recipe
+from lessen.testing.toys import TableTask
+
+BASE = Situation(10**6, 0.5, 0.4, 0.1, 6, 10**6, 100.0, frozenset(NAMES), True)
+
+
+@pytest.fixture(scope="module")
+def known():
+    task = TableTask()
+    torch.manual_seed(0)
+    return task, task.build().eval()
+
+
+@pytest.mark.parametrize("gives", [frozenset(), {"calibration"}, {"labels", "gradients", "training", "calibration"}])
+@pytest.mark.parametrize(("tables", "linears", "convolutions", "blocks"), [(0.9, 0.1, 0, 0), (0.1, 0.9, 0, 6),
+                                                                            (0, 0.1, 0.9, 0), (0, 0, 0, 0)])  # fmt: skip
+@pytest.mark.parametrize("reuse", [1.0, 500.0])
+def test_no_rule_proposes_what_the_task_cannot_give(gives, tables, linears, convolutions, blocks, reuse):
+    now = Situation(10**6, tables, linears, convolutions, blocks, 10**6, reuse, frozenset(gives), True)
+    found = list(proposals(now))
+    assert [one.stage for one in found] == sorted(one.stage for one in found)
+    for one in found:
+        recipe = Recipe.parse({"steps": list(one.steps)})
+        needed = frozenset().union(*(step.card.needs for step in recipe.steps))
+        assert needed <= now.gives, (one, needed)
+        assert one.reason
+    if not tables and not linears and not convolutions:
+        assert not found
+
+
+def test_quantisation_comes_last_and_nothing_is_rounded_twice():
+    """Combination rules of the survey: cut, learn, then round."""
+    rounding = {"rtn", "gptq", "linear-int8", "linear-half", "int8-static", "emb-rowwise-quant", "linear-mixed-bits"}
+    now = dataclasses.replace(BASE, tables=0.4, blocks=0)
+    for situation in (BASE, now):
+        for one in proposals(situation):
+            names = [next(iter(step)) for step in one.steps]
+            first = next((at for at, name in enumerate(names) if name in rounding), len(names))
+            assert all(name in rounding or get_method(name).card.family == "embeddings" for name in names[first:])
+            assert len(set(names)) == len(names)
+
+
+def test_what_is_bound_by_weights_is_told_few_bits_and_what_multiplies_int8():
+    memory = dataclasses.replace(BASE, reuse=2.0)
+    names = [[next(iter(step)) for step in one.steps] for one in proposals(memory)]
+    assert ["linear-int8"] not in names
+    assert ["linear-int8"] in [[next(iter(step)) for step in one.steps] for one in proposals(BASE)]
+
+
+def test_lines_are_ordered_exact_and_within_the_budget(known):
+    task, model = known
+    free = advise(model, task)
+    assert free.untimed
+    stages = [STAGES.index(line.stage) for line in free.lines if not line.unknown]
+    assert stages == sorted(stages)
+    names = [line.recipe.name for line in free.lines]
+    assert len(set(names)) == len(names)
+    assert all(line.cost["stored_bytes"] < free.before["stored_bytes"] for line in free.lines if line.cost)
+    bound = advise(model, task, "stored_bytes<=0.3x, auc>=-0.01")
+    assert {line.recipe.hash for line in bound.lines} < {line.recipe.hash for line in free.lines}
+    for line in bound.lines:
+        assert not line.cost or line.cost["stored_bytes"] <= 0.3 * bound.before["stored_bytes"]
+    shares = [line.cost["stored_bytes"] for line in bound.over]
+    assert shares == sorted(shares)
+    assert min(shares) > 0.3 * bound.before["stored_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("budget", "match"),
+    [
+        ("rmse<=0.1", "no metric and no forecast of that name"),
+        ("stored_bytes>=0.1x", "the most that you can pay"),
+        ("stored_bytes=3", "is not understood"),
+    ],
+)
+def test_a_budget_on_something_else_is_refused(known, budget, match):
+    task, model = known
+    with pytest.raises(ConfigError, match=match):
+        advise(model, task, budget)
+
+
+def test_times_of_a_model_that_stays_are_its_own():
+    assert forecast_seconds(2.0, 2.0, 3.0) == 3.0
+    assert forecast_seconds(1.0, 2.0, 3.0) == 2.0  # what lies between operations stays
+    assert forecast_seconds(1.0, 4.0, 2.0) == 0.5  # sums beyond the time are scaled to it
+
+
+def test_a_model_without_a_place_to_act_gets_no_line():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(50, 50))
+
+        def forward(self, items, tags):
+            return (items.float() * self.weight.sum()) + tags.sum(1)
+
+    found = advise(Odd(), TableTask())
+    assert not found.lines
+    assert situation_of(Odd(), TableTask()).linears == 0
+
+
+def run(capsys, *arguments):
+    capsys.readouterr()
+    status = cli.execute([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    path = tmp_path_factory.mktemp("own") / "advised_task.py"
+    path.write_text("from lessen.testing.toys import TableTask\n\n\nclass Mine(TableTask):\n    name = 'mine'\n")
+    return path
+
+
+def test_every_line_is_a_command_that_runs_and_leaves_the_bytes_that_were_forecast(capsys, own, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, text, talk = run(capsys, "advise", "--task", f"{own}:Mine", "--budget", "auc>=-0.5", "--json")
+    assert status == 0
+    assert "untrained model" in talk
+    rows = json.loads(text)["try"]
+    assert len(rows) > 5
+    two_steps = next(row for row in rows if len(row["recipe"]["steps"]) == 2)
+    words = shlex.split(two_steps["command"])
+    assert words[:3] == ["lessen", "compress", "reference"]
+    assert words[words.index("--margin") + 1] == "0.5"
+    status, text, _ = run(capsys, *words[1:], "--json")
+    assert status == 0
+    assert json.loads(text)["stored_bytes"] == two_steps["cost"]["stored_bytes"]
+
+
+def test_a_budget_that_nobody_meets_names_the_nearest(capsys, own):
+    status, text, talk = run(capsys, "advise", "--task", f"{own}:Mine", "--budget", "stored_bytes<=0.001x")
+    last = talk.strip().splitlines()[-1]
+    assert status == 1
+    assert "the nearest is" in last
+    assert "misses stored_bytes<=0.001x" in last
+    assert "bytes" in text

@@ -71,6 +71,15 @@ task = MyTask()
 model = task.reference(seed=0)
 
 # %% [markdown]
+# What is worth a try, and in which order? `advise` knows where the bytes are, what the task gives, and forecasts what
+# each recipe would leave without running it: `lessen advise FILE.py:MyNet --task FILE.py:MyTask`, on the command line.
+
+from lessen.advice import advise
+
+for line in advise(model, task, "stored_bytes<=0.5x").lines[:4]:
+    print(f"{line.cost['stored_bytes']:>9,.0f} bytes  {line.recipe.name}: {line.reason}")
+
+# %% [markdown]
 # Compress a copy: prune the rows that matter least, then keep four bits a value. Your model is not changed.
 
 trade = lessen.compress(

@@ -40,6 +40,9 @@ def search(
         int | None, typer.Option("--jobs", "-j", help="Parallel jobs (default: one a usable core).")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the search that the folder holds.")] = False,
+    race: Annotated[
+        bool, typer.Option("--race", help="Stop judging recipes that can no longer win; for large validation splits.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Search a space of recipes for the best within a budget; validation rows choose, the test set judges.
@@ -72,6 +75,7 @@ def search(
                     seconds=seconds,
                     engine=lambda: make_engine(engine, workers),
                     resume=resume,
+                    race=race,
                     seed=seed,
                     log=log,
                 )

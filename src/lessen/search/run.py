@@ -9,7 +9,6 @@ The search reads validation figures only. What it read on them is the best of ma
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,19 +19,24 @@ from typing import Any
 import numpy as np
 
 from lessen import files
+from lessen.artifact import folder as artifact
 from lessen.costs import cost_kind
-from lessen.errors import BudgetError, ConfigError, OutputError
+from lessen.errors import BudgetError, ConfigError, LessenError, OutputError
 from lessen.frontier import Frontier, Point
 from lessen.frontier.records import number
 from lessen.judges.selection import Selection
 from lessen.log import SILENT, Log
 from lessen.recipe import Recipe
 from lessen.search.goal import Goal
+from lessen.search.heats import Heats, Out
+from lessen.search.heats import read as read_races
+from lessen.search.heats import write as write_races
 from lessen.search.pareto import hypervolume
 from lessen.search.propose import Measured, propose
 from lessen.search.space import Genome, Space
 from lessen.study import Study
 from lessen.study.engine import Engine
+from lessen.study.folder import StudyFolder
 from lessen.study.run import run
 
 SPACE, EVALUATIONS, FINAL = "space.json", "evaluations", "final"
@@ -73,6 +77,7 @@ def search(
     seconds: float | None = None,
     engine: Callable[[], Engine] | None = None,
     resume: bool = False,
+    race: bool = False,
     seed: int = 0,
     log: Log = SILENT,
 ) -> SearchResult:
@@ -83,6 +88,7 @@ def search(
         batch: recipes of one round.
         seconds: no round starts after this time; finalists are judged all the same.
         engine: makes the engine of each round; default in this process.
+        race: let the recipes of a round race on parts of the validation rows, and measure those that stay in.
         seed: of the first design and of draws.
 
     Raises:
@@ -92,8 +98,10 @@ def search(
     """
     goal = Goal.parse(budget, study.cost, study.task.metrics)
     place = Path(out)
+    heats = Heats(study.task, goal, study.seeds[0], log) if race else None
     _claim(place, study, space, goal, resume)
     searching = _Searching(study, space, goal, place, engine, seed, log)
+    searching.heats = heats
     areas = searching.rounds(evaluations, batch, None if seconds is None else time.monotonic() + seconds)
     return searching.finish(areas)
 
@@ -119,6 +127,9 @@ class _Searching:
         self.recipes: list[Recipe] = list(self.by_hand)
         self.records: dict[str, Mapping[str, Any]] = {}
         self.up = False
+        self.heats: Heats | None = None
+        self.out_of_race: dict[str, Out] = {}
+        """Recipes that a race sent out, by their hash: never measured whole."""
 
     # -- rounds ----------------------------------------------------------------------------------------------------
     def rounds(self, evaluations: int, batch: int, end: float | None) -> list[float]:
@@ -128,17 +139,16 @@ class _Searching:
         if self.recipes:
             self._measure()
             areas.append(self._area())
-        while len(self.recipes) < evaluations:
+        while (tried := len(self.recipes) + len(self.out_of_race)) < evaluations:
             if end is not None and time.monotonic() >= end:
                 self.up = True
                 break
-            count = min(batch, evaluations - len(self.recipes))
+            count = min(batch, evaluations - tried)
             fresh = self._propose(count)
             if not fresh:
                 break
-            for genome, recipe in fresh:
-                self.genomes[recipe.hash] = genome
-                self.recipes.append(recipe)
+            self.genomes |= {recipe.hash: genome for genome, recipe in fresh}
+            self.recipes += self._raced([recipe for _, recipe in fresh])
             self._measure()
             areas.append(self._area())
             best = self._best()
@@ -163,11 +173,27 @@ class _Searching:
                 self.recipes.append(recipe)
         known = {recipe.hash for recipe in self.recipes}
         listed = _genomes_of(self.out)
-        self.genomes = {digest: genome for digest, genome in listed.items() if digest in known}
+        self.out_of_race = read_races(self.out)
+        self.genomes = {
+            digest: genome for digest, genome in listed.items() if digest in known or digest in self.out_of_race
+        }
+
+    def _raced(self, fresh: list[Recipe]) -> list[Recipe]:
+        """Return the recipes of a round that are worth measuring whole: all of them where nobody races."""
+        if self.heats is None:
+            return fresh
+        place = StudyFolder(self.out / EVALUATIONS).reference(self.study.seeds[0])
+        if not place.is_dir():
+            return fresh  # the first round makes the reference
+        reference = artifact.load(place, model=self.study.task.build())
+        stay, out = self.heats.run(fresh, reference)
+        self.out_of_race |= out
+        write_races(self.out, self.out_of_race)
+        return stay
 
     def _propose(self, count: int) -> list[tuple[Genome, Recipe]]:
         """Return genomes to measure and their recipes; two genomes that make one recipe are measured once."""
-        known = {recipe.hash for recipe in self.recipes}
+        known = {recipe.hash for recipe in self.recipes} | set(self.out_of_race)
         measured = self._measured()
         found: list[tuple[Genome, Recipe]] = []
         for _ in range(20):
@@ -222,7 +248,9 @@ class _Searching:
         )
         found = {} if -1 in nothing else {nothing: Measured(1.0, 0.0)}  # the reference itself
         by_hash = {recipe.hash: recipe for recipe in self.recipes}
-        found |= {genome: self.point(by_hash[digest]) for digest, genome in self.genomes.items()}
+        for digest, genome in self.genomes.items():
+            raced = self.out_of_race.get(digest)
+            found[genome] = self.point(by_hash[digest]) if raced is None else raced.measured
         return found
 
     def _area(self) -> float:
@@ -259,7 +287,7 @@ class _Searching:
         return SearchResult(
             self.out,
             folder,
-            len(self.recipes),
+            len(self.recipes) + len(self.out_of_race),
             self.space.size,
             tuple(areas),
             winner,
@@ -302,7 +330,7 @@ class _Searching:
 
     def _why(self, winner: str | None, nearest: str, final: Frontier) -> str:
         """Say in a line why the search ended and what stands in the way of more."""
-        tried, size = len(self.recipes), self.space.size
+        tried, size = len(self.recipes) + len(self.out_of_race), self.space.size
         if self.up:
             ended = "the time was up"
         elif tried >= size - 1:
@@ -348,7 +376,7 @@ def _genomes_of(out: Path) -> dict[str, Genome]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text())
+        value = files.parse_json(files.read_checked(path), str(path))
         return {str(key): tuple(int(pick) for pick in picks) for key, picks in value.items()}
-    except (ValueError, AttributeError, TypeError) as error:
+    except (LessenError, ValueError, AttributeError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({error}); remove the folder and search again") from error

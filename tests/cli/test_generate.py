@@ -47,6 +47,18 @@ def outputs(result):
     return found
 
 
+def test_a_model_without_a_template_continues_and_says_so(folder, tokenizer, tmp_path):
+    llama(max_position_embeddings=512).save_pretrained(tmp_path / "plain")
+    tokenizer.save_pretrained(tmp_path / "plain")
+    words = ("-p", "abcabc", "--max-new-tokens", "6", "--json")
+    plain = run(str(tmp_path / "plain"), *words)
+    assert "has no chat template" in plain.stderr
+    assert outputs(plain)[0]["outputs"] == outputs(run(folder, *words, "--completion"))[0]["outputs"]
+    asked = run(str(tmp_path / "plain"), *words, "--chat")
+    assert isinstance(asked.exception, InputError)
+    assert "--completion" in str(asked.exception)
+
+
 def test_completion_is_that_of_the_model(folder):
     (found,) = outputs(run(folder, "-p", "abcabcabc", "-p", "xyz", "--completion", "--max-new-tokens", "9", "--json"))
     model, tokenizer = load_model(folder)

@@ -32,7 +32,13 @@ def generate(
         list[str] | None, typer.Option("--prompt", "-p", help="Text; several are decoded together.")
     ] = None,
     file: Annotated[Path | None, typer.Option(help="Read one prompt from a text file.")] = None,
-    chat: Annotated[bool, typer.Option("--chat/--completion", help="Answer a message, or continue a text.")] = True,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--completion",
+            help="Answer a message, or continue a text (default: as the model's template has it).",
+        ),
+    ] = None,
     system: Annotated[str | None, typer.Option(help="System message of the chat.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to emit at most.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.", rich_help_panel=PANEL)] = 0.0,
@@ -70,7 +76,7 @@ def generate(
     if report and temperature > 0:
         raise ConfigError("--report compares outputs token for token; use --temperature 0")
     texts = [*(prompt or ()), *([read_text(file, "--file")] if file is not None else ())]
-    if not texts and not chat:
+    if not texts and chat is False:
         raise InputError("--completion needs --prompt or --file")
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
     if temperature > 0:
@@ -82,6 +88,8 @@ def generate(
     if report and max_time is not None:
         raise ConfigError("--report compares whole texts; limit them by --max-new-tokens and leave --max-time out")
     loaded, tokenizer = open_language(model, dtype)
+    if chat is None:
+        chat = _by_template(tokenizer, system, bool(texts))
     helper = open_language(assistant, dtype)[0] if assistant is not None else None
     _serve(loaded, helper)
     place = cost_store.place_of(loaded, pack)
@@ -97,6 +105,16 @@ def generate(
             _answer_all(decoder, _encoded(tokenizer, texts, chat, system), texts, options, show)
         else:
             _converse(decoder, system, options, show)
+
+
+def _by_template(tokenizer: Any, system: str | None, asked: bool) -> bool:
+    """Return whether to chat, and say so where a model can only continue a text."""
+    if getattr(tokenizer, "chat_template", None):
+        return True
+    if system or not asked:
+        return True  # only a chat has these; it says that the template is missing
+    say("this model has no chat template: it continues the text (--chat and --completion choose)")
+    return False
 
 
 def _serve(*models: Any) -> None:

@@ -27,7 +27,9 @@ def encode_chat(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]
         InputError: the tokenizer has no chat template or one that fails, or the last message is empty or damaged.
     """
     if not getattr(tokenizer, "chat_template", None):
-        raise InputError("this model has no chat template; use completion instead of chat")
+        raise InputError(
+            "this model has no chat template, so it cannot chat; give a text to continue: --completion with --prompt"
+        )
     if not messages[-1]["content"].strip():
         raise InputError("the prompt is empty; give some text to answer")
     for message in messages:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -42,7 +43,7 @@ def test_clips_cover_the_video_exactly(seconds, clip, share):
     found = cut(seconds, clip, share * clip)
     assert found[0][0] == 0
     assert found[-1][1] == seconds
-    for (_, end), (start, _) in zip(found, found[1:], strict=False):
+    for (_, end), (start, _) in itertools.pairwise(found):
         assert end - start == pytest.approx(share * clip, abs=1e-6)
     if share == 0:
         assert len(found) in (math.ceil(seconds / clip), math.ceil(seconds / clip - 1e-9))
@@ -76,7 +77,7 @@ def test_a_question_about_one_video_of_many(tmp_path):
     made = filled(tmp_path / "a", 4)
     made.add("other", film(3, seed=1), told)
     assert {clip.video for clip in made.find("apple", 2)} == {"film", "other"}
-    assert [clip.name for clip in made.find("dragon", 2, video="other")][0].startswith("other#")
+    assert next(clip.name for clip in made.find("dragon", 2, video="other")).startswith("other#")
     assert len(made.find("dragon", 9, video="other")) == 3
 
 

@@ -32,7 +32,7 @@ TOGETHER = 32
 LONGEST = 200
 """Characters of a video's name."""
 Describe = Callable[[Tensor, float, float], Mapping[str, str | Tensor]]
-"""Frames [n, 3, H, W] and the seconds where the clip starts and ends, to documents by kind: a text, or a vector [dim]."""
+"""Frames [n, 3, H, W], seconds where the clip starts and ends, to documents by kind: a text, or a vector [dim]."""
 
 
 class Encoder(Protocol):
@@ -81,7 +81,7 @@ class Goldfish:
 
     @classmethod
     def create(cls, path: Path, settings: Settings, encoder: Encoder) -> Goldfish:
-        """Make a folder without videos. Raises OutputError: something else is there; ConfigError: clips overlap whole."""
+        """Make a folder without videos. Raises OutputError: something is there; ConfigError: clips overlap whole."""
         cut(settings.clip, settings.clip, settings.overlap)
         with files.atomic_folder(path) as made:
             (made / CLIPS).mkdir()

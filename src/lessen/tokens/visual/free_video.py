@@ -75,7 +75,9 @@ class Paths:
         rows, columns = _pooled(grid)
         if self.official:
             rows, columns = columns, rows
-        return (rows, columns) if self.roi >= 1 else (round(rows * self.roi**0.5), round(columns * self.roi**0.5))
+        if self.roi >= 1:
+            return rows, columns
+        return max(1, round(rows * self.roi**0.5)), max(1, round(columns * self.roi**0.5))
 
     def tokens(self, frames: int, grid: Grid) -> int:
         """Return the visual tokens of a video of so many frames."""

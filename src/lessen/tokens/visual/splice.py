@@ -77,6 +77,8 @@ class Seen:
     """Embeddings of each prompt without its placeholders and padding, [t_i, C]."""
     pooled: Tensor | None
     """[P, D], the tower's pooled output (its class token), where it has one."""
+    memory: Any = None
+    """What the sight keeps for the layers of this prompt and for later words; it sets it itself."""
 
     def of_prompt(self, tensor: Tensor) -> list[Tensor]:
         """Return the part of a tensor [P, ...] that belongs to each prompt."""
@@ -101,6 +103,8 @@ class SplicePatch:
     """That stood in place of the pictures of each prompt, at the last prompt with pictures."""
     lengths: list[int] = field(default_factory=list)
     """Of each spliced prompt at that time."""
+    memory: dict[int, Any] = field(default_factory=dict, repr=False)
+    """What the sight keeps for the call under way, by thread."""
     under_way: dict[int, dict[str, Tensor]] = field(default_factory=dict, repr=False)
     """What the tower gave that the projector has not passed on yet, by thread."""
 
@@ -112,7 +116,14 @@ class SplicePatch:
         Raises:
             InputError: placeholders do not fit the pictures, or there is none for them.
         """
-        return _spliced(self, dict(inputs))
+        try:
+            return _spliced(self, dict(inputs))
+        finally:
+            self.memory.pop(threading.get_ident(), None)
+
+    def remembered(self) -> Any:
+        """Return what the sight keeps for the call of this thread; None where no picture is seen."""
+        return self.memory.get(threading.get_ident())
 
     def remove(self) -> None:
         """Undo the patch: the model is what it was before."""
@@ -148,6 +159,7 @@ def splice_pictures(model: nn.Module, sight: Sight) -> SplicePatch:
     patch.handles = [
         model.register_forward_pre_hook(_refuse_labels, with_kwargs=True),
         outer.register_forward_pre_hook(_Splice(patch), with_kwargs=True),
+        outer.register_forward_hook(_Forget(patch), always_call=True),
         host.projector.module.register_forward_pre_hook(_Before(patch)),
         host.projector.module.register_forward_hook(_Instead(patch)),
         *([tower.register_forward_hook(_Pooled(patch))] if isinstance(tower, nn.Module) else []),
@@ -178,10 +190,18 @@ class _Splice:
             return None
         cache = next((given[name] for name in CACHES if given.get(name) is not None), None)
         if cache is not None and cache.get_seq_length() > 0:
-            given = _later(given, cache)
+            given = _later(self.patch, given, cache)
         else:
             given = _spliced(self.patch, given, cache)
         return (), given
+
+
+@dataclass
+class _Forget:
+    patch: SplicePatch
+
+    def __call__(self, *_: Any) -> None:
+        self.patch.memory.pop(threading.get_ident(), None)
 
 
 @dataclass
@@ -238,7 +258,9 @@ def _spliced(patch: SplicePatch, given: dict[str, Any], cache: Any = None) -> di
     table = patch.host.outer.module.get_input_embeddings()  # type: ignore[operator]
     embeds: Tensor = table(ids)
     words = [line[keep] for line, keep in zip(embeds, real & ~shown, strict=True)]
-    made = patch.sight.see(Seen(patch.host, features, counts, words, None if pooled is None else pooled[:, 0]))
+    seen = Seen(patch.host, features, counts, words, None if pooled is None else pooled[:, 0])
+    made = patch.sight.see(seen)
+    patch.memory[threading.get_ident()] = seen.memory
     lines = []
     for row, tokens in enumerate(made):
         places = shown[row].nonzero()[:, 0]
@@ -251,7 +273,7 @@ def _spliced(patch: SplicePatch, given: dict[str, Any], cache: Any = None) -> di
     fitted = torch.arange(longest, device=ids.device) >= longest - lengths[:, None]
     kept = fitted.to(torch.int64 if mask is None else mask.dtype)
     if cache is not None:
-        cache.__dict__[RECORD] = (kept, ids.shape[1], real.sum(1) - lengths)
+        cache.__dict__[RECORD] = (kept, ids.shape[1], real.sum(1) - lengths, seen.memory)
     dropped = ("input_ids", "pixel_values", "position_ids", "image_sizes", "mm_encoder_outputs")
     rest = {name: value for name, value in given.items() if name not in dropped}
     ready: dict[str, Any] = {"inputs_embeds": torch.stack(padded), "attention_mask": kept}
@@ -269,12 +291,12 @@ def _features(patch: SplicePatch, pixels: Any) -> Tensor:
     return torch.stack(list(encoded.pooler_output))
 
 
-def _later(given: dict[str, Any], cache: Any) -> dict[str, Any]:
+def _later(patch: SplicePatch, given: dict[str, Any], cache: Any) -> dict[str, Any]:
     """Return what is given with words after a spliced prompt, at their own positions."""
     record = cache.__dict__.get(RECORD)
     if record is None:
         return given
-    kept, full, shorter = record
+    kept, full, shorter, patch.memory[threading.get_ident()] = record
     mask, positions = given.get("attention_mask"), given.get("position_ids")
     if len(given["input_ids"]) != len(kept):
         raise InputError(

@@ -153,6 +153,23 @@ def test_saved_states_see_the_same_and_all_parts_learn():
     assert all(one.grad is not None and one.grad.any() for one in model.hires_llava.parameters())
 
 
+def test_slices_without_an_overview_are_sampled_alone():
+    model, batch = seeing("llava"), prompts("llava", (1, 2, 0))
+    sight = HiResLLaVA(32, 32, (1, 1), (2, 2), layers=(0,), heads=2, overview=False).eval()
+    patch = sight.attach(model)
+    ready = patch.prepare(batch)
+    assert patch.tokens == [sight.tokens(16), 2 * sight.tokens(16), 0] == [4, 8, 0]
+    plain = seeing("llava")
+    features = []
+    plain.model.multi_modal_projector.register_forward_pre_hook(lambda _, x: features.append(x[0]))
+    run(plain, batch)
+    with torch.no_grad():
+        wanted = plain.model.multi_modal_projector.forward(pool_features(features[0], (4, 4), (2, 2)))
+    start = int((batch["input_ids"][0][batch["attention_mask"][0].bool()] == 95).nonzero()[0])
+    found = ready["inputs_embeds"][0, -patch.lengths[0] :][start : start + 4]
+    assert torch.allclose(found, wanted[0], atol=1e-5)
+
+
 def test_misuse_is_one_line():
     model = seeing("llava")
     for bad in ({"heads": 3}, {"bottleneck": 5}):

@@ -123,6 +123,16 @@ def test_overview_separator_and_the_words_tokens_come_in_this_order():
     assert len(sight.see(seen)[1]) == 0
 
 
+def test_the_overview_of_a_video_is_the_mean_of_its_frames():
+    model = seeing("llava")
+    sight, seen = made_of(model, keep=50, video=True)
+    first, second = sight.see(seen)
+    assert [len(first), len(second)] == [sight.tokens(3, 16), sight.tokens(1, 16)]
+    mean = seen.features[:3].mean(0, keepdim=True)
+    wanted = (seen.project(mean) + seen.project(sight.wide(mean, (4, 4)))) / 2
+    assert torch.allclose(first[:16], wanted[0], atol=1e-5)
+
+
 def test_multiply_adds_equal_the_counter():
     model = seeing("llava")
     sight, seen = made_of(model, (3,), top_p=1.0)

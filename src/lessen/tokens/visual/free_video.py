@@ -112,8 +112,8 @@ def pair_pooled(tokens: Tensor, grid: Grid) -> Tensor:
     rows, columns = grid
     if columns < 2:
         return tokens
-    cut = tokens.unflatten(1, (rows, columns))[:, :, : 2 * (columns // 2)]
-    return cut.unflatten(2, (-1, 2)).amax(3).flatten(1, 2)
+    cut = tokens.reshape(len(tokens), rows, columns, tokens.shape[2])[:, :, : 2 * (columns // 2)]
+    return cut.reshape(len(tokens), rows * (columns // 2), 2, tokens.shape[2]).amax(2)
 
 
 def region(scores: Tensor, grid: Grid, box: Grid, share: float) -> Tensor:
@@ -157,7 +157,7 @@ def video_tokens(tokens: Tensor, grid: Grid, frame_scores: Tensor, patch_scores:
             own = own.gather(1, places[:, :, None].expand(-1, -1, own.shape[2]))
         parts.append(own.flatten(0, 1))
     ahead = nearest_frames(frame_scores, paths.fast)
-    maps = tokens[ahead].transpose(1, 2).unflatten(2, grid)
+    maps = tokens[ahead].transpose(1, 2).reshape(len(ahead), tokens.shape[2], *grid)
     parts.append(F.adaptive_avg_pool2d(maps, paths.coarse).flatten(2).transpose(1, 2).flatten(0, 1))
     return torch.cat(parts)
 

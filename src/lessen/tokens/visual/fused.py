@@ -44,8 +44,9 @@ class Bridge(nn.Sequential):
     """Linear, SiLU, Linear with Xavier weights and no bias at the start: [..., D] to [..., C]."""
 
     def __init__(self, width: int, inner: int, text: int) -> None:
-        super().__init__(nn.Linear(width, inner), nn.SiLU(), nn.Linear(inner, text))
-        for layer in (self[0], self[2]):
+        ends = (nn.Linear(width, inner), nn.Linear(inner, text))
+        super().__init__(ends[0], nn.SiLU(), ends[1])
+        for layer in ends:
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -61,7 +62,8 @@ class TowerAdapter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return what is added, of the shape of x."""
         inner = F.dropout(F.gelu(self.down(x)), ADAPTED, self.training)
-        return ADAPTED * self.up(inner)
+        added: Tensor = ADAPTED * self.up(inner)
+        return added
 
 
 @stored
@@ -106,7 +108,7 @@ class ADEMVL(Sight):
             "alpha": alpha, "beta": beta, "drop": drop,
         }  # fmt: skip
         self.alpha, self.beta, self.drop, self.sizes = alpha, beta, drop, tuple(sizes)
-        self.reads_pooled = True
+        self.reads_pooled, self.width, self.inner = True, width, inner
         self.bridge, self.of_class = Bridge(width, inner, text), Bridge(width, inner, text)
         self.first = nn.Parameter(0.02 * torch.randn(sum(sizes), text))
         self.second = nn.Parameter(torch.zeros(sum(sizes), text))
@@ -151,10 +153,8 @@ class ADEMVL(Sight):
         if many is not None:
             raise InputError(f"adem-vl: prompt {many} shows {seen.counts[many]} pictures, and one fits; give one")
         width = seen.features.shape[2]
-        if width != self.values["width"]:
-            raise InputError(
-                f"adem-vl was made for a tower of width {self.values['width']}, and this one gives {width}"
-            )
+        if width != self.width:
+            raise InputError(f"adem-vl was made for a tower of width {self.width}, and this one gives {width}")
         assert seen.pooled is not None  # asked for
         memory = self.beta * self.bridge(self.pooled(seen.features))
         key, value = F.silu(memory + self.first), memory + self.second
@@ -172,13 +172,13 @@ class ADEMVL(Sight):
                 f"adem-vl: {features.shape[1]} tokens of a picture are no square grid of at least {max(self.sizes)}; "
                 "give smaller sizes"
             )
-        maps = features.transpose(1, 2).unflatten(2, grid)
+        maps = features.transpose(1, 2).reshape(len(features), features.shape[2], *grid)
         sides = [math.isqrt(size) for size in self.sizes]
         return torch.cat([F.adaptive_avg_pool2d(maps, side).flatten(2) for side in sides], 2).transpose(1, 2)
 
     def macs(self, words: int, layers: int) -> int:
         """Return multiply-adds of one picture and a prompt of `words` tokens beside the host's own."""
-        width, text, inner = (self.values[name] for name in ("width", "text", "inner"))
+        text, inner, width = self.first.shape[1], self.inner, self.width
         size = sum(self.sizes)
         return layers * words * 2 * size * text + (size + 1) * inner * (width + text)
 

@@ -44,7 +44,9 @@ class SliceRestore(nn.Module):
     def forward(self, maps: Tensor, small: Grid) -> Tensor:
         """Return maps [B, D, H, W] restored, attention on `small`."""
         low = self.down(F.adaptive_avg_pool2d(maps, small).flatten(2).transpose(1, 2))
-        low = self.up(self.attention(low, low, low, need_weights=False)[0]).transpose(1, 2).unflatten(2, small)
+        low = (
+            self.up(self.attention(low, low, low, need_weights=False)[0]).transpose(1, 2).reshape(len(maps), -1, *small)
+        )
         wide = F.interpolate(low, maps.shape[2:], mode="bilinear", align_corners=False)
         out: Tensor = maps + self.local(maps) + wide
         return out
@@ -94,6 +96,7 @@ class HiResLLaVA(Sight):
         target: rows and columns of tokens of all slices together.
         layers: of the tower, before which an adapter stands, from 0.
         bottleneck: of the adapters, None: a quarter of D; heads: of all attentions, None: D / 64, at least 1.
+        overview: whether a picture comes with one; without, its slices are all there is of it.
     """
 
     kind = "hires-llava"
@@ -108,6 +111,7 @@ class HiResLLaVA(Sight):
         layers: Sequence[int] = (),
         bottleneck: int | None = None,
         heads: int | None = None,
+        overview: bool = True,
     ) -> None:
         super().__init__()
         heads = max(1, width // 64) if heads is None else heads
@@ -120,8 +124,9 @@ class HiResLLaVA(Sight):
             )
         self.values = {
             "width": width, "text": text, "grid": list(grid), "target": list(target), "layers": list(layers),
-            "bottleneck": inner, "heads": heads,
+            "bottleneck": inner, "heads": heads, "overview": overview,
         }  # fmt: skip
+        self.width, self.text, self.ahead = width, text, int(overview)
         self.grid: Grid = (grid[0], grid[1])
         self.target: Grid = (target[0], target[1])
         self.adapters = nn.ModuleDict({str(layer): SliceRestore(width, inner, heads) for layer in layers})
@@ -144,9 +149,9 @@ class HiResLLaVA(Sight):
 
     def fits(self, host: VisualHost) -> None:
         """Raise InputError where the decoder has another width, or the tower too few layers."""
-        if host.decoder.width != self.values["text"]:
+        if host.decoder.width != self.text:
             raise InputError(
-                f"hires-llava was made for a language model of width {self.values['text']}, and {host.decoder.path} "
+                f"hires-llava was made for a language model of width {self.text}, and {host.decoder.path} "
                 f"has {host.decoder.width}"
             )
 
@@ -166,33 +171,33 @@ class HiResLLaVA(Sight):
     def see(self, seen: Seen) -> list[Tensor]:
         """Return overview, separator and the sampled map of the slices, for each prompt."""
         width = seen.features.shape[2]
-        if width != self.values["width"]:
-            raise InputError(
-                f"hires-llava was made for a tower of width {self.values['width']}, and this one gives {width}"
-            )
+        if width != self.width:
+            raise InputError(f"hires-llava was made for a tower of width {self.width}, and this one gives {width}")
         made = []
         for row, pictures in enumerate(seen.of_prompt(seen.features)):
             self.check_groups(len(pictures), f"prompt {row}")
-            parts = [seen.words[row].new_zeros(0, self.values["text"])]
-            for shown in pictures.split(1 + self.slices):
-                if len(shown):
-                    maps = fold(shown[1:], self.grid, _side(shown.shape[1]))
-                    fine = seen.project(self.sampler(maps, self.target)[0])
-                    parts += [seen.project(shown[0]), self.separator[None], fine]
+            parts = [seen.words[row].new_zeros(0, self.text)]
+            for shown in torch.split(pictures, self.ahead + self.slices):
+                if not len(shown):
+                    continue
+                if self.ahead:
+                    parts += [seen.project(shown[0]), self.separator[None]]
+                maps = fold(shown[self.ahead :], self.grid, _side(shown.shape[1]))
+                parts.append(seen.project(self.sampler(maps, self.target)[0]))
             made.append(torch.cat(parts))
         return made
 
     def check_groups(self, found: int, where: str) -> None:
         """Raise InputError unless so many pictures are overviews with their slices."""
-        if found % (1 + self.slices):
+        if found % (self.ahead + self.slices):
             raise InputError(
                 f"{where} shows {found} pictures, and the grid of slices is {self.grid[0]}x{self.grid[1]}; give each "
-                f"picture as its overview and {self.slices} slices"
+                f"picture as {'its overview and ' if self.ahead else ''}{self.slices} slices"
             )
 
     def tokens(self, overview: int) -> int:
-        """Return the tokens of a sliced picture whose overview has so many."""
-        return overview + 1 + self.target[0] * self.target[1]
+        """Return the tokens of a sliced picture whose overview would have so many."""
+        return self.ahead * (overview + 1) + self.target[0] * self.target[1]
 
 
 class _Restore:
@@ -210,15 +215,16 @@ class _Restore:
 
     def restored(self, hidden: Tensor) -> Tensor:
         """Return hidden states [P, (1 +) L, D] with the slices of each picture restored."""
-        group = 1 + self.sight.slices
+        ahead, group = self.sight.ahead, self.sight.ahead + self.sight.slices
         self.sight.check_groups(len(hidden), "the batch")
         side = math.isqrt(hidden.shape[1])
         leading = hidden.shape[1] - side * side  # a class token, where there is one
-        shown = hidden.unflatten(0, (-1, group))
-        maps = fold(shown[:, 1:, leading:].flatten(0, 1), self.sight.grid, (side, side))
+        shown = hidden.reshape(-1, group, *hidden.shape[1:])
+        maps = fold(shown[:, ahead:, leading:].flatten(0, 1), self.sight.grid, (side, side))
         tiles = unfold(self.sight.adapters[self.name](maps, (side, side)), self.sight.grid)
-        restored = torch.cat([shown[:, 1:, :leading].flatten(0, 1), tiles], 1).unflatten(0, (-1, group - 1))
-        return torch.cat([shown[:, :1], restored], 1).flatten(0, 1)
+        tiles = tiles.reshape(len(shown), group - ahead, -1, hidden.shape[2])
+        restored = torch.cat([shown[:, ahead:, :leading], tiles], 2)
+        return torch.cat([shown[:, :ahead], restored], 1).flatten(0, 1)
 
 
 def _side(tokens: int) -> Grid:

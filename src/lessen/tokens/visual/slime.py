@@ -55,6 +55,7 @@ class SliME(Sight):
         width: D of the tower; text: C of the language model; heads: of the resamplers, None: width / 128, at least 1.
         side: of the grid of queries of a tile; overview: of that of the overview.
         keep: tokens of all tiles together; None: by `top_p`.
+        video: pictures of a prompt are frames; their mean is the overview, and each is a tile as well, as published.
     """
 
     kind = "slime"
@@ -70,6 +71,7 @@ class SliME(Sight):
         top_p: float = 0.95,
         keep: int | None = None,
         temperature: float = 1.0,
+        video: bool = False,
     ) -> None:
         super().__init__()
         heads = max(1, width // 128) if heads is None else heads
@@ -79,8 +81,10 @@ class SliME(Sight):
             raise InputError(f"slime: top_p = {top_p}, keep = {keep}, temperature = {temperature} make no sense")
         self.values = {
             "width": width, "text": text, "side": side, "overview": overview, "heads": heads, "top_p": top_p,
-            "keep": keep, "temperature": temperature,
+            "keep": keep, "temperature": temperature, "video": video,
         }  # fmt: skip
+        self.width, self.text, self.side, self.queries = width, text, side, overview**2
+        self.video = video
         self.top_p, self.keep, self.temperature = top_p, keep, temperature
         self.local, self.wide = Resampler(side, width, heads), Resampler(overview, width, heads)
         self.gate, self.noise = (nn.Linear(width, 2, bias=False) for _ in range(2))
@@ -101,42 +105,43 @@ class SliME(Sight):
 
     def fits(self, host: VisualHost) -> None:
         """Raise InputError where the decoder has another width; the tower's is seen when it gives features."""
-        if host.decoder.width != self.values["text"]:
+        if host.decoder.width != self.text:
             raise InputError(
-                f"slime was made for a language model of width {self.values['text']}, and {host.decoder.path} has "
+                f"slime was made for a language model of width {self.text}, and {host.decoder.path} has "
                 f"{host.decoder.width}"
             )
 
     def see(self, seen: Seen) -> list[Tensor]:
         """Return overview, separator and kept tokens of the tiles of each prompt."""
         width = seen.features.shape[2]
-        if width != self.values["width"]:
-            raise InputError(f"slime was made for a tower of width {self.values['width']}, and this one gives {width}")
+        if width != self.width:
+            raise InputError(f"slime was made for a tower of width {self.width}, and this one gives {width}")
         grid = square(seen.features.shape[1])
         if grid is None:
             raise InputError(f"slime: {seen.features.shape[1]} tokens of a picture are no square grid")
         made = []
         for pictures, words in zip(seen.of_prompt(seen.features), seen.words, strict=True):
             if not len(pictures):
-                made.append(words.new_zeros(0, self.values["text"]))
+                made.append(words.new_zeros(0, self.text))
                 continue
-            parts = [] if self.stage == "local" else [self.overview(pictures[:1], grid, seen)[0]]
-            if len(pictures) > 1 and self.stage in ("all", "local"):
-                tiles = seen.project(self.local(pictures[1:], grid)).flatten(0, 1)
+            whole, cut = (pictures.mean(0, keepdim=True), pictures) if self.video else (pictures[:1], pictures[1:])
+            parts = [] if self.stage == "local" else [self.overview(whole, grid, seen)[0]]
+            if len(cut) and self.stage in ("all", "local"):
+                tiles = seen.project(self.local(cut, grid)).flatten(0, 1)
                 asked = words if len(words) else tiles.new_zeros(1, tiles.shape[1])
                 with torch.no_grad():
                     places = routed(tiles, asked, self.top_p, self.keep, self.temperature)
                 parts += [self.separator[None], tiles[places]]
-            made.append(torch.cat(parts) if parts else words.new_zeros(0, self.values["text"]))
+            made.append(torch.cat(parts) if parts else words.new_zeros(0, self.text))
         return made
 
     def overview(self, picture: Tensor, grid: tuple[int, int], seen: Seen) -> Tensor:
         """Return the mixture [1, n, C] of both views of a picture [1, n, D]."""
         if self.stage == "mlp":
             return seen.project(picture)
-        if self.values["overview"] ** 2 != picture.shape[1]:
+        if self.queries != picture.shape[1]:
             raise InputError(
-                f"slime: {self.values['overview'] ** 2} queries of the overview for {picture.shape[1]} tokens of the "
+                f"slime: {self.queries} queries of the overview for {picture.shape[1]} tokens of the "
                 f"tower; give overview = {math.isqrt(picture.shape[1])}"
             )
         wide = seen.project(self.wide(picture, grid))
@@ -152,7 +157,7 @@ class SliME(Sight):
 
     def tokens(self, tiles: int, grid: int) -> int:
         """Return the most tokens that a picture with so many tiles takes, `grid` of the tower: n + 1 + S * side**2."""
-        local = tiles * self.values["side"] ** 2
+        local = tiles * self.side**2
         return grid + (1 + (local if self.keep is None else min(local, self.keep)) if tiles else 0)
 
     def macs(self, tiles: int, grid: int, words: int, projector: int) -> int:
@@ -161,7 +166,7 @@ class SliME(Sight):
         Args:
             grid: tokens of a picture that the tower gives; words: of the prompt; projector: multiply-adds a token.
         """
-        queries = self.values["side"] ** 2
-        whole = self.wide.macs(grid) + 2 * grid * projector + 2 * grid * self.values["width"]
-        chosen = tiles * queries * words * self.values["text"]
+        queries = self.side**2
+        whole = self.wide.macs(grid) + 2 * grid * projector + 2 * grid * self.width
+        chosen = tiles * queries * words * self.text
         return whole + tiles * (self.local.macs(grid) + queries * projector) + chosen

@@ -255,7 +255,7 @@ def _spliced(patch: SplicePatch, given: dict[str, Any], cache: Any = None) -> di
     features = _features(patch, pixels) if encoded is None else torch.stack(list(encoded.pooler_output))
     features, pooled = features.chunk(2, 2) if patch.sight.reads_pooled else (features, None)
     counts = _counts(shown, len(features), features.shape[1])
-    table = patch.host.outer.module.get_input_embeddings()  # type: ignore[operator]
+    table = patch.host.outer.module.get_input_embeddings()
     embeds: Tensor = table(ids)
     words = [line[keep] for line, keep in zip(embeds, real & ~shown, strict=True)]
     seen = Seen(patch.host, features, counts, words, None if pooled is None else pooled[:, 0])
@@ -287,7 +287,7 @@ def _features(patch: SplicePatch, pixels: Any) -> Tensor:
     if not isinstance(pixels, Tensor) or pixels.dim() != 4 or not len(pixels):
         shape = list(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
         raise InputError(f"pixel_values are {shape}; give pictures or frames [P, 3, H, W], at least one")
-    encoded = patch.host.outer.module.get_image_features(pixel_values=pixels, return_dict=True)  # type: ignore[operator]
+    encoded = patch.host.outer.module.get_image_features(pixel_values=pixels, return_dict=True)
     return torch.stack(list(encoded.pooler_output))
 
 

@@ -40,12 +40,12 @@ class MixerBlock(nn.Module):
 
 
 class Mixer(nn.Module):
-    """An MLP-Mixer over 16 patches of a picture [B, 1, 16, 16]."""
+    """An MLP-Mixer over patches of 4 x 4 pixels, `tokens` of them; pictures are [B, channels, side, side]."""
 
-    def __init__(self, width: int = 16, depth: int = 3, classes: int = 4) -> None:
+    def __init__(self, width: int = 16, depth: int = 3, classes: int = 4, channels: int = 1, tokens: int = 16) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(1, width, 4, stride=4)
-        self.blocks = nn.Sequential(*(MixerBlock(16, width) for _ in range(depth)))
+        self.patches = nn.Conv2d(channels, width, 4, stride=4)
+        self.blocks = nn.Sequential(*(MixerBlock(tokens, width) for _ in range(depth)))
         self.head = nn.Linear(width, classes)
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -55,11 +55,14 @@ class Mixer(nn.Module):
 
 
 class SmallCnn(nn.Module):
-    """Three strided convolutions with batch norm, a mean and a linear layer; [B, 1, 16, 16] or [B, 1, 8, 8]."""
+    """Convolutions with batch norm, all but the first of stride 2, a mean and a linear layer.
 
-    def __init__(self, width: int = 8, classes: int = 4) -> None:
+    Pictures are [B, channels, side, side], of 8 pixels and more.
+    """
+
+    def __init__(self, width: int = 8, classes: int = 4, channels: int = 1, stages: int = 3) -> None:
         super().__init__()
-        sizes = (1, width, 2 * width, 2 * width)
+        sizes = (channels, *(width * min(2**stage, 2 ** (stages - 2)) for stage in range(stages)))
         self.stages = nn.ModuleList(
             nn.Sequential(nn.Conv2d(a, b, 3, stride=1 + (n > 0), padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
             for n, (a, b) in enumerate(itertools.pairwise(sizes))

@@ -59,7 +59,7 @@ class SmallClicks(MovieLensClicks):
         made = [self._trained(super(SmallClicks, self).build, 1000 + seed, SILENT) for seed in range(self.members)]
         return Ensemble(made).eval()
 
-    def teacher(self, seed: int) -> nn.Module:  # noqa: ARG002 - one teacher
+    def teacher(self, seed: int) -> nn.Module:
         """Return the ensemble, in eval mode."""
         return self.ensemble
 

@@ -89,7 +89,7 @@ class FewPictures(Cifar10Task):
             self.train(model, seed=seed, log=log)
         return model.eval()
 
-    def teacher(self, seed: int) -> nn.Module:  # noqa: ARG002 - one teacher
+    def teacher(self, seed: int) -> nn.Module:
         """Return the teacher, in eval mode."""
         return Cifar10Task().reference() if self.master == "vit" else convolutions()
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lessen.artifact import folder as artifact
 from lessen.errors import ArtifactError, ConfigError, InputError, NonFiniteError, NothingMatchedError, TaskError
+from lessen.export.hf import export_hf
 from lessen.method import Context
 from lessen.methods.distil._shared.divergences import divergence
 from lessen.methods.distil._shared.places import places
@@ -179,7 +180,9 @@ def test_which_layers_are_kept() -> None:
     assert chosen(12, 6, "first") == [0, 1, 2, 3, 4, 5]
     assert chosen(12, 3, "last") == [9, 10, 11]
     assert chosen(5, 1, "spread") == [0]
+    assert chosen(30, 10, "early") == [0, 1, 2, 3, 7, 12, 16, 20, 25, 29]
     assert all(len(set(chosen(d, n, "spread"))) == n for d in range(2, 40) for n in range(1, d))
+    assert all(len(set(chosen(d, n, "early"))) == n for d in range(2, 40) for n in range(1, d))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -205,8 +208,14 @@ def test_a_cut_model_is_a_plain_smaller_one(name, tmp_path: Path) -> None:
         assert torch.equal(again.generate(ids, max_new_tokens=5, do_sample=False), written)
     artifact.save(tmp_path / "artifact", found, model)
     loaded = artifact.load(tmp_path / "artifact", model=model)
+    assert loaded.config.num_hidden_layers == len(kept)
     with torch.no_grad():
         assert torch.equal(loaded(input_ids=ids).logits, expected)
+    export_hf(loaded, None, tmp_path / "exported")
+    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "exported").eval()
+    assert opened.config.num_hidden_layers == len(kept)
+    with torch.no_grad():
+        assert torch.equal(opened(input_ids=ids).logits, expected)
     forecast = method.forecast(model, Words(), Context())
     held = sum(t.nbytes for t in {t.data_ptr(): t for t in found.state_dict().values()}.values())
     assert forecast is not None

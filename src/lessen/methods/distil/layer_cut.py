@@ -13,7 +13,9 @@ from lessen.architectures.parts import Stack
 from lessen.errors import InputError
 from lessen.method import Card, Context, Forecast, Method
 from lessen.methods.sites import state_bytes
-from lessen.pruning.depth import drop_blocks
+from lessen.pruning.choice import Choice
+from lessen.pruning.layout import Layout
+from lessen.pruning.slicing import carry_out
 from lessen.task import Task
 
 
@@ -54,7 +56,7 @@ class LayerCut(Method):
         kept = chosen(len(blocks), self.layers, self.rule)
         marks = torch.zeros(len(blocks), dtype=torch.bool)
         marks[kept] = True
-        drop_blocks(model, stack, marks)
+        model = carry_out(Layout(model, {stack.path: stack}, ()), Choice(layers={stack.path: marks}), dense={})
         context.findings["blocks kept"] = kept
         return model
 

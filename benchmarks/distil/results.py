@@ -1,10 +1,11 @@
-"""Writing a result with what it was measured on, and means with their intervals."""
+"""Writing a result with what it was measured on, rows that outlive a kill, and means with their intervals."""
 
 from __future__ import annotations
 
 import json
 import os
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,45 @@ from typing import Any
 from lessen.environment import environment
 from lessen.files import atomic_write
 
-T95 = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-"""Quantiles of Student's t by degrees of freedom, 95 % two-sided; one degree (two runs) tells nothing."""
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120)
+"""Quantiles of Student's t for 1, 2, ... degrees of freedom, 95 % two-sided."""
+
+Row = dict[str, float]
+
+
+class Rows:
+    """Rows of numbers by name in the result that a script writes: what is there already is not measured again.
+
+    Args:
+        path: of the result.
+        seconds: start nothing new after so many.
+    """
+
+    def __init__(self, path: Path, seconds: float = float("inf")) -> None:
+        self.path, self.stops = path, time.monotonic() + seconds
+        before = json.loads(path.read_text())["results"] if path.is_file() else {}
+        self.rows: dict[str, dict[str, Row]] = before.get("rows", {})
+
+    def open(self, group: str, name: str) -> bool:
+        """Tell whether a row is still to be measured, and there is time to begin."""
+        return name not in self.rows.get(group, {}) and time.monotonic() < self.stops
+
+    def add(self, group: str, name: str, row: Row) -> None:
+        """Keep a row."""
+        self.rows.setdefault(group, {})[name] = row
+        print(group, name, {key: round(value, 3) for key, value in row.items()}, flush=True)
+
+    def write(self, found: Mapping[str, Any], command: str) -> None:
+        """Write the rows and what was made of them."""
+        write(self.path, {**found, "rows": self.rows}, command)
 
 
 def paired(values: Sequence[float], against: Sequence[float]) -> dict[str, float]:
     """Return the mean, and the mean difference to a control with its 95 % interval over paired runs."""
     gaps = [value - other for value, other in zip(values, against, strict=True)]
-    half = T95.get(len(gaps) - 1, 2.0) * statistics.stdev(gaps) / len(gaps) ** 0.5
-    middle = statistics.mean(gaps)
+    middle, freedom = statistics.mean(gaps), len(gaps) - 1
+    quantile = T95[freedom - 1] if freedom <= len(T95) else 2.0
+    half = quantile * statistics.stdev(gaps) / len(gaps) ** 0.5 if freedom else float("inf")
     return {"mean": statistics.mean(values), "difference": middle, "low": middle - half, "high": middle + half}
 
 

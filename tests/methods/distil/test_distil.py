@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lessen.artifact import folder as artifact
-from lessen.errors import ArtifactError, ConfigError, NonFiniteError, TaskError
+from lessen.errors import ArtifactError, ConfigError, InputError, NonFiniteError, TaskError
 from lessen.log import Log
 from lessen.method import Context
 from lessen.methods import builtin_methods
@@ -209,6 +209,11 @@ def test_bad_teachers_are_one_line(shapes: Shapes, student: nn.Module) -> None:
         broken.head.bias[0] = torch.nan
     with pytest.raises(NonFiniteError, match="the teacher gave NaN or infinity for 16 of 48 values"):
         Recipe([KD()]).apply(student, shapes.view(teacher=lambda seed: broken))
+    for cls in METHODS:
+        with pytest.raises(
+            InputError, match=r"the teacher, a Linear, cannot answer batches of task 'shapes': RuntimeE"
+        ):
+            Recipe([cls()]).apply(student, shapes.view(teacher=lambda seed: nn.Linear(5, 3)))
     with pytest.raises(ConfigError, match="Cnn has no module 'bodi' to read"):
         Recipe([FitNet(layer="bodi")]).apply(student, shapes)
 

@@ -26,6 +26,7 @@ from lessen.train.device import device_of, to_device
 from lessen.train.output_cache import OutputCache
 from lessen.train.taps import Outputs, Taps
 from lessen.train.teachers import DistilHook, Teacher, evaluating, open_teacher
+from lessen.usercode import boundary
 
 NEEDS = frozenset({"labels", "gradients", "training"})
 CLAIMS = frozenset({"quality"})
@@ -90,10 +91,14 @@ class Taught(Trained):
     def _master(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
         if self.teacher is not None:
             context.findings["teacher"] = self.teacher
-            return self._read(Path(self.teacher), task, context).to(context.device)
+            master = self._read(Path(self.teacher), task, context).to(context.device)
+            self._try(master, task)
+            return master
         if isinstance(task, HasTeacher):
             context.findings["teacher"] = "the task's"
-            return task.teacher(context.seed).to(context.device)
+            master = task.teacher(context.seed).to(context.device)
+            self._try(master, task)
+            return master
         original = context.original
         if original is None or (self.start == "given" and _same(original, model)):
             raise TaskError(
@@ -102,6 +107,13 @@ class Taught(Trained):
             )
         context.findings["teacher"] = "the given model"
         return copy.deepcopy(original)
+
+    def _try(self, master: nn.Module, task: Task) -> None:
+        """Ask once. Raises InputError where the teacher falls over what the task gives."""
+        batch = to_device(task.example_batch(), device_of(master))
+        what = f"{self.card.name}: the teacher, a {type(master).__name__}, cannot answer batches of task {task.name!r}"
+        with torch.no_grad(), evaluating(master), boundary(what):
+            task.forward(master, batch)
 
     def _read(self, path: Path, task: Task, context: Context) -> nn.Module:
         if (path / artifact.MANIFEST).is_file():

@@ -21,9 +21,11 @@ from lessen.methods.distil._shared.divergences import check_vocabulary
 from lessen.methods.distil._shared.places import Places, ids_of, places
 from lessen.methods.distil._shared.writing import Memory, Writer
 from lessen.task import Task, main_tensor
+from lessen.train.device import device_of, to_device
 from lessen.train.nested import map_tensors
 from lessen.train.taps import OUTPUT
 from lessen.train.teachers import DistilHook, Teacher, evaluating
+from lessen.usercode import boundary
 
 
 class Speaking(Taught):
@@ -44,14 +46,18 @@ class Speaking(Taught):
             return super().readied(student, context)
         return LoRA(rank=self.lora, alpha=2.0 * self.lora).wrapped(student, context)
 
+    def _try(self, master: nn.Module, task: Task) -> None:
+        """Leave it to `_check`."""
+
     def _check(self, master: nn.Module, student: nn.Module, task: Task, batch: Any) -> None:
         """Ask both about token 0 alone, which each has: a teacher with fewer tokens would fall over the others."""
         ids = ids_of(task, batch)
         zeros = map_tensors(batch, lambda tensor: torch.zeros_like(tensor) if tensor is ids else tensor)
         answers = []
-        for model in (student, master):
-            with torch.no_grad(), evaluating(model):
-                answers.append(task.forward(model, zeros))
+        for who, model in (("student", student), ("teacher", master)):
+            what = f"{self.card.name}: the {who}, a {type(model).__name__}, cannot answer batches of task {task.name!r}"
+            with torch.no_grad(), evaluating(model), boundary(what):
+                answers.append(task.forward(model, to_device(zeros, device_of(model))))
         check_answers(*answers)
 
     def _read(self, path: Path, task: Task, context: Context) -> nn.Module:

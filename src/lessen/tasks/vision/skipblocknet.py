@@ -91,7 +91,7 @@ class SkipBlock(nn.Module):
 
     def forward(self, base: Tensor, later: Tensor) -> Tensor:
         """Return [B,D,h,w] of base [B,C,H,W] for a map [B,D,h,w]."""
-        found: Tensor = self.block(F.adaptive_avg_pool2d(base, later.shape[2:]))
+        found: Tensor = self.block(F.adaptive_avg_pool2d(base, (later.shape[2], later.shape[3])))
         return found
 
 

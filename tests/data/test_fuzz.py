@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from damaged_tables import WHOLE, mutated, schema_of
@@ -12,7 +14,8 @@ from lessen.data.encode import encode_logs
 from lessen.data.infer import infer
 from lessen.data.pieces import log_pieces
 from lessen.data.readers import ReadSettings
-from lessen.errors import LessenError
+from lessen.data.readers.boundary import foreign, unprinted
+from lessen.errors import DataError, LessenError
 from lessen.selection.ranking.source import chunks, texts
 
 
@@ -42,6 +45,38 @@ def test_whole_files_are_read_by_every_door(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", WHOLE)
 def test_damaged_files_end_in_rows_or_in_one_line(tmp_path: Path, name: str) -> None:
     damage(tmp_path / name, name, range(60))
+
+
+@pytest.mark.parametrize(("name", "seed"), [("a.parquet", 1025), ("b.parquet", 1057), ("b.parquet", 1207)])
+def test_what_rust_prints_of_its_panics_reaches_nobody(tmp_path: Path, capfd, name: str, seed: int) -> None:
+    """The mutants are ones for which polars panics in a thread of its own, which prints before Python hears of it."""
+    path = tmp_path / name
+    path.write_bytes(mutated(WHOLE[name], random.Random(seed)))
+    for door in range(4):
+        attempt(path, name, door)
+    assert "panicked" not in capfd.readouterr().err
+    with pytest.raises(BaseException, match="panic|unwrap|Err") as caught:  # polars alone
+        pl.scan_parquet(path).collect()
+    assert "panicked at" in capfd.readouterr().err
+    assert type(caught.value).__name__ == "PanicException"
+
+
+def test_words_of_others_pass_and_panics_do_not(capfd) -> None:
+    panic = b"\nthread 'async-executor-0' (7) panicked at a.rs:1:2:\nno\nway\nstack backtrace:\n   0: main\n"
+    with unprinted():
+        os.write(2, b"before\n" + panic + b"note: Some details are omitted, run with more\n")
+        with unprinted():
+            os.write(2, panic + b"note: run with `RUST_BACKTRACE=1`\nafter\n")
+    assert capfd.readouterr().err == "before\nafter\n"
+    with pytest.raises(DataError, match="^it: no$"), foreign("it"):
+        _panicking(panic)
+    os.write(2, b"here\n")
+    assert capfd.readouterr().err == "here\n"
+
+
+def _panicking(panic: bytes) -> None:
+    os.write(2, panic + panic)
+    raise ValueError("no")
 
 
 @pytest.mark.slow

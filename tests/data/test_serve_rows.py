@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import decimal
+import itertools
 import json
 import math
 import random
@@ -15,8 +16,10 @@ import polars as pl
 import pytest
 import torch
 
+from lessen.data import vocabulary
 from lessen.data.encode import SplitRule, encode_logs
 from lessen.data.folder import Dataset
+from lessen.data.readers import Piece
 from lessen.data.schema import FieldSchema, Schema
 from lessen.errors import DataError
 
@@ -212,3 +215,76 @@ def test_a_folder_of_the_first_edition_serves_as_it_did(tmp_path: Path, data: Da
     hashed = [first.encode_row({**row, "h": value})["ids"][0, 1] for value in (3.0, "3.0", "3", np.int64(3))]
     assert hashed[0] == hashed[1] != hashed[2] == hashed[3]
     assert first.encode_row({**row, "h": 3})["ids"].tolist() == data.encoder.encode_row({**row, "h": 3})["ids"].tolist()
+
+
+WORDS = (
+    "",
+    "7",
+    "07",
+    "7.0",
+    "-0",
+    "0",
+    "0.10",
+    "0.1",
+    "1e3",
+    "1000",
+    "True",
+    "1",
+    "nan",
+    "x",
+    "1e400",
+    "é",
+    " 7",
+    "12",
+)
+
+
+@pytest.mark.parametrize("indexed", [vocabulary.INDEXED, 0])
+def test_a_row_found_by_look_ups_is_what_the_path_of_files_makes_of_it(tmp_path: Path, monkeypatch, indexed) -> None:
+    """Every word against every other as what was trained on: each kind of field, spelled by number, exactly, hashed."""
+    fields = (
+        FieldSchema(name="click", kind="label"),
+        FieldSchema(name="auto", kind="categorical"),
+        FieldSchema(name="number", kind="categorical", spelling="number"),
+        FieldSchema(name="exact", kind="categorical", spelling="exact"),
+        FieldSchema(name="shared", kind="categorical", vocabulary="number"),
+        FieldSchema(name="hashed", kind="categorical", buckets=50),
+        FieldSchema(name="hashed-exact", kind="categorical", buckets=50, spelling="exact"),
+        FieldSchema(name="plain", kind="numeric", fill=3.0),
+        FieldSchema(name="scaled", kind="numeric", fill=-1.0, transform="standard"),
+        FieldSchema(name="bucketed", kind="numeric", fill=3.0, transform="quantile", bins=3),
+        FieldSchema(name="list", kind="multi", length=2),
+    )
+    names = [spec.name for spec in fields]
+    numeric = ["plain", "scaled", "bucketed"]
+    lines = [
+        [str(n % 2), *([word] * 6), *(["", "4", "true"][n % 3] for _ in numeric), f"{word}|7"]
+        for n, word in enumerate(["7", "0.1", "1000", "x", "1", ""] * 3)
+    ]
+    log = tmp_path / "log.csv"
+    log.write_text("\n".join(",".join(line) for line in [names, *lines]) + "\n")
+    encoder = encode_logs([str(log)], Schema(fields=fields), tmp_path / "out").encoder
+    monkeypatch.setattr(vocabulary, "INDEXED", indexed)
+    for word, number in zip(WORDS, itertools.cycle(("", "5", "-0.0", "true", "1e-300"))):  # noqa: B905
+        row = dict.fromkeys(names[1:7], word) | dict.fromkeys(numeric, number) | {"list": word}
+        piece = Piece(pl.DataFrame({"click": ["0"], **{name: [text] for name, text in row.items()}}), log, 1)
+        expected, found = encoder.encode(piece), encoder.encode_row(row)
+        np.testing.assert_array_equal(found["ids"], expected.ids, err_msg=str(row))
+        np.testing.assert_array_equal(found["numeric"], expected.numeric, err_msg=str(row))
+
+
+def test_a_wide_row_makes_no_column_a_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"c{n}" for n in range(100)]
+    fields = [FieldSchema(name=name, kind="numeric" if n % 2 else "categorical", fill=0.0 if n % 2 else None)
+              for n, name in enumerate(names)]  # fmt: skip
+    log = tmp_path / "log.csv"
+    log.write_text("\n".join([",".join(["click", *names]), ",".join(["0"] * 101), ",".join(["1"] * 101)]) + "\n")
+    schema = Schema(fields=(FieldSchema(name="click", kind="label"), *fields))
+    encoder = encode_logs([str(log)], schema, tmp_path / "out").encoder
+    encoder.encode_row(dict.fromkeys(names, "1"))
+    columns = []
+    made = pl.Series.__init__
+    monkeypatch.setattr(pl.Series, "__init__", lambda self, *a, **k: columns.append(1) or made(self, *a, **k))
+    found = encoder.encode_row(dict.fromkeys(names, 1) | {"c0": "never seen", "c1": None})
+    assert (found["ids"][0, 0], found["numeric"][0, 0]) == (encoder.first_row["c0"], 0.0)
+    assert len(columns) < 30

@@ -5,8 +5,9 @@ frame of strings -> ids int32 [rows, columns] (global, into one flat table), num
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from lessen.data.columns import IdField, Kind, Layout
 from lessen.data.numbers import NumberFit, buckets, parse_labels, parse_numbers, parse_times, standardise
 from lessen.data.readers import Piece
 from lessen.data.readers.values import one_spelling
-from lessen.data.rows import one_row
+from lessen.data.rows import cells_of, piece_of
 from lessen.data.schema import FieldSchema, Schema
+from lessen.data.serving import Place, SingleCells
 from lessen.data.vocabulary import Counter, Hashed, Vocabulary
 from lessen.errors import DataError
 from lessen.stored.fields import Segment
@@ -75,7 +77,15 @@ class Encoder:
         """Encode a piece. Raises DataError naming file, line and column of a bad value."""
         rows = len(piece.frame)
         ids = np.zeros((rows, self.layout.width), dtype=np.int32)
+        numeric = np.zeros((rows, len(self.plain)), dtype=np.float32)
+        self._fill(piece, ids, numeric, frozenset())
+        return Encoded(ids, numeric, parse_labels(piece, self.schema.label.name), self._extras(piece))
+
+    def _fill(self, piece: Piece, ids: NDArray[np.int32], numeric: NDArray[np.float32], done: Set[str]) -> None:
+        """Write ids [rows, columns] and numbers [rows, numbers] of a piece, but for the fields that are done."""
         for spec, field in zip(self.id_fields, self.layout.fields, strict=True):
+            if spec.name in done:
+                continue
             part = ids[:, field.start : field.start + field.width]
             vocabulary, first = self.vocabularies[field.segment], self.first_row[field.segment]
             if field.kind == "categorical":
@@ -83,14 +93,14 @@ class Encoder:
             else:
                 row, place, values = spread(piece.frame[spec.name], spec)
                 part[row, place] = vocabulary.encode(self._spelled(values, spec)) + first
-        numeric = np.zeros((rows, len(self.plain)), dtype=np.float32)
         for column, spec in enumerate(self.plain):
+            if spec.name in done:
+                continue
             numbers = standardise(parse_numbers(piece, spec.name, spec.fill), self.numbers[spec.name])
             large = np.abs(numbers) > np.finfo(np.float32).max
             if large.any():
                 raise piece.fault(int(large.argmax()), spec.name, "is too large a number for float32", "too large")
             numeric[:, column] = numbers
-        return Encoded(ids, numeric, parse_labels(piece, self.schema.label.name), self._extras(piece))
 
     def values(self, piece: Piece, spec: FieldSchema) -> pl.Series:
         """Return the strings of a single-id field; bucketed numbers become the bucket's number."""
@@ -121,9 +131,30 @@ class Encoder:
         Raises:
             DataError: a field is missing, a number cannot be read, or a value is of a type that no file has.
         """
-        piece = one_row(row, self.schema, self.version)
-        encoded = self.encode(piece)
-        return {"ids": encoded.ids, "numeric": encoded.numeric} if self.plain else {"ids": encoded.ids}
+        cells = cells_of(row, self.schema, self.version)
+        ids = np.zeros((1, self.layout.width), dtype=np.int32)
+        numeric = np.zeros((1, len(self.plain)), dtype=np.float32)
+        done = self._singles.ids(cells, ids) | self._singles.numbers(cells, numeric)
+        piece = piece_of({name: cell for name, cell in cells.items() if name not in done})
+        self._fill(piece, ids, numeric, done)
+        parse_labels(piece, self.schema.label.name)
+        self._extras(piece)
+        return {"ids": ids, "numeric": numeric} if self.plain else {"ids": ids}
+
+    @cached_property
+    def _singles(self) -> SingleCells:
+        places = [
+            Place(
+                spec.name,
+                field.start,
+                self.vocabularies[field.segment],
+                self.first_row[field.segment],
+                spelling_of(spec, self.schema) == "number",
+            )
+            for spec, field in zip(self.id_fields, self.layout.fields, strict=True)
+            if field.kind == "categorical" and not spec.bucketed
+        ]
+        return SingleCells(places, self.plain, self.numbers)
 
 
 def extra(piece: Piece, spec: FieldSchema) -> NDArray[np.float64]:

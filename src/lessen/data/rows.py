@@ -23,33 +23,41 @@ _SCALARS = (bool, int, float, decimal.Decimal, *_TIMES)
 OPTIONAL = ("label", "weight", "timestamp", "group")
 
 
-def one_row(row: Mapping[str, Any], schema: Schema, version: int) -> Piece:
-    """Return a piece of one row; fields that only training needs may be missing. Raises DataError naming a field."""
-    columns: dict[str, pl.Series] = {}
+def cells_of(row: Mapping[str, Any], schema: Schema, version: int) -> dict[str, str | list[str]]:
+    """Return the text of each field that is used, or its texts; what is missing is empty, or zero if only training
+    needs it.
+
+    Raises:
+        DataError: a field is missing, or holds what no file holds; it is named.
+    """
+    cells: dict[str, str | list[str]] = {}
     for spec in schema.used:
         if spec.name in row:
-            columns[spec.name] = _cell(row[spec.name], spec, schema, version)
+            cells[spec.name] = _cell(row[spec.name], spec, schema, version)
         elif spec.kind in OPTIONAL:
-            columns[spec.name] = pl.Series(["0"])
+            cells[spec.name] = "0"
         else:
             raise DataError(f"the row lacks the field {spec.name!r}")
-    return Piece(pl.DataFrame(columns), Path("row"), 1)
+    return cells
 
 
-def _cell(value: Any, spec: FieldSchema, schema: Schema, version: int) -> pl.Series:
-    """Return the cell as a column of one string, or of one list of strings."""
+def piece_of(cells: Mapping[str, str | list[str]]) -> Piece:
+    """Return a piece of one row with these cells."""
+    kinds = {name: pl.List(pl.String) if isinstance(cell, list) else pl.String for name, cell in cells.items()}
+    return Piece(pl.DataFrame({name: [cell] for name, cell in cells.items()}, schema=kinds), Path("row"), 1)
+
+
+def _cell(value: Any, spec: FieldSchema, schema: Schema, version: int) -> str | list[str]:
     items = _items(value, spec)
     if items is None:
         if version == 1:
-            return pl.Series([_first_edition(value)])
+            return _first_edition(value)
         text = _text(value, spec)
-        return pl.Series(["" if text is None or text in schema.missing else text])
+        return "" if text is None or text in schema.missing else text
     if spec.kind not in ("multi", "sequence"):
         raise DataError(f"the field {spec.name!r} is given several values but has kind {spec.kind}")
     texts = [_first_edition(item) if version == 1 else _text(item, spec) for item in items]
-    return pl.Series(
-        [[text for text in texts if text is not None and text not in schema.missing]], dtype=pl.List(pl.String)
-    )
+    return [text for text in texts if text is not None and text not in schema.missing]
 
 
 def _first_edition(value: Any) -> str:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from lessen.data.readers.values import numerals, one_spelling, two_spellings
 
 MERGE_ROWS = 2_000_000
+INDEXED = 100_000
+"""Values of which a dictionary is made for look-ups of single texts; of more, polars keeps the only copy."""
 
 
 class Counter:
@@ -59,6 +61,7 @@ class Vocabulary:
     exact: bool = False
     _kind: pl.Enum | None = field(default=None, repr=False)
     _numbers: tuple[Vocabulary, NDArray[np.int32]] | None = field(default=None, repr=False)
+    _index: dict[str, int] | None = field(default=None, repr=False)
 
     @property
     def rows(self) -> int:
@@ -72,6 +75,20 @@ class Vocabulary:
         codes = values.cast(self._kind, strict=False).to_physical().cast(pl.Int32)
         ids = (codes.fill_null(-1).to_numpy() + 1).astype(np.int32)
         return ids if self.exact or not codes.null_count() else self._by_number(values, ids)
+
+    def find(self, text: str) -> int | None:
+        """Return the local id of one text as it is written, None where it is not known."""
+        if len(self.values) > INDEXED:
+            return int(self.encode(pl.Series([text], dtype=pl.String))[0]) or None
+        if self._index is None:
+            self._index = {value: at for at, value in enumerate(self.values, 1)}
+        return self._index.get(text)
+
+    def find_number(self, key: str) -> int | None:
+        """Return the local id of the value that spells the number whose canonical text is `key`, None without one."""
+        known, places = self._spelled()
+        at = known.find(key)
+        return None if at is None else int(places[at - 1])
 
     def _by_number(self, values: pl.Series, ids: NDArray[np.int32]) -> NDArray[np.int32]:
         """Fill in ids of texts that spell a known number in another way."""
@@ -110,6 +127,10 @@ class Hashed:
     def rows(self) -> int:
         """Rows that a table needs: the buckets, and the row of unknown values that every field has."""
         return self.buckets + 1
+
+    def find(self, text: str) -> int | None:
+        """Return the local id of one text as it is written, None where the number that it may spell decides."""
+        return 1 + zlib.crc32(text.encode()) % self.buckets if self.exact else None
 
     def encode(self, values: pl.Series) -> NDArray[np.int32]:
         """Return the local id of each string."""

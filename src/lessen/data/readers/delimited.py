@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from lessen.data.readers.boundary import reason
+from lessen.data.readers.boundary import reason, unprinted
 from lessen.data.readers.faults import Faults, RowError
 from lessen.data.readers.lines import check_utf8, stray_quote, text_blocks
 from lessen.data.readers.piece import Piece
@@ -150,9 +150,10 @@ def _parse(
     path: Path, block: bytes, separator: str, names: tuple[str, ...] | None, line: int, quote: str | None
 ) -> pl.DataFrame:
     try:
-        return pl.read_csv(
-            block, separator=separator, has_header=False, new_columns=names, infer_schema=False, quote_char=quote
-        )
+        with unprinted():
+            return pl.read_csv(
+                block, separator=separator, has_header=False, new_columns=names, infer_schema=False, quote_char=quote
+            )
     except pl.exceptions.PolarsError as error:
         check_utf8(path, block, line)
         raise _misread(path, block, separator, line, quote, reason(error)) from error

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from lessen.data.readers.boundary import foreign, reason
+from lessen.data.readers.boundary import foreign, reason, unprinted
 from lessen.data.readers.faults import Faults, RowError
 from lessen.data.readers.lines import check_utf8, text_blocks
 from lessen.data.readers.piece import Piece
@@ -95,7 +95,8 @@ def _parsed(
     """Parse lines; what is no JSON is named, or goes to `faults`, and NaN, which is no JSON either, becomes null."""
     names = list(columns) if columns is not None else None
     try:
-        return _frame(path, body, names, lists, start), lines
+        with unprinted():
+            return _frame(path, body, names, lists, start), lines
     except BaseException as error:  # a line that is broken, or one that only Python's own writer makes
         if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
             raise
@@ -141,7 +142,8 @@ def _as_list(cell: str) -> list[str] | None:
 def _keys(path: Path, body: bytes, line: int) -> dict[str, None]:
     """Return the keys of all lines in order of appearance."""
     try:
-        return dict.fromkeys(pl.read_ndjson(io.BytesIO(body), infer_schema_length=None).columns)
+        with unprinted():
+            return dict.fromkeys(pl.read_ndjson(io.BytesIO(body), infer_schema_length=None).columns)
     except BaseException as error:  # kinds that no one type holds, or a line that is broken: read line by line
         if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
             raise

@@ -14,6 +14,8 @@ from lessen.errors import DataError
 
 MAGIC = b"PAR1"
 PIECE_ROWS = 200_000
+READ_BYTES = 128 << 20
+"""Bytes of a file, packed as they are, that are read at once; a row of any length counts."""
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None, rows: int = PIECE_ROWS) -> Iterator[Piece]:
@@ -23,15 +25,19 @@ def read_parquet(path: Path, columns: Sequence[str] | None, rows: int = PIECE_RO
     names = names_of(path)
     if columns is not None:
         names = [name for name in columns if name in names]
-    with foreign(f"cannot read {path} as Parquet after row {start - 1:,}"):
-        batches = iter(pl.scan_parquet(path, glob=False).select(names).collect_batches(chunk_size=rows))
+    with foreign(f"cannot read {path} as Parquet"):
+        table = pl.scan_parquet(path, glob=False)
+        total = table.select(pl.len()).collect().item()
+    at_once = max(rows, min(PIECE_ROWS, READ_BYTES * total // path.stat().st_size))
     while True:
+        # piece by piece, not `collect_batches`: no thread of polars may run on, and panic, behind the boundary
         with foreign(f"cannot read {path} as Parquet after row {start - 1:,}"):
-            frame = next(batches, None)
-        if frame is None:
-            return
-        yield from Piece(frame, path, start).slices(rows)
+            frame = table.select(names).slice(start - 1, at_once).collect(engine="streaming")
+        if len(frame):
+            yield from Piece(frame, path, start).slices(rows)
         start += len(frame)
+        if len(frame) < at_once:
+            return
 
 
 def names_of(path: Path) -> list[str]:

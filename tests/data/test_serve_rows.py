@@ -265,7 +265,7 @@ def test_a_row_found_by_look_ups_is_what_the_path_of_files_makes_of_it(tmp_path:
     log.write_text("\n".join(",".join(line) for line in [names, *lines]) + "\n")
     encoder = encode_logs([str(log)], Schema(fields=fields), tmp_path / "out").encoder
     monkeypatch.setattr(vocabulary, "INDEXED", indexed)
-    for word, number in zip(WORDS, itertools.cycle(("", "5", "-0.0", "true", "1e-300"))):  # noqa: B905
+    for word, number in zip(WORDS, itertools.cycle(("", "5", "-0.0", "true", "1e-300"))):
         row = dict.fromkeys(names[1:7], word) | dict.fromkeys(numeric, number) | {"list": word}
         piece = Piece(pl.DataFrame({"click": ["0"], **{name: [text] for name, text in row.items()}}), log, 1)
         expected, found = encoder.encode(piece), encoder.encode_row(row)

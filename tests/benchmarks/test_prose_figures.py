@@ -1,0 +1,89 @@
+"""Figures in the sentences of the guides come from committed results too, or the test names them.
+
+A figure with a decimal point stands in a table of its page (those are written from results), or in a sentence that is
+made from the results here, or in one that states a setting.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+guides = pytest.importorskip("benchmarks.guides", reason="benchmarks are not part of this installation")
+
+MARKED = re.compile(r"<!-- (\S+):begin -->.*?<!-- \1:end -->", re.DOTALL)
+NOT_PROSE = (re.compile(r"```.*?```", re.DOTALL), re.compile(r"`[^`]*`"), re.compile(r"\]\([^)]*\)"),
+             re.compile(r"arXiv \d+\.\d+"), re.compile(r"^\|.*$", re.MULTILINE))  # fmt: skip
+FIGURE = re.compile(r"(?<![\w.])\d+\.\d+")
+
+
+def tokens() -> Iterator[str]:
+    rows = {(row["budget"], row["method"]): row for run in guides.read("tokens_cifar10_share")["runs"]
+            for row in run["rows"]}  # fmt: skip
+    lost = -rows[0.6, "diffrate"]["change"][0]
+    low = -rows[0.6, "diffrate"]["change"][1]
+    assert lost < 0.3 < low
+    yield f"At 60 % DiffRate loses {lost:.2f} points, less than 0.3, though its interval does not exclude 0.3"
+    ahead = rows[0.4, "tome"]["diffrate_minus_it"]
+    assert ahead[1] > 0
+    yield f"the searched counts beat ToMe's by {ahead[0]:.1f} points, for certain"
+    pictures = 100 * (rows[0.5, "tome"]["accuracy"] - rows[0.5, "diffrate"]["accuracy"])
+    yield f"(ToMe is ahead by {pictures:.0f} pictures)"
+    assert rows[0.5, "tome"]["cross_entropy_it_minus_diffrate"][1] > 0
+    yield "(the rows at 0.6 were made"
+    for row in guides.read("tokens_mismatch")["rows"]:
+        if row["model"] == "reference" and row["target"] == 16 and len(row["seeds"]) == 3:
+            behind = row["right"]["mismatch"]["lost"][0]
+            yield f"falls {behind:.1f} points behind one that was fine-tuned there"
+
+
+def checkpoints() -> Iterator[str]:
+    yield "A byte-level Transformer of 5.7 million parameters, AdamW (beta2 0.999)"
+    size = guides.read("checkpoints_sizes")["lessen"]["near"]["raw_bytes"]
+    yield f"{len(size)} checkpoints of {size[-1] / 1e6:.0f} MB"
+    size = guides.read("checkpoints_ctr")["sizes"]["near, all rows"]["raw_bytes"]
+    yield f"A CTR model of 4.8 million parameters in six tables of 50,000 rows, SparseAdam, {len(size)} checkpoints of {size[-1] / 1e6:.0f} MB"
+    yield f"One checkpoint of {guides.read('checkpoints_memory')['near pack']['checkpoint_mb'] / 1e3:.1f} GB"
+
+
+def embeddings() -> Iterator[str]:
+    grown = guides.read("embeddings_growth")
+    yield (
+        f"{grown['rows'] / 1e6:.0f} million rows of {grown['dim']} values ({grown['float32_bytes'] / 1e9:.1f} GB in "
+        f"float32) became {grown['file_bytes'] / 1e9:.1f} GB in {grown['write_s']:.0f} s at "
+        f"{grown['write_peak_mb']:.0f} MB of memory, opened in {grown['open_ms']:.1f} ms, and were served at "
+        f"{grown['second_pass_mlookups_s']:.0f} million lookups a second"
+    )
+    small = [row for row in guides.read("embeddings_movielens")["rows"] if row.get("share", 1) < 0.0105]
+    assert max(row["auc_difference"] for row in small) < -0.06
+    yield "On MovieLens 1 % is 1.8 kB, and everything loses more than 0.06"
+    computed = [
+        -row["auc_difference"]
+        for row in guides.read("embeddings_synthetic")["rows"]
+        if "auc_difference" in row and not row["composed"] and 0.045 < row["share"] < 0.51
+        and re.match("tensor train|deep hash", row["recipe"])
+    ]  # fmt: skip
+    yield (
+        f"(tensor trains, deep hashes) lose {min(computed):.2f} to {max(computed):.2f} on the synthetic log at 5 to 50 %"
+    )
+
+
+PAGES = {"tokens": tokens, "checkpoints": checkpoints, "embeddings": embeddings,
+         **dict.fromkeys(("pruning", "visual-tokens", "series", "studies", "folding", "training"), lambda: iter(()))}  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_figures_in_sentences_come_from_results(page: str) -> None:
+    text = (guides.ROOT / "docs" / f"{page}.md").read_text()
+    measured = set(FIGURE.findall(" ".join(found[0] for found in MARKED.finditer(text))))
+    prose = MARKED.sub("", text)
+    for pattern in NOT_PROSE:
+        prose = pattern.sub("", prose)
+    prose = " ".join(prose.split())
+    for sentence in PAGES[page]():
+        assert sentence in prose
+        prose = prose.replace(sentence, "")
+    left = [prose[max(found.start() - 40, 0) : found.end() + 20] for found in FIGURE.finditer(prose)]
+    assert not [around for around, figure in zip(left, FIGURE.findall(prose), strict=True) if figure not in measured]

@@ -52,6 +52,10 @@ def rows() -> dict[str, dict[str, Any]]:
         found[f"{where} {bits} oac"] = {"gptq": {**common, **oac}}
         found[f"{where} {bits} gptq searched"] = {"gptq": {**common, **CALIBRATION, "ranges": "search"}}
         found[f"{where} {bits} oac searched"] = {"gptq": {**common, **oac, "ranges": "search"}}
+    # what benchmarks.language.importance found best: scales of 6 bits, solved for
+    best = {**CALIBRATION, "hessian": "tokens", "blocks_a_pass": 15, "ranges": "search", "refit": 2}
+    for bits in (3, 4):
+        found[f"whole {bits} coded scales"] = {"gptq": {"bits": bits, "group": 32, "scale_bits": 6, **best}}
     for kind, knobs in (("", CALIBRATION), (" oac", {**OAC, "blocks_a_pass": 6})):
         only = {"only": PART, **knobs}
         for bits in (3, 2):

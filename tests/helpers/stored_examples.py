@@ -18,6 +18,7 @@ from lessen.stored.base import StoredModule
 from lessen.stored.constant import Constant
 from lessen.stored.linears.billm import BiLLMLinear
 from lessen.stored.linears.clustered import ClusteredConv, ClusteredLinear, ClusteredMatrix
+from lessen.stored.linears.coded_scales import CodedScalesLinear, on_coded_scales
 from lessen.stored.linears.group_grid import GroupGrid
 from lessen.stored.linears.group_quantized import GroupQuantizedLinear
 from lessen.stored.linears.half import HalfLinear
@@ -182,6 +183,16 @@ def symmetric_quantized_linear():
     return group_quantized_linear(4, symmetric=True)
 
 
+def coded_scales_linear(symmetric=False):
+    scales, minimums = random(5, 3).abs(), -random(5, 3).abs()
+    grid = on_coded_scales(GroupGrid(3, 5, scales, None if symmetric else minimums), 6)
+    return CodedScalesLinear.from_codes(nn.Linear(12, 5), grid, grid.codes(random(5, 12)))
+
+
+def symmetric_coded_scales_linear():
+    return coded_scales_linear(symmetric=True)
+
+
 def scaled_input():
     return ScaledInput.around(nn.Linear(12, 5), random(12))
 
@@ -324,6 +335,8 @@ def pruned_shape():
 OTHERS = {
     "group quantised linear": (group_quantized_linear, lambda: (random(3, 12),)),
     "symmetric quantised linear": (symmetric_quantized_linear, lambda: (random(3, 12),)),
+    "coded scales": (coded_scales_linear, lambda: (random(3, 12),)),
+    "symmetric coded scales": (symmetric_coded_scales_linear, lambda: (random(3, 12),)),
     "rotated input": (rotated_input, lambda: (random(3, 12),)),
     "rotated norm": (rotated_norm, lambda: (random(3, 12),)),
     "static int8 linear": (static_int8_linear, lambda: (random(3, 12),)),

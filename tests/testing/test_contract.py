@@ -26,6 +26,11 @@ MORE = {
     ),
     "awq 2": ("awq", {"bits": 2, "group": 32, "min_weights": 64, "grid": 4, "calibration_batches": 2}),
     "smoothquant 0.8": ("smoothquant", {"strength": 0.8, "only": "second"}),
+    "gptq coded scales": ("gptq", {"bits": 2, "group": 16, "scale_bits": 4, "refit": 1, "min_weights": 64}),
+    "efficient-qat 2": (
+        "efficient-qat",
+        {"bits": 2, "group": 32, "scale_bits": 6, "min_weights": 64, "steps": 3, "accumulate": 2},
+    ),
     "gptq by the loss": ("gptq", {"bits": 2, "hessian": "output", "min_weights": 64}),
     "spqr 2": ("spqr", {"bits": 2, "hessian": "output", "leave_one_out": False, "act_order": False}),
     "magnitude-sparsity 1:4 trained": (

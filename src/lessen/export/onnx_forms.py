@@ -33,6 +33,7 @@ from lessen.export.onnx_tables import (
 )
 from lessen.stored.base import StoredModule
 from lessen.stored.linears.clustered import ClusteredConv, ClusteredLinear, ClusteredMatrix
+from lessen.stored.linears.coded_scales import CodedScalesLinear
 from lessen.stored.linears.group_quantized import GroupQuantizedLinear
 from lessen.stored.linears.int8_linear import Int8Linear
 from lessen.stored.linears.sparse import SparseConv, SparseLinear
@@ -126,6 +127,7 @@ FORMS: dict[str, Callable[[Any], nn.Module]] = {
     TieredEmbedding.kind: TieredRows,
     Int8Linear.kind: Int8Rows,
     GroupQuantizedLinear.kind: FewBitProduct,
+    CodedScalesLinear.kind: FewBitProduct,
     GroupQuantizedEmbedding.kind: FewBitRows,
     SparseMatrix.kind: Spread,
     ClusteredMatrix.kind: Chosen,

@@ -29,7 +29,8 @@ class BiLLM(Calibrated):
     Differs from the paper: ordinary weights are parted by their magnitude, as the text says (the code parts by
     saliency); the error that goes on to later blocks is that of the whole block, (W - Q) U^-1, where the code divides
     by the diagonal; levels are rounded to fp16 before errors are measured; the means of both signs are stored as their
-    sum. Layers outside the Transformer blocks stay. Storage with decoded compute: bytes are saved, time is not.
+    sum. Layers outside the Transformer blocks stay. No kernel reads this form: bytes are saved
+    on disk, and a served model holds it decoded.
     """
 
     card = Card(

@@ -15,6 +15,7 @@ from lessen.methods.weights._shared.error_feedback import Feedback
 from lessen.methods.weights._shared.few_bits import FewBits
 from lessen.methods.weights._shared.grids import fit_grid, quantise
 from lessen.methods.weights._shared.refitting import rounds
+from lessen.stored.linears.coded_scales import of_grid
 from lessen.stored.linears.group_quantized import GroupQuantizedLinear
 from lessen.task import Task
 
@@ -79,14 +80,15 @@ class GPTQ(FewBits, Calibrated):
     def form(self, site: Site) -> GroupQuantizedLinear:
         """Return the layer rounded to nearest: codes and scales take the same bytes."""
         layer: Any = site.module
-        grid = fit_grid(layer.weight, self.bits, self.width(layer), self.symmetric, "minmax", self.zeros)
-        return GroupQuantizedLinear.from_codes(layer, grid, quantise(layer.weight, grid), self.activations)
+        width = self.width(layer)
+        grid = fit_grid(layer.weight, self.bits, width, self.symmetric, "minmax", self.zeros, self.scale_bits)
+        return of_grid(layer, grid, quantise(layer.weight, grid), self.activations)
 
     def rounded(self, site: Site, spread: Feedback, context: Context) -> GroupQuantizedLinear:
         """Return the layer on its grid and record its error."""
         layer: Any = site.module
-        grid = fit_grid(layer.weight, self.bits, self.width(layer), self.symmetric, self.ranges, self.zeros)
+        grid = self.grid_of(layer)
         found = rounds(layer.weight, grid, spread, self.refit)
-        made = GroupQuantizedLinear.from_codes(layer, found.grid, found.codes, self.activations)
+        made = of_grid(layer, found.grid, found.codes, self.activations)
         self.record(site, made, context)
         return made

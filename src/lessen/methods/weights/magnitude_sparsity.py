@@ -26,7 +26,8 @@ class MagnitudeSparsity(AnyPattern):
     1506.02626). Each layer keeps the same share, or all compete (`among=model`). What is left trains on under fixed
     masks for `fine_tune_epochs`. Differs from the paper: one round and no dropout adjustment; biases, norms and
     embeddings are never touched. Batch-norm statistics are recomputed where there are training data.
-    The stored form is storage with decoded compute: bytes are saved, time is not.
+    Linear layers of int8 values and int8 activations have a kernel (AVX-512 VBMI2); all others decode at a forward:
+    bytes are saved, time is not.
     """
 
     card = Card(

@@ -9,8 +9,8 @@ from torch import nn
 from lessen.method import Card, Context
 from lessen.methods.sites import replace
 from lessen.methods.weights._shared.few_bits import FewBits
-from lessen.methods.weights._shared.grids import fit_grid, quantise
-from lessen.stored.linears.group_quantized import GroupQuantizedLinear
+from lessen.methods.weights._shared.grids import quantise
+from lessen.stored.linears.coded_scales import of_grid
 from lessen.task import Task
 
 
@@ -23,7 +23,8 @@ class RTN(FewBits):
     weights that were dequantised from such a grid (Q4_1 at group 32) come back exactly. The search moves both ends of
     a range that does not hold zero towards its nearer end. A layer whose inputs are no multiple of the group ends in
     a shorter group. A Transformer's token embedding and a head over its rows take `table_bits`.
-    Layers are storage with decoded compute or, with activations=int8, fast; that rounds their inputs too.
+    Layers run on their codes where the extra `kernels` is there: with inputs as they come or, with activations=int8,
+    faster and with inputs rounded too. Elsewhere a forward decodes.
     """
 
     card = Card(
@@ -42,8 +43,8 @@ class RTN(FewBits):
         for number, site in enumerate(sites):
             context.log.progress("round to nearest", number, len(sites))
             layer: Any = site.module
-            grid = fit_grid(layer.weight, self.bits, self.width(layer), self.symmetric, self.ranges, self.zeros)
-            made = GroupQuantizedLinear.from_codes(layer, grid, quantise(layer.weight, grid), self.activations)
+            grid = self.grid_of(layer)
+            made = of_grid(layer, grid, quantise(layer.weight, grid), self.activations)
             self.record(site, made, context)
             model = replace(model, site, made)
         self.remark(context)

@@ -27,7 +27,8 @@ class SparseGPT(AnyPattern, Calibrated):
     2405.15025), which the paper does not.
     Differs from the paper: without N:M each block of 128 inputs keeps the same share, as in its code; inputs that
     calibration never excites keep their largest weights, where the code sets them to zero. A model without Transformer
-    blocks is calibrated in one pass. The stored form is storage with decoded compute: bytes are saved, time is not.
+    blocks is calibrated in one pass. Linear layers of int8 values and int8 activations have a
+    kernel (AVX-512 VBMI2); all others decode at a forward: bytes are saved, time is not.
     """
 
     card = Card(

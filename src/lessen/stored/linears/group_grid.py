@@ -19,13 +19,15 @@ WIDTHS = (2, 3, 4, 5, 6, 8)
 class GroupGrid:
     """Scales and minimums, fp16 [out, groups]; without minimums the grid is symmetric.
 
-    Inputs i with i // group equal share a level of `scales`; the last group may be shorter.
+    Inputs i with i // group equal share a level of `scales`; the last group may be shorter. `scale_bits`: scales and
+    minimums are stored as codes of so many bits (`coded_scales`) and rounded to them already; none: as they are.
     """
 
     bits: int
     group: int
     scales: Tensor
     minimums: Tensor | None = None
+    scale_bits: int | None = None
 
     def values(self, codes: Tensor, first: int = 0) -> Tensor:
         """Return the values, float32 [out, inputs], that codes uint8 [out, inputs] stand for.
@@ -42,9 +44,8 @@ class GroupGrid:
 
     def rows(self, part: slice) -> GroupGrid:
         """Return the grid of some outputs."""
-        return GroupGrid(
-            self.bits, self.group, self.scales[part], None if self.minimums is None else self.minimums[part]
-        )
+        minimums = None if self.minimums is None else self.minimums[part]
+        return GroupGrid(self.bits, self.group, self.scales[part], minimums, self.scale_bits)
 
     def _columns(self, first: int, count: int) -> tuple[Tensor, Tensor | None]:
         """Return scale and minimum of `count` inputs from `first` on, float32 [out, count]."""

@@ -66,10 +66,13 @@ class GroupQuantizedLinear(DecodedLinear):
         out, groups = self.out_features, group_count(self.in_features, self.group)
         packed = packing.row_bytes(self.in_features, self.bits)
         self.register_buffer("codes", torch.zeros(out, packed, dtype=torch.uint8))
-        self.register_buffer("scales", torch.zeros(out, groups, dtype=torch.float16))
-        self.register_buffer("minimums", None if symmetric else torch.zeros(out, groups, dtype=torch.float16))
+        self._make_grid(out, groups)
         self.register_buffer("bias", torch.zeros(out) if has_bias else None)
         self._held: Held[Operand] = Held()
+
+    def _make_grid(self, out: int, groups: int) -> None:
+        self.register_buffer("scales", torch.zeros(out, groups, dtype=torch.float16))
+        self.register_buffer("minimums", None if self.symmetric else torch.zeros(out, groups, dtype=torch.float16))
 
     def config(self) -> dict[str, Any]:
         """Return the sizes, the bits of a code, the inputs of a group, and what there is beside codes and scales."""
@@ -88,22 +91,22 @@ class GroupQuantizedLinear(DecodedLinear):
         cls, layer: nn.Linear, grid: GroupGrid, codes: Tensor, activations: str = "float"
     ) -> GroupQuantizedLinear:
         """Pack codes uint8 [out, in] on their grid; the bias is the layer's."""
-        made = cls(
-            layer.in_features,
-            layer.out_features,
-            grid.bits,
-            grid.group,
-            grid.minimums is None,
-            layer.bias is not None,
-            activations,
-        ).to(layer.weight.device)
+        own = {"symmetric": grid.minimums is None, "bias": layer.bias is not None, "activations": activations}
+        coded = {} if grid.scale_bits is None else {"scale_bits": grid.scale_bits}
+        made = cls(layer.in_features, layer.out_features, grid.bits, grid.group, **own, **coded)
+        made = made.to(layer.weight.device)
         made.codes.copy_(packing.pack(codes, grid.bits))
-        made.scales.copy_(grid.scales)
-        if made.minimums is not None and grid.minimums is not None:
-            made.minimums.copy_(grid.minimums)
+        made.put(grid)
         if made.bias is not None:
             made.bias.copy_(layer.bias.detach())
         return made
+
+    @torch.no_grad()
+    def put(self, grid: GroupGrid) -> None:
+        """Take the scales and minimums of a grid of the same form."""
+        self.scales.copy_(grid.scales)
+        if self.minimums is not None and grid.minimums is not None:
+            self.minimums.copy_(grid.minimums)
 
     @property
     def grid(self) -> GroupGrid:
@@ -125,8 +128,6 @@ class GroupQuantizedLinear(DecodedLinear):
 
     def operand(self) -> Operand | None:
         """Return the layer as kernels take it, made where it changed; None for a form that none takes."""
-        if self.scales.dtype != torch.float16:
-            return None
         return self._held.operand(self._tensors, self._operand)
 
     @property
@@ -134,6 +135,8 @@ class GroupQuantizedLinear(DecodedLinear):
         return self.codes, self.scales, self.minimums, self.bias
 
     def _operand(self) -> Operand | None:
+        if self.scales.dtype != torch.float16:
+            return None
         codes = packing.unpack(self.codes, self.bits, self.in_features)
         bias = None if self.bias is None else self.bias.detach().float().contiguous()
         floats = self.activations == "float"
@@ -169,8 +172,13 @@ def rounded(inputs: Tensor, blocks: Blocks) -> Tensor:
     return torch.cat(parts, dim=-1).to(inputs.dtype)
 
 
-def layer_bytes(layer: nn.Linear, bits: int, group: int, symmetric: bool) -> int:
-    """Return the bytes that a layer takes in this form: codes, 2 a scale, 2 a minimum, 4 a bias."""
+def layer_bytes(layer: nn.Linear, bits: int, group: int, symmetric: bool, scale_bits: int | None = None) -> int:
+    """Return the bytes that a layer takes: codes, 2 a scale, 2 a minimum, 4 a bias.
+
+    Args:
+        scale_bits: scales and minimums are codes of so many bits, and 2 bytes a row (`coded_scales`).
+    """
     groups = group_count(layer.in_features, group)
-    row = packing.row_bytes(layer.in_features, bits) + (2 if symmetric else 4) * groups
+    each = 2 * groups if scale_bits is None else packing.row_bytes(groups, scale_bits) + 2
+    row = packing.row_bytes(layer.in_features, bits) + (1 if symmetric else 2) * each
     return int(layer.out_features * (row + (4 if layer.bias is not None else 0)))

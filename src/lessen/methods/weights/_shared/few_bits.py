@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -16,6 +16,7 @@ from lessen.methods.weights._shared.conv1d import linearised
 from lessen.methods.weights._shared.grids import Ranges, Zeros, fit_grid, quantise
 from lessen.methods.weights._shared.token_tables import TokenTable, token_tables
 from lessen.stored.linears.decoded import DecodedLinear, row_parts
+from lessen.stored.linears.group_grid import GroupGrid
 from lessen.stored.linears.group_quantized import GroupQuantizedLinear, layer_bytes
 from lessen.stored.tables.embedding import TableShape
 from lessen.stored.tables.group_quantized import GroupQuantizedEmbedding
@@ -38,9 +39,14 @@ class FewBits(ModuleMethod):
     `table_bits`, and a head that is tied to it reads the same codes: they are stored once.
     """
 
+    later_knobs: ClassVar[frozenset[str]] = frozenset({"scale_bits"})
     bits: Bits = Field(4, description="bits of a weight")
     group: int | None = Field(
-        64, ge=32, le=256, description="weights along the inputs that share a scale; none: the whole row"
+        64, ge=16, le=256, description="weights along the inputs that share a scale; none: the whole row"
+    )
+    scale_bits: Literal[4, 5, 6, 8] | None = Field(
+        None,
+        description="bits of a scale, and of a minimum, as parts of the row's largest; none: fp16. Tables keep fp16",
     )
     symmetric: bool = Field(False, description="levels around zero, in place of a minimum for each group")
     ranges: Ranges = Field("minmax", description="range of a group: all of it, or narrowed where that errs less")
@@ -103,6 +109,8 @@ class FewBits(ModuleMethod):
 
     @model_validator(mode="after")
     def _check_zeros(self) -> Self:
+        if self.zeros == "whole" and self.scale_bits is not None:
+            raise ValueError("zeros=whole needs scales of its own digits, and scale_bits rounds them; set one of them")
         if self.zeros == "whole" and not self.symmetric and self.bits > WITH_MINIMUMS:
             raise ValueError(f"zeros=whole leaves scales of {self.bits} bits too few digits; set symmetric=true")
         return self
@@ -111,17 +119,23 @@ class FewBits(ModuleMethod):
         """Return the inputs of a group in this layer."""
         return min(self.group or layer.in_features, layer.in_features)
 
+    def grid_of(self, layer: nn.Linear) -> GroupGrid:
+        """Return the grid of a layer's weights, before any is rounded."""
+        width = self.width(layer)
+        return fit_grid(layer.weight, self.bits, width, self.symmetric, self.ranges, self.zeros, self.scale_bits)
+
     def reject(self, layer: Any, bits: int | None = None) -> str | None:
         """Say why a layer stays as it is at `bits` (the knob's by default), or None."""
+        coded = self.scale_bits if bits is None else None  # tables keep fp16
         bits = bits or self.bits
         if layer.weight.numel() < self.min_weights:
             return f"has {layer.weight.numel()} weights, fewer than min_weights {self.min_weights}"
-        if layer_bytes(layer, bits, self.width(layer), self.symmetric) >= module_bytes(layer):
+        if layer_bytes(layer, bits, self.width(layer), self.symmetric, coded) >= module_bytes(layer):
             return f"{bits} bit codes with their scales take no fewer bytes than it does now"
         largest = float(layer.weight.detach().abs().max())
         if largest > HALF_MAX:
             return "holds weights beyond 65504, which fp16 scales cannot"
-        if 0 < largest < FINEST * 2 ** (bits - 1):
+        if 0 < largest < FINEST * 2 ** (bits - 1 + (coded or 0)):
             return f"holds weights of at most {largest:.1e}, finer than fp16 scales can tell apart"
         return None
 

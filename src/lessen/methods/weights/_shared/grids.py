@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lessen.stored.linears.coded_scales import on_coded_scales
 from lessen.stored.linears.decoded import row_parts
 from lessen.stored.linears.group_grid import GroupGrid, decode, nearest
 
@@ -28,24 +29,28 @@ NORM = 2.4
 
 
 def fit_grid(
-    weight: Tensor, bits: int, group: int, symmetric: bool, ranges: Ranges, zeros: Zeros = "free"
-) -> GroupGrid:
+    weight: Tensor, bits: int, group: int, symmetric: bool, ranges: Ranges, zeros: Zeros = "free",
+    scale_bits: int | None = None,
+) -> GroupGrid:  # fmt: skip
     """Return the grid of finite weights [out, in]; every group stands by itself, the last one may be shorter.
 
     No weight is further than half a step from its level with `minmax`: scales and minimums are rounded to fp16 so that
     the range stays covered. `search` keeps the share of the range whose sum of |error|^2.4 is least, the whole one
-    where nothing is better.
+    where nothing is better. With `scale_bits` scales and minimums are rounded once more, so that a weight at the end of
+    a range may move by a little more.
 
     Args:
         zeros: `whole` makes each minimum minus a whole multiple, 0 to 2^bits - 1, of its scale; symmetric grids are so.
+        scale_bits: store scales and minimums as codes of so many bits; ranges then hold zero.
     """
     fitted = [
-        _fit_rows(weight[part].detach().float(), bits, group, symmetric, ranges, zeros)
+        _fit_rows(weight[part].detach().float(), bits, group, symmetric, ranges, zeros, scale_bits is not None)
         for part in row_parts(*weight.shape)
     ]
     scales = torch.cat([scale for scale, _ in fitted])
     minimums = None if symmetric else torch.cat([minimum for _, minimum in fitted])
-    return GroupGrid(bits, group, scales, minimums)
+    made = GroupGrid(bits, group, scales, minimums)
+    return made if scale_bits is None else on_coded_scales(made, scale_bits)
 
 
 def quantise(weight: Tensor, grid: GroupGrid) -> Tensor:
@@ -54,23 +59,25 @@ def quantise(weight: Tensor, grid: GroupGrid) -> Tensor:
 
 
 def _fit_rows(
-    weight: Tensor, bits: int, group: int, symmetric: bool, ranges: Ranges, zeros: Zeros
+    weight: Tensor, bits: int, group: int, symmetric: bool, ranges: Ranges, zeros: Zeros, holding_zero: bool
 ) -> tuple[Tensor, Tensor]:
     """Return (scales, minimums), fp16 [rows, groups]; minimums of a symmetric grid are not used."""
     rows, width = weight.shape
     whole = width // group * group
     pieces = [weight[:, :whole].reshape(rows, -1, group), weight[:, whole:].unsqueeze(1)]
-    fitted = [_fit_groups(piece, bits, symmetric, ranges, zeros) for piece in pieces if piece.numel()]
+    fitted = [_fit_groups(piece, bits, symmetric, ranges, zeros, holding_zero) for piece in pieces if piece.numel()]
     return torch.cat([scale for scale, _ in fitted], 1), torch.cat([minimum for _, minimum in fitted], 1)
 
 
-def _fit_groups(groups: Tensor, bits: int, symmetric: bool, ranges: Ranges, zeros: Zeros) -> tuple[Tensor, Tensor]:
+def _fit_groups(
+    groups: Tensor, bits: int, symmetric: bool, ranges: Ranges, zeros: Zeros, holding_zero: bool
+) -> tuple[Tensor, Tensor]:
     """Return (scales, minimums), fp16 [rows, groups], for weights [rows, groups, size]."""
     low, high = groups.amin(dim=-1), groups.amax(dim=-1)
     if symmetric:
         high = torch.maximum(high, -low)
         low = -high
-    if zeros == "whole" and not symmetric:
+    if (zeros == "whole" or holding_zero) and not symmetric:
         low, high = low.clamp(max=0), high.clamp(min=0)
     best = _covering(low, high, bits, symmetric, zeros)
     if ranges == "minmax":

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lessen.methods.weights._shared.error_feedback import Feedback, round_with_feedback
+from lessen.stored.linears.coded_scales import on_coded_scales
 from lessen.stored.linears.group_grid import GroupGrid
 
 HELD = 1 << 21
@@ -58,7 +59,9 @@ def fitted(weight: Tensor, codes: Tensor, grid: GroupGrid, spread: Feedback) -> 
     turns = [slice(first, first + step) for first in range(0, len(weight), step)]
     parts = [_rows(weight[turn], codes[turn], grid.rows(turn), damped, ones) for turn in turns]
     scales = torch.cat([scale for scale, _ in parts])
-    return GroupGrid(grid.bits, grid.group, scales, None if grid.minimums is None else torch.cat([m for _, m in parts]))
+    minimums = None if grid.minimums is None else torch.cat([m for _, m in parts])
+    made = GroupGrid(grid.bits, grid.group, scales, minimums)
+    return made if grid.scale_bits is None else on_coded_scales(made, grid.scale_bits)
 
 
 def _rows(weight: Tensor, codes: Tensor, grid: GroupGrid, damped: Tensor, ones: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,5 +124,6 @@ def _better(one: Rounded, other: Rounded) -> Rounded:
     minimums = None
     if one.grid.minimums is not None and other.grid.minimums is not None:
         minimums = torch.where(rows, other.grid.minimums, one.grid.minimums)
-    grid = GroupGrid(one.grid.bits, one.grid.group, torch.where(rows, other.grid.scales, one.grid.scales), minimums)
+    scales = torch.where(rows, other.grid.scales, one.grid.scales)
+    grid = GroupGrid(one.grid.bits, one.grid.group, scales, minimums, one.grid.scale_bits)
     return Rounded(torch.where(rows, other.codes, one.codes), grid, torch.where(pick, other.error, one.error))

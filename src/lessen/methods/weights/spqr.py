@@ -28,7 +28,9 @@ class SpQR(Calibrated):
     block of 128 included; outliers are stored as they are in fp16, 32 bits each with their column, and what fp16 loses
     of them is made good like any other error; zeros are clipped at 60000; inputs that calibration never excites are
     rounded to nearest in place of zeroed. `threshold` means what the code does, not its help text: higher keeps fewer.
-    Layers outside the Transformer blocks stay. Storage with decoded compute: bytes are saved, time is not.
+    Layers outside the Transformer blocks stay. No kernel reads this form: bytes are saved on
+    disk, and a served model holds it decoded, which is faster than groups of 16 widened by a kernel (tried: four times
+    the decoded product's time on AVX2, outliers included).
     """
 
     card = Card(

@@ -19,7 +19,6 @@ from lessen.stored.base import stored
 from lessen.stored.linears.group_grid import WIDTHS, GroupGrid, group_count
 from lessen.stored.linears.group_quantized import GroupQuantizedLinear
 
-
 LEAST = 2.0**-16
 """Largest value of a row below which all its values are taken as equal: fp16 could not tell parts of it apart."""
 

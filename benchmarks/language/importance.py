@@ -72,10 +72,23 @@ def ours() -> dict[str, dict[str, Any]]:
         "part lessen 3.41": {"gptq": {"bits": 3, "group": 32, "scale_bits": 6, **part}},
         "part lessen 2.41": {"gptq": {"bits": 2, "group": 32, "scale_bits": 6, **part}},
         "part lessen 2.54": {"gptq": {"bits": 2, "group": 16, "scale_bits": 4, **part}},
+        "part lessen 2.56": {"linear-mixed-bits": mixed(2.56)},
+        "part lessen 2.41, trained": {
+            "efficient-qat": {"bits": 2, "group": 32, "scale_bits": 6, **part, "steps": 32, "learning_rate": 2e-3}
+        },
         "part lessen 3.05": {"gptq": {"bits": 3, "group": None, **part}},
         "part lessen 3.33, three times the text": {"gptq": {"bits": 3, "group": 96, **part, "calibration_batches": 18}},
         "part lessen 2.5, three times the text": {"gptq": {"bits": 2, "group": 64, **part, "calibration_batches": 18}},
     }
+
+
+def mixed(average: float) -> dict[str, Any]:
+    """Return layers of 2, 3 or 4 bits by measured harm, rounded as the others are."""
+    best = {name: BEST[name] for name in ("hessian", "ranges", "refit", "calibration_batches")}
+    return {
+        "average": average, "widths": [2, 3, 4], "group": 32, "scale_bits": 6, "rounding": "gptq", "only": PART,
+        "table_bits": None, **best,
+    }  # fmt: skip
 
 
 def importance(model: nn.Module, task: Any, batches: int) -> dict[str, Tensor]:

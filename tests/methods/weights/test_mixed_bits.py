@@ -52,12 +52,26 @@ def test_a_budget_below_the_smallest_is_refused_by_the_smallest():
         MixedBits(average=2, min_weights=64, allocation="uniform").apply(host("llama"), Host("llama"), Context())
 
 
+def test_feedback_without_feedback_is_refused():
+    with pytest.raises(ValueError, match="rounding=gptq"):
+        MixedBits(refit=2)
+
+
 def applied(model, task, **knobs):
     context = Context()
     return MixedBits(min_weights=64, group=32, table_bits=None, **knobs).apply(model, task, context), context.findings
 
 
-@pytest.mark.parametrize("knobs", [{}, {"allocation": "random"}, {"allocation": "uniform"}, {"rounding": "gptq"}])
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"allocation": "random"},
+        {"allocation": "uniform"},
+        {"rounding": "gptq"},
+        {"scale_bits": 6, "rounding": "gptq", "hessian": "tokens", "refit": 1},
+    ],
+)
 def test_bytes_are_as_promised_and_within_the_budget(knobs):
     made, findings = applied(host("llama"), Host("llama"), average=5.0, skip="lm_head", **knobs)
     layers = {path: m for path, m in made.named_modules() if isinstance(m, GroupQuantizedLinear)}

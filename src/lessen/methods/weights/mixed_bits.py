@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from lessen.errors import NothingMatchedError, TaskError
 from lessen.method import Card, Context, Forecast
 from lessen.methods.modules import ModuleMethod
 from lessen.methods.sites import Site, module_bytes, state_bytes
+from lessen.methods.weights._shared.curvature import Hessian
 from lessen.methods.weights._shared.few_bits import WITH_MINIMUMS, Bits
-from lessen.methods.weights._shared.grids import Ranges, fit_grid, quantise
+from lessen.methods.weights._shared.grids import Ranges, quantise
 from lessen.methods.weights._shared.knapsack import allocate, check_fits
 from lessen.methods.weights._shared.sensitivity import by_loss, by_slopes
 from lessen.methods.weights._shared.token_tables import TokenTable, token_tables
@@ -46,6 +48,7 @@ class MixedBits(ModuleMethod):
         needs=frozenset({"calibration", "gradients"}),
         claims=frozenset({"bytes"}),
     )
+    later_knobs: ClassVar[frozenset[str]] = frozenset({"scale_bits", "hessian", "refit"})
     average: float = Field(4.0, ge=1, le=10, description="bits a weight that all layers take together, scales included")
     budget: int | None = Field(None, ge=1, le=2**50, description="bytes of all layers together, in place of average")
     widths: tuple[Bits, ...] = Field((2, 3, 4, 5, 6, 8), description="bits that a layer may take")
@@ -54,8 +57,13 @@ class MixedBits(ModuleMethod):
         "slopes", description="slopes: one backward pass a batch; loss: the model run for each layer and width"
     )
     rounding: Literal["rtn", "gptq"] = Field("rtn", description="how layers are rounded once they have their width")
+    hessian: Hessian | None = Field(None, description="with rounding=gptq, see there; none: input")
+    refit: int | None = Field(None, ge=0, le=20, description="with rounding=gptq, see there; none: 0")
     group: int | None = Field(
-        64, ge=32, le=256, description="weights along the inputs that share a scale; none: the whole row"
+        64, ge=16, le=256, description="weights along the inputs that share a scale; none: the whole row"
+    )
+    scale_bits: Literal[4, 5, 6, 8] | None = Field(
+        None, description="bits of a scale, and of a minimum, as parts of the row's largest; none: fp16"
     )
     symmetric: bool = Field(False, description="levels around zero, in place of a minimum for each group")
     ranges: Ranges = Field("minmax", description="range of a group: all of it, or narrowed where that errs less")
@@ -67,6 +75,12 @@ class MixedBits(ModuleMethod):
         8, description="bits of a Transformer's token embedding and of the head over its rows; none: embeddings stay"
     )
     calibration_batches: int = Field(4, ge=1, le=10**6, description="train batches that sensitivity is measured on")
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.rounding == "rtn" and (self.hessian is not None or self.refit is not None):
+            raise ValueError("hessian and refit need rounding=gptq: rounding to nearest has no feedback")
+        return self
 
     @field_validator("widths")
     @classmethod
@@ -133,21 +147,18 @@ class MixedBits(ModuleMethod):
     def _rounder(self, bits: int, only: Sequence[str] | None) -> RTN:
         shared: dict[str, Any] = {
             "bits": bits, "group": self.group, "symmetric": self.symmetric, "ranges": self.ranges,
-            "activations": self.activations,
-            "min_weights": self.min_weights,
+            "activations": self.activations, "min_weights": self.min_weights, "scale_bits": self.scale_bits,
         }  # fmt: skip
         if only is None:
             return RTN(**shared, table_bits=self.table_bits, only=self.only, skip=self.skip)
         return RTN(**shared, table_bits=None, only=tuple(only))
 
     def _bytes(self, layer: nn.Linear, bits: int) -> int:
-        return layer_bytes(layer, bits, self._rounder(bits, None).width(layer), self.symmetric)
+        return layer_bytes(layer, bits, self._rounder(bits, None).width(layer), self.symmetric, self.scale_bits)
 
     def _rounded(self, layer: Any, bits: int) -> Tensor:
         weight = layer.weight.detach()
-        grid = fit_grid(
-            weight, bits, min(self.group or layer.in_features, layer.in_features), self.symmetric, self.ranges
-        )
+        grid = self._rounder(bits, None).grid_of(layer)
         return grid.values(quantise(weight, grid))
 
     def _harms(
@@ -184,7 +195,8 @@ class MixedBits(ModuleMethod):
         for bits in sorted(set(chosen.values())):
             rounder: RTN | GPTQ = self._rounder(bits, [path for path, own in chosen.items() if own == bits])
             if self.rounding == "gptq":
-                rounder = GPTQ(**rounder.model_dump(), calibration_batches=self.calibration_batches)
+                feedback = {"hessian": self.hessian or "input", "refit": self.refit or 0}
+                rounder = GPTQ(**rounder.model_dump(), calibration_batches=self.calibration_batches, **feedback)
             inner = Context(seed=context.seed, log=context.log, device=context.device, original=context.original)
             model = rounder.apply(model, task, inner)
             for name in ("layers", "outputs"):

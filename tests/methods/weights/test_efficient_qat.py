@@ -81,7 +81,7 @@ def test_divergence_is_the_closed_form():
 
 @pytest.fixture(scope="module")
 def tiny():
-    task = ManualTask(ManualOptions(width=64, depth=2, documents=4, steps=60))
+    task = ManualTask(ManualOptions(width=64, depth=2, documents=4, steps=40))
     return task, task.reference(seed=0)
 
 
@@ -97,7 +97,7 @@ def kl(task, original, model):
 def test_answers_come_nearer_codes_and_bytes_stay(tiny, tmp_path):
     task, original = tiny
     plain, _ = Recipe([GPTQ(**KNOBS)]).apply(original, task, seed=0)
-    trained, ledger = Recipe([EfficientQAT(**KNOBS, steps=40, learning_rate=1e-2)]).apply(original, task, seed=0)
+    trained, ledger = Recipe([EfficientQAT(**KNOBS, steps=25, learning_rate=1e-2)]).apply(original, task, seed=0)
     again = dict(plain.named_modules())
     for path, module in trained.named_modules():
         if isinstance(module, GroupQuantizedLinear):

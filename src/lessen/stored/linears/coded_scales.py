@@ -39,7 +39,8 @@ def encode(values: Tensor, bits: int, least: int = 0) -> tuple[Tensor, Tensor]:
 
 def decode(codes: Tensor, largest: Tensor, bits: int) -> Tensor:
     """Return the values, fp16 [rows, groups], of codes uint8 and the largest of each row."""
-    return (largest.float().unsqueeze(1) * codes.float() / (2**bits - 1)).half()
+    share = codes.float() / ((1 << bits) - 1)
+    return (largest.float().unsqueeze(1) * share).half()
 
 
 def on_coded_scales(grid: GroupGrid, bits: int) -> GroupGrid:

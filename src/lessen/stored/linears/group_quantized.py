@@ -91,9 +91,11 @@ class GroupQuantizedLinear(DecodedLinear):
         cls, layer: nn.Linear, grid: GroupGrid, codes: Tensor, activations: str = "float"
     ) -> GroupQuantizedLinear:
         """Pack codes uint8 [out, in] on their grid; the bias is the layer's."""
-        own = {"symmetric": grid.minimums is None, "bias": layer.bias is not None, "activations": activations}
-        coded = {} if grid.scale_bits is None else {"scale_bits": grid.scale_bits}
-        made = cls(layer.in_features, layer.out_features, grid.bits, grid.group, **own, **coded)
+        known: dict[str, Any] = {
+            "bits": grid.bits, "group": grid.group, "symmetric": grid.minimums is None, "bias": layer.bias is not None,
+            "activations": activations, **({} if grid.scale_bits is None else {"scale_bits": grid.scale_bits}),
+        }  # fmt: skip
+        made = cls(layer.in_features, layer.out_features, **known)
         made = made.to(layer.weight.device)
         made.codes.copy_(packing.pack(codes, grid.bits))
         made.put(grid)

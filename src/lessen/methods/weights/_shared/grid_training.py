@@ -63,7 +63,7 @@ class _Product(torch.autograd.Function):
         return F.linear(inputs, _weight(codes, scales, minimums, grid).to(inputs.dtype))
 
     @staticmethod
-    def backward(context: Any, slope: Tensor) -> Any:  # type: ignore[override]
+    def backward(context: Any, slope: Tensor) -> Any:
         """Return the slopes along inputs, scales and minimums."""
         inputs, scales, minimums, codes = context.saved_tensors
         towards_inputs = None
@@ -87,7 +87,7 @@ def _grid_slopes(slope: Tensor, codes: Tensor, asymmetric: bool, bits: int, grou
     levels = codes.float() - (0 if asymmetric else 1 << (bits - 1))
     along = [levels.mul_(slope), slope] if asymmetric else [levels.mul_(slope)]
     padding = -slope.shape[1] % group
-    sums = [F.pad(each, (0, padding)).unflatten(1, (-1, group)).sum(2) for each in along]
+    sums = [F.pad(each, (0, padding)).view(len(each), -1, group).sum(2) for each in along]
     return sums[0], sums[1] if asymmetric else None
 
 
@@ -99,6 +99,7 @@ class GridInTraining(nn.Module):
         self.grid = (layer.bits, layer.group)
         self.codes: Tensor
         self.first: Tensor
+        self.bias: Tensor | None
         self.register_buffer("codes", packing.unpack(layer.codes, layer.bits, layer.in_features))
         self.register_buffer("first", layer.scales.float())
         self.register_buffer("lowest", None if layer.minimums is None else layer.minimums.float())
@@ -118,7 +119,7 @@ class GridInTraining(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Map [*, in] to [*, out]."""
         scales, minimums = self.now()
-        product: Tensor = _Product.apply(inputs, scales, minimums, self.codes, self.grid)
+        product: Tensor = _Product.apply(inputs, scales, minimums, self.codes, self.grid)  # type: ignore[no-untyped-call]
         return product if self.bias is None else product + self.bias.to(product.dtype)
 
     @torch.no_grad()

@@ -28,7 +28,7 @@ from lessen.environment import environment, package_version
 from lessen.recipe import Recipe
 
 RESULT = RESULTS / "language_paired.json"
-NAMES = ("part 3 rtn", "part 3 gptq", "part 3 oac", "part 3 oac searched")
+NAMES = ("part 3 rtn", "part 3 gptq", "part 3 oac")
 DOCUMENTS = 32
 
 

@@ -56,4 +56,6 @@ class EfficientQAT(GPTQ):
                 paths.setdefault(module, []).append(path)
         rounded = context.findings.get("layers", {})  # a head reads its table's codes, and is none of these
         sites = [Site(tuple(own), module) for module, own in paths.items() if own[0] in rounded]
-        return train_grids(model, sites, original.eval(), task, context, self) if sites else model
+        if not sites or context.form_only:
+            return model
+        return train_grids(model, sites, original.eval(), task, context, self)

@@ -137,17 +137,25 @@ def drawn_clips(count: int, seed: int = 0) -> tuple[dict[str, Tensor], list[Vide
             ("_concat_0", rightward, 0.5),
         ):
             moved = [1 + 1.5 * pace * frame for frame in range(FRAMES)]
-            frames = [_frame(shape, place, x) for x in (moved if forward else moved[::-1])]
+            frames = [clip_frame(shape, place, x) for x in (moved if forward else moved[::-1])]
             name = f"{at}{suffix}"
             clips[name] = torch.stack(frames)
-            words = {"action": ("square", "bar", shape), "direction": ("right", "left", "right" if forward else "left"),
-                     "speed": ("fast", "slow", "fast" if pace == 1.0 else "slow")}  # fmt: skip
-            for aspect, (one, other, answer) in words.items():
-                found += _asked(name, aspect, (one, other) if (at + step) % 2 else (other, one), answer)
+            found += clip_questions(name, shape, forward, pace == 1.0, flip=(at + step) % 2 == 0)
     return clips, found
 
 
-def _frame(shape: str, place: int, x: float) -> Tensor:
+def clip_questions(name: str, shape: str, rightward: bool, fast: bool, flip: bool) -> list[VideoQuestion]:
+    """Return the questions on shape, direction and speed of one clip; `flip` names the other option first."""
+    found = []
+    words = {"action": ("square", "bar", shape), "direction": ("right", "left", "right" if rightward else "left"),
+             "speed": ("fast", "slow", "fast" if fast else "slow")}  # fmt: skip
+    for aspect, (one, other, answer) in words.items():
+        found += _asked(name, aspect, (other, one) if flip else (one, other), answer)
+    return found
+
+
+def clip_frame(shape: str, place: float, x: float) -> Tensor:
+    """Return one frame float32 [1, 16, 16] of a "square" or "bar" whose middle is at row `place` and column `x`."""
     down, across = torch.meshgrid(torch.arange(SIDE) + 0.5, torch.arange(SIDE) + 0.5, indexing="ij")
     reach = (1.5, 1.5) if shape == "square" else (4.0, 0.75)
     inside = ((down - place).abs() < reach[0]) & ((across - x).abs() < reach[1])

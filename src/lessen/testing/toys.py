@@ -16,6 +16,7 @@ from lessen.task import Split, Task
 from lessen.tasks.codecs.pictures import PicturesOptions, PicturesTask
 from lessen.tasks.ctr.synthetic import SyntheticClicks, SyntheticOptions
 from lessen.tasks.language.manual import ManualOptions, ManualTask
+from lessen.tasks.multimodal.grid import GridOptions, GridTask
 from lessen.tasks.retrieval.vectors import VectorsOptions, VectorsTask
 from lessen.tasks.series.waves import WavesOptions, WavesTask
 from lessen.tasks.vision.shapes import ShapesOptions, ShapesTask
@@ -189,6 +190,12 @@ def pictures_in_tokens() -> Task:
     return _quick(ColourTask(), 1)
 
 
+def questions_about_pictures() -> Task:
+    """Return questions about drawn pictures, for methods that act on visual tokens; nothing is trained."""
+    task = GridTask(GridOptions(about="stills", questions=10, timing_batch=2, batch=4))
+    return task.view(reference=_few_reference(task))
+
+
 def pictures_on_a_wire() -> Task:
     """Return drawn pictures through a codec."""
     return PicturesTask(PicturesOptions(pictures=4, side=32))
@@ -251,6 +258,11 @@ TOYS: dict[str, Callable[[], Task]] = {
     "vtrans": pictures_in_tokens,
     "features": columns,
     "tokens": pictures_in_tokens,
+    "determinantal-tokens": questions_about_pictures,
+    "fastv": questions_about_pictures,
+    "feather": questions_about_pictures,
+    "random-tokens": questions_about_pictures,
+    "uniform-tokens": questions_about_pictures,
     "codecs": pictures_on_a_wire,
     "retrieval": neighbours,
     "stationary-compat": taught_shapes,

@@ -9,13 +9,15 @@ from lessen.testing import check_method
 
 SHORT = {"diffrate": {"steps": 4, "polish": 6, "polish_batches": 1}, "tocom": {"steps": 3}}
 NAMES = [name for name, cls in builtin_methods().items() if cls.card.family == "tokens"]
+VISUAL = [name for name in NAMES if "visual tokens" in builtin_methods()[name].card.acts_on]
 
 
 def test_none_is_missing():
     listed = {"deco", "diffrate", "evit", "glsim", "tocom", "token-random-drop", "token-random-merge", "tome"}
     assert listed <= set(NAMES)
+    assert {"determinantal-tokens", "fastv", "feather", "random-tokens", "uniform-tokens"} <= set(VISUAL)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_contract(name, task):
-    check_method(builtin_methods()[name](**SHORT.get(name, {})), task)
+    check_method(builtin_methods()[name](**SHORT.get(name, {})), None if name in VISUAL else task)

@@ -65,6 +65,8 @@ class VisualPruning:
             raise InputError(f"stages at layers {layers}: give at least one, each deeper than the one before")
         if self.choice not in get_args(Choice):
             raise InputError(f"choice {self.choice!r} is not one of {', '.join(get_args(Choice))}")
+        if type(self.seed) is not int or not 0 <= self.seed < 2**31:
+            raise InputError(f"seed {self.seed!r} is no whole number from 0 to {2**31 - 1}")
 
     @property
     def scored(self) -> bool:

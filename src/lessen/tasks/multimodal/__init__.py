@@ -1,0 +1,1 @@
+"""Tasks on models that read pictures and words together."""

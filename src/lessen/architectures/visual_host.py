@@ -45,7 +45,8 @@ def find_visual_host(model: nn.Module) -> VisualHost:
 
     Raises:
         NothingMatchedError: it is no vision-language model, or its pictures are no tokens of the sequence.
-        InputError: its layers attend in a sliding window, or their queries and keys cannot be read.
+        InputError: its layers attend in a sliding window, their queries and keys cannot be read, or tower, projector
+            and decoder have other widths.
     """
     parts = find_parts(model, "vision-language")
     decoder, name = parts.stack, type(model).__name__
@@ -64,7 +65,27 @@ def find_visual_host(model: nn.Module) -> VisualHost:
         )
     vision = getattr(config, "vision_config", None)
     merge = getattr(vision, "spatial_merge_size", 1) or 1
+    _require_widths(bridge, vision, decoder, name)
     return VisualHost(outer, decoder, bridge, placeholders, _rotation(decoder, name), int(merge))
+
+
+def _require_widths(bridge: Part, vision: Any, decoder: Stack, name: str) -> None:
+    """Raise InputError where the projector takes or gives another width than the tower and the decoder have."""
+    linears = [module for module in bridge.module.modules() if isinstance(module, nn.Linear)]
+    seen = getattr(vision, "embed_dim", None) or getattr(vision, "hidden_size", None)
+    if not linears:
+        return
+    taken, given = linears[0].in_features, linears[-1].out_features
+    if isinstance(seen, int) and taken % seen:
+        raise InputError(
+            f"{name}: {bridge.path} takes features of width {taken} and its vision tower gives {seen}; load a tower and "
+            "a projector that belong together"
+        )
+    if given != decoder.width:
+        raise InputError(
+            f"{name}: {bridge.path} gives visual tokens of width {given} and {decoder.path} reads {decoder.width}; load "
+            "a projector and a language model that belong together"
+        )
 
 
 def _rotation(decoder: Stack, name: str) -> Callable[..., Any]:

@@ -1,9 +1,9 @@
 """Drawn pictures of coloured glyphs on a grid, and questions that need one cell, a few cells, or all of them.
 
 picture  12 x 12 cells of 6 x 6 pixels, 8 to 14 of them with a glyph, each pair of colour and glyph at most once
-film     4 pictures of 3 to 5 glyphs, none in two of them; or one blob that moves
+film     4 pictures of 1 or 2 glyphs, each colour at most once; or one blob that moves
 
-Where (`what`, `colour`, `row`, `column`) needs the cell that is named; `side` needs two, `exists` and `count` all,
+Where (`what`, `colour`, `row`, `column`) and `side` need the cell that is named; `exists` and `count` need all cells,
 `frame` and `order` the pictures of a film, `motion` several of them.
 """
 
@@ -47,6 +47,8 @@ class Asked:
     kind: str
     words: str
     answer: str
+    cells: tuple[tuple[int, int, int], ...] = ()
+    """(frame, row, column) of each cell that the answer is read from, as far as there are some."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Scene:
     """int64 [frames, 12, 12]: 0 where a cell is empty, else 1 + colour * 8 + glyph."""
 
     @property
-    def things(self) -> list[tuple[int, int, int, int, int]]:
+    def things(self) -> list[Thing]:
         """Return (colour, glyph, frame, row, column) of each glyph, rows and columns from 0."""
         found = self.cells.nonzero().tolist()
         return [(*divmod(int(self.cells[f, r, c]) - 1, len(GLYPHS)), f, r, c) for f, r, c in found]
@@ -65,13 +67,17 @@ class Scene:
 
 def draw_scene(draw: random.Random, frames: int = 1) -> Scene:
     """Return a scene of one picture, or of a film."""
-    pairs = list(range(1, 1 + len(COLOURS) * len(GLYPHS)))
-    draw.shuffle(pairs)
     cells = torch.zeros(frames, SIDE, SIDE, dtype=torch.int64)
-    for frame in cells:
-        count = draw.randint(8, 14) if frames == 1 else draw.randint(3, 5)
-        for place in draw.sample(range(SIDE * SIDE), count):
-            frame[divmod(place, SIDE)] = pairs.pop()
+    if frames == 1:
+        pairs = draw.sample(range(len(COLOURS) * len(GLYPHS)), draw.randint(8, 14))
+        where = [0] * len(pairs)
+    else:
+        colours = draw.sample(range(len(COLOURS)), draw.randint(frames, len(COLOURS)))
+        pairs = [colour * len(GLYPHS) + draw.randrange(len(GLYPHS)) for colour in colours]
+        where = [*range(frames), *(draw.randrange(frames) for _ in pairs[frames:])]
+    places = draw.sample(range(SIDE * SIDE), len(pairs))
+    for pair, frame, place in zip(pairs, where, places, strict=True):
+        cells[(frame, *divmod(place, SIDE))] = 1 + pair
     return Scene(cells)
 
 
@@ -110,72 +116,74 @@ def draw_clip(draw: random.Random) -> tuple[Tensor, list[Asked]]:
 
 def ask(scene: Scene, kind: str, draw: random.Random) -> Asked:
     """Return a question of a kind about a scene. Raises KeyError for an unknown kind."""
-    words, answer = _ASK[kind](scene, scene.things, draw)
-    return Asked(kind, words, answer)
+    words, answer, shown = _ASK[kind](scene.things, draw)
+    return Asked(kind, words, answer, tuple(thing[2:] for thing in shown))
 
 
 # -- questions ---------------------------------------------------------------------------------------------------------
-Things = Sequence[tuple[int, int, int, int, int]]
+Thing = tuple[int, int, int, int, int]
+Answer = tuple[str, str, Sequence[Thing]]
+"""Words, answer, and the things that it is read from."""
 
 
-def _named(thing: tuple[int, ...]) -> str:
+def _named(thing: Thing) -> str:
     return f"{COLOURS[thing[0]]} {GLYPHS[thing[1]]}"
 
 
-def _what(_: Scene, things: Things, draw: random.Random) -> tuple[str, str]:
+def _what(things: Sequence[Thing], draw: random.Random) -> Answer:
     one = draw.choice(things)
-    return f"what at row {one[3] + 1} column {one[4] + 1} ?", GLYPHS[one[1]]
+    return f"what at r{one[3] + 1} c{one[4] + 1} ?", GLYPHS[one[1]], [one]
 
 
-def _colour(_: Scene, things: Things, draw: random.Random) -> tuple[str, str]:
+def _colour(things: Sequence[Thing], draw: random.Random) -> Answer:
     one = draw.choice(things)
-    return f"colour at row {one[3] + 1} column {one[4] + 1} ?", COLOURS[one[0]]
+    return f"colour at r{one[3] + 1} c{one[4] + 1} ?", COLOURS[one[0]], [one]
 
 
-def _row(_: Scene, things: Things, draw: random.Random) -> tuple[str, str]:
+def _row(things: Sequence[Thing], draw: random.Random) -> Answer:
     one = draw.choice(things)
-    return f"row of {_named(one)} ?", str(one[3] + 1)
+    return f"row of {_named(one)} ?", f"r{one[3] + 1}", [one]
 
 
-def _column(_: Scene, things: Things, draw: random.Random) -> tuple[str, str]:
+def _column(things: Sequence[Thing], draw: random.Random) -> Answer:
     one = draw.choice(things)
-    return f"column of {_named(one)} ?", str(one[4] + 1)
+    return f"column of {_named(one)} ?", f"c{one[4] + 1}", [one]
 
 
-def _count(_: Scene, things: Things, draw: random.Random) -> tuple[str, str]:
+def _count(things: Sequence[Thing], draw: random.Random) -> Answer:
     colour = draw.randrange(len(COLOURS))
-    return f"how many are {COLOURS[colour]} ?", str(sum(one[0] == colour for one in things))
+    found = [one for one in things if one[0] == colour]
+    return f"how many are {COLOURS[colour]} ?", str(len(found)), found
 
 
-def _exists(_: Scene, things: Things, draw: random.Random) -> tuple[str, str]:
+def _exists(things: Sequence[Thing], draw: random.Random) -> Answer:
     if draw.random() < 0.5:
-        return f"is there {_named(draw.choice(things))} ?", "yes"
+        one = draw.choice(things)
+        return f"is there {_named(one)} ?", "yes", [one]
     present = {one[:2] for one in things}
-    absent = [(c, g) for c in range(len(COLOURS)) for g in range(len(GLYPHS)) if (c, g) not in present]
-    return f"is there {_named(draw.choice(absent))} ?", "no"
+    absent = [(c, g, 0, 0, 0) for c in range(len(COLOURS)) for g in range(len(GLYPHS)) if (c, g) not in present]
+    return f"is there {_named(draw.choice(absent))} ?", "no", []
 
 
-def _side(scene: Scene, things: Things, draw: random.Random) -> tuple[str, str]:
-    one, other = draw.sample(things, 2)
-    if one[4] == other[4]:
-        return _side(scene, things, draw)
-    return f"{_named(one)} left or right of {_named(other)} ?", "left" if one[4] < other[4] else "right"
-
-
-def _frame(_: Scene, things: Things, draw: random.Random) -> tuple[str, str]:
+def _side(things: Sequence[Thing], draw: random.Random) -> Answer:
     one = draw.choice(things)
-    return f"frame of {_named(one)} ?", str(one[2] + 1)
+    return f"{_named(one)} left or right ?", "left" if one[4] < SIDE // 2 else "right", [one]
 
 
-def _order(scene: Scene, things: Things, draw: random.Random) -> tuple[str, str]:
+def _frame(things: Sequence[Thing], draw: random.Random) -> Answer:
+    one = draw.choice(things)
+    return f"frame of {_named(one)} ?", str(one[2] + 1), [one]
+
+
+def _order(things: Sequence[Thing], draw: random.Random) -> Answer:
     one, other = draw.sample(things, 2)
-    if one[2] == other[2] or one[0] == other[0]:
-        return _order(scene, things, draw)
-    first = one if one[2] < other[2] else other
-    return f"first {_named(one)} or {_named(other)} ?", COLOURS[first[0]]
+    while one[2] == other[2]:
+        one, other = draw.sample(things, 2)
+    first = min(one, other, key=lambda thing: thing[2])
+    return f"first {COLOURS[one[0]]} or {COLOURS[other[0]]} ?", COLOURS[first[0]], [one, other]
 
 
-_ASK: dict[str, Callable[[Scene, Things, random.Random], tuple[str, str]]] = {
+_ASK: dict[str, Callable[[Sequence[Thing], random.Random], Answer]] = {
     "what": _what, "colour": _colour, "row": _row, "column": _column, "count": _count, "exists": _exists,
     "side": _side, "frame": _frame, "order": _order,
 }  # fmt: skip

@@ -259,3 +259,22 @@ def test_hosts_without_visual_tokens_are_refused():
     with pytest.raises(InputError, match="sliding_attention"):
         prune_visual_tokens(model, FASTV)
     assert PLACEHOLDER == 95
+
+
+def test_towers_projectors_and_decoders_of_other_widths_are_refused():
+    model = seeing("llava")
+    projector = model.model.multi_modal_projector
+    projector.linear_1 = torch.nn.Linear(48, 32)
+    with pytest.raises(InputError, match="takes features of width 48 and its vision tower gives 32"):
+        prune_visual_tokens(model, FASTV)
+    projector.linear_1, projector.linear_2 = torch.nn.Linear(32, 32), torch.nn.Linear(32, 48)
+    with pytest.raises(InputError, match="gives visual tokens of width 48 and .* reads 32"):
+        prune_visual_tokens(model, FASTV)
+
+
+def test_an_empty_list_of_pictures_is_refused():
+    model = seeing("llava")
+    prune_visual_tokens(model, FASTV)
+    batch = prompts("llava")
+    with pytest.raises(InputError, match="48 picture placeholders and the pictures make 0"):
+        forward(model, batch | {"pixel_values": batch["pixel_values"][:0]})

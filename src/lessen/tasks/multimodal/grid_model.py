@@ -1,7 +1,7 @@
 """The model of the task `vision-language-grid`: Hugging Face's LLaVA, 144 visual tokens a picture, built from a config.
 
 picture [3,72,72] -> tower: 12 x 12 patches, 2 blocks of width 64 -> projector -> 144 tokens of the decoder
-<s> picture words ?  -> decoder: 8 layers of width 64, rotary positions -> the one word that answers
+<s> picture words ?  -> decoder: 6 layers of width 64, rotary positions -> the one word that answers
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lessen.tasks.multimodal.words import IMAGE, PAD, START, WORDS, encode
 
 TOKENS = SIDE * SIDE
 """Visual tokens of a picture."""
-WIDTH, LAYERS = 64, 8
+WIDTH, LAYERS = 64, 6
 
 
 def build_grid_model() -> nn.Module:

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lessen.errors import InputError
 from lessen.tasks.multimodal.grid_model import TOKENS, prefix
 from lessen.tasks.multimodal.words import encode
 
 NAME = "lessen_packed_questions"
+TINY = 1e-6
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,29 @@ def packed(questions: Sequence[Sequence[str]], frames: int, tokens: int = TOKENS
     return {"input_ids": ids, "position_ids": positions, "packing": Packing(len(before), groups)}, columns
 
 
+@dataclass
+class Guide:
+    """Where the last token of each question should look in which layer, and how far it does not."""
+
+    shown: Tensor
+    """float32 [B, questions, P], shares of the tokens that the answer is read from; zeros where nothing is said."""
+    words: tuple[int, ...]
+    """Layers in which it should look at its own words."""
+    picture: tuple[int, ...]
+    """Layers in which it should look at what is shown, by the mean over heads."""
+    losses: list[Tensor] = field(default_factory=list)
+
+    def look(self, layer: int, first: int, weights: Tensor) -> None:
+        """Take in attention [B, heads, questions, P + words] of the last tokens of a group from question `first` on."""
+        mean, tokens = weights.mean(1), self.shown.shape[-1]
+        if layer in self.words:
+            self.losses.append(-mean[..., tokens:].sum(-1).clamp_min(TINY).log().mean())
+        if layer in self.picture:
+            wanted = self.shown[:, first : first + mean.shape[1]]
+            seen = -(wanted * mean[..., :tokens].clamp_min(TINY).log()).sum(-1)
+            self.losses.append(seen.sum() / wanted.sum().clamp_min(1.0))
+
+
 @contextmanager
 def packed_attention(model: Any) -> Iterator[None]:
     """Let the decoder of `model` attend as packed questions do, for inputs of `packed`."""
@@ -75,14 +99,14 @@ def packed_attention(model: Any) -> Iterator[None]:
 
 
 def _attend(
-    _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: Any, *, packing: Packing, scaling: float,
-    **_: Any,
+    module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Any, *, packing: Packing, scaling: float,
+    guide: Guide | None = None, **_: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """Return what heads [B,H,N,d] attend to, [B,N,H,d]."""
     picture = packing.prefix
     seen_key, seen_value = key[:, :, :picture], value[:, :, :picture]
     done = [F.scaled_dot_product_attention(query[:, :, :picture], seen_key, seen_value, is_causal=True, scale=scaling)]
-    start = picture
+    start, first = picture, 0
     for count, length in packing.groups:
         stop = start + count * length
         asked = query[:, :, start:stop] * scaling
@@ -92,8 +116,10 @@ def _attend(
         own = own_query @ own_key.transpose(-1, -2)
         own = own.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), -torch.inf)
         scores = torch.cat([asked @ seen_key.transpose(-1, -2), own.flatten(2, 3)], -1).softmax(-1)
+        if guide is not None:
+            guide.look(module.layer_idx, first, scores.unflatten(2, (count, length))[:, :, :, -1])
         outside, inside = scores.split([picture, length], -1)
         inside = inside.unflatten(2, (count, length)) @ own_value
         done.append(outside @ seen_value + inside.flatten(2, 3))
-        start = stop
+        start, first = stop, first + count
     return torch.cat(done, 2).transpose(1, 2), None

@@ -9,48 +9,14 @@ from lessen.data.scenes import COLOURS, GLYPHS, SIDE
 
 PAD, START, IMAGE, UNKNOWN = range(4)
 _SPECIAL = ("<pad>", "<s>", "<image>", "<unk>")
-_OWN = [
-    "?",
-    "what",
-    "is",
-    "at",
-    "row",
-    "column",
-    "of",
-    "colour",
-    "how",
-    "many",
-    "are",
-    "is",
-    "there",
-    "left",
-    "or",
-    "right",
-    "frame",
-    "first",
-    "yes",
-    "no",
-    "a",
-    "b",
-    "which",
-    "shape",
-    "moves",
-    "where",
-    "does",
-    "it",
-    "go",
-    "move",
-    "fast",
-    "slow",
-    "please",
-    "directly",
-    "give",
-    "the",
-    "best",
-    "option",
-    "answer",
-]
-WORDS = tuple(dict.fromkeys((*_SPECIAL, *map(str, range(SIDE + 3)), *COLOURS, *GLYPHS, *_OWN)))
+_OWN = (
+    "?", "what", "at", "row", "column", "of", "colour", "how", "many", "are", "is", "there",
+    "left", "or", "right", "frame", "first", "yes", "no", "a", "b", "which", "shape", "moves",
+    "where", "does", "it", "go", "move", "fast", "slow", "please", "directly", "give", "the", "best",
+    "option", "answer",
+)  # fmt: skip
+_PLACES = tuple(f"{axis}{place + 1}" for axis in "rc" for place in range(SIDE))
+WORDS = tuple(dict.fromkeys((*_SPECIAL, *map(str, range(SIDE + 3)), *_PLACES, *COLOURS, *GLYPHS, *_OWN)))
 _NUMBER = {word: number for number, word in enumerate(WORDS)}
 _WORD = re.compile(r"\w+|\?")
 

@@ -34,7 +34,7 @@ LESSONS = 24
 class Pooled(nn.Module):
     """DeCo: means of windows, then the projector; nothing new to learn."""
 
-    def __init__(self, projector: nn.Module, width: int) -> None:  # noqa: ARG002 - as the others
+    def __init__(self, projector: nn.Module, width: int) -> None:
         super().__init__()
         self.projector = projector
 
@@ -63,7 +63,7 @@ class Queries(nn.Module):
 
 
 class QFormer(nn.Module):
-    """Learned queries through two layers of attention among themselves and to the features (BLIP-2), then a projector."""
+    """Learned queries, two layers of attention among themselves and to the features (BLIP-2), then the projector."""
 
     def __init__(self, projector: nn.Module, width: int) -> None:
         super().__init__()

@@ -78,13 +78,13 @@ def _require_widths(bridge: Part, vision: Any, decoder: Stack, name: str) -> Non
     taken, given = linears[0].in_features, linears[-1].out_features
     if isinstance(seen, int) and taken % seen:
         raise InputError(
-            f"{name}: {bridge.path} takes features of width {taken} and its vision tower gives {seen}; load a tower and "
-            "a projector that belong together"
+            f"{name}: {bridge.path} takes features of width {taken} and its vision tower gives {seen}; load a tower "
+            "and a projector that belong together"
         )
     if given != decoder.width:
         raise InputError(
-            f"{name}: {bridge.path} gives visual tokens of width {given} and {decoder.path} reads {decoder.width}; load "
-            "a projector and a language model that belong together"
+            f"{name}: {bridge.path} gives visual tokens of width {given} and {decoder.path} reads {decoder.width}; "
+            "load a projector and a language model that belong together"
         )
 
 

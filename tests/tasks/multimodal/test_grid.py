@@ -62,7 +62,7 @@ def test_words_are_tokens():
 
 
 def test_batches_are_left_padded_prompts_and_the_same_again(task):
-    seen = {kind: 0 for kind in KINDS}
+    seen = dict.fromkeys(KINDS, 0)
     for batch in task.batches("test"):
         ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
         assert bool((mask[:, -1] == 1).all())

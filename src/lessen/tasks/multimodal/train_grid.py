@@ -3,8 +3,8 @@
 First the tower learns to name each cell from its own token and the four cells of each 2 x 2 window from their mean,
 with linear heads that are thrown away; then it rests, and projector and decoder learn to answer, told in three layers
 where the last word of a question should look: at its words in layer 0, at what is asked for in layers 1 and 2. That
-makes it learnable in minutes, and puts the look-up where deep models have it, after the first layers. Every picture is new.
-Many questions share a picture: each sees it and itself alone, so that the answers are those of single prompts.
+makes it learnable in minutes, and puts the look-up where deep models have it, after the first layers. Every picture is
+new. Many questions share a picture: each sees it and itself alone, so that the answers are those of single prompts.
 The state is saved every few steps; the same command goes on where a killed one stopped.
 """
 

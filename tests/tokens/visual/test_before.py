@@ -69,7 +69,9 @@ def test_the_whole_grid_is_the_identity_and_pooling_goes_with_pruning():
     pruned = prune_visual_tokens(model, VisualPruning((Stage(1, 0.5),)))
     fitted = patch.fit(batch)
     assert logits(model, fitted).shape[1] == pruned.tokens()[1] < fitted["input_ids"].shape[1]
-    with pytest.raises(InputError, match="48 picture placeholders and the pictures make 12"):
+    assert torch.equal(logits(model, batch), logits(model, fitted))
+    batch["pixel_values"] = batch["pixel_values"][:2]
+    with pytest.raises(InputError, match="48 picture placeholders and the pictures make 8"):
         logits(model, batch)
 
 
@@ -133,3 +135,18 @@ def test_published_shares():
     feather = [793] * 8 + [275 + 64] * 8 + [24 + 64] * 16
     assert prefill_macs(layers, feather) / prefill_macs(layers, [793] * 32) == pytest.approx(0.409, abs=5e-3)
     assert layers[0].cache_bytes(1) * 32 == 2**19  # 0.5 MB a token
+
+
+def test_generation_goes_on_after_a_prompt_that_became_shorter():
+    model, batch = seeing("llava"), prompts("llava")
+    patch = pool_pictures(model, (2, 2))
+    found = model.generate(**batch, max_new_tokens=5, do_sample=False)[:, batch["input_ids"].shape[1] :]
+    fitted = patch.fit(batch)
+    wanted = model.generate(**fitted, max_new_tokens=5, do_sample=False)[:, fitted["input_ids"].shape[1] :]
+    assert torch.equal(found, wanted)
+    beams = model.generate(**batch, max_new_tokens=3, do_sample=False, num_beams=2)
+    assert beams.shape[1] == batch["input_ids"].shape[1] + 3
+    with pytest.raises(InputError, match="pictures become fewer tokens"):
+        logits(model, batch | {"labels": batch["input_ids"]})
+    patch.remove()
+    assert torch.isfinite(logits(model, batch)).all()

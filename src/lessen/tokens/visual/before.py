@@ -18,6 +18,9 @@ from lessen.tokens.pooling import pool_features
 from lessen.tokens.visual.pictures import Grid, find_placeholders, given_to, require_fit, runs_of
 
 POOL_MARK = "_lessen_picture_pooling"
+RECORD = "_lessen_pooled"
+"""Mask of the shorter prompt, beside the keys and values in the host's own cache."""
+CACHES = ("cache", "past_key_values")
 
 
 @dataclass
@@ -77,6 +80,9 @@ class PoolPatch:
 def pool_pictures(model: nn.Module, target: Grid, grid: Grid | None = None) -> PoolPatch:
     """Average the patches of each picture to a `target` grid before the projector of `model`, in place.
 
+    Prompts stay as the host's processor makes them: in every forward and in `generate` a picture's placeholders become
+    fewer (`PoolPatch.fit` shows how), masks and positions with them.
+
     Windows overlap where the target does not divide the grid, as adaptive pooling's do. Nothing is trained; the paper
     trains the projector with the pooling in place, so that more is lost here than there.
 
@@ -100,11 +106,12 @@ def pool_pictures(model: nn.Module, target: Grid, grid: Grid | None = None) -> P
             f"{type(model).__name__} rearranges the tiles of a picture after its projector, by the grid of the tower; "
             "pooled tiles do not fit there, so prune between layers instead"
         )
-    grid = grid or _grid(config)
+    grid = grid or picture_grid(host)
     if not all(1 <= small <= large for small, large in zip(target, grid, strict=True)):
         raise InputError(f"cannot pool a {grid[0]}x{grid[1]} grid to {target[0]}x{target[1]}: choose a smaller grid")
     patch = PoolPatch(model, host, grid, target)
     patch.handles = [
+        model.register_forward_pre_hook(_Whole(patch), with_kwargs=True),
         host.outer.module.register_forward_pre_hook(_Fits(patch), with_kwargs=True),
         host.projector.module.register_forward_pre_hook(_Pool(patch)),
     ]
@@ -116,12 +123,70 @@ def pool_pictures(model: nn.Module, target: Grid, grid: Grid | None = None) -> P
 class _Fits:
     patch: PoolPatch
 
-    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         given = given_to(module, arguments, keywords)
-        ids, pixels = given.get("input_ids"), given.get("pixel_values")
-        if ids is not None and isinstance(pixels, Tensor):
-            found = int(find_placeholders(ids, self.patch.host.placeholders).sum())
-            require_fit(found, [self.patch.tokens] * len(pixels))
+        cache = next((given[name] for name in CACHES if given.get(name) is not None), None)
+        if cache is not None and cache.get_seq_length() > 0:
+            changed = _later(given, cache)
+        else:
+            changed = _fitted(self.patch, given, cache)
+        return None if changed is None else ((), changed)
+
+
+def _fitted(patch: PoolPatch, given: dict[str, Any], cache: Any) -> dict[str, Any] | None:
+    """Return what a prompt becomes whose placeholders are those of whole pictures; None where they fit already."""
+    if cache is not None:
+        cache.__dict__.pop(RECORD, None)  # of a prompt before it was emptied
+    ids, pixels = given.get("input_ids"), given.get("pixel_values")
+    encoded = (given.get("mm_encoder_outputs") or {}).get("image")
+    shown = pixels if isinstance(pixels, Tensor) else getattr(encoded, "pooler_output", None)
+    if ids is None or shown is None:
+        return None
+    found = int(find_placeholders(ids, patch.host.placeholders).sum())
+    if patch.grid == patch.target or found != len(shown) * patch.grid[0] * patch.grid[1]:
+        require_fit(found, [patch.tokens] * len(shown))
+        return None
+    changed = patch.fit(given)
+    kept, full = changed["attention_mask"], ids.shape[1]
+    if given.get("position_ids") is not None:
+        changed["position_ids"] = (kept.cumsum(1) - 1).clamp_min(0)
+    if cache is not None:
+        mask = given.get("attention_mask")
+        before = torch.full_like(ids[:, 0], full) if mask is None else mask.sum(1)
+        cache.__dict__[RECORD] = (kept, full, before - kept.sum(1))
+    return changed
+
+
+def _later(given: dict[str, Any], cache: Any) -> dict[str, Any] | None:
+    """Return what is given with words after a fitted prompt, at their own positions; None after another prompt."""
+    record = cache.__dict__.get(RECORD)
+    if record is None:
+        return None
+    kept, full, shorter = record
+    if len(given["input_ids"]) != len(kept):
+        raise InputError(
+            f"a cache of {len(kept)} pooled prompts was handed a batch of {len(given['input_ids'])}; use each with its "
+            "own"
+        )
+    mask, positions = given.get("attention_mask"), given.get("position_ids")
+    changed = dict(given)
+    if mask is not None:
+        changed["attention_mask"] = torch.cat([kept.to(mask.dtype), mask[:, full:]], 1)
+    if positions is not None:
+        changed["position_ids"] = positions - shorter[:, None]
+    return changed
+
+
+@dataclass
+class _Whole:
+    patch: PoolPatch
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if given_to(module, arguments, keywords).get("labels") is not None and self.patch.grid != self.patch.target:
+            raise InputError(
+                "labels were given for prompts whose pictures become fewer tokens; take the loss of the last logits, "
+                "where the words after the pictures stand as before"
+            )
 
 
 @dataclass
@@ -135,12 +200,22 @@ class _Pool:
         return (pool_features(features, self.patch.grid, self.patch.target), *inputs[1:])
 
 
-def _grid(config: Any) -> Grid:
-    vision = getattr(config, "vision_config", None)
+def picture_grid(host: VisualHost, rows: int | None = None) -> Grid:
+    """Return rows and columns of patches that the vision configuration says: a square, or `rows` of as many patches.
+
+    Raises:
+        InputError: the configuration says nothing of them, or the patches make no such rows.
+    """
+    vision = getattr(getattr(host.outer.module, "config", None), "vision_config", None)
     size, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
     if not isinstance(size, int) or not isinstance(patch, int):
         raise InputError("the vision configuration names no image_size and patch_size; give the grid of patches")
-    return size // patch, size // patch
+    side = size // patch
+    if rows is None:
+        return side, side
+    if side * side % rows:
+        raise InputError(f"{side * side} patches are no grid of {rows} rows")
+    return rows, side * side // rows
 
 
 def _padding(model: nn.Module) -> int:

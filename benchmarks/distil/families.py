@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load, save
 from torch import nn
 
 from benchmarks.distil.networks import Grey, Mixer, SmallCnn
 from benchmarks.distil.results import Rows, table
+from lessen.data.cache import cache_folder
+from lessen.files import atomic_write
 from lessen.methods.distil.crd import CRD
 from lessen.methods.distil.cwd import CWD
 from lessen.methods.distil.dkd import DKD
@@ -65,10 +68,15 @@ def accuracy(model: nn.Module) -> float:
         return float((model.eval()(pictures).argmax(dim=1) == kinds).float().mean())
 
 
-def teacher_of(make: Any, task: Task) -> nn.Module:
-    """Return the trained teacher of a family."""
+def teacher_of(kind: str, make: Any, task: Task) -> nn.Module:
+    """Return the teacher of a family, trained the first time and kept in the cache."""
+    place = cache_folder() / "distil" / f"shapes-{kind}.safetensors"
     master = built(make, 100)
-    task.train(master, settings=replace(STUDENT_SETTINGS, epochs=8))
+    if not place.is_file():
+        task.train(master, settings=replace(STUDENT_SETTINGS, epochs=8))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(place, save(dict(master.state_dict())))
+    master.load_state_dict(load(place.read_bytes()))
     return master
 
 
@@ -82,24 +90,22 @@ def main() -> None:
     many = ShapesTask(ShapesOptions(style="faded", examples=2000, seed=1))
     few = ShapesTask(ShapesOptions(style="faded", examples=PICTURES, seed=2)).view(settings=STUDENT_SETTINGS)
     rows, masters = Rows(RESULT, given.seconds), dict[str, nn.Module]()
-    for seed, (pair, (teacher, student)) in itertools.product(range(given.seeds), PAIRS.items()):
-        if not rows.open(pair, str(seed)):
+    said = {"train pictures": PICTURES, "teacher's pictures": 2000, "epochs": EPOCHS}
+    for seed, pair, name in itertools.product(range(given.seeds), PAIRS, ("teacher", "no teacher", *METHODS)):
+        if not rows.open(pair, str(seed), name):
             continue
-        kind = pair.split()[0]
+        kind, (teacher, student) = pair.split()[0], PAIRS[pair]
         if kind not in masters:
-            masters[kind] = teacher_of(teacher, many)
-        master = masters[kind]
-        task = few.view(teacher=lambda seed, master=master: master)
-        plain = built(student, seed)
-        with torch.random.fork_rng():
-            few.train(plain, seed=seed)
-        run = {"teacher": accuracy(master), "no teacher": accuracy(plain)}
-        for name, method in METHODS.items():
-            taught, _ = Recipe([method]).apply(built(student, seed), task, seed=seed)
-            run[name] = accuracy(taught)
-        rows.add(pair, str(seed), run)
-        against = {pair: table(list(runs.values()), "kd") for pair, runs in rows.rows.items()}
-        said = {"train pictures": PICTURES, "teacher's pictures": 2000, "epochs": EPOCHS}
+            masters[kind] = teacher_of(kind, teacher, many)
+        model = masters[kind]
+        task = few.view(teacher=lambda seed, master=model: master)
+        if name == "no teacher":
+            model = built(student, seed)
+            few.train(model, seed=seed)
+        elif name in METHODS:
+            model, _ = Recipe([METHODS[name]]).apply(built(student, seed), task, seed=seed)
+        rows.add(pair, str(seed), name, accuracy(model))
+        against = {one: table(rows.whole(one), "kd") for one in rows.rows}
         rows.write({"settings": said, "against kd": against}, "python -m benchmarks.distil.families")
 
 

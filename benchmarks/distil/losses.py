@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -18,9 +19,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from benchmarks.distil.results import Rows, paired, table
+from lessen.data.cache import cache_folder
+from lessen.files import atomic_write
 from lessen.method import Context
 from lessen.methods.distil._shared.divergences import divergence
 from lessen.methods.distil.gkd import GKD
@@ -113,6 +117,19 @@ def judged(task: Process, model: nn.Module, master: nn.Module) -> tuple[float, f
     return sum(losses) / 200, sum(gaps) / 200
 
 
+def teacher_of(task: Process) -> nn.Module:
+    """Return the teacher, trained the first time and kept in the cache."""
+    place = cache_folder() / "distil" / "process.safetensors"
+    torch.manual_seed(1000)
+    master = task.build()
+    if not place.is_file():
+        task.view(score=lambda *_: 0.0).train(master, seed=1000)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(place, save(dict(master.state_dict())))
+    master.load_state_dict(load(place.read_bytes()))
+    return master.eval()
+
+
 def main() -> None:
     """Measure what is not there yet and write the tables."""
     parser = argparse.ArgumentParser()
@@ -123,27 +140,23 @@ def main() -> None:
     rows = Rows(RESULT, given.seconds)
     large, small = Process(64, 2, 2000), Process(24, 1, 320)
     large.settings = dataclasses.replace(large.settings, learning_rate=3e-3)
-    torch.manual_seed(1000)
-    master = large.build()
-    large.view(score=lambda *_: 0.0).train(master, seed=1000)
-    for seed in range(given.seeds):
-        if not rows.open("loss", str(seed)):
+    master = teacher_of(large)
+    taught = small.view(teacher=lambda seed: master, score=lambda *_: 0.0)
+    for seed, name in itertools.product(range(given.seeds), ("no teacher", *METHODS)):
+        if not rows.open("divergence", str(seed), name):
             continue
-        taught = small.view(teacher=lambda seed: master, score=lambda *_: 0.0)
-        found = {}
-        for name in ("no teacher", *METHODS):
-            torch.manual_seed(seed)
-            model = small.build()
-            if name == "no teacher":
-                small.view(score=lambda *_: 0.0).train(model, seed=seed)
-            else:
-                model = METHODS[name].apply(model, taught, Context(seed=seed))
-            found[name] = judged(small, model, master)
-        rows.add("divergence", str(seed), {name: both[1] for name, both in found.items()})
-        rows.add("loss", str(seed), {name: both[0] for name, both in found.items()})
-        against = {what: table(list(runs.values()), "forward kl") for what, runs in rows.rows.items()}
-        ratio = [run["12 draws"] / run["forward kl"] for run in rows.rows["loss"].values()]
-        share = paired(ratio, [1.0] * len(ratio)) if len(ratio) > 1 else {}
+        torch.manual_seed(seed)
+        model = small.build()
+        if name == "no teacher":
+            small.view(score=lambda *_: 0.0).train(model, seed=seed)
+        else:
+            model = METHODS[name].apply(model, taught, Context(seed=seed))
+        loss, gap = judged(small, model, master)
+        rows.add("loss", str(seed), name, loss)
+        rows.add("divergence", str(seed), name, gap)
+        against = {what: table(rows.whole(what), "forward kl") for what in rows.rows}
+        ratio = [run["12 draws"] / run["forward kl"] for run in rows.whole("loss") if "12 draws" in run]
+        share = paired(ratio, [1.0] * len(ratio)) if ratio else {}
         made = {"teacher": judged(small, master, master)[0], "against forward kl": against, "draws / dense": share}
         rows.write(made, "python -m benchmarks.distil.losses")
 

@@ -32,14 +32,20 @@ class Rows:
         before = json.loads(path.read_text())["results"] if path.is_file() else {}
         self.rows: dict[str, dict[str, Row]] = before.get("rows", {})
 
-    def open(self, group: str, name: str) -> bool:
-        """Tell whether a row is still to be measured, and there is time to begin."""
-        return name not in self.rows.get(group, {}) and time.monotonic() < self.stops
+    def open(self, group: str, name: str, column: str) -> bool:
+        """Tell whether a number is still to be measured, and there is time to begin."""
+        return column not in self.rows.get(group, {}).get(name, {}) and time.monotonic() < self.stops
 
-    def add(self, group: str, name: str, row: Row) -> None:
-        """Keep a row."""
-        self.rows.setdefault(group, {})[name] = row
-        print(group, name, {key: round(value, 3) for key, value in row.items()}, flush=True)
+    def add(self, group: str, name: str, column: str, value: float) -> None:
+        """Keep a number."""
+        self.rows.setdefault(group, {}).setdefault(name, {})[column] = value
+        print(f"{group}, {name}, {column}: {value:.4f}", flush=True)
+
+    def whole(self, group: str) -> list[Row]:
+        """Return the rows of a group that have all the columns of its fullest row."""
+        rows = list(self.rows.get(group, {}).values())
+        columns = max((len(row) for row in rows), default=0)
+        return [row for row in rows if len(row) == columns]
 
     def write(self, found: Mapping[str, Any], command: str) -> None:
         """Write the rows and what was made of them."""
@@ -56,7 +62,9 @@ def paired(values: Sequence[float], against: Sequence[float]) -> dict[str, float
 
 
 def table(runs: Sequence[Mapping[str, float]], control: str) -> dict[str, dict[str, float]]:
-    """Return `paired` of every column of runs against one of them."""
+    """Return `paired` of every column of runs against one of them; nothing before it is there."""
+    if not runs or control not in runs[0]:
+        return {}
     return {name: paired([run[name] for run in runs], [run[control] for run in runs]) for name in runs[0]}
 
 

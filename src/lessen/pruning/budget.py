@@ -19,7 +19,7 @@ from lessen.pruning.costs import Costs, Measure
 from lessen.pruning.layout import Layer, Layout
 
 Kind = Literal["group", "unit"]
-NAMES = {"macs": "multiply-adds", "parameters": "parameters"}
+NAMES: dict[Measure, str] = {"macs": "multiply-adds", "parameters": "parameters"}
 
 
 @dataclass(frozen=True)

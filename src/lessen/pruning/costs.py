@@ -88,6 +88,14 @@ class Costs:
             return total + self.macs_outside * share
         return total + self.outside.wide * first.width * share + self.outside.flat
 
+    def removable(self, measure: Measure) -> float:
+        """Return what all heads and units that may go cost together."""
+        return sum(
+            layer.groups * self.atom(measure, layer, "group", Choice())
+            + layer.hidden * self.atom(measure, layer, "unit", Choice())
+            for layer in self.layout.layers
+        )
+
     def atom(self, measure: Measure, layer: Layer, kind: Literal["group", "unit"], start: Choice) -> float:
         """Return what one group or unit of a layer costs at the width that `start` leaves."""
         kept = start.width.get(layer.stack)

@@ -7,7 +7,8 @@ unit    one hidden unit of a feed-forward layer: rows of up and gate, a column o
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -72,6 +73,22 @@ def read_layout(model: nn.Module) -> Layout:
     if not any(layer.groups or layer.hidden for layer in layers):
         raise NothingMatchedError(f"{type(model).__name__} has neither heads nor feed-forward units to take out")
     return Layout(model, stacks, layers)
+
+
+def within(layout: Layout, named: Callable[[str], bool]) -> Layout:
+    """Return the layout in which only heads and units go whose every linear layer is named, by its path."""
+
+    def kept(layer: Layer) -> Layer:
+        attention, feeding = layer.block.attention, layer.block.feed_forward
+        heads = () if attention is None else (attention.query, attention.key, attention.value, attention.output)
+        units = () if feeding is None else (feeding.up, *([feeding.gate] if feeding.gate else []), feeding.down)
+        return replace(
+            layer,
+            groups=layer.groups if all(named(part.path) for part in heads) else 0,
+            hidden=layer.hidden if all(named(part.path) for part in units) else 0,
+        )
+
+    return replace(layout, layers=tuple(map(kept, layout.layers)))
 
 
 def _layer(stack: str, block: Block, owners: Counter[int]) -> Layer:

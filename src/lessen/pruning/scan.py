@@ -7,7 +7,7 @@ blocks    each whole, and again after each that was dropped
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from lessen.log import Log
 from lessen.pruning.budget import Values
 from lessen.pruning.choice import Choice
-from lessen.pruning.layout import Layout
+from lessen.pruning.layout import Layer, Layout
 from lessen.pruning.masks import gated, masked
 from lessen.pruning.replay import Replay
 
@@ -56,17 +56,22 @@ def errors(
     return Values(_settled(found_heads), _settled(_ranked(found_units, order.units)))
 
 
-def weakest_blocks(layout: Layout, question: Question, kept: Choice, drop: int, log: Log) -> dict[str, Tensor]:
+def weakest_blocks(
+    layout: Layout, question: Question, kept: Choice, drop: int, log: Log, may_go: Sequence[Layer] | None = None
+) -> dict[str, Tensor]:
     """Return which blocks stay, bool [blocks] by stack, after `drop` were dropped, each time the one missed least.
 
     At least one block of each stack stays.
+
+    Args:
+        may_go: blocks among which those that go are chosen; none: all.
     """
     stays = {path: torch.ones(len(stack.blocks), dtype=torch.bool) for path, stack in layout.stacks.items()}
     for number in range(drop):
         best: tuple[float, str, int] | None = None
         with masked(layout, Choice(kept.heads, kept.units, stays)):
             replay = Replay(layout, question)
-        for layer in layout.layers:
+        for layer in layout.layers if may_go is None else may_go:
             mine = stays[layer.stack]
             if not bool(mine[layer.block.index]) or int(mine.sum()) == 1:
                 continue

@@ -59,7 +59,7 @@ def carry_out(layout: Layout, choice: Choice, dense: dict[str, int], uniform: bo
             for where, now in lists.items()
         }
         modules = _moved(earlier.modules_said, places, *choice.layers) | modules
-        dense = earlier.dense
+        dense = dense | earlier.dense
     depths = {path: len(stack.blocks) for path, stack in layout.stacks.items()}
     depths = earlier.depths if isinstance(earlier, PrunedShape) else depths
     configs = earlier.configs_said if isinstance(earlier, PrunedShape) else {}

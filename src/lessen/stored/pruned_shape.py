@@ -34,7 +34,8 @@ class PrunedShape(StoredPatch):
         modules: attributes by path of the module.
         configs: numbers of the configuration by path of the module that holds it; "" is the model.
         lists: for a path of a configuration, which entries of its `layer_types` stay.
-        dense: parameters and multiply-adds of the model before anything was pruned, that shares refer to.
+        dense: parameters and multiply-adds of the model before anything was pruned, that shares refer to; and "macs of
+            PLACES", those of named places.
         depths: blocks before anything was pruned, by path of the stack.
     """
 
@@ -51,7 +52,7 @@ class PrunedShape(StoredPatch):
         self.lists = {str(path): [_whole("lists", one) for one in kept] for path, kept in (lists or {}).items()}
         self.dense = dict(dense or {})
         for name, value in self.dense.items():
-            if name not in DENSE:
+            if name.partition(" of ")[0] not in DENSE:
                 raise ValueError(f"dense holds {name!r}, which is none of {', '.join(sorted(DENSE))}")
             checks.whole(f"dense[{name!r}]", value, 0, 2**62)
         self.depths = {str(path): _whole("depths", depth) for path, depth in (depths or {}).items()}

@@ -56,6 +56,62 @@ def test_artifacts_keep_widths_and_counts(name, method, tmp_path):
             Recipe([method]).apply(loaded, Host(name))
 
 
+def test_only_and_skip_name_places_and_the_share_is_theirs():
+    model, task = host("minilm"), Host("minilm")
+    before = {name: p.numel() for name, p in model.named_parameters()}
+
+    def left(**knobs):
+        made, records = Recipe([MagnitudePruning(share=0.5, multiple=4, of="parameters", **knobs)]).apply(model, task)
+        return made, {n: p.numel() / before[n] for n, p in made.named_parameters() if p.numel() != before[n]}, records
+
+    made, changed, _ = left(only="encoder.layer.1")
+    assert changed
+    assert all(name.startswith("encoder.layer.1.") for name in changed)
+    first = {n for n in before if n.startswith("encoder.layer.1.") and n in changed}
+    gone = sum(before[n] - p.numel() for n, p in made.named_parameters())
+    places = sum(before[n] for n in first)  # weights and biases that go with heads and units
+    assert gone == pytest.approx(0.5 * places, rel=0.1)
+    with pytest.raises(NothingMatchedError, match=r"0.5 of the parameters or less is left"):
+        Recipe([MagnitudePruning(share=0.5, multiple=4, of="parameters", only="encoder.layer.1")]).apply(made, task)
+    again, _ = Recipe([MagnitudePruning(share=0.5, multiple=4, of="parameters", only="encoder.layer.0")]).apply(
+        made, task
+    )
+    assert sum(p.numel() for p in again.parameters()) < sum(p.numel() for p in made.parameters())
+    _, changed, _ = left(skip="*.attention")
+    assert changed
+    assert not any(".attention." in name for name in changed)
+    _, _, records = left(only=("*.query", "*.key", "*.value", "*.attention.output.dense"))
+    assert all(units == 128 for stack in records[0].findings["kept"].values() for units in stack["units"])
+    with pytest.raises(NothingMatchedError, match="leave no heads or units whole"):
+        left(only="*.query")
+    with pytest.raises(BudgetError, match=r"0.01 of what `only` and `skip` name cannot be reached"):
+        Recipe([MagnitudePruning(share=0.01, only="encoder.layer.1")]).apply(model, task)
+    with pytest.raises(ConfigError, match="width is read and written by every block"):
+        Recipe.parse({"steps": [{"magnitude-pruning": {"width": 0.5, "only": "encoder.layer.1"}}]})
+    with pytest.raises(ConfigError, match=r"only = 'encoder.layer.9' matches no module"):
+        left(only="encoder.layer.9")
+
+
+def test_a_place_that_is_kept_survives_an_artifact(tmp_path):
+    model, task = host("minilm"), Host("minilm")
+    step = MagnitudePruning(share=0.5, multiple=4, of="parameters", only="encoder.layer.1")
+    made, _ = Recipe([step]).apply(model, task)
+    artifact.save(tmp_path / "a", made, model)
+    with pytest.raises(NothingMatchedError):
+        Recipe([step]).apply(artifact.load(tmp_path / "a", model=host("minilm", seed=3)), task)
+
+
+@pytest.mark.parametrize("rule", ["loss", "similarity", "random"])
+def test_blocks_that_are_not_named_are_not_dropped(rule):
+    made, records = Recipe([LayerDrop(layers=0.5, rule=rule, skip="vision_model")]).apply(host("clip"), Host("clip"))
+    kept = {path: stack["blocks"] for path, stack in records[0].findings["kept"].items()}
+    assert {path: len(blocks) for path, blocks in kept.items()} == {
+        "text_model.encoder.layers": 1,
+        "vision_model.encoder.layers": 2,
+    }
+    assert len(made.vision_model.encoder.layers) == 2
+
+
 @pytest.mark.parametrize("width", [None, 0.5])
 def test_a_uniform_decoder_loads_unmodified_everywhere(tmp_path, width):
     model = language_model()

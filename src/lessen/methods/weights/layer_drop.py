@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -9,18 +10,19 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lessen.errors import NothingMatchedError
-from lessen.method import Card, Context, Method
+from lessen.method import Card, Context
+from lessen.methods.modules import ModuleMethod
 from lessen.methods.weights._shared.pruned import CLAIMS, costs_of, cut, dense_of
 from lessen.methods.weights._shared.questions import batches_of, mean_loss
 from lessen.pruning.choice import Choice
-from lessen.pruning.layout import Layout, first_tensor, read_layout
+from lessen.pruning.layout import Layer, Layout, first_tensor, read_layout
 from lessen.pruning.scan import weakest_blocks
 from lessen.pruning.slicing import NAME
 from lessen.stored.pruned_shape import PrunedShape
 from lessen.task import Task
 
 
-class LayerDrop(Method):
+class LayerDrop(ModuleMethod):
     """Drop whole blocks until a share of them is left.
 
     loss        one by one the block without which the loss on train batches is lowest (SLEB, arXiv 2402.09025)
@@ -28,7 +30,8 @@ class LayerDrop(Method):
     random      a control
 
     Differences: SLEB's and ShortGPT's rules on any Transformer, both towers of a dual encoder, and judged by the
-    task's own loss. A second application finds the blocks that it wanted gone already.
+    task's own loss. A second application finds the blocks that it wanted gone already; with `only` or `skip` the share
+    is one of the blocks that they name, as they stand.
     """
 
     card = Card(
@@ -56,18 +59,29 @@ class LayerDrop(Method):
         except NothingMatchedError as error:
             raise self.nothing_matched(model, str(error)) from error
         costs = costs_of(layout, task)
-        depth = sum(_first_depth(model, path, len(stack.blocks)) for path, stack in layout.stacks.items())
-        drop = len(layout.layers) - max(len(layout.stacks), round(self.layers * depth))
+        may_go = self._may_go(layout)
+        depth, least = len(may_go), 1
+        if not (self.only or self.skip):
+            depth = sum(_first_depth(model, path, len(stack.blocks)) for path, stack in layout.stacks.items())
+            least = len(layout.stacks)
+        drop = len(may_go) - max(least, round(self.layers * depth))
         if drop <= 0:
-            raise self.nothing_matched(model, f"{len(layout.layers)} blocks are no more than shall stay")
-        choice = Choice(layers=self._stays(layout, drop, task, context))
+            raise self.nothing_matched(model, f"{len(may_go)} blocks are no more than shall stay")
+        choice = Choice(layers=self._stays(layout, may_go, drop, task, context))
         context.findings["kept"] = choice.counts(layout)
         return cut(layout, choice, dense_of(model, costs), False, task)
 
-    def _stays(self, layout: Layout, drop: int, task: Task, context: Context) -> dict[str, Tensor]:
+    def _may_go(self, layout: Layout) -> list[Layer]:
+        """Return the blocks that `only` and `skip` name. Raises ConfigError for a pattern without a match."""
+        self.scope.check(path for path, _ in layout.model.named_modules() if path)
+        return [layer for layer in layout.layers if self.scope.reason([layer.path]) is None]
+
+    def _stays(
+        self, layout: Layout, may_go: Sequence[Layer], drop: int, task: Task, context: Context
+    ) -> dict[str, Tensor]:
         if self.rule == "loss":
             question = mean_loss(layout.model, task, self.calibration_batches)
-            return weakest_blocks(layout, question, Choice(), drop, context.log)
+            return weakest_blocks(layout, question, Choice(), drop, context.log, may_go)
         if self.rule == "random":
             values = torch.rand(len(layout.layers), generator=context.generator)
         else:
@@ -75,7 +89,7 @@ class LayerDrop(Method):
         stays = {path: torch.ones(len(stack.blocks), dtype=torch.bool) for path, stack in layout.stacks.items()}
         for number in torch.argsort(values, stable=True).tolist():
             layer = layout.layers[number]
-            if drop and int(stays[layer.stack].sum()) > 1:
+            if drop and layer in may_go and int(stays[layer.stack].sum()) > 1:
                 stays[layer.stack][layer.block.index] = False
                 drop -= 1
         return stays

@@ -67,8 +67,9 @@ class MoPE(Pruned):
             choice = step.fitted(costs, values, whole - part * (whole - limit), start)
         if self.layers is None:
             return choice
-        drop = len(layout.layers) - max(len(layout.stacks), round(self.layers * len(layout.layers)))
-        kept = weakest_blocks(layout, self._question(layout, task), choice, drop, context.log)
+        may_go = [layer for layer in layout.layers if layer.groups or layer.hidden]
+        drop = len(may_go) - max(len(layout.stacks), round(self.layers * len(may_go)))
+        kept = weakest_blocks(layout, self._question(layout, task), choice, drop, context.log, may_go)
         return Choice(choice.heads, choice.units, kept, choice.width)
 
     def values(self, layout: Layout, costs: Costs, task: Task, context: Context) -> Values:  # noqa: ARG002

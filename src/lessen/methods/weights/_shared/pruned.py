@@ -6,16 +6,18 @@ from abc import abstractmethod
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+from typing_extensions import Self
 
-from lessen.errors import ConfigError, InputError, NothingMatchedError
-from lessen.method import Card, Context, Forecast, Method
-from lessen.methods.sites import state_bytes
-from lessen.pruning.budget import Values, by_shares, evenly, fit_budget, fit_evenly
+from lessen.errors import BudgetError, ConfigError, InputError, NothingMatchedError
+from lessen.method import Card, Context, Forecast
+from lessen.methods.modules import ModuleMethod
+from lessen.methods.sites import Scope, state_bytes
+from lessen.pruning.budget import NAMES, Values, by_shares, evenly, fit_budget, fit_evenly
 from lessen.pruning.choice import Choice
-from lessen.pruning.costs import Costs, read_costs
-from lessen.pruning.layout import Layout, read_layout
+from lessen.pruning.costs import Costs, Measure, read_costs
+from lessen.pruning.layout import Layout, read_layout, within
 from lessen.pruning.masks import masked
 from lessen.pruning.scores import width_by_magnitude
 from lessen.pruning.slicing import NAME, carry_out
@@ -28,8 +30,12 @@ TIED = frozenset({"bert", "roberta", "clip_text_model", "clip_vision_model", "di
 """Configurations in which heads times their width is the width of the stream."""
 
 
-class Pruned(Method):
-    """Takes the least valued heads and units out until a share of the cost is left."""
+class Pruned(ModuleMethod):
+    """Takes the least valued heads and units out until a share of the cost is left.
+
+    `only` and `skip` name places: heads go where all of their query, key, value and output layers are named, units
+    where all layers of the feed-forward part are. `share` is then of what the named heads and units cost.
+    """
 
     card: ClassVar[Card]
     by_cost: ClassVar[bool] = True
@@ -46,6 +52,12 @@ class Pruned(Method):
         False, description="equal counts in all blocks, said in the configuration: any reader opens such a folder"
     )
 
+    @model_validator(mode="after")
+    def _width_is_everywhere(self) -> Self:
+        if self.width is not None and (self.only or self.skip):
+            raise ValueError("width is read and written by every block; leave out only and skip")
+        return self
+
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
         """Choose, prove that the slices compute what the masks do, and slice.
 
@@ -56,15 +68,18 @@ class Pruned(Method):
         """
         layout = self.layout(model)
         costs = costs_of(layout, task)
-        dense = dense_of(model, costs)
+        dense = dense_of(model, costs, self.scope)
         start = self._start(layout)
-        limit = self.share * dense[self.of]
+        limit = limit_of(self.share, self.of, costs, dense, self.scope)
         asked = self.heads is not None or self.units is not None
         if not asked and costs.total(self.of, start) <= limit and self.width is None:
             raise self.nothing_matched(model, f"{self.share:g} of the {self.of} or less is left already")
         if self.uniform:
             check_expressible(layout, self.heads)
-        choice = self.choose(layout, costs, limit, start, task, context)
+        try:
+            choice = self.choose(layout, costs, limit, start, task, context)
+        except BudgetError as error:
+            raise self._of_places(error, costs, dense) from error
         context.findings["kept"] = choice.counts(layout)
         context.findings["share"] = {
             name: round(costs.total(name, choice) / dense[name], 5) for name in ("macs", "parameters")
@@ -95,8 +110,21 @@ class Pruned(Method):
             return Forecast(None, "which parts go decides how many bytes they hold")
         costs = costs_of(self.layout(model), task)
         whole = costs.parameters()
-        left = min(1.0, self.share * dense_of(model, costs)["parameters"] / whole)
+        limit = limit_of(self.share, "parameters", costs, dense_of(model, costs, self.scope), self.scope)
+        left = min(1.0, limit / whole)
         return Forecast(round(left * state_bytes(model)), "retrain afterwards", self._smallest(costs, whole))
+
+    def _of_places(self, error: BudgetError, costs: Costs, dense: dict[str, int]) -> BudgetError:
+        """Return the error with shares of the named places in place of those of the whole model."""
+        if not named(self.scope) or self.heads is not None or self.units is not None or error.nearest is None:
+            return error
+        outside = costs.total(self.of) - costs.removable(self.of)
+        least = (error.nearest * costs.total(self.of) - outside) / dense[_place(self.of, self.scope)]
+        return BudgetError(
+            f"{self.share:g} of what `only` and `skip` name cannot be reached: with one head (or group of heads) and "
+            f"{self.multiple} units in every block {least:.3g} of it is left; ask for more",
+            least,
+        )
 
     def _smallest(self, costs: Costs, whole: int) -> float:
         """Return the share that is left with one group and `multiple` units in every block."""
@@ -111,11 +139,18 @@ class Pruned(Method):
         """Return what each part is worth, higher is better."""
 
     def layout(self, model: nn.Module) -> Layout:
-        """Return the prunable parts. Raises NothingMatchedError, InputError."""
+        """Return the prunable parts. Raises NothingMatchedError, InputError; ConfigError for an unknown place."""
         try:
-            return read_layout(model)
+            layout = read_layout(model)
         except NothingMatchedError as error:
             raise self.nothing_matched(model, str(error)) from error
+        if not named(self.scope):
+            return layout
+        self.scope.check(path for path, _ in model.named_modules() if path)
+        layout = within(layout, lambda path: self.scope.reason([path]) is None)
+        if not any(layer.groups or layer.hidden for layer in layout.layers):
+            raise self.nothing_matched(model, "`only` and `skip` leave no heads or units whole")
+        return layout
 
     def _start(self, layout: Layout) -> Choice:
         """Return the choice of the width."""
@@ -140,12 +175,32 @@ def costs_of(layout: Layout, task: Task) -> Costs:
     return read_costs(layout, lambda: task.forward(layout.model, batch), max(1, task.units_in(batch)))
 
 
-def dense_of(model: nn.Module, costs: Costs) -> dict[str, int]:
-    """Return what the model cost before any pruning: as an earlier step noted it, or as it is."""
+def dense_of(model: nn.Module, costs: Costs, scope: Scope | None = None) -> dict[str, int]:
+    """Return what the model cost before any pruning: as an earlier step noted it, or as it is.
+
+    With a scope also what its places cost before the first step that named the same ones.
+    """
     noted = model._modules.get(NAME)
-    if isinstance(noted, PrunedShape) and noted.dense:
-        return noted.dense
-    return {"parameters": costs.parameters(), "macs": costs.macs()}
+    found = {"parameters": costs.parameters(), "macs": costs.macs()}
+    if scope is not None and named(scope):
+        found |= {_place(measure, scope): round(costs.removable(measure)) for measure in NAMES}
+    return found | noted.dense if isinstance(noted, PrunedShape) else found
+
+
+def limit_of(share: float, of: Measure, costs: Costs, dense: dict[str, int], scope: Scope) -> float:
+    """Return what a whole model may cost of which `share` is left, or of whose places within a scope it is."""
+    if not named(scope):
+        return share * dense[of]
+    return costs.total(of) - costs.removable(of) + share * dense[_place(of, scope)]
+
+
+def named(scope: Scope) -> bool:
+    """Tell whether a scope names places at all."""
+    return bool(scope.only or scope.skip)
+
+
+def _place(measure: str, scope: Scope) -> str:
+    return f"{measure} of {' '.join(scope.only) or '*'} without {' '.join(scope.skip) or 'any'}"
 
 
 def tied_to_width(layout: Layout) -> bool:

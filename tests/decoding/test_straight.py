@@ -9,6 +9,9 @@ from lessen.decoding.engine import choose_engine
 from lessen.decoding.ragged import RaggedEngine
 from lessen.decoding.straight import StraightEngine
 from lessen.errors import InputError
+from lessen.pruning.choice import Choice
+from lessen.pruning.layout import read_layout
+from lessen.pruning.slicing import carry_out
 from tiny_models import FLAT, built, gpt2, llama, mistral, plain
 
 MAKERS = {
@@ -49,6 +52,23 @@ def test_the_lines_give_the_logits_of_the_model(name):
     assert (got[0] - torch.cat([want[:5], short[:1]])).abs().max() < 1e-4
     assert (got[1] - torch.cat([short[1:], want[5:6]])).abs().max() < 1e-4
     assert (got[2] - want[-1:]).abs().max() < 1e-4
+
+
+@torch.inference_mode()
+def test_blocks_of_widths_of_their_own_are_lines_too():
+    model = llama(num_attention_heads=4, num_key_value_heads=2, intermediate_size=48)
+    layout = read_layout(model)
+    first, second = (layer.path for layer in layout.layers[:2])
+    kept = Choice(
+        {first: torch.tensor([True, False])}, {first: torch.arange(48) < 16, second: torch.arange(48) % 3 > 0}
+    )
+    made = carry_out(layout, kept, {})
+    engine = choose_engine(made)
+    assert type(getattr(engine, "inner", engine)) is StraightEngine
+    ids = [3, 4, 5, 6, 7, 8, 9]
+    cache = engine.new_cache()
+    got = torch.cat([engine.run([(cache, ids[:4])]), engine.run([(cache, ids[4:])])])
+    assert (got - made(torch.tensor([ids])).logits[0]).abs().max() < 1e-4
 
 
 def watched(model):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -17,12 +17,14 @@ from typing_extensions import Self
 from lessen.errors import ConfigError
 from lessen.method import Card, Context
 from lessen.methods import retrain
+from lessen.methods.adapt._shared.joint import train_jointly
 from lessen.methods.calibration import principal_axes, rank_for, run_through
 from lessen.methods.modules import ModuleMethod
 from lessen.methods.sites import Site, replace
 from lessen.methods.weights._shared.curvature import curvatures
 from lessen.stored.linears.low_rank_delta import LowRankDelta
 from lessen.task import Task
+from lessen.tasks import get_task
 
 
 class InstructIPT(ModuleMethod):
@@ -32,10 +34,13 @@ class InstructIPT(ModuleMethod):
     analysis: the difference of each matrix is decomposed and cut where a share of its energy is kept. The fine-tuned
     model is a `checkpoint` of equal architecture, or the base trained on this task, all weights. An artifact stores U,
     V and the tensors that are not low rank (biases, norms, embeddings, convolutions) beside a named base, so that k
-    tasks are one model and k small artifacts.
-    Differs from the paper: it is the post-hoc form; base and differences are not trained in the same run, and no text
-    chooses the task. Directions are by default those of the difference's outputs on data, which give the least error of
-    outputs at a rank. A difference whose rank saves nothing is stored whole, and named.
+    tasks are one model and k small artifacts. With `tasks` the base and the differences of all tasks train in the same
+    run, as in the paper ("synchronous training"); what is returned is this recipe's task on the moved base, and `out`
+    gets that base and an artifact of factors for each task.
+    Differs from the paper: one rank is given and not found by a first run of full rank, heads are shared like all
+    layers, and no text chooses the task. Without `tasks` it is the post-hoc form. Directions are by default those of
+    the difference's outputs on data, which give the least error of outputs at a rank. A difference whose rank saves
+    nothing is stored whole, and named.
     """
 
     card = Card(
@@ -48,6 +53,13 @@ class InstructIPT(ModuleMethod):
         claims=frozenset({"quality"}),
     )
     keeps_base = True
+    later_knobs: ClassVar[frozenset[str]] = frozenset({"tasks", "out"})
+    tasks: tuple[dict[str, Any], ...] | None = Field(
+        None, description="other tasks, as `task:` of a study says them, whose differences train in the same run"
+    )
+    out: str | None = Field(
+        None, description="tasks: folder for the shared base (`backbone`) and each task's factors (`0-NAME`, `1-NAME`)"
+    )
     checkpoint: str | None = Field(None, description="safetensors of the fine-tuned model; none: train the base here")
     rank: int | None = Field(None, ge=1, le=65536, description="rank of every difference; none: from energy")
     energy: float | None = Field(
@@ -61,11 +73,17 @@ class InstructIPT(ModuleMethod):
     def _one_of_two(self) -> Self:
         if self.rank is not None and self.energy is not None:
             raise ValueError("rank and energy each choose the ranks; give one")
+        if self.tasks is not None and (self.checkpoint is not None or self.rank is None):
+            raise ValueError("tasks that train in the same run need a rank, and no checkpoint")
+        if self.out is not None and self.tasks is None:
+            raise ValueError("out is for tasks that train in the same run; give tasks")
         return self
 
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:
         """Decompose the differences. Raises NothingMatchedError; ConfigError for a checkpoint of other shapes."""
         sites = self.eligible(model, (nn.Linear,), context, self._reject, (LowRankDelta,))
+        if self.tasks is not None:
+            return self._jointly(model, sites, task, context)
         tuned = copy.deepcopy(model)
         if self.checkpoint is None:
             retrain.train(tuned, task, context, epochs=self.epochs)
@@ -78,6 +96,20 @@ class InstructIPT(ModuleMethod):
         for site, twin, second in zip(sites, twins, inputs, strict=True):
             model = self._put(model, site, twin.module.weight.detach(), second, context)
         return model
+
+    def _jointly(self, model: nn.Module, sites: Sequence[Site], task: Task, context: Context) -> nn.Module:
+        assert self.tasks is not None
+        assert self.rank is not None
+        every = [task, *(get_task(dict(one)) for one in self.tasks)]
+        names = [f"{number}-{one.name}" for number, one in enumerate(every)]
+        joint = train_jointly(model, sites, every, self.rank, context, self.epochs)
+        context.findings["tasks"] = {
+            name: round(one.score(joint.model(number), "validation"), 4)
+            for number, (name, one) in enumerate(zip(names, every, strict=True))
+        }
+        if self.out is not None:
+            context.findings["bytes"] = joint.save(Path(self.out), names)
+        return joint.model(0)
 
     def _inputs(self, model: nn.Module, sites: Sequence[Site], task: Task) -> list[Tensor | None]:
         """Return the second moments of each layer's inputs, float32 [in, in], or None where they do not matter."""

@@ -34,8 +34,8 @@ from lessen.task import Split, Task
 from lessen.train.settings import FitSettings
 
 RESULT = Path("benchmarks/results/adapt_joint.json")
-SEEDS, EPOCHS, RANK, WIDTH = range(3), 5, 4, 48
-SIZES = {"train": 1000, "validation": 200, "test": 500}
+SEEDS, EPOCHS, RANK, WIDTH = range(3), 4, 4, 48
+SIZES = {"train": 600, "validation": 200, "test": 500}
 KINDS = ("noise", "blur", "square")
 SETTINGS = FitSettings(
     epochs=EPOCHS, learning_rate=2e-3, optimizer="adamw", schedule="cosine", patience=None, keep="last"

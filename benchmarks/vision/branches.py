@@ -4,7 +4,7 @@
 
 One network of six 3 x 3 convolutions with norms, three seeds: trained plain, as RepVGG (a norm behind each branch), as
 QARepVGG, and by RepOptimizer, each for the same number of epochs; then rounded to int8 (weights by channel, inputs by
-least error on four batches), and RepVGG also trained under rounding. 3,000 training pictures, 2,000 test pictures; what
+least error on four batches), and RepVGG also trained under rounding. 2,000 training pictures, 1,000 test pictures; what
 is compared is each network with its own float form. Finished runs are kept.
 """
 
@@ -32,7 +32,7 @@ from lessen.recipe import Recipe
 from lessen.train.settings import FitSettings
 
 RESULT = Path("benchmarks/results/vision_branches.json")
-SEEDS, EPOCHS, QAT_EPOCHS = range(3), 8, 2
+SEEDS, EPOCHS, QAT_EPOCHS = range(3), 5, 1
 PLAN = ((3, 16, 2), (16, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1))
 SETTINGS = FitSettings(
     epochs=EPOCHS, learning_rate=0.04, optimizer="sgd", weight_decay=5e-4, schedule="cosine", patience=None, keep="last"
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1e9)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    given = {"test_examples": 2000, "validation_examples": 200, "train_examples": 3000, "batch": 64}
+    given = {"test_examples": 1000, "validation_examples": 200, "train_examples": 2000, "batch": 64}
     task = lessen.get_task({"name": "image-cifar10", **given}).view(build=Net, settings=SETTINGS)
     record: dict[str, dict[str, float]] = json.loads(RESULT.read_text())["results"]["runs"] if RESULT.exists() else {}
     for seed in SEEDS:

@@ -87,13 +87,13 @@ def start(layer: Any, scaled: Branches, generator: torch.Generator) -> Tensor:
     return mask
 
 
-def masked(layers: Sequence[nn.Module], masks: Sequence[Tensor]) -> list[Any]:
+def masked(layers: Sequence[Any], masks: Sequence[Tensor]) -> list[Any]:
     """Multiply the gradients of weights by masks until the handles that are returned are removed."""
 
     def times(mask: Tensor) -> Any:
         return lambda gradient: gradient * mask
 
-    return [layer.weight.register_hook(times(mask)) for layer, mask in zip(layers, masks, strict=True)]  # type: ignore[operator,union-attr]
+    return [layer.weight.register_hook(times(mask)) for layer, mask in zip(layers, masks, strict=True)]
 
 
 def _drawn(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -32,14 +32,14 @@ Rows = dict[str, list[dict[str, Any]]]
 
 
 def minilm() -> Rows:
-    """Return rows at three quarters of heads and units, and at shares of the multiply-adds; calibrated on 256 texts."""
-    few = {"calibration_batches": 8}
+    """Return rows at three quarters of heads and units, and at shares of the multiply-adds; calibrated on 128 or 256 texts."""
+    few, more = {"calibration_batches": 4}, {"calibration_batches": 8}
     parts = {"heads": 0.75, "units": 0.75}
     refit = [{"retrain": {"by": "blocks", "calibration_batches": 8}}]
     rows: Rows = {
         "mope 75/75": [{"mope": {**parts, **few}}],
-        "mope answers 75/75": [{"mope": {**parts, **few, "quality": "answers"}}],
-        "mope answers 75/75, refitted": [{"mope": {**parts, **few, "quality": "answers"}}, *refit],
+        "mope answers 75/75": [{"mope": {**parts, **more, "quality": "answers"}}],
+        "mope answers 75/75, refitted": [{"mope": {**parts, **more, "quality": "answers"}}, *refit],
         "magnitude 75/75, refitted": [{"magnitude-pruning": parts}, *refit],
         "magnitude 75/75": [{"magnitude-pruning": parts}],
         "first-order 75/75": [{"first-order-pruning": {**parts, **few}}],

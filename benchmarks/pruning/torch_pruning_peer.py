@@ -1,12 +1,14 @@
 """Torch-Pruning (PyPI, 1.6.1) on the same models, data and sizes: what its groups and importances leave.
 
-    PYTHONPATH=WHERE_IT_IS python -m benchmarks.pruning.torch_pruning_peer --host smollm2 | minilm [--rows GLOB]
+    PYTHONPATH=WHERE_IT_IS python -m benchmarks.pruning.torch_pruning_peer --host smollm2 | minilm | cifar [--rows GLOB]
 
 smollm2 example   its LLM example: one ratio for heads, units and the width together, by magnitude, global=False
 smollm2 units *   the same number of units from every block and nothing else, which is the best its groups can do there
 The rows of `frontier` stand first: the whole model's are taken from its file.
 
-minilm units *    half of the units of every block
+units *           minilm, cifar: half of the units of every block
+ours *            our first-order ranking with the same units of every block, or with the same multiply-adds wherever
+                  they are missed least, and refitted by blocks
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ from torch import nn
 from benchmarks.pruning.frontier import RESULTS, judged, task_of, units
 from lessen.environment import environment
 from lessen.files import atomic_write, dump_json
+from lessen.measure.record import count_macs
+from lessen.pruning.layout import read_layout
+from lessen.recipe import Recipe
 
 BATCHES = 4
 
@@ -38,16 +43,16 @@ def slopes(model: Any, task: Any) -> None:
 
 def pruned_units(tp: Any, model: Any, task: Any, kind: str, kept: float) -> None:
     """Take the same share of units from every block."""
-    layers = model.model.layers if hasattr(model, "model") else model.encoder.layer
-    ups = [b.mlp.gate_proj if hasattr(b, "mlp") else b.intermediate.dense for b in layers]
+    feeds = [layer.block.feed_forward for layer in read_layout(model).layers]
+    ups = [(feed.gate or feed.up).module for feed in feeds if feed is not None]
     importance = {"magnitude": tp.importance.GroupMagnitudeImportance, "taylor": tp.importance.GroupTaylorImportance}
     if kind == "taylor":
         slopes(model, task)
     inside = {id(up) for up in ups}
     ignored = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m) not in inside]
     ignored += [m for m in model.modules() if isinstance(m, (nn.Embedding, nn.LayerNorm))]
-    if hasattr(model, "model"):
-        ignored = [m for m in ignored if not any(m is b.mlp.up_proj for b in layers)]
+    follow = {id(feed.up.module) for feed in feeds if feed is not None and feed.gate is not None}
+    ignored = [m for m in ignored if id(m) not in follow]
     tp.pruner.BasePruner(
         model, _example(task), importance=importance[kind](), pruning_ratio=1 - kept, ignored_layers=ignored,
         round_to=16, forward_fn=_forward,
@@ -68,21 +73,32 @@ def pruned_all(tp: Any, model: Any, task: Any, ratio: float) -> None:
     ).step()  # fmt: skip
 
 
-def _forward(model: Any, given: dict[str, torch.Tensor]) -> torch.Tensor:
+def _forward(model: Any, given: Any) -> torch.Tensor:
     """Return one tensor: the cache of keys and values is nothing that groups can be traced through."""
+    if isinstance(given, torch.Tensor):
+        return model(given)  # type: ignore[no-any-return]
     answer = model(**given, use_cache=False) if hasattr(model, "lm_head") else model(**given)
     found: torch.Tensor = answer[0]
     return found
 
 
-def _example(task: Any) -> dict[str, torch.Tensor]:
-    batch = task.example_batch()
-    return {name: value[:1] for name, value in task.inputs(batch).items()}
+def _example(task: Any) -> Any:
+    given = task.inputs(task.example_batch())
+    return given[:1] if isinstance(given, torch.Tensor) else {name: value[:1] for name, value in given.items()}
+
+
+def ours(task: Any, model: Any, kept: float, share: float, row: str) -> Any:
+    """Return our model of the same units in every block, or of the same multiply-adds."""
+    size = {"units": kept} if row == "ours, same units" else {"share": share}
+    steps: list[Any] = [{"first-order-pruning": {**size, "calibration_batches": BATCHES}}]
+    if row.endswith("refitted"):
+        steps.append({"retrain": {"by": "blocks", "calibration_batches": 2 * BATCHES}})
+    return Recipe.parse({"name": row, "steps": steps}).apply(model, task)[0]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--host", choices=("smollm2", "minilm"), required=True)
+    parser.add_argument("--host", choices=("smollm2", "minilm", "cifar"), required=True)
     parser.add_argument("--text")
     parser.add_argument("--rows", default="*")
     asked = parser.parse_args()
@@ -99,6 +115,9 @@ def main() -> None:
     rows = {f"units {kind}": (kind, kept) for kind in ("magnitude", "taylor")}
     if asked.host == "smollm2":
         rows["example"] = ("all", 0.15)
+    else:
+        names = ("ours, same units", "ours, same multiply-adds", "ours, same multiply-adds, refitted")
+        rows |= dict.fromkeys(names, ("ours", kept))
     base: dict[str, list[float]] | None = None
     model = task.reference()
     for name, (kind, amount) in rows.items():
@@ -106,13 +125,17 @@ def main() -> None:
             continue
         base = base or json.loads((RESULTS / f"pruning_{asked.host}.json").read_text())["rows"]["whole"]["units"]
         made, start = copy.deepcopy(model), time.process_time()
-        if kind == "all":
+        if kind == "ours":
+            made = ours(task, model, kept, record["rows"]["units taylor"]["share"], name)
+        elif kind == "all":
             pruned_all(tp, made, task, amount)
         else:
             pruned_units(tp, made, task, kind, amount)
         found = units(asked.host, task, made.eval())
         size = sum(p.numel() for p in made.parameters())
-        row = {"cpu_s": round(time.process_time() - start, 1), "parameters": size, **judged(found, base)}
+        left, whole = (count_macs(task, one) for one in (made, model))
+        row = {"cpu_s": round(time.process_time() - start, 1), "parameters": size,
+               "share": left / whole if left and whole else None, **judged(found, base)}  # fmt: skip
         record["rows"][name] = row
         atomic_write(path, dump_json(record))
         print(name, json.dumps(row), flush=True)

@@ -32,7 +32,7 @@ Rows = dict[str, list[dict[str, Any]]]
 
 
 def minilm() -> Rows:
-    """Return rows at three quarters of heads and units, and at shares of the multiply-adds; calibrated on 128 or 256 texts."""
+    """Return rows at three quarters of heads and units, and at shares of the multiply-adds, from 128 or 256 texts."""
     few, more = {"calibration_batches": 4}, {"calibration_batches": 8}
     parts = {"heads": 0.75, "units": 0.75}
     refit = [{"retrain": {"by": "blocks", "calibration_batches": 8}}]

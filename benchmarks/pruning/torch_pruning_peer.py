@@ -7,8 +7,8 @@ smollm2 units *   the same number of units from every block and nothing else, wh
 The rows of `frontier` stand first: the whole model's are taken from its file.
 
 units *           minilm, cifar: half of the units of every block
-ours *            our first-order ranking with the same units of every block, or with the same multiply-adds wherever
-                  they are missed least, and refitted by blocks
+ours *            our first-order ranking with the same units of every block, or with the same multiply-adds
+                  wherever parts are missed least, and refitted by blocks
 """
 
 from __future__ import annotations

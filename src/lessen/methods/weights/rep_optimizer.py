@@ -77,8 +77,8 @@ def start(layer: Any, scaled: Branches, generator: torch.Generator) -> Tensor:
     """Set a convolution to fresh branches under learned scales; return the mask of its gradient, of its shape."""
     wide, narrow = (_factors(one) for one in (scaled.wide_scale, scaled.narrow_scale))
     kernel, point = (_drawn(conv.weight, generator) for conv in (scaled.wide, scaled.narrow))
-    made = kernel * wide + centred(point * narrow, layer)
-    mask = wide.square().expand_as(layer.weight) + centred(narrow.square().expand_as(point), layer)
+    made: Tensor = kernel * wide + centred(point * narrow, layer)
+    mask: Tensor = wide.square().expand_as(layer.weight) + centred(narrow.square().expand_as(point), layer)
     if scaled.straight is not None:
         made, mask = made + identity(layer) * _factors(scaled.straight), mask + identity(layer)
     layer.weight.copy_(made)

@@ -135,7 +135,7 @@ def mixed(tasks: Sequence[Task], sites: Sequence[Site]) -> Task:
             site.module.chosen = number
 
     def batches(split: Split, seed: int = 0) -> Iterator[Any]:
-        each = [task.batches(split, seed) for task in tasks]
+        each = [iter(task.batches(split, seed)) for task in tasks]
         generator, left = torch.Generator().manual_seed(seed), list(range(len(tasks)))
         while left:
             number = left[int(torch.randint(len(left), (1,), generator=generator))]
@@ -146,7 +146,8 @@ def mixed(tasks: Sequence[Task], sites: Sequence[Site]) -> Task:
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
         choose(batch[0])
-        return tasks[batch[0]].loss(model, batch[1])
+        found: Tensor = tasks[batch[0]].loss(model, batch[1])
+        return found
 
     def score(model: nn.Module, split: Split) -> float:
         found = []

@@ -98,7 +98,7 @@ def masked(layers: Sequence[Any], masks: Sequence[Tensor]) -> list[Any]:
 
 def _drawn(like: Tensor, generator: torch.Generator) -> Tensor:
     """Return weights as torch draws those of a convolution: uniform within 1 / sqrt(inputs)."""
-    bound = like[0].numel() ** -0.5
+    bound: float = like[0].numel() ** -0.5
     drawn = torch.rand(like.shape, generator=generator) * (2 * bound) - bound
     return drawn.to(like)
 

@@ -8,6 +8,7 @@ import lessen
 from lessen.errors import InputError, TaskError
 from lessen.metrics import AUC, Metric
 from lessen.task import Task
+from lessen.train.settings import FitSettings
 
 STEP = {"emb-rowwise-quant": {"bits": 4, "min_rows": 1}}
 
@@ -185,3 +186,36 @@ def test_scores_that_are_no_rows_are_one_line(predict, told):
 
     with pytest.raises(TaskError, match=f"the test scores of task 'rows': {told}"):
         lessen.compress(Net(), Batches(), STEP, margin=0.01)
+
+
+class Gradients(Rows):
+    """A task whose model asks for sparse gradients, or for rows that are made shorter at each look-up."""
+
+    settings = FitSettings(epochs=1)
+
+    def __init__(self, **options):
+        self.options = options
+
+    def build(self):
+        model = Net()
+        model.table = nn.Embedding(300, 8, **self.options)
+        return model
+
+    def loss(self, model, batch):
+        return nn.functional.binary_cross_entropy_with_logits(self.forward(model, batch), batch[1])
+
+
+@pytest.mark.parametrize("step", [STEP, {"emb-lsq": {"bits": 4, "min_rows": 1}}, {"emb-cafe": {"share": 0.5}}])
+def test_tables_with_sparse_gradients_are_compressed_and_trained(step):
+    task = Gradients(sparse=True)
+    trade = lessen.compress(task.build(), task, step, margin=1.0)
+    cost = trade.measurement.cost["stored_bytes"], trade.measurement.reference["cost"]["stored_bytes"]
+    assert cost[0] < cost[1]
+
+
+@pytest.mark.parametrize("step", [STEP, {"emb-lsq": {"bits": 4, "min_rows": 1}}, {"emb-cafe": {"share": 0.5}}])
+def test_a_table_that_renormalises_is_refused_by_name_before_anything_is_trained(step, monkeypatch):
+    monkeypatch.setattr("lessen.task.fit", lambda *_, **__: pytest.fail("trained"))
+    task = Gradients(max_norm=1.0)
+    with pytest.raises(InputError, match=r"table: renormalises its rows at lookup \(max_norm\)"):
+        lessen.compress(task.build(), task, step, margin=1.0)

@@ -40,6 +40,13 @@ def test_drafts_are_made_accepted_and_rejected(decoder):
     assert 0 < accepted < drafted
 
 
+@pytest.mark.parametrize("make", [llama, mistral, gpt2])
+def test_a_run_warns_of_nothing(make, recwarn):
+    """Each FutureWarning of transformers stood on every run of `lessen generate`."""
+    Decoder(make(), costs=FLAT).complete([[5, 6, 7, 8] * 4], max_new_tokens=8)
+    assert not [str(one.message) for one in recwarn if issubclass(one.category, (FutureWarning, DeprecationWarning))]
+
+
 @pytest.mark.parametrize("new", [1, 2, 3, 5, 8, 13])
 def test_the_length_limit_holds_inside_a_draft(decoder, new):
     prompt = [5, 6, 7, 8] * 4

@@ -358,7 +358,7 @@ def test_ids_of_another_type_on_another_day_are_the_same_ids(tmp_path: Path) -> 
 def test_two_spellings_in_train_ask(tmp_path: Path, one: str, other: str) -> None:
     path = tmp_path / "a.csv"
     path.write_text("click,x\n" + "".join(f"{n % 2},{[one, other, '7', '9'][n % 4]}\n" for n in range(40)))
-    with pytest.raises(DataError, match=r"the field 'x' spells 1 numbers in two ways.*spelling: number.*exact"):
+    with pytest.raises(DataError, match=r"the field 'x' spells 1 number in two ways.*spelling: number.*exact"):
         encoded(path, schema("csv", categorical()))
     assert len(known(encoded(path, schema("csv", categorical(spelling="number"))))) == 3
     apart = encode_logs([str(path)], schema("csv", categorical(spelling="exact")), tmp_path / "apart", ALL)

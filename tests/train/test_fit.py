@@ -26,6 +26,37 @@ def test_learns_and_returns_the_best_epoch_in_eval_mode() -> None:
     assert result.steps == 4 * result.epochs
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "muon"])
+def test_tables_that_ask_for_sparse_gradients_train_as_dense_ones_do(optimizer: str) -> None:
+    """Their own flag, or a call of torch's function: the rules of dense updates took neither, with torch's words."""
+
+    class Net(nn.Module):
+        def __init__(self, sparse: bool) -> None:
+            super().__init__()
+            self.sparse = sparse
+            torch.manual_seed(1)
+            self.table, self.own = nn.Embedding(9, 4, sparse=sparse, padding_idx=0), nn.Parameter(torch.randn(9, 4))
+            self.hidden, self.out = nn.Linear(4, 4), nn.Linear(4, 1)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            rows = self.table(ids) + nn.functional.embedding(ids, self.own, sparse=self.sparse)
+            return self.out(self.hidden(rows).tanh()).squeeze(-1)
+
+    ids = torch.tensor([0, 1, 1, 5, 8])
+    trained = []
+    for sparse in (False, True):
+        model = Net(sparse)
+        fit(
+            model, batches=lambda _: [ids] * 2, loss=lambda model, batch: (model(batch) - 1).square().mean(),
+            validate=lambda model: -(model(ids) - 1).square().mean().item(),
+            settings=FitSettings(optimizer=optimizer, epochs=2, clip_norm=0.5, table_l2=0.01),
+        )  # fmt: skip
+        assert model.table.sparse is sparse
+        trained.append(model.state_dict())
+    for name, dense in trained[0].items():
+        torch.testing.assert_close(trained[1][name], dense)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 def test_one_step_equals_the_textbook_update(optimizer: str) -> None:
     """One batch, one epoch: gradient of loss + lambda/2 |V|^2, clipped, then the rule of the optimiser."""

@@ -252,7 +252,8 @@ class Fitter:
         found = self.counters[name].two_spellings()
         if found is not None:
             one, other, count = found
+            numbers = "1 number" if count == 1 else f"{count:,} numbers"
             raise DataError(
-                f"the field {name!r} spells {count:,} numbers in two ways, such as {one!r} and {other!r}; set "
+                f"the field {name!r} spells {numbers} in two ways, such as {one!r} and {other!r}; set "
                 "spelling: number on it in the schema if they are one id, or spelling: exact if they are two"
             )

@@ -158,6 +158,13 @@ class TableDecay:
 
 
 @torch.no_grad()
+def make_dense(parameters: Iterable[Tensor]) -> None:
+    """Make sparse gradients dense, wherever in a model they come from: rules for dense updates take no others."""
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.to_dense()
+
+
 def clip_norm(parameters: Iterable[Tensor], largest: float) -> None:
     """Scale all gradients so that their joint 2-norm is at most `largest`; sparse ones by their summed rows."""
     values = [touched(p)[1] if p.grad.is_sparse else p.grad for p in parameters if p.grad is not None]

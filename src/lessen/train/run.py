@@ -19,7 +19,7 @@ from lessen.train.checkpoint import CAPS, load_checkpoint, save_checkpoint
 from lessen.train.device import generator_state, restore_generator, to_device
 from lessen.train.hooks import Hook
 from lessen.train.nested import count_rows, count_tokens, digest_of_tensors
-from lessen.train.optimizers import TableDecay, build_optimizers, clip_norm, set_learning_rate
+from lessen.train.optimizers import TableDecay, build_optimizers, clip_norm, make_dense, set_learning_rate
 from lessen.train.schedules import Schedule
 from lessen.train.settings import FitSettings, ParameterGroup
 from lessen.train.stream import Piece, Stream
@@ -138,6 +138,8 @@ class Run:
                 hook.module.zero_grad(set_to_none=True)
             hook.learning_rate = self.schedule.rate(self.step)
         value = sum(self._backward(piece, loss, 1.0 / len(group)) for piece in group) / len(group)
+        if self.settings.table_updates == "dense":
+            make_dense(self.parameters)
         self.ranks.sum_gradients(self.parameters)
         self.decay.add_gradient()
         set_learning_rate(self.optimizers, self.schedule.rate(self.step))

@@ -75,3 +75,15 @@ def test_one_row_equals_the_eager_attention_map(name):
     assert torch.allclose(logits.softmax(-1), row / row.sum(-1, keepdim=True), atol=1e-6)
     assert torch.allclose(mean_attention(logits).sum(), torch.tensor(1.0))
     assert not torch.allclose(plain, logits, atol=1e-3)  # positions matter
+
+
+def test_more_tokens_than_directions_are_filled_by_relevance():
+    features = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
+    relevance = torch.linspace(0.1, 1, 30)
+    chosen = determinant(features, relevance, 12)
+    assert len(chosen.unique()) == 12
+    first = set(determinant(features, relevance, 4).tolist())
+    rest = [place for place in range(29, -1, -1) if place not in first][:8]
+    assert set(chosen.tolist()) == first | set(rest)
+    same = determinant(torch.ones(5, 3), None, 3)
+    assert same.tolist() == [0, 1, 2]

@@ -39,6 +39,9 @@ def determinant(features: Tensor, relevance: Tensor | None, keep: int) -> Tensor
     The determinantal choice of CDPruner (arXiv 2506.10967), by the incremental Cholesky rows of Chen et al. (arXiv
     1709.05135): keep * n * (width + keep / 2) multiply-adds, no n x n matrix.
 
+    Where no token is left that differs from those chosen (more are kept than features have dimensions), the most
+    relevant ones fill the set.
+
     Args:
         features: [n, width].
         relevance: [n], at least 0; None: all are equally relevant.
@@ -47,20 +50,32 @@ def determinant(features: Tensor, relevance: Tensor | None, keep: int) -> Tensor
     if relevance is not None:
         unit = unit * relevance.float()[:, None]
     gain = unit.square().sum(-1)
+    least = TINY * float(gain.max())
     rows = unit.new_zeros(keep, len(unit))
     chosen: list[int] = []
     for step in range(min(keep, len(unit))):
         place = int(gain.argmax())
+        volume = float(gain[place])
+        if volume <= least:
+            break
         row = unit @ unit[place] - rows[:step].T @ rows[:step, place]
-        rows[step] = row / gain[place].clamp_min(TINY).sqrt()
+        rows[step] = row / volume**0.5
         gain = gain - rows[step].square()
         gain[place] = -torch.inf
         chosen.append(place)
-    return torch.tensor(chosen, dtype=torch.int64).sort().values
+    return _filled(chosen, relevance, len(unit), min(keep, len(unit))).sort().values
 
 
-TINY = 1e-12
-"""Below this a token adds nothing to the volume of the set; what is left is taken in order."""
+def _filled(chosen: list[int], relevance: Tensor | None, tokens: int, keep: int) -> Tensor:
+    """Return `keep` places: those chosen, and of the others, which add no volume, the most relevant."""
+    places = torch.tensor(chosen, dtype=torch.int64)
+    left = torch.ones(tokens) if relevance is None else relevance.float().cpu().clone()
+    left[places] = -torch.inf
+    return torch.cat([places, best(left, keep - len(chosen))])
+
+
+TINY = 1e-6
+"""Of the largest length: below it a token adds nothing to the volume of the set that float32 could tell."""
 
 
 def to_unit(scores: Tensor) -> Tensor:

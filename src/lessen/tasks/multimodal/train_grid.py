@@ -55,7 +55,8 @@ UNTAUGHT = 987
 ASKED = 6 * LOCATION + 4 * ("count", "exists", "side")
 ASKED_OF_FILMS = 12 * FILM
 """Kinds of the questions about one picture, and about one film."""
-EVERY = 25
+EVERY, COOLDOWN = 25, 250
+"""Steps between checkpoints, and last steps in which the rate falls."""
 LOOK_AT_WORDS, LOOK_AT_PICTURE, GUIDED = (0,), (1, 2), 0.5
 """Layers in which a question's last token is told where to look, and the weight of that."""
 STILLS_FIRST = 600
@@ -236,7 +237,8 @@ def train_answers(
     settings = FitSettings(
         steps=steps, steps_per_epoch=EVERY, learning_rate=rate, optimizer="muon", warmup_steps=min(100, steps // 5),
         clip_norm=1.0,
-        patience=None, keep="last", schedule="linear", minimum_learning_rate=0.0, decay_steps=max(1, steps // 4),
+        patience=None, keep="last", schedule="linear", minimum_learning_rate=0.0,
+        decay_steps=max(1, min(COOLDOWN, steps // 4)),
         betas=(0.9, 0.98), max_seconds=max_seconds,
     )  # fmt: skip
     fit(

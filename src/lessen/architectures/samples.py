@@ -31,7 +31,7 @@ def sample_inputs(model: Any, rows: int, length: int, generator: torch.Generator
     text, eye = getattr(config, "text_config", config), getattr(config, "vision_config", config)
     made: dict[str, Tensor] = {}
     if "pixel_values" in takes and "input_ids" in takes and model.get_output_embeddings() is not None:
-        raise InputError(_refusal(model, "pictures inside of a text"))
+        return _pictures_in_text(model, text, eye, rows, length, generator)
     if "input_ids" in takes and isinstance(getattr(text, "vocab_size", None), int):
         made["input_ids"] = _tokens(text, rows, length, generator)
     if "pixel_values" in takes and isinstance(getattr(eye, "num_channels", None), int):
@@ -48,6 +48,33 @@ def sample_inputs(model: Any, rows: int, length: int, generator: torch.Generator
         made["decoder_input_ids"] = _tokens(config, rows, min(8, length), generator)
     dtype = model.dtype
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in made.items()}
+
+
+def _pictures_in_text(
+    model: Any, text: Any, eye: Any, rows: int, length: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Return prompts of one picture each behind the first word, of which the last word's logits are wanted.
+
+    Raises:
+        InputError: the host takes pictures in another form than [rows, channels, side, side], or has no token for them.
+    """
+    config = model.config
+    mark = getattr(config, "image_token_id", None)
+    sees = getattr(getattr(model, "model", model), "get_image_features", None)
+    odd = (
+        hasattr(config, "image_grid_pinpoints") or hasattr(eye, "spatial_merge_size") or hasattr(config, "scale_factor")
+    )
+    if not isinstance(mark, int) or not isinstance(getattr(eye, "num_channels", None), int) or sees is None or odd:
+        raise InputError(_refusal(model, "pictures inside of a text"))
+    height, width = _pair(eye.image_size)
+    pixels = torch.randn(rows, int(eye.num_channels), height, width, generator=generator).to(model.dtype)
+    with torch.no_grad():
+        tokens = len(sees(pixel_values=pixels[:1].to(model.device), return_dict=True).pooler_output[0])
+    words = _tokens(text, rows, length, generator)
+    words = words.masked_fill(words == mark, 0 if mark else 1)
+    ids = torch.cat([words[:, :1], words.new_full((rows, tokens), mark), words[:, 1:]], 1)
+    wanted = torch.tensor([-1])  # whatever was left out before it, the last word is there
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels, "logits_to_keep": wanted}
 
 
 def _refusal(model: Any, what: str) -> str:

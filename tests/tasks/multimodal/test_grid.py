@@ -125,7 +125,7 @@ def test_training_goes_on_from_its_checkpoint_bit_for_bit(tmp_path, monkeypatch)
 
 
 def test_guidance_is_least_where_it_is_followed(model):
-    one = lesson(0, 5)
+    one = lesson(1, 5)
     assert one.shown.sum(-1).round(decimals=4).unique().tolist() == [0.0, 1.0]
     assert guided_loss(model, one) > torch.nn.functional.cross_entropy(
         answer_logits(model, one).flatten(0, 1), one.answers.flatten()

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
@@ -39,7 +40,7 @@ from lessen.data.scenes import (
     paint,
     paint_clip,
 )
-from lessen.files import atomic_write
+from lessen.files import atomic_write, read_checked
 from lessen.tasks.multimodal.grid_model import TOKENS, build_grid_model, prefix
 from lessen.tasks.multimodal.packing import Guide, packed, packed_attention
 from lessen.tasks.multimodal.words import IMAGE, encode
@@ -307,21 +308,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stop", type=float, default=None, help="stop after so many seconds of this decoder training")
     parser.add_argument("--weights", type=Path, default=None, help="where the weights go when all steps are done")
+    parser.add_argument("--begin", type=Path, default=None, help="weights of an earlier training to begin with")
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(given.seed)
     model = build_grid_model()
     given.folder.mkdir(parents=True, exist_ok=True)
-    train_tower(model, TOWER_STEPS, given.seed, given.folder / "tower.safetensors")
-    train_answers(
-        model,
-        given.steps,
-        given.seed,
-        given.folder / "answers.safetensors",
-        given.stop,
-        stills_first=STILLS_FIRST,
-        guided=True,
-    )
+    if given.begin is None:
+        train_tower(model, TOWER_STEPS, given.seed, given.folder / "tower.safetensors")
+    else:
+        tensors = load_tensors(read_checked(given.begin))
+        model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
+    first = STILLS_FIRST if given.begin is None else 0
+    state = given.folder / "answers.safetensors"
+    train_answers(model, given.steps, given.seed, state, given.stop, stills_first=first, guided=True)
     for kind, right in right_by_kind(model, 48).items():
         print(f"{kind} {sum(right) / len(right):.3f} of {len(right)}", flush=True)
     if given.weights is not None:

@@ -139,12 +139,16 @@ def _fitted(patch: PoolPatch, given: dict[str, Any], cache: Any) -> dict[str, An
         cache.__dict__.pop(RECORD, None)  # of a prompt before it was emptied
     ids, pixels = given.get("input_ids"), given.get("pixel_values")
     encoded = (given.get("mm_encoder_outputs") or {}).get("image")
-    shown = pixels if isinstance(pixels, Tensor) else getattr(encoded, "pooler_output", None)
-    if ids is None or shown is None:
+    if ids is None or (pixels is None and encoded is None):
         return None
-    found = int(find_placeholders(ids, patch.host.placeholders).sum())
-    if patch.grid == patch.target or found != len(shown) * patch.grid[0] * patch.grid[1]:
-        require_fit(found, [patch.tokens] * len(shown))
+    found, whole = int(find_placeholders(ids, patch.host.placeholders).sum()), patch.grid[0] * patch.grid[1]
+    seen = pixels if isinstance(pixels, Tensor) else getattr(encoded, "pooler_output", None)
+    # beams repeat what was seen in forms that do not count pictures; the processor's placeholders do then
+    pictures = len(seen) if isinstance(seen, (Tensor, list, tuple)) and len(seen) else found // whole
+    if isinstance(pixels, Tensor):
+        pictures = len(pixels)
+    if patch.grid == patch.target or found != pictures * whole:
+        require_fit(found, [patch.tokens] * pictures)
         return None
     changed = patch.fit(given)
     kept, full = changed["attention_mask"], ids.shape[1]

@@ -1,6 +1,6 @@
 """Which visual tokens are kept: answers about places and others at equal multiply-adds, beside random and even choices.
 
-    python -m benchmarks.tokens.places [--pictures 150]
+    python -m benchmarks.tokens.places [--pictures 120]
 
 The model of the task vision-language-grid, 144 tokens a picture, seven questions each. Every method is brought to the
 same share of the decoder's multiply-adds (its score row counted); random tokens are drawn three times. Differences are
@@ -100,7 +100,7 @@ def summed(right: np.ndarray) -> dict[str, list[float]]:
 def main() -> None:
     """Run every row and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=150)
+    parser.add_argument("--pictures", type=int, default=120)
     given = parser.parse_args()
     torch.set_num_threads(1)
     task = GridTask(GridOptions(about="stills", questions=given.pictures, batch=21))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -43,6 +43,13 @@ def search(
     race: Annotated[
         bool, typer.Option("--race", help="Stop judging recipes that can no longer win; for large validation splits.")
     ] = False,
+    sampler: Annotated[
+        Literal["lessen", "tpe", "nsga2", "random"],
+        typer.Option("--sampler", help="Who proposes recipes: lessen's predictors, or Optuna (extra `search`)."),
+    ] = "lessen",
+    storage: Annotated[
+        str | None, typer.Option("--storage", help="URL where Optuna keeps its trials, such as sqlite:///trials.db.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Search a space of recipes for the best within a budget; validation rows choose, the test set judges.
@@ -76,6 +83,8 @@ def search(
                     engine=lambda: make_engine(engine, workers),
                     resume=resume,
                     race=race,
+                    sampler=sampler,
+                    storage=storage,
                     seed=seed,
                     log=log,
                 )

@@ -31,6 +31,7 @@ from lessen.search.goal import Goal
 from lessen.search.heats import Heats, Out
 from lessen.search.heats import read as read_races
 from lessen.search.heats import write as write_races
+from lessen.search.optuna_samplers import OptunaSamplers, Sampler
 from lessen.search.pareto import hypervolume
 from lessen.search.propose import Measured, propose
 from lessen.search.space import Genome, Space
@@ -78,6 +79,8 @@ def search(
     engine: Callable[[], Engine] | None = None,
     resume: bool = False,
     race: bool = False,
+    sampler: Sampler = "lessen",
+    storage: str | None = None,
     seed: int = 0,
     log: Log = SILENT,
 ) -> SearchResult:
@@ -89,19 +92,28 @@ def search(
         seconds: no round starts after this time; finalists are judged all the same.
         engine: makes the engine of each round; default in this process.
         race: let the recipes of a round race on parts of the validation rows, and measure those that stay in.
+        sampler: who proposes recipes: lessen's predictors, or a sampler of Optuna's.
+        storage: URL where Optuna keeps its trials, for its dashboard; in memory by default.
         seed: of the first design and of draws.
 
     Raises:
-        ConfigError: a budget on something that is not measured, or a study whose names clash.
+        MissingExtraError: Optuna's samplers without optuna.
+        ConfigError: a budget on something that is not measured, a study whose names clash, a storage without a sampler
+            of Optuna's or one that cannot be opened.
         OutputError: `out` holds a search of another space, or this one without `resume`.
         BudgetError: nothing that was tried could be measured.
     """
     goal = Goal.parse(budget, study.cost, study.task.metrics)
     place = Path(out)
+    proposer: Any = propose
+    if sampler != "lessen":
+        proposer = OptunaSamplers(space, sampler, seed, storage, study.name)
+    elif storage is not None:
+        raise ConfigError("--storage is where Optuna keeps its trials: add --sampler tpe, nsga2 or random")
     heats = Heats(study.task, goal, study.seeds[0], log) if race else None
     _claim(place, study, space, goal, resume)
     searching = _Searching(study, space, goal, place, engine, seed, log)
-    searching.heats = heats
+    searching.heats, searching.propose = heats, proposer
     areas = searching.rounds(evaluations, batch, None if seconds is None else time.monotonic() + seconds)
     return searching.finish(areas)
 
@@ -128,6 +140,7 @@ class _Searching:
         self.records: dict[str, Mapping[str, Any]] = {}
         self.up = False
         self.heats: Heats | None = None
+        self.propose: Any = propose
         self.out_of_race: dict[str, Out] = {}
         """Recipes that a race sent out, by their hash: never measured whole."""
 
@@ -197,13 +210,14 @@ class _Searching:
         measured = self._measured()
         found: list[tuple[Genome, Recipe]] = []
         for _ in range(20):
-            for genome in propose(self.space, measured, count - len(found), goal=self.goal, seed=self.seed):
+            asked = self.propose(self.space, measured, count - len(found), goal=self.goal, seed=self.seed)
+            for genome in asked:
                 recipe = self.space.recipe(genome)
                 measured[genome] = Measured(None, None)
                 if recipe.hash not in known:
                     known.add(recipe.hash)
                     found.append((genome, recipe))
-            if len(found) >= count or len(measured) >= self.space.size:
+            if not asked or len(found) >= count or len(measured) >= self.space.size:
                 break
         return found
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shlex
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,7 +17,8 @@ from lessen.advice.advise import forecast_seconds
 from lessen.advice.rules import STAGES, proposals
 from lessen.advice.situation import Situation, situation_of
 from lessen.capabilities import NAMES
-from lessen.errors import ConfigError
+from lessen.errors import ConfigError, InputError
+from lessen.measure.machine import Grid, Machine
 from lessen.methods import get_method
 from lessen.recipe import Recipe
 from lessen.testing.toys import TableTask
@@ -91,9 +93,11 @@ def test_lines_are_ordered_exact_and_within_the_budget(known):
         ("rmse<=0.1", "no metric and no forecast of that name"),
         ("stored_bytes>=0.1x", "the most that you can pay"),
         ("stored_bytes=3", "is not understood"),
+        ("latency_ratio<=0.5", "run `lessen doctor --measure` once"),
     ],
 )
-def test_a_budget_on_something_else_is_refused(known, budget, match):
+def test_a_budget_on_something_else_is_refused(known, budget, match, tmp_path, monkeypatch):
+    monkeypatch.setenv("LESSEN_CACHE", str(tmp_path))
     task, model = known
     with pytest.raises(ConfigError, match=match):
         advise(model, task, budget)
@@ -103,6 +107,28 @@ def test_times_of_a_model_that_stays_are_its_own():
     assert forecast_seconds(2.0, 2.0, 3.0) == 3.0
     assert forecast_seconds(1.0, 2.0, 3.0) == 2.0  # what lies between operations stays
     assert forecast_seconds(1.0, 4.0, 2.0) == 0.5  # sums beyond the time are scaled to it
+
+
+def test_a_model_that_the_task_cannot_call_is_one_line(known):
+    task, _ = known
+    with pytest.raises(InputError):
+        advise(nn.Linear(3, 3), task)
+
+
+def test_times_are_forecast_where_the_machine_was_measured(known):
+    """Figures of a made-up machine: dense products take a second a multiply-add, int8 ones a quarter."""
+    task, model = known
+    axes = ((1, 512), (32, 2048), (32, 2048))
+    size = np.log(np.prod(np.array(np.meshgrid(*axes, indexing="ij"), dtype=float), axis=0))
+    grids = {"linear": Grid(axes, size, size), "int8-linear row": Grid(axes, size - np.log(4), size)}
+    kinds = ("lookup", "function", "norm", "plain", "view")
+    machine = Machine(grids, dict.fromkeys(kinds, (0.0, 0.0, 0.0)))
+    found = advise(model, task, machine=machine)
+    times = {line.recipe.name: line.cost.get("latency_ratio") for line in found.lines}
+    assert times["linear-int8"] < 0.7  # the last of three layers is too small to be rounded
+    assert times["rtn bits=4 activations=int8"] is None  # not among what was measured
+    bound = advise(model, task, "latency_ratio<=0.7", machine=machine)
+    assert "linear-int8" in {line.recipe.name for line in bound.lines}
 
 
 def test_a_model_without_a_place_to_act_gets_no_line():

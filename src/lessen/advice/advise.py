@@ -14,6 +14,7 @@ from torch import nn
 
 from lessen.advice.rules import STAGES, Proposal, proposals
 from lessen.advice.situation import Situation, situation_of
+from lessen.architectures.intake import private_copy
 from lessen.costs import LATENCY, MACS, PARAMETERS, RATIO, RESIDENT, STORED
 from lessen.errors import ConfigError, nearest
 from lessen.frontier.gates import Gate, parse_gates
@@ -26,6 +27,7 @@ from lessen.measure.record import count_macs, count_parameters
 from lessen.measure.sketch import Sketch, bytes_of, sketch
 from lessen.measure.work import Work, work_of
 from lessen.method import check_needs
+from lessen.methods.replaced import called
 from lessen.recipe import Recipe
 from lessen.stored.serving import served
 from lessen.task import Task
@@ -87,9 +89,11 @@ def advise(
     """
     gates = _gates(budget, task)
     machine = machine or machines.known(threads)
+    called(private_copy(model), task)
     situation = situation_of(model, task)
     with pinned_threads(threads):
         clock = _Clock(machine, model, task)
+        _check_timed(gates, clock)
         before = _costs(model, model, task, Recipe([]), clock)
         lines: list[tuple[Line, bool]] = []
         known = list(proposals(situation))
@@ -100,7 +104,7 @@ def advise(
     fits = [line for line, matches in lines if matches]
     unfit = tuple(dict.fromkeys(line.recipe.name for line, matches in lines if not matches))
     stages = {name: at for at, name in enumerate(STAGES)}
-    fits.sort(key=lambda line: (bool(line.unknown), stages[line.stage], line.cost.get(STORED.name, 0)))
+    fits.sort(key=lambda line: (bool(line.unknown), stages[line.stage]))  # within a stage as the rules have it
     over = sorted((line for line in fits if line.missed), key=lambda line: _distance(line, gates, before))
     return Advice(situation, before, tuple(line for line in fits if not line.missed), tuple(over), unfit, clock.why)
 
@@ -118,6 +122,13 @@ def _gates(budget: str | Sequence[str], task: Task) -> tuple[Gate, ...]:
                 f"{nearest(gate.name, known)}"
             )
     return gates
+
+
+def _check_timed(gates: Sequence[Gate], clock: _Clock) -> None:
+    """Refuse a line on a time that nobody can forecast here. Raises ConfigError."""
+    for gate in gates:
+        if gate.name in (LATENCY.name, RATIO.name) and clock.why:
+            raise ConfigError(f"budget {gate.text!r}: {clock.why}")
 
 
 class _Clock:

@@ -27,6 +27,23 @@ def found() -> str:
     return "\n".join(lines) + "\n"
 
 
+def races() -> str:
+    """Return, for each goal, how often a race names the winner of all rows and how many of them it reads."""
+    result = read("search_racing")
+    lines = [
+        f"| goal of {result['entrants']} recipes, {result['rows']:,} rows | same winner | rows read | at most | "
+        "AUC between the two winners, at most |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for row in result["goals"]:
+        read_, most = 100 * row["rows_read"], 100 * row["most_rows_read"]
+        same = f"{100 * row['same_winner']:.1f} % of {row['repeats']}"
+        lines.append(
+            f"| `{row['budget']}` | {same} | {read_:.0f} % | {most:.0f} % | {row['largest_gap_to_the_winner']:.5f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def _looks(count: float) -> str:
     return "more than were given" if np.isinf(count) else f"{count:,.0f}"
 
@@ -37,7 +54,7 @@ def _seeds(result: dict[str, object]) -> int:
     return len(next(row["needed"] for row in searches.values() if "needed" in row))
 
 
-GUIDE = Guide("search", {"found": found})
+GUIDE = Guide("search", {"found": found, "races": races})
 
 if __name__ == "__main__":
     GUIDE.write()

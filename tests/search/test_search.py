@@ -15,6 +15,8 @@ from lessen.search import Space, search
 from lessen.search.file import load
 from lessen.search.run import EVALUATIONS
 from lessen.study import MeasureOptions, Study
+from lessen.study.engine import ProcessEngine
+from lessen.tasks import get_task
 from toy import ToyTask
 
 SPACE = [
@@ -95,3 +97,34 @@ def test_files_without_a_space_and_bad_budgets_are_one_line(tmp_path):
     answer = CliRunner().invoke(app, ["search", str(path)])
     assert isinstance(answer.exception, ConfigError)
     assert not (tmp_path / "out").exists()
+
+
+KILLER = """
+import os, signal
+from lessen.method import Card, Method
+
+
+class Kill(Method):
+    card = Card(name="kill", family="weights", summary="Kill the process.", acts_on=("files",), source="this test")
+
+    def apply(self, model, task, context):
+        if context.form_only:
+            return model
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_costs_its_recipe_and_not_the_search(tmp_path):
+    (tmp_path / "killer.py").write_text(KILLER)
+    space = Space.parse([["none", f"{tmp_path / 'killer.py'}:Kill", "linear-int8"]], own=True)
+    quick = MeasureOptions(rounds=8, peak_memory=False, baselines=False)
+    task = get_task({"name": "shapes", "examples": 200})
+    asked = Study("dying", task, [space.recipe((2,))], (0,), measure=quick)
+    out = tmp_path / "out"
+    result = search(asked, space, "accuracy>=-0.9", out, evaluations=3, engine=lambda: ProcessEngine(2))
+    assert "linear-int8" in result.winner
+    lines = [json.loads(line) for line in (out / EVALUATIONS / "measurements.jsonl").read_text().splitlines()]
+    dead = [line for line in lines if line["status"] != "ok"]
+    assert len(dead) == 1
+    assert "the worker process died" in dead[0]["error"]

@@ -104,7 +104,8 @@ def _between(axes: tuple[tuple[int, ...], ...], values: np.ndarray, sizes: tuple
 # -- measuring -----------------------------------------------------------------------------------------------------
 def measure(threads: int = 1, log: Log = SILENT) -> Machine:
     """Time samples of every kind of operation on this machine; about a minute."""
-    grids, lines = {}, {}
+    grids: dict[str, Grid] = {}
+    lines: dict[str, tuple[float, float, float]] = {}
     with pinned_threads(threads), torch.no_grad():
         known = samples.grids()
         for number, (name, axes, make) in enumerate(known):

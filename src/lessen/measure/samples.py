@@ -96,11 +96,10 @@ def _tables() -> list[tuple[str, Make]]:
         table.reset(0.1, generator)
         return table
 
-    made: list[Callable[[TableShape], StoredModule]] = [
-        *(lambda shape, bits=bits: QuantizedEmbedding(shape, bits) for bits in (8, 4, 2)),
-        lambda shape: HalfEmbedding(shape, "fp16"),
-        hashed,
-    ]
+    def rounded(bits: int) -> Callable[[TableShape], StoredModule]:
+        return lambda shape: QuantizedEmbedding(shape, bits)
+
+    made = [*map(rounded, (8, 4, 2)), lambda shape: HalfEmbedding(shape, "fp16"), hashed]
 
     def of(build: Callable[[TableShape], StoredModule]) -> Make:
         def make(width: int) -> Callable[[int], Call]:

@@ -113,7 +113,7 @@ class _Watching(TorchDispatchMode):
     """Counts operations; those inside a layer that told its own work are left out."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
         self.found: Counter[Operation] = Counter()
         self.inside = 0
 

@@ -24,6 +24,11 @@ def read(name: str) -> dict[str, Any]:
     return document
 
 
+def measured(name: str) -> bool:
+    """Tell whether a result is committed; a table without one says by which command it is made."""
+    return (RESULTS / f"{name}.json").is_file()
+
+
 @dataclass(frozen=True)
 class Guide:
     """A page of docs/ and, by the names of their marks, the functions that return its tables as Markdown."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.guides import Guide, read
+from benchmarks.guides import Guide, measured, read
 
 
 def forecasts() -> str:
     """Return, for each model, how many forecasts of bytes were exact and how far times were off."""
+    if not measured("advise_forecasts"):
+        return "No figures are committed yet.\n"
     result = read("advise_forecasts")
     lines = [
         "| model | recipes | bytes equal | error of the time: median | nine of ten within | rank correlation |",

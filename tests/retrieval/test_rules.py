@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from lessen.errors import ConfigError, DataError
-from lessen.retrieval.banks import bank_loss, fused
+from lessen.retrieval.banks import bank_loss
 from lessen.retrieval.folds import FoldedProbe, focused_pool, folded_convolutions
+from lessen.retrieval.fusing import co_pca, fused
 from lessen.retrieval.madacos import MadaCos
 
 
@@ -113,3 +114,18 @@ def test_the_cosine_of_fused_features_is_the_mean_of_both():
         fused(left, right, 2)
     with pytest.raises(DataError, match="5 and 4 examples"):
         fused(left, right[:4])
+
+
+def test_co_pca_of_full_width_turns_a_pair_and_swaps_with_it():
+    first, second = torch.randn(9, 6), torch.randn(7, 6) * 3 + 1
+    one, two = co_pca(first, second, 6)
+    torch.testing.assert_close(torch.cdist(one, two), torch.cdist(first, second), atol=1e-4, rtol=1e-4)
+    other = co_pca(second, first, 3)
+    torch.testing.assert_close(other[1].abs(), co_pca(first, second, 3)[0].abs(), atol=1e-4, rtol=1e-4)
+    both = torch.cat([first, second])
+    exact = torch.linalg.svd(both - both.mean(0))[1][:3]
+    torch.testing.assert_close(torch.cat(co_pca(first, second, 3)).norm(dim=0), exact, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ConfigError, match="kept = 7"):
+        co_pca(first, second, 7)
+    with pytest.raises(DataError, match="widths 6 and 5"):
+        co_pca(first, second[:, :5], 2)

@@ -1,14 +1,10 @@
-"""Two small rules: training queries against a bank of all targets, and fusing the features of two towers.
+"""Training queries against a bank of all targets, encoded once: SPN4CIR's second stage.
 
-bank_loss   SPN4CIR's second stage (Feng et al. 2024, arXiv 2404.11317): the tower of targets is frozen, so that every
-            target was encoded once and all of them are negatives; gradients reach the query alone.
-fused       SD-DINO's rule (Zhang et al. 2023, arXiv 2305.15347): each tower's features made of length 1, weighed by
-            alpha and 1 - alpha, set side by side; the cosine is then the weighed mean of both cosines.
+Source: Feng et al. 2024, arXiv 2404.11317. The tower of targets is frozen, so that all of them are negatives; gradients
+reach the query alone.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 import torch.nn.functional as F
@@ -41,20 +37,3 @@ def bank_loss(
     others = (unit @ held[drawn].t()).masked_fill(drawn[None] == targets[:, None], float("-inf"))
     own = (unit * held[targets]).sum(dim=1, keepdim=True)
     return F.cross_entropy(torch.cat([own, others], dim=1) / temperature, torch.zeros_like(targets))
-
-
-def fused(left: Tensor, right: Tensor, alpha: float = 0.5) -> Tensor:
-    """Return features of length 1, [n, a + b], of those of two towers, [n, a] and [n, b].
-
-    Raises:
-        ConfigError: alpha is not between 0 and 1. DataError: they are not of the same examples.
-    """
-    if not 0 <= alpha <= 1:
-        raise ConfigError(f"alpha = {alpha} is not accepted: it must lie between 0 and 1")
-    if len(left) != len(right):
-        raise DataError(f"features of {len(left)} and {len(right)} examples cannot be fused")
-    parts = [
-        F.normalize(left.float(), dim=1) * math.sqrt(alpha),
-        F.normalize(right.float(), dim=1) * math.sqrt(1 - alpha),
-    ]
-    return torch.cat(parts, dim=1)

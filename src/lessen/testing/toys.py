@@ -269,6 +269,7 @@ TOYS: dict[str, Callable[[], Task]] = {
     "codecs": pictures_on_a_wire,
     "retrieval": neighbours,
     "stationary-compat": taught_shapes,
+    "cfcd": taught_shapes,
     "adapt": another_style,
     "data": another_style,
     "distil": TaughtTableTask,

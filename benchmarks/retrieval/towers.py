@@ -2,10 +2,10 @@
 
     python -m benchmarks.retrieval.towers [--pictures 200]
 
-Every picture is turned, scaled and moved by a known map, three times; a cell of the original (4 x 4 pixels, 8 x 8 cells)
+Every picture is turned, scaled and moved by a known map, three times; a cell of the original (4 x 4 pixels)
 looks for its place among the cells of its own warped picture. Right is what lands within a tenth of the side (PCK@0.1).
-Towers: the tokens of the packaged ViT after its second block, and histograms of gradients of a cell and its neighbours;
-nothing is trained. Controls: random features, and the warped picture of another one. The unit is the picture.
+Towers: the tokens of the packaged ViT after its second block, and histograms of gradients of a cell and of those around
+it; nothing is trained. Controls: random features, and the warped picture of another one. The unit is the picture.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def main() -> None:
         rows = torch.cat(other, dim=2)
         sizes |= {"ViT tokens": width, "gradients": own[1].shape[2], "fused": wide.shape[2]}
         indexes = {}
-        for kept in (64, 32, 16):
+        for kept in (128, 64, 32):
             share = kept / wide.shape[2]
             model = Searcher(rows.flatten(0, 1))
             task = VectorsTask(VectorsOptions(rows=20, dim=2, queries=2, k=1))
@@ -131,7 +131,11 @@ def main() -> None:
             left, old = (fused(x[0][at], x[1][at]) for x in (own, other))
             note("fused", left @ old.t(), at)
             parts = [co_pca(x[at], y[at], 32) for x, y in zip(own, other, strict=True)]
-            note("fused, a basis for each pair, 64", fused(parts[0][0], parts[1][0]) @ fused(*(p[1] for p in parts)).t(), at)
+            note(
+                "fused, a basis for each pair, 64",
+                fused(parts[0][0], parts[1][0]) @ fused(*(p[1] for p in parts)).t(),
+                at,
+            )
             for name, index in indexes.items():
                 cells = slice(at * GRID * GRID, (at + 1) * GRID * GRID)
                 note(name, index.fuse(wide[at]) @ index.vectors[cells].t(), at)
@@ -151,7 +155,9 @@ def main() -> None:
         }
         for name, values in each.items()
     }  # fmt: skip
-    write("retrieval_towers", "towers", "", {"pictures": len(pictures), "seeds": SEEDS, "near": NEAR, "rows": rows_made})
+    write(
+        "retrieval_towers", "towers", "", {"pictures": len(pictures), "seeds": SEEDS, "near": NEAR, "rows": rows_made}
+    )
 
 
 if __name__ == "__main__":

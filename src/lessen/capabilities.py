@@ -1,7 +1,7 @@
 """What a task can give to methods, by name: said by structure, so that a user's task needs no declaration.
 
 labels, gradients, training, calibration    what every Task gives unless its `provides` says less
-columns, text, images, pairs, teacher       what a task gives by having the member below
+columns, text, images, pairs, teacher, bank    what a task gives by having the member below
 """
 
 from __future__ import annotations
@@ -47,6 +47,14 @@ class HasPairs(Protocol):
 
 
 @runtime_checkable
+class HasBank(Protocol):
+    """Queries look for targets; `target` of a batch names rows of the bank."""
+
+    def bank(self, model: nn.Module) -> Any:
+        """Return the vectors of all training targets, float [targets, d], by the model's own tower of targets."""
+
+
+@runtime_checkable
 class HasTeacher(Protocol):
     """A model to learn from comes with the task."""
 
@@ -71,6 +79,7 @@ STRUCTURAL: Mapping[str, type[Any]] = {
     "images": HasImages,
     "pairs": HasPairs,
     "teacher": HasTeacher,
+    "bank": HasBank,
 }
 TRAINING = frozenset({"labels", "gradients", "training", "calibration"})
 """What a task that can train gives, unless it has a `provides` of its own."""

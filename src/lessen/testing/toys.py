@@ -17,6 +17,7 @@ from lessen.tasks.codecs.pictures import PicturesOptions, PicturesTask
 from lessen.tasks.ctr.synthetic import SyntheticClicks, SyntheticOptions
 from lessen.tasks.language.manual import ManualOptions, ManualTask
 from lessen.tasks.multimodal.grid import GridOptions, GridTask
+from lessen.tasks.retrieval.composed import ComposedOptions, ComposedTask
 from lessen.tasks.retrieval.vectors import VectorsOptions, VectorsTask
 from lessen.tasks.series.waves import WavesOptions, WavesTask
 from lessen.tasks.vision.shapes import ShapesOptions, ShapesTask
@@ -206,6 +207,18 @@ def neighbours() -> Task:
     return VectorsTask(VectorsOptions(rows=400, dim=32, queries=40))
 
 
+def articles() -> Task:
+    """Return a byte-level language model's task whose batches come from its texts, a few at a time."""
+    return ManualTask(ManualOptions(width=8, depth=1, documents=2, steps=3)).view(
+        reference=_few_reference(_few_bytes(1))
+    )
+
+
+def changed_items() -> Task:
+    """Return references and changes that look for items."""
+    return _quick(ComposedTask(ComposedOptions(items=60, examples=64)), 1)
+
+
 def another_style() -> Task:
     """Return a network of one style with the data of another, for methods that adapt or choose what is learned."""
     return _quick(ShapesTask(ShapesOptions(examples=320, style="faded", pretrained="filled")), 2)
@@ -270,6 +283,8 @@ TOYS: dict[str, Callable[[], Task]] = {
     "retrieval": neighbours,
     "stationary-compat": taught_shapes,
     "cfcd": taught_shapes,
+    "lbl2vec": articles,
+    "spn4cir": changed_items,
     "adapt": another_style,
     "data": another_style,
     "distil": TaughtTableTask,

@@ -85,7 +85,9 @@ class CFCD(ModuleMethod):
                 finally:
                     taps.remove()
         except InputError as error:
-            raise TaskError(f"{self.card.name}: {error}; set local_weight: 0 to train without local triplets") from error
+            raise TaskError(
+                f"{self.card.name}: {error}; set local_weight: 0 to train without local triplets"
+            ) from error
         raise TaskError(f"{self.card.name}: {layer!r} gives no maps [rows, channels, height, width]; name another")
 
 

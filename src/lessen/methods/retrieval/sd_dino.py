@@ -35,7 +35,7 @@ class SDDino(ModuleMethod):
     split: int | None = Field(
         None, ge=1, le=1 << 20, description="numbers of the first tower; none: half of a vector's"
     )
-    share: float = Field(0.5, gt=0, le=1, description="share of each tower's numbers that stay")
+    share: float = Field(0.5, gt=0, le=1, description="share of all numbers that stay; each tower gives half of them")
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the first tower's cosine; the other's is the rest")
 
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:  # noqa: ARG002
@@ -44,7 +44,13 @@ class SDDino(ModuleMethod):
             split = module.dim // 2 if self.split is None else self.split
             if not 1 <= split < module.dim:
                 raise ConfigError(f"{self.card.name}: split = {split} leaves a tower none of {module.dim} numbers")
-            left, right = (max(1, round(self.share * width)) for width in (split, module.dim - split))
+            left, right = _shared(round(self.share * module.dim), split, module.dim - split)
             made = FusedVectors.of(module.vectors, split=split, left=left, right=right, alpha=self.alpha)
             model = replace_everywhere(model, module, made)
         return model
+
+
+def _shared(total: int, first: int, second: int) -> tuple[int, int]:
+    """Return numbers of each tower: half of the total each, or what a narrow one has and the other the rest."""
+    left = min(first, max(1, total // 2, total - second))
+    return left, min(second, max(1, total - left))

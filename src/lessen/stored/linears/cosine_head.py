@@ -18,7 +18,7 @@ SCALE = 32.0
 class CosineHead(StoredModule):
     """State, float32: `project` [dim, in_features], `shift` [dim], `classes` [out_features, dim].
 
-        inputs --project, shift--> embedding --length 1--> cosines with each class --times 32--> logits
+    inputs --project, shift--> embedding --length 1--> cosines with each class --times 32--> logits
     """
 
     kind = "cosine-head"

@@ -130,7 +130,10 @@ class LanguageTask(Task):
                 yield from (_batch(each.ids[None], each.labels[None]) for each in self._windows(ids))
             return
         size = self._window - len(self.opening)
-        rows = packed([ids for _, ids in self._documents("train")], size, self.tokenizer.eos_token_id)
+        kept = set(self.texts("train"))  # a view of the task may leave some out
+        rows = packed(
+            [ids for text, ids in self._documents("train") if text in kept], size, self.tokenizer.eos_token_id
+        )
         if not len(rows):
             raise DataError(f"{self.options.text}: training documents do not fill a window of {self._window} tokens")
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))

@@ -10,6 +10,7 @@ from torch import nn
 from lessen.errors import ConfigError, DataError, NothingMatchedError, TaskError
 from lessen.method import Context
 from lessen.methods.retrieval.cfcd import CFCD
+from lessen.methods.retrieval.fdp import FDP
 from lessen.methods.retrieval.lbl2vec import Lbl2Vec
 from lessen.methods.retrieval.sd_dino import SDDino
 from lessen.methods.retrieval.spn4cir import SPN4CIR
@@ -17,6 +18,7 @@ from lessen.metrics import ACCURACY
 from lessen.recipe import Recipe
 from lessen.retrieval.fusing import fused
 from lessen.retrieval.matches import cells_of, hard_tuples, local_triplets, matched_cells
+from lessen.retrieval.spotting import FocusedHead, FoldedHead
 from lessen.retrieval.words import WordVectors
 from lessen.stored.linears.cosine_head import CosineHead
 from lessen.stored.vectors.flat import FlatVectors
@@ -25,6 +27,7 @@ from lessen.task import Task
 from lessen.tasks.language.manual import ManualOptions, ManualTask
 from lessen.tasks.retrieval.composed import ComposedNet, ComposedOptions, ComposedTask
 from lessen.tasks.retrieval.vectors import VectorsOptions, VectorsTask
+from lessen.tasks.retrieval.words import WordsOptions, WordsTask, _edits, balanced
 from lessen.train.settings import FitSettings
 
 
@@ -233,3 +236,43 @@ def test_nothing_to_fuse_is_an_error():
         SDDino().apply(
             nn.Sequential(nn.Linear(2, 2)), VectorsTask(VectorsOptions(rows=20, dim=4, queries=2, k=1)), Context()
         )
+
+
+# -- fdp --------------------------------------------------------------------------------------------------------------
+def test_the_folded_head_answers_as_the_trained_one_with_a_fraction_of_its_numbers():
+    head = FocusedHead(16, 3, 5, heads=2).eval()
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), head)  # a plain network whose head it is
+    pictures = torch.randn(4, 3, 3, 5)
+    expected = model(pictures)
+    made = Recipe([FDP()]).apply(model, VectorsTask(VectorsOptions(rows=20, dim=4, queries=2, k=1)))[0]
+    torch.testing.assert_close(made(pictures), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        made[1].scores(model[0](pictures)), head.scores(model[0](pictures)), atol=1e-5, rtol=1e-5
+    )
+    assert sum(one.numel() for one in made[1].parameters()) < 0.4 * sum(one.numel() for one in head.parameters())
+    with pytest.raises(NothingMatchedError, match="fdp"):
+        FDP().apply(nn.Sequential(nn.Linear(2, 2)), WordsTask(WordsOptions(words=4, examples=16)), Context())
+    with pytest.raises(ValueError, match="heads do not divide"):
+        FoldedHead(16, 3, 5, 3)
+
+
+def test_words_an_edit_away_share_the_likeness_and_cells_without_text_do_not_drown_those_with():
+    task = WordsTask(WordsOptions(words=8, examples=32))
+    assert len(set(task.words)) == 8
+    assert _edits("tru", "trs") == 1
+    assert _edits("tru", "ru") == 1
+    assert _edits("abc", "") == 3
+    assert torch.equal(task._near[:, 0], torch.arange(8))  # a word is nearest to itself
+    assert float(task._likeness[:, 0].min()) > 0.99
+    masks = torch.zeros(1, 20)
+    masks[0, :2] = 1
+    scores = torch.full((1, 20), -3.0)
+    scores[0, 5] = 4.0  # one cell without text that errs most
+    each = F.binary_cross_entropy_with_logits(scores, masks, reduction="none")
+    expected = (each[0, :2].sum() + each[0, 5] + 5 * each[0, 6]) / 8
+    torch.testing.assert_close(balanced(scores, masks), expected)
+    (pictures, letters), numbers, masks = next(iter(task.batches("train")))
+    assert pictures.shape[1:] == (1, 24, 72)
+    assert letters.shape == (8, 5)
+    assert bool((masks.sum(1) > 0).all())
+    assert int(numbers.max()) < 8

@@ -19,6 +19,7 @@ from lessen.tasks.language.manual import ManualOptions, ManualTask
 from lessen.tasks.multimodal.grid import GridOptions, GridTask
 from lessen.tasks.retrieval.composed import ComposedOptions, ComposedTask
 from lessen.tasks.retrieval.vectors import VectorsOptions, VectorsTask
+from lessen.tasks.retrieval.words import WordsOptions, WordsTask
 from lessen.tasks.series.waves import WavesOptions, WavesTask
 from lessen.tasks.vision.shapes import ShapesOptions, ShapesTask
 from lessen.testing.colours import ColourTask
@@ -219,6 +220,11 @@ def changed_items() -> Task:
     return _quick(ComposedTask(ComposedOptions(items=60, examples=64)), 1)
 
 
+def written_words() -> Task:
+    """Return pictures of words and the words."""
+    return _quick(WordsTask(WordsOptions(words=12, examples=96)), 1)
+
+
 def another_style() -> Task:
     """Return a network of one style with the data of another, for methods that adapt or choose what is learned."""
     return _quick(ShapesTask(ShapesOptions(examples=320, style="faded", pretrained="filled")), 2)
@@ -285,6 +291,7 @@ TOYS: dict[str, Callable[[], Task]] = {
     "cfcd": taught_shapes,
     "lbl2vec": articles,
     "spn4cir": changed_items,
+    "fdp": written_words,
     "adapt": another_style,
     "data": another_style,
     "distil": TaughtTableTask,

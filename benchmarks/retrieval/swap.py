@@ -32,7 +32,7 @@ from lessen.retrieval.exact import recall, shares
 from lessen.tasks.retrieval.readers import TextReader, digest_of_model
 
 RESULT = Path(__file__).parents[1] / "results" / "retrieval_swap.json"
-LENGTH, PART, K, WORDS, LINES = 64, 256, 10, 5, 2000
+LENGTH, PART, K, WORDS, SENTENCES, LINES = 64, 256, 10, 5, 3000, 500
 ENCODERS: dict[str, list[dict[str, Any]]] = {
     "rtn 4": [{"rtn": {"bits": 4}}],
     "gptq 4": [{"gptq": {"bits": 4, "calibration_batches": 24, "ranges": "search", "refit": 4}}],
@@ -63,7 +63,7 @@ def texts_of(data: str, text: str | None) -> dict[str, list[str]]:
     prose = [line.strip() for line in lines if len(line.split()) > WORDS and not line.strip().startswith("=")]
     return {
         "queries": list(held.queries), "documents": documents,
-        "sentences": [one for one in sentences if len(one.split()) > WORDS], "lines": prose[:LINES],
+        "sentences": [one for one in sentences if len(one.split()) > WORDS][::3][:SENTENCES], "lines": prose[:LINES],
     }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """What a task can give to methods, by name: said by structure, so that a user's task needs no declaration.
 
 labels, gradients, training, calibration    what every Task gives unless its `provides` says less
-columns, text, images, pairs, teacher, bank    what a task gives by having the member below
+columns, text, images, pairs, teacher, bank, paths    what a task gives by having the member below
 """
 
 from __future__ import annotations
@@ -55,6 +55,14 @@ class HasBank(Protocol):
 
 
 @runtime_checkable
+class HasPaths(Protocol):
+    """Documents stand in a tree of categories."""
+
+    def paths(self) -> Iterable[Iterable[int]]:
+        """Return the tokens that lead to each document, the broadest category first, the last ending the path."""
+
+
+@runtime_checkable
 class HasTeacher(Protocol):
     """A model to learn from comes with the task."""
 
@@ -80,6 +88,7 @@ STRUCTURAL: Mapping[str, type[Any]] = {
     "pairs": HasPairs,
     "teacher": HasTeacher,
     "bank": HasBank,
+    "paths": HasPaths,
 }
 TRAINING = frozenset({"labels", "gradients", "training", "calibration"})
 """What a task that can train gives, unless it has a `provides` of its own."""

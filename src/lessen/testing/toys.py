@@ -20,6 +20,7 @@ from lessen.tasks.multimodal.grid import GridOptions, GridTask
 from lessen.tasks.retrieval.composed import ComposedOptions, ComposedTask
 from lessen.tasks.retrieval.vectors import VectorsOptions, VectorsTask
 from lessen.tasks.retrieval.words import WordsOptions, WordsTask
+from lessen.tasks.retrieval.written import WrittenOptions, WrittenTask
 from lessen.tasks.series.waves import WavesOptions, WavesTask
 from lessen.tasks.vision.shapes import ShapesOptions, ShapesTask
 from lessen.testing.colours import ColourTask
@@ -225,6 +226,11 @@ def written_words() -> Task:
     return _quick(WordsTask(WordsOptions(words=12, examples=96)), 1)
 
 
+def written_ids() -> Task:
+    """Return queries and the ids of the documents that they look for."""
+    return _quick(WrittenTask(WrittenOptions(documents=20, queries=4, width=16, beams=2)), 1)
+
+
 def another_style() -> Task:
     """Return a network of one style with the data of another, for methods that adapt or choose what is learned."""
     return _quick(ShapesTask(ShapesOptions(examples=320, style="faded", pretrained="filled")), 2)
@@ -292,6 +298,7 @@ TOYS: dict[str, Callable[[], Task]] = {
     "lbl2vec": articles,
     "spn4cir": changed_items,
     "fdp": written_words,
+    "hype": written_ids,
     "adapt": another_style,
     "data": another_style,
     "distil": TaughtTableTask,

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lessen.cli import index_multi
+from lessen.cli.index_judged import judged, judged_on
 from lessen.cli.index_readers import adapt, queries_of, reader_of
 from lessen.cli.interrupt import interruptible
-from lessen.cli.output import AsJson, emit, line, say, size, table
+from lessen.cli.output import AsJson, emit, line, size, table
 from lessen.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from lessen.retrieval.folder import Found, IndexFolder
+    from lessen.retrieval.multi import MultiFolder
     from lessen.retrieval.sources import Batch
 
 app = typer.Typer(name="index", help="Store and search retrieval vectors at a few bytes each.", no_args_is_help=True)
@@ -29,6 +32,9 @@ Vectors = Annotated[Path | None, typer.Option(help="Vectors: .npy, .fvecs or .pa
 Texts = Annotated[Path | None, typer.Option(help="Texts: .txt (one a line), .jsonl, .parquet, .csv.")]
 Column = Annotated[str | None, typer.Option(help="Column of vectors or texts; default: vector, or text.")]
 Names = Annotated[str, typer.Option("--ids", help="Column of names.")]
+Candidates = Annotated[
+    int | None, typer.Option(min=1, help="Of token sets: documents that are ordered by all their tokens; default 100.")
+]
 SAMPLE = 16_384
 """Vectors that codebooks are learned from at most."""
 TEXTS_AT_ONCE = 1024
@@ -42,13 +48,22 @@ def build(
     pictures: Annotated[Path | None, typer.Option(help="Folder of pictures.")] = None,
     encoder: Annotated[str, typer.Option(help="Hugging Face folder, or minilm-l6.")] = "minilm-l6",
     form: Annotated[
-        str, typer.Option(help="flat, int8, bits4|2|1, pq:groups=N; +int8 or +flat orders the best again.")
-    ] = "int8",
+        str | None,
+        typer.Option(
+            help="flat, int8, bits4|2|1, pq:groups=N; +int8 or +flat orders the best again. Default: int8; bits1 with "
+            "--multi."
+        ),
+    ] = None,
     metric: Annotated[str, typer.Option(help="cosine or dot.")] = "cosine",
     column: Column = None,
     ids: Names = "id",
     length: Annotated[int, typer.Option(min=2, help="Tokens of a text that are read.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Of turns and codebooks.")] = 0,
+    multi: Annotated[bool, typer.Option("--multi", help="Keep every token of a text, for late interaction.")] = False,
+    encoding: Annotated[
+        str, typer.Option(help="With --multi: repetitions, bits and block of the one vector (MUVERA).")
+    ] = "20,5,16",
+    tokens: Annotated[str, typer.Option(help="With --multi: float32, float16 or int8 tokens.")] = "float16",
     as_json: AsJson = False,
 ) -> None:
     """Make an index, or add to one what it does not hold yet: a build that was killed is finished by the same command.
@@ -62,8 +77,14 @@ def build(
     if metric not in ("cosine", "dot"):
         raise ConfigError(f"--metric {metric!r} is not accepted; allowed: cosine, dot")
     started = time.process_time()
+    if multi:
+        _build_multi(folder, texts, encoder, form or "bits1", encoding, tokens, column, ids, length, seed, as_json)
+        return
+    form = form or "int8"
     with interruptible(), Reporting() as log:
         index = _opened(folder) if (folder / "index.json").exists() else None
+        if index is not None and index.manifest.multi is not None:
+            raise ConfigError(f"{folder} holds token sets; add to it with --multi")
         reader = reader_of(texts, pictures, encoder, length, log)
         identity = None if reader is None else reader.identity
         if index is not None:
@@ -105,6 +126,10 @@ def search(
     ] = None,
     adapter: Annotated[Path | None, typer.Option(help="What `index adapt` wrote, for another encoder.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Documents of each query.")] = 10,
+    candidates: Candidates = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Of token sets: look at every token of all documents.")
+    ] = False,
     column: Column = None,
     ids: Names = "id",
     as_json: AsJson = False,
@@ -114,24 +139,37 @@ def search(
     Example: lessen index search news.index --text "storm over the harbour"
     """
     index = _opened(folder)
+    if index.manifest.multi is not None:
+        if vectors is not None or picture or adapter is not None:
+            raise ConfigError(
+                f"{folder} holds token sets of texts; give queries as --text or --texts, without --adapter"
+            )
+        sets = _sets(index)
+        names, asked = index_multi.queries_of(sets, text, texts, encoder, column or "text", ids)
+        found = sets.exact(asked, k) if exact else sets.search(asked, k, candidates or index_multi.CANDIDATES)
+        _show(names, found, as_json)
+        return
+    if exact or candidates is not None:
+        raise ConfigError(
+            f"{folder} holds one vector a document; --exact and --candidates are for those built with --multi"
+        )
     names, asked, identity = queries_of(index, text, texts, vectors, picture, encoder, column, ids, adapter)
     index.check_encoder(identity, "the query")
-    found = index.search(asked, k)
-    if as_json:
-        emit([{"query": name, "ids": one.ids, "scores": one.scores} for name, one in zip(names, found, strict=True)])
-        return
-    for name, one in zip(names, found, strict=True):
-        table(["query", ">score", "document"], _rows(name, one))
+    _show(names, index.search(asked, k), as_json)
 
 
 @app.command()
 def report(
     folder: Folder,
-    queries: Annotated[Path | None, typer.Option(help="Vectors of queries; default: the index's own probes.")] = None,
+    queries: Annotated[
+        Path | None,
+        typer.Option(help="Vectors of queries, or texts of an index of token sets; default: the index's own."),
+    ] = None,
     against: Annotated[
         Path | None, typer.Option(help="The vectors that were indexed, as a file, for exact search with --queries.")
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, max=100, help="Neighbours that count.")] = 10,
+    candidates: Candidates = None,
     column: Column = None,
     ids: Names = "id",
     as_json: AsJson = False,
@@ -140,11 +178,18 @@ def report(
 
     Example: lessen index report news.index -k 10
     """
+    index = _opened(folder)
+    if index.manifest.multi is not None:
+        if against is not None:
+            raise ConfigError(f"{folder} holds the tokens that exact search needs; leave --against out")
+        _report_multi(index, queries, k, candidates, column, ids, as_json)
+        return
     if (queries is None) != (against is None):
         raise ConfigError("--queries and --against belong together: exact search needs the vectors that were indexed")
-    index = _opened(folder)
+    if candidates is not None:
+        raise ConfigError(f"{folder} holds one vector a document; --candidates is for indexes built with --multi")
     known = {"index": str(folder), "form": index.manifest.form, "metric": index.manifest.metric, **_sizes(index)}
-    known |= _judged(index, k) if queries is None else _judged_on(index, queries, against, k, column, ids)
+    known |= judged(index, k) if queries is None else judged_on(index, queries, against, k, column, ids)
     if as_json:
         emit(known)
         return
@@ -188,8 +233,77 @@ def export(
     from lessen.retrieval.faiss_files import export as write
 
     index = _opened(folder)
+    if index.manifest.multi is not None:
+        raise ConfigError(
+            f"{folder} holds token sets, which no faiss file has a place for; build an index without --multi to export"
+        )
     write(index.modules, index.kept_rows(), list(index.ids()), new_file(out))
     line(f"wrote {out} ({len(index)} vectors) and {out}.ids")
+
+
+def _build_multi(
+    folder: Path, texts: Path | None, encoder: str, form: str, encoding: str, held: str, column: str | None, ids: str,
+    length: int, seed: int, as_json: bool,
+) -> None:  # fmt: skip
+    from lessen.cli.progress import Reporting
+    from lessen.tasks.retrieval.readers import TextReader
+
+    if texts is None:
+        raise ConfigError("--multi keeps the tokens of texts; give --texts, not --vectors or --pictures")
+    started = time.process_time()
+    with interruptible(), Reporting() as log:
+        reader = TextReader(encoder, length=length, log=log)
+        made, added, skipped = index_multi.build(
+            folder, texts, reader, form, encoding, held, column or "text", ids, seed, log
+        )
+    known = {"index": str(folder), "added": added, "there": skipped, **index_multi.sizes(made)}
+    known["cpu_seconds"] = round(time.process_time() - started, 2)
+    if as_json:
+        emit(known)
+        return
+    there = f" ({skipped} were there)" if skipped else ""
+    line(
+        f"added {added} documents{there}: {len(made)} in {folder}, one vector of {made.index.row_bytes} bytes and "
+        f"{size(int(made.token_bytes))} of {made.held} tokens a document, {size(made.index.file_bytes)} on disk"
+    )
+
+
+def _report_multi(
+    index: IndexFolder, queries: Path | None, k: int, candidates: int | None, column: str | None, ids: str,
+    as_json: bool,
+) -> None:  # fmt: skip
+    sets = _sets(index)
+    asked = None if queries is None else index_multi.queries_of(sets, None, queries, None, column or "text", ids)[1]
+    wanted = candidates or index_multi.CANDIDATES
+    known = {"index": str(index.path), "form": index.manifest.form, **index_multi.sizes(sets)}
+    known |= index_multi.judged(sets, asked, k, wanted)
+    if as_json:
+        emit(known)
+        return
+    ends = "no interval" if known["low"] is None else f"{known['low']:.3f} to {known['high']:.3f}"
+    line(f"{index.path}: {len(index)} documents of {sets.held} tokens of width {known['dim']}, form {known['form']}")
+    line(
+        f"recall@{known['k']} of {wanted} candidates against exact search over all tokens: {known['recall']:.3f} "
+        f"({ends}, {known['queries']} {known['of']})"
+    )
+    line(
+        f"{index.row_bytes} bytes a document and {size(int(sets.token_bytes))} of tokens, {size(index.file_bytes)} on "
+        f"disk; {known['ms_a_query']:.3f} ms a query, exact search {known['ms_exact']:.3f} ms"
+    )
+
+
+def _sets(index: IndexFolder) -> MultiFolder:
+    from lessen.retrieval.multi import MultiFolder
+
+    return MultiFolder(index)
+
+
+def _show(names: list[str], found: list[Found], as_json: bool) -> None:
+    if as_json:
+        emit([{"query": name, "ids": one.ids, "scores": one.scores} for name, one in zip(names, found, strict=True)])
+        return
+    for name, one in zip(names, found, strict=True):
+        table(["query", ">score", "document"], _rows(name, one))
 
 
 def _opened(folder: Path) -> IndexFolder:
@@ -268,61 +382,3 @@ def _rows(name: str, found: Found) -> list[tuple[str, str, str]]:
         (name if not place else "", f"{score:.4f}", document)
         for place, (document, score) in enumerate(zip(found.ids, found.scores, strict=True))
     ]
-
-
-def _judged(index: IndexFolder, k: int) -> dict[str, Any]:
-    """Judge an index by its probes: documents of its own that look for their neighbours."""
-    from lessen.retrieval.exact import recall, shares
-
-    probes = index.probes()
-    if probes is None or not probes.digests.shape[1]:
-        raise DataError(f"{index.path} holds too few documents to judge it by")
-    k = min(k, probes.digests.shape[1])
-    found, milliseconds = _timed(index, probes.vectors, k + 1)
-    kept = found.masked_fill(found == probes.own[:, None], 0)
-    order = (kept == 0).to(kept.dtype).sort(dim=1, stable=True).indices[:, :k]
-    each = shares(kept.gather(1, order), probes.digests[:, :k])
-    return {"k": k, **recall(each, k), "of": "documents as queries", "ms_a_query": milliseconds}
-
-
-def _judged_on(
-    index: IndexFolder, queries: Path, against: Path | None, k: int, column: str | None, ids: str
-) -> dict[str, Any]:
-    """Judge an index by queries of a file and exact search over the vectors that were indexed."""
-    import torch
-
-    from lessen.retrieval import ids as naming
-    from lessen.retrieval.checks import checked
-    from lessen.retrieval.exact import nearest, recall, shares
-    from lessen.retrieval.sources import read_all, read_vectors
-
-    assert against is not None
-    metric = index.manifest.metric
-    asked = checked(read_all(queries, column or "vector", ids).vectors, index.dim, metric, what=str(queries))
-    digests: list[Any] = []
-
-    def held() -> Iterator[Any]:
-        for batch in read_vectors(against, column or "vector", ids):
-            there = torch.tensor(index.has(batch.ids))
-            digests.append(naming.digests(batch.ids)[there])
-            yield checked(batch.vectors, index.dim, metric, batch.ids, str(against))[there]
-
-    _, numbers = nearest(asked, held(), k)
-    every = torch.cat(digests)
-    if len(every) < len(index):
-        say(f"{against} holds {len(every)} of the {len(index)} documents; recall is against those")
-    if not numbers.shape[1]:
-        raise DataError(f"{against} holds no document of {index.path}; their ids differ")
-    found, milliseconds = _timed(index, asked, k)
-    each = shares(found, every[numbers])
-    return {"k": numbers.shape[1], **recall(each, k), "of": "queries", "ms_a_query": milliseconds}
-
-
-def _timed(index: IndexFolder, queries: Any, k: int) -> tuple[Any, float]:
-    """Return what queries find, one by one, and the processor's milliseconds of one."""
-    import torch
-
-    index.search_digests(queries[:1], k)  # what is made at the first search
-    started = time.process_time()
-    found = torch.cat([index.search_digests(query[None], k) for query in queries])
-    return found, round(1e3 * (time.process_time() - started) / len(queries), 4)

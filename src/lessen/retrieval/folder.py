@@ -21,6 +21,7 @@ from lessen import files
 from lessen.errors import ArtifactError, ConfigError, DataError, OutputError
 from lessen.retrieval import ids as naming
 from lessen.retrieval import manifest as records
+from lessen.retrieval import token_rows
 from lessen.retrieval.checks import Metric, checked
 from lessen.retrieval.exact import merged
 from lessen.retrieval.forms import Form, parse_form
@@ -63,6 +64,7 @@ class IndexFolder:
         metric: Metric = "cosine",
         encoder: dict[str, Any] | None = None,
         seed: int = 0,
+        multi: dict[str, Any] | None = None,
     ) -> IndexFolder:
         """Make an index without rows.
 
@@ -70,6 +72,7 @@ class IndexFolder:
             form: see `lessen.retrieval.forms`.
             sample: float [n, dim] that codebooks and directions are learned from; a few thousand vectors.
             encoder: what makes the vectors; its `digest` is compared with that of every addition and query.
+            multi: what a `MultiFolder` notes of its token sets.
 
         Raises:
             OutputError: something else is there. ConfigError: the form is unknown or does not fit. DataError,
@@ -82,7 +85,10 @@ class IndexFolder:
             config = {name: value for name, value in empty.config().items() if name != "rows"}
             said = form if isinstance(form, str) else repr(form)
             records.write(
-                made, Manifest(metric=metric, form=said, index=config, encoder=encoder, shared=Written(**shared))
+                made,
+                Manifest(
+                    metric=metric, form=said, index=config, encoder=encoder, multi=multi, shared=Written(**shared)
+                ),
             )
         return cls.open(path)
 
@@ -138,6 +144,11 @@ class IndexFolder:
         return sum((self.path / name).stat().st_size for name in self.manifest.named)
 
     @property
+    def parts(self) -> list[Part]:
+        """The files of rows."""
+        return self._parts
+
+    @property
     def modules(self) -> list[StagedVectors]:
         """The stored modules, one a file of rows, their tensors mapped."""
         return [part.index for part in self._parts]
@@ -187,19 +198,20 @@ class IndexFolder:
             ConfigError: k is below 1.
         """
         return [
-            Found(self._names(places), [float(score) for score in scores])
-            for scores, places in zip(*self._best(queries, k), strict=True)
+            Found(self.names(places), [float(score) for score in scores])
+            for scores, places in zip(*self.best(queries, k), strict=True)
         ]
 
     def search_digests(self, queries: Tensor, k: int) -> Tensor:
         """Return the 64-bit digests of the names that `search` returns, int64 [Q, k]; 0 where there are fewer."""
         found = torch.zeros(len(queries), k, dtype=torch.int64)
-        for row, places in enumerate(self._best(queries, k)[1]):
+        for row, places in enumerate(self.best(queries, k)[1]):
             for column, (number, place) in enumerate(places):
                 found[row, column] = self._parts[number].digests[place]
         return found
 
-    def _best(self, queries: Tensor, k: int) -> tuple[list[list[float]], list[list[tuple[int, int]]]]:
+    def best(self, queries: Tensor, k: int) -> tuple[list[list[float]], list[list[tuple[int, int]]]]:
+        """Return scores, best first, and file and row of each, of each query."""
         if k < 1:
             raise ConfigError(f"k must be at least 1, found {k}")
         asked = checked(queries, self.dim, self.manifest.metric, what="queries")
@@ -214,7 +226,8 @@ class IndexFolder:
         ]
         return [one for one, _ in both], [[(int(a), int(b)) for a, b in two] for _, two in both]
 
-    def _names(self, places: Iterable[tuple[int, int]]) -> list[str]:
+    def names(self, places: Iterable[tuple[int, int]]) -> list[str]:
+        """Return the names of rows, given as file and row."""
         return [self._parts[number].names([place])[0] for number, place in places]
 
     # -- writing ----------------------------------------------------------------------------------------------------
@@ -224,12 +237,14 @@ class IndexFolder:
         vectors: Tensor,
         encoder: dict[str, Any] | None = None,
         there: Literal["refuse", "skip"] = "refuse",
+        tokens: Sequence[Tensor] | None = None,
     ) -> int:
         """Add documents; when this returns, they are on the disk and stay. Return how many were new.
 
         Args:
             ids: a name for each; vectors: float [n, dim]; encoder: what made them.
             there: what to do about names that the index holds already.
+            tokens: of an index of token sets (`MultiFolder`), those of each document.
 
         Raises:
             DataError: another width, a zero vector, a name twice or held already. NonFiniteError: NaN or infinity.
@@ -248,9 +263,10 @@ class IndexFolder:
                     f"the id {name!r} is in the index already ({sum(held)} of {len(ids)} are); remove it first"
                 )
             new = [place for place, old in enumerate(held) if not old]
-            for first in range(0, len(new), SEGMENT):
-                chosen = new[first : first + SEGMENT]
-                self._append([ids[place] for place in chosen], ready[chosen])
+            for first in range(0, len(new), self._most):
+                chosen = new[first : first + self._most]
+                more = {} if tokens is None else token_rows.packed([tokens[n] for n in chosen], self.manifest)
+                self._append([ids[place] for place in chosen], ready[chosen], more)
             self._tidy()
         return len(new)
 
@@ -295,11 +311,16 @@ class IndexFolder:
                     item.unlink(missing_ok=True)
             yield
 
-    def _append(self, ids: Sequence[str], vectors: Tensor) -> None:
+    @property
+    def _most(self) -> int:
+        """Rows of a file at most."""
+        return SEGMENT if self.manifest.multi is None else token_rows.SEGMENT
+
+    def _append(self, ids: Sequence[str], vectors: Tensor, more: dict[str, Tensor]) -> None:
         digests, number = naming.digests(ids), self.manifest.next
         probes = self.probes() or Probes.drawn(vectors, digests)
         probes.add(vectors, digests)
-        tensors = {**self._empty.encode(vectors), **naming.packed(ids)}
+        tensors = {**self._empty.encode(vectors), **naming.packed(ids), **more}
         rows = Rows(**save(self.path, f"rows-{number}.safetensors", tensors), rows=len(ids))
         file = Written(**save(self.path, f"probes-{number}.safetensors", probes.tensors()))
         self._replace(segments=(*self.manifest.segments, rows), probes=file, next=number + 1)
@@ -308,14 +329,14 @@ class IndexFolder:
         """Write files again of which much is gone, and many small ones as one; the rows stay what they are."""
         segments = self.manifest.segments
         worn = [number for number, one in enumerate(segments) if len(one.removed) > GONE * one.rows]
-        small = [number for number, one in enumerate(segments) if one.rows < SEGMENT // 2]
+        small = [number for number, one in enumerate(segments) if one.rows < self._most // 2]
         chosen = sorted({*worn, *(small if len(small) > SMALL_FILES else [])})
         if not chosen:
             return
         groups: list[list[Part]] = [[]]
         for one in chosen:
             part = self._parts[one]
-            if sum(len(other.kept()) for other in groups[-1]) + len(part.kept()) > SEGMENT:
+            if sum(len(other.kept()) for other in groups[-1]) + len(part.kept()) > self._most:
                 groups.append([])
             groups[-1].append(part)
         made, number = [], self.manifest.next
@@ -326,7 +347,8 @@ class IndexFolder:
             rows = {
                 name: torch.cat([part.index._get(name)[part.kept()] for part in parts]) for name in self._empty.per_row
             }
-            file = save(self.path, f"rows-{number}.safetensors", {**rows, **naming.packed(names)})
+            more = {} if self.manifest.multi is None else token_rows.joined([(p.tensors, p.kept()) for p in parts])
+            file = save(self.path, f"rows-{number}.safetensors", {**rows, **naming.packed(names), **more})
             made.append(Rows(**file, rows=len(names)))
             number += 1
         kept = [one for place, one in enumerate(segments) if place not in chosen]

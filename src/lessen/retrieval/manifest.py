@@ -49,6 +49,8 @@ class Manifest(BaseModel):
     """Configuration of `staged-vectors` without rows."""
     encoder: dict[str, Any] | None = None
     """What made the vectors: `digest` and what a reader needs to make more; None for vectors of a file."""
+    multi: dict[str, Any] | None = None
+    """Of token sets: `encoding`, what makes one vector of a set, and `tokens`, how the tokens are held."""
     shared: Written
     probes: Written | None = None
     segments: tuple[Rows, ...] = ()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lessen.errors import ArtifactError
 from lessen.retrieval import ids as naming
+from lessen.retrieval import token_rows
 from lessen.retrieval.manifest import Manifest, Rows
 from lessen.retrieval.scan import Scan
 from lessen.retrieval.tensors import load_mapped
@@ -20,7 +21,7 @@ class Part:
     """A file of rows; `digests` int64 [rows] of their names."""
 
     def __init__(self, name: str, index: StagedVectors, tensors: dict[str, Tensor], removed: Sequence[int]) -> None:
-        self.name, self.index, self._tensors = name, index, tensors
+        self.name, self.index, self.tensors = name, index, tensors
         self.digests = tensors["ids.digests"]
         self.removed = torch.tensor(removed, dtype=torch.int64)
         self.rows = index.rows
@@ -39,15 +40,15 @@ class Part:
             whole = all(len(tensors[name]) == index.rows == one.rows for name in ("ids.ends", "ids.digests"))
             if not whole or int(ends[-1]) != len(tensors["ids.text"]) or bool((ends.diff() < 1).any()):
                 raise ValueError("names and rows do not belong together")
+            if manifest.multi is not None:
+                token_rows.check(tensors, one.rows, manifest)
         except (KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
             raise ArtifactError(f"{where} does not hold the rows of this index: {error}") from error
         return cls(one.name, index, tensors, one.removed)
 
     def again(self, one: Rows) -> Part:
         """Return the same rows without those that the record says were removed."""
-        return (
-            self if len(one.removed) == len(self.removed) else Part(self.name, self.index, self._tensors, one.removed)
-        )
+        return self if len(one.removed) == len(self.removed) else Part(self.name, self.index, self.tensors, one.removed)
 
     def kept(self) -> Tensor:
         """Return the numbers of rows that were not removed, int64 [n]."""
@@ -57,7 +58,7 @@ class Part:
 
     def names(self, numbers: Sequence[int]) -> list[str]:
         """Return the names of rows."""
-        return naming.names(self._tensors["ids.text"], self._tensors["ids.ends"], numbers)
+        return naming.names(self.tensors["ids.text"], self.tensors["ids.ends"], numbers)
 
 
 def twin(manifest: Manifest, shared: dict[str, Tensor], where: Path) -> StagedVectors:

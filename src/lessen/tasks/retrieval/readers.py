@@ -66,13 +66,7 @@ class TextReader:
             DataError: a text is empty, or longer than the encoder reads and not to be cut.
         """
         lengths = self._lengths(texts)
-        for name, text, length in zip(names, texts, lengths, strict=True):
-            if not text.strip():
-                raise DataError(f"{what} {name} is empty; leave it out")
-            if length > self.encoder.length and not cut:
-                raise DataError(
-                    f"{what} {name} has {length} tokens and the encoder reads {self.encoder.length}; make it shorter"
-                )
+        self._check(texts, names, lengths, what, cut)
         order = sorted(range(len(texts)), key=lengths.__getitem__)
         found: list[Tensor] = []
         for batch in self.encoder.batches([texts[n] for n in order], self.batch):
@@ -83,14 +77,39 @@ class TextReader:
         made[torch.tensor(order)] = together
         return made
 
-    def tokens(self, texts: Sequence[str]) -> list[Tensor]:
-        """Return the last hidden states of each text, of length 1, float32 [T, d]; no padding."""
+    @property
+    def token_identity(self) -> dict[str, Any]:
+        """What an index of token vectors carries: its vectors do not mix with pooled ones."""
+        return {**self.identity, "digest": digest(canonical({"tokens of": self.identity["digest"]}))}
+
+    def tokens(
+        self, texts: Sequence[str], names: Sequence[str] | None = None, what: str = "document", cut: bool = True
+    ) -> list[Tensor]:
+        """Return the last hidden states of each text, of length 1, float32 [T, d]; no padding.
+
+        Args:
+            names, what, cut: see `vectors`; texts without names are taken as they are.
+
+        Raises:
+            DataError: see `vectors`.
+        """
+        if names is not None:
+            self._check(texts, names, self._lengths(texts), what, cut)
         found: list[Tensor] = []
         for batch in self.encoder.batches(texts, self.batch):
             with torch.no_grad():
                 hidden = nn.functional.normalize(call_model(self.model, batch).float(), dim=2)
             found += [one[mask.bool()] for one, mask in zip(hidden, batch["attention_mask"], strict=True)]
         return found
+
+    def _check(self, texts: Sequence[str], names: Sequence[str], lengths: Sequence[int], what: str, cut: bool) -> None:
+        for name, text, length in zip(names, texts, lengths, strict=True):
+            if not text.strip():
+                raise DataError(f"{what} {name} is empty; leave it out")
+            if length > self.encoder.length and not cut:
+                raise DataError(
+                    f"{what} {name} has {length} tokens and the encoder reads {self.encoder.length}; make it shorter"
+                )
 
     @torch.no_grad()
     def _pooled(self, batch: dict[str, Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from lessen.cli.index import app
 from lessen.errors import ArtifactError, ConfigError, DataError, NonFiniteError
+from small_encoder import small_encoder
 
 RUN = CliRunner()
 ROWS = torch.nn.functional.normalize(torch.randn(400, 16, generator=torch.Generator().manual_seed(0)), dim=1).numpy()
@@ -33,23 +34,7 @@ def vectors(tmp_path):
 
 @pytest.fixture
 def encoder(tmp_path):
-    """A Hugging Face encoder from a configuration, with a tokenizer of single words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    words = ["[PAD]", "[UNK]", "storm", "harbour", "price", "oil", "match", "goal", "rain", "bank"]
-    plain = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))
-    plain.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(
-        tmp_path / "e"
-    )
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=10, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=32,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(tmp_path / "e")
-    return tmp_path / "e"
+    return small_encoder(tmp_path / "e")
 
 
 def test_vectors_are_indexed_searched_reported_and_removed(tmp_path, vectors):

@@ -13,12 +13,15 @@ from lessen.codecs.stored import JpegCodec
 from lessen.decoding.kv_stored import KeyValueCodes, PrefixStates
 from lessen.methods.weights._shared.grids import fit_grid
 from lessen.retrieval.adapter import QueryAdapter
+from lessen.retrieval.document_writer import PathGuide
+from lessen.retrieval.spotting import FocusedHead, FoldedHead
 from lessen.sparsity.pattern import Pattern
 from lessen.stored.base import StoredModule
 from lessen.stored.constant import Constant
 from lessen.stored.linears.billm import BiLLMLinear
 from lessen.stored.linears.clustered import ClusteredConv, ClusteredLinear, ClusteredMatrix
 from lessen.stored.linears.coded_scales import CodedScalesLinear, on_coded_scales
+from lessen.stored.linears.cosine_head import CosineHead
 from lessen.stored.linears.group_grid import GroupGrid
 from lessen.stored.linears.group_quantized import GroupQuantizedLinear
 from lessen.stored.linears.half import HalfLinear
@@ -48,6 +51,7 @@ from lessen.stored.tables.sparse_embedding import SparseEmbedding
 from lessen.stored.tables.tensor_train import TensorTrainEmbedding
 from lessen.stored.tables.tiered_embedding import TieredEmbedding, bare
 from lessen.stored.vectors.flat import FlatVectors, Int8Vectors
+from lessen.stored.vectors.fused import FusedVectors
 from lessen.stored.vectors.product import ProductVectors
 from lessen.stored.vectors.refined import RefinedVectors
 from lessen.stored.vectors.rotated import RotatedVectors
@@ -366,6 +370,13 @@ OTHERS = {
     "vector reduction": (vector_reduction, lambda: (random(3, 12),)),
     "query adapter": (lambda: QueryAdapter.fitted(random(24, 12), random(24, 9), 3), lambda: (random(3, 12),)),
     "refined vectors": (lambda: RefinedVectors.around(int8_vectors(), 5, 2, 0.5), lambda: (random(3, 12),)),
+    "fused vectors": (
+        lambda: FusedVectors.of(random(24, 12), split=5, left=3, right=4, alpha=0.4),
+        lambda: (random(3, 12),),
+    ),
+    "cosine head": (lambda: CosineHead(12, 4, 3), lambda: (random(3, 12),)),
+    "folded head": (lambda: FoldedHead.of(FocusedHead(12, 2, 3, heads=3).eval()), lambda: (random(2, 12, 2, 3),)),
+    "path guide": (lambda: PathGuide.of([[5, 2], [6, 7, 2], [6, 8, 2]], 2, 3), None),
     "simplex head": (lambda: SimplexHead(12, 5, 9), lambda: (random(3, 12),)),
     "token sets": (token_sets, None),
     "staged vectors": (staged_vectors, lambda: (random(3, 12),)),

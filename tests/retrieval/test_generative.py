@@ -5,9 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lessen.errors import ConfigError, DataError
+from lessen.errors import ConfigError, DataError, NothingMatchedError, TaskError
+from lessen.method import Context
+from lessen.methods.retrieval.hype import HyPE
+from lessen.retrieval.categories import nested
+from lessen.retrieval.document_writer import DocumentWriter, PathGuide
 from lessen.retrieval.generative import Writer
 from lessen.retrieval.trie import Trie
+from lessen.tasks.retrieval.written import WrittenOptions, WrittenTask
 
 VOCABULARY = 40
 
@@ -105,3 +110,58 @@ def test_bad_input(model):
         Trie.of([])
     with pytest.raises(ConfigError, match="0 paths"):
         Writer(model, Trie.of([[5]])).search(torch.tensor([[3]]), torch.ones(1, 1), paths=[])
+
+
+def test_paths_lead_to_ids_and_the_best_entry_of_a_document_counts(model):
+    paths = [[5, 2], [6, 7, 2], [6, 8, 2]]
+    guide = PathGuide.of(paths, 2, 3)
+    guide.check()
+    assert guide.all_paths() == paths
+    writer = DocumentWriter(model)
+    query = torch.tensor([[7, 9, 11]])
+    mask, trie = torch.ones_like(query), Trie.of(sequences(12))
+    plain = writer.search(trie, query, mask, 12)
+    assert [hit.document for hit in plain] == [
+        hit.document for hit in Writer(model, trie).search(query, mask, beams=12)
+    ]
+    writer.guide = guide
+    chosen = guide.paths(model, query, mask)
+    each = {tuple(path): score(model, query, [], path)[0] for path in paths}
+    assert chosen == sorted(paths, key=lambda path: -each[tuple(path)])[:2]
+    found = writer.search(trie, query, mask, 12)
+    best = {
+        n: max(score(model, query, path, one)[0] for path in chosen) for n, one in enumerate(sequences(12))
+    }  # as many beams as documents: every document along every path
+    assert [hit.document for hit in found] == sorted(best, key=lambda n: -best[n])
+    for hit in found:
+        assert hit.score == pytest.approx(best[hit.document], abs=1e-4)
+    broken = PathGuide.of(paths, 2, 3)
+    broken.ends[0] = 6
+    with pytest.raises(ValueError, match="ends do not cut"):
+        broken.check()
+
+
+def test_targets_begin_with_paths_and_the_judge_sees_the_same_ids():
+    task = WrittenTask(WrittenOptions(documents=12, queries=4, width=16, beams=3))
+    seen = HyPE().prepare(task, Context())
+    inputs, labels, documents = next(iter(seen.batches("train")))
+    for row, document in zip(labels.tolist(), documents.tolist(), strict=True):
+        assert [one for one in row if one != -100] == [*task.paths()[document], *task.ids[document]]
+    assert torch.equal(inputs["decoder_input_ids"][:, 1:], labels[:, :-1].clamp(min=0))
+    assert seen.fingerprint() == task.fingerprint()
+    with pytest.raises(TaskError, match="without a path"):
+        HyPE().prepare(task.view(paths=lambda: [[], [3, 2]]), Context())
+    with pytest.raises(NothingMatchedError, match="hype"):
+        HyPE().apply(torch.nn.Sequential(torch.nn.Linear(2, 2)), task, Context())
+
+
+def test_a_tree_over_vectors_keeps_what_lies_together():
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.eye(6)[:, :6]
+    owner = torch.arange(60) % 6
+    vectors = centres[owner] + 0.05 * torch.randn(60, 6, generator=generator)
+    paths = nested(vectors, (6,))
+    assert len({tuple(path) for path in paths}) == 6
+    assert all(len({tuple(paths[n]) for n in range(60) if int(owner[n]) == one}) == 1 for one in range(6))
+    assert nested(vectors, (6, 2)) == nested(vectors, (6, 2))
+    assert all(len(path) == 2 for path in nested(vectors[:3], (6, 2)))

@@ -66,8 +66,8 @@ def test_what_is_removed_is_not_found_and_files_are_tidied(tmp_path):
         assert len(one) == 60
         assert len(one.index.parts) < 10
         for query in drawn(4, 2):
-            left = [s if n % 2 else torch.full((1, DIM), -9.0) for n, s in enumerate(sets)]
-            assert one.exact([query], 8)[0].ids == truth(query, left, 8)[0]
+            left = [name for name in truth(query, sets, 120)[0] if name not in gone]
+            assert one.exact([query], 8)[0].ids == left[:8]
             assert not set(one.search([query], 8)[0].ids) & set(gone)
 
 
@@ -144,8 +144,11 @@ def test_files_that_are_flipped_or_cut_are_named_and_never_answer_wrongly(tmp_pa
     def answers(path):
         if multi:
             index = MultiFolder.open(path)
+            index.index.probes()
             return index.exact([query], 5)[0].ids, index.search([query], 5)[0].ids
-        return [IndexFolder.open(path).search(query, 5)[0].ids]
+        plain = IndexFolder.open(path)
+        plain.probes()
+        return [plain.search(query, 5)[0].ids]
 
     expected, generator = answers(tmp_path / "i"), random.Random(0)
     names = sorted(p.name for p in (tmp_path / "i").iterdir() if p.is_file() and p.name != "lock")
@@ -153,7 +156,7 @@ def test_files_that_are_flipped_or_cut_are_named_and_never_answer_wrongly(tmp_pa
     for turn in range(100):
         broken = tmp_path / f"b{turn}"
         shutil.copytree(tmp_path / "i", broken)
-        file = broken / names[turn % len(names)]
+        file = broken / generator.choice(names)
         raw = bytearray(file.read_bytes())
         place = generator.randrange(len(raw))
         if turn % 4 == 0:
@@ -170,4 +173,4 @@ def test_files_that_are_flipped_or_cut_are_named_and_never_answer_wrongly(tmp_pa
         else:
             assert found == expected, file.name
         shutil.rmtree(broken)
-    assert refused > 80
+    assert refused > 90  # spaces of the record change nothing

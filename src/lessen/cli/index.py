@@ -127,9 +127,7 @@ def search(
     adapter: Annotated[Path | None, typer.Option(help="What `index adapt` wrote, for another encoder.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Documents of each query.")] = 10,
     candidates: Candidates = None,
-    exact: Annotated[
-        bool, typer.Option("--exact", help="Of token sets: look at every token of all documents.")
-    ] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Of token sets: look at all documents.")] = False,
     column: Column = None,
     ids: Names = "id",
     as_json: AsJson = False,
@@ -141,18 +139,14 @@ def search(
     index = _opened(folder)
     if index.manifest.multi is not None:
         if vectors is not None or picture or adapter is not None:
-            raise ConfigError(
-                f"{folder} holds token sets of texts; give queries as --text or --texts, without --adapter"
-            )
+            raise ConfigError(f"{folder} holds token sets of texts; give queries as --text or --texts")
         sets = _sets(index)
         names, asked = index_multi.queries_of(sets, text, texts, encoder, column or "text", ids)
         found = sets.exact(asked, k) if exact else sets.search(asked, k, candidates or index_multi.CANDIDATES)
         _show(names, found, as_json)
         return
     if exact or candidates is not None:
-        raise ConfigError(
-            f"{folder} holds one vector a document; --exact and --candidates are for those built with --multi"
-        )
+        raise ConfigError(f"{folder} holds one vector a document: no --exact, no --candidates")
     names, asked, identity = queries_of(index, text, texts, vectors, picture, encoder, column, ids, adapter)
     index.check_encoder(identity, "the query")
     _show(names, index.search(asked, k), as_json)
@@ -163,7 +157,7 @@ def report(
     folder: Folder,
     queries: Annotated[
         Path | None,
-        typer.Option(help="Vectors of queries, or texts of an index of token sets; default: the index's own."),
+        typer.Option(help="Vectors of queries, or texts for token sets; default: its own."),
     ] = None,
     against: Annotated[
         Path | None, typer.Option(help="The vectors that were indexed, as a file, for exact search with --queries.")

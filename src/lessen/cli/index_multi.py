@@ -48,10 +48,13 @@ def build(
 
     if held not in HELD:
         raise ConfigError(f"--tokens {held!r} is not accepted; allowed: {', '.join(HELD)}")
+    encoding_of(encoding, 1 << 16, seed)  # what cannot be is said before texts are read
     identity = reader.token_identity
     index = MultiFolder.open(folder) if (folder / "index.json").exists() else None
     if index is not None:
         index.index.check_encoder(identity, "what is added")
+    else:
+        new_folder(folder)
     pairs, seen, added, skipped = read_texts(texts, column, ids), set[str](), 0, 0
     while some := list(islice(pairs, AT_ONCE if index is not None else SAMPLE)):
         names = [name for name, _ in some]
@@ -64,7 +67,6 @@ def build(
         own = [name for name, _ in new]
         sets = reader.tokens([text for _, text in new], own)
         if index is None:
-            new_folder(folder)
             chosen = encoding_of(encoding, sets[0].shape[1], seed)
             index = MultiFolder.create(folder, form, sets, chosen, held, identity, seed)  # type: ignore[arg-type]
         added += index.add(own, sets, identity, there="skip")
@@ -109,9 +111,7 @@ def queries_of(
     return names, reader.tokens([one for _, one in pairs], said, "query", cut=False)
 
 
-def judged(
-    index: MultiFolder, queries: list[Any] | None, own: list[str] | None, k: int, candidates: int
-) -> dict[str, Any]:
+def judged(index: MultiFolder, queries: list[Any] | None, k: int, candidates: int) -> dict[str, Any]:
     """Return recall of the two stages against exact search over all tokens, and what a query takes either way.
 
     Args:
@@ -121,7 +121,7 @@ def judged(
 
     from lessen.retrieval.exact import recall
 
-    of = "queries"
+    of, own = "queries", None
     if queries is None:
         own, queries = index.openings(PROBES)
         of = "openings of documents as queries"

@@ -35,7 +35,8 @@ def folded_convolutions(layers: Sequence[nn.Conv2d]) -> nn.Conv2d:
         weight, bias = own @ weight, own @ bias
         if layer.bias is not None:
             bias = bias + layer.bias.detach().double()
-    made = nn.Conv2d(layers[0].in_channels, layers[-1].out_channels, 1)
+    with torch.random.fork_rng(devices=[]):  # a layer draws its start, which is not used
+        made = nn.Conv2d(layers[0].in_channels, layers[-1].out_channels, 1)
     with torch.no_grad():
         made.weight.copy_(weight[:, :, None, None])
         made.bias.copy_(bias)  # type: ignore[union-attr]

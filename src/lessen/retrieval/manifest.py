@@ -79,6 +79,9 @@ def read(folder: Path) -> Manifest:
     if not path.is_file():
         raise ArtifactError(f"{folder} is no index: it has no {NAME}; make one with: lessen index build {folder} ...")
     raw = files.parse_json(files.read_checked(path, limit=LIMIT), str(path))
+    said = raw.pop("digest", None) if isinstance(raw, dict) else None  # records of before have none
+    if said is not None and said != files.digest(files.canonical(raw)):
+        raise ArtifactError(f"{path} is damaged: it is not what was written; take it from a copy, or build again")
     try:
         made = Manifest.model_validate(raw)
     except ValidationError as error:
@@ -92,5 +95,6 @@ def read(folder: Path) -> Manifest:
 
 
 def write(folder: Path, manifest: Manifest) -> None:
-    """Replace the record in one step. Raises OutputError."""
-    files.atomic_write(folder / NAME, files.dump_json(manifest.model_dump(mode="json")))
+    """Replace the record, with its own digest, in one step. Raises OutputError."""
+    said = manifest.model_dump(mode="json")
+    files.atomic_write(folder / NAME, files.dump_json({**said, "digest": files.digest(files.canonical(said))}))

@@ -150,7 +150,7 @@ class MultiFolder:
         return found
 
     def openings(self, count: int) -> tuple[list[str], list[Tensor]]:
-        """Return names and first tokens of some documents, spread over the index: queries that it can judge itself by."""
+        """Return names and first tokens of some documents, spread over the index, that look for others."""
         places = [(n, row) for n, part in enumerate(self.index.parts) for row in part.kept().tolist()]
         chosen = places[:: max(1, len(places) // count)][:count]
         sets = [token_rows.opened(self.index.parts[n].tensors, row)[:OPENING] for n, row in chosen]

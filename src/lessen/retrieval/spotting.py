@@ -77,7 +77,8 @@ class FoldedHead(StoredModule):
         self.position = nn.Parameter(torch.zeros(1 + self.high * self.wide, self.width))
         self.score, self.offset = nn.Parameter(torch.zeros(self.width)), nn.Parameter(torch.zeros(1))
         self.constant = nn.Parameter(torch.zeros(self.width))
-        self.query, self.key, self.value, self.out = (nn.Linear(self.width, self.width) for _ in range(4))
+        with torch.random.fork_rng(devices=[]):  # layers draw their start, which is never used
+            self.query, self.key, self.value, self.out = (nn.Linear(self.width, self.width) for _ in range(4))
         self.norm = nn.LayerNorm(self.width)
 
     @classmethod
@@ -94,6 +95,9 @@ class FoldedHead(StoredModule):
         made.position.copy_(head.position)
         for name in ("query", "key", "value", "out", "norm"):
             made.get_submodule(name).load_state_dict(head.get_submodule(name).state_dict())
+        trains = {name: one.requires_grad for name, one in head.named_parameters()}
+        for name, one in made.named_parameters():  # what was frozen stays frozen
+            one.requires_grad_(trains.get(name, any(trains.values())))
         return made.to(head.position.device).train(head.training)
 
     def config(self) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,13 +38,12 @@ class WordVectors:
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Return float32 [n, words], of length 1; zero for a text without a known word."""
-        counts = torch.zeros(len(texts), len(self.places))
+        counts = np.zeros((len(texts), len(self.places)), dtype=np.float32)
         for row, text in enumerate(texts):
             for word, count in Counter(words_of(text)).items():
-                place = self.places.get(word)
-                if place is not None:
-                    counts[row, place] = 1 + torch.tensor(float(count)).log()
-        return F.normalize(counts * self.weights, dim=1)
+                if word in self.places:
+                    counts[row, self.places[word]] = 1 + math.log(count)
+        return F.normalize(torch.from_numpy(counts) * self.weights, dim=1)
 
     def typical(self, texts: Sequence[str], count: int) -> list[str]:
         """Return the words that weigh most in texts, on average."""

@@ -3,7 +3,7 @@
     python -m benchmarks.retrieval.changes drawn
     python -m benchmarks.retrieval.changes cranfield --data FOLDER --cache FOLDER
 
-`drawn` is the task `composed` (3,000 items). `cranfield`: a reference document and the words of a query look for
+`drawn` is the task `composed` (1,000 items). `cranfield`: a reference document and the words of a query look for
 another document that people found relevant to the same query; documents are frozen vectors of MiniLM (made by
 benchmarks.retrieval.swap), what trains is two small layers over the query's vector. One stage in the batch, then as
 many epochs again: in the batch, or against the bank, or against as many drawn targets as a batch has. The control asks
@@ -175,9 +175,9 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if asked.part == "drawn":
-        task: Task = ComposedTask(ComposedOptions(items=3000, examples=4800))
+        task: Task = ComposedTask(ComposedOptions(items=1000, examples=1280))
         rows = judged(task, ItemsAlone())
-        extra: dict[str, Any] = {"items": 3000, "train": 4800, "test": 1200}
+        extra: dict[str, Any] = {"items": 1000, "train": 1280, "test": 320}
     else:
         task = AnotherDocument(asked.data, asked.cache)
         rows = judged(task, ReferenceAlone())

@@ -31,7 +31,7 @@ from lessen.retrieval.adapter import QueryAdapter
 from lessen.retrieval.exact import recall, shares
 from lessen.tasks.retrieval.readers import TextReader, digest_of_model
 
-RESULT = Path(__file__).parents[1] / "results" / "retrieval_swap.json"
+RESULT = Path(__file__).parents[1] / "results" / "retrieval_swap_pairs.json"
 LENGTH, PART, K, WORDS, SENTENCES, LINES = 64, 256, 10, 5, 3000, 500
 ENCODERS: dict[str, list[dict[str, Any]]] = {
     "rtn 4": [{"rtn": {"bits": 4}}],
@@ -137,7 +137,7 @@ def main() -> None:
         for way, row in record["rows"][name].items():
             print(name, way, row)
     record |= {
-        "benchmark": "retrieval_swap", "command": "python -m benchmarks.retrieval.swap", "length": LENGTH, "k": K,
+        "benchmark": "retrieval_swap_pairs", "command": "python -m benchmarks.retrieval.swap", "length": LENGTH, "k": K,
         "texts": {kind: len(own) for kind, own in texts.items()}, "load": os.getloadavg(), "encoders": ENCODERS,
         "environment": {**environment(1), "transformers": package_version("transformers")},
     }  # fmt: skip

@@ -40,52 +40,11 @@ def compared(name: str, part: str, value: str, over: str, said: str) -> Callable
     return table
 
 
-def swap() -> str:
-    """What a 4-bit encoder finds in the old index."""
-    found = read("retrieval_swap")["rows"]
-    lines = [
-        f"| {encoder}: {way} | {row['pairs'] or '-'} | {share([row['recall'], row['low'], row['high']])} "
-        f"| {row['cosine']:.3f} |"
-        for encoder, ways in found.items()
-        for way, row in ways.items()
-    ]
-    return rows("| queries of the 4-bit encoder | pairs | of the ten neighbours | cosine |", lines)
-
-
-def writing() -> str:
-    """Ids alone and along paths."""
-    found = read("retrieval_writing")["cranfield"]["rows"]
-    lines = [
-        f"| {row} | {share(each['recall@1'])} | {share(each['recall@10'])} | {each['ms_a_query']:.0f} |"
-        for row, each in found.items()
-    ]
-    return rows("| | recall@1 | recall@10 | processor ms a query |", lines)
-
-
 TABLES: dict[str, Callable[[], str]] = {
-    "swap": swap,
     "towers": compared(
         "retrieval_towers", "study", "pck", "over_the_better_tower", "| features | PCK@0.1 | over gradients alone |"
     ),
-    "embeddings": compared(
-        "retrieval_embeddings", "study", "map", "over_softmax", "| trained with | mAP | over softmax |"
-    ),
-    "drawn": compared(
-        "retrieval_changes", "drawn", "recall@10", "recall@10 over in the batch",
-        "| drawn items | recall@10 | over training on in the batch |",
-    ),
-    "cranfield": compared(
-        "retrieval_changes", "cranfield", "mrr", "mrr over in the batch",
-        "| Cranfield | reciprocal rank | over training on in the batch |",
-    ),
-    "topics": compared(
-        "retrieval_topics", "study", "auc", "over_keywords", "| topic | area under the curve | over keywords alone |"
-    ),
-    "spotting": compared(
-        "retrieval_spotting", "study", "map", "over_neither", "| trained with | mAP of words | over neither |"
-    ),
-    "writing": writing,
-}  # fmt: skip
+}
 GUIDE = Guide("retrieval", TABLES)
 
 

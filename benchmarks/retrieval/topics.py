@@ -40,28 +40,27 @@ def area(found: Tensor, relevant: list[int]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", required=True)
-    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, help="vectors of MiniLM; without it, word counts alone")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     held = read_cranfield(Path(asked.data))
     texts = [text or "." for text in held.documents]
-    counted = WordVectors(texts, 4096)
+    counted = WordVectors(texts, 2048)
     keywords = [sorted({word for word in words_of(query) if word in counted.places}) for query in held.queries]
     known = sorted({word for words in keywords for word in words})
-    parts = [torch.load(asked.cache / f"float32-documents-{at}.pt", weights_only=True) for at in range(0, 1400, 256)]
-    minilm = torch.cat(parts)
-    kinds = {
-        "words": (counted(texts), dict(zip(known, counted(known), strict=True))),
-        "MiniLM": (minilm, dict(zip(known, TextReader("minilm-l6", length=64).vectors(known, known), strict=True))),
-    }
+    kinds = {"words": (counted(texts), dict(zip(known, counted(known), strict=True)))}
+    if asked.cache is not None:
+        parts = [
+            torch.load(asked.cache / f"float32-documents-{at}.pt", weights_only=True) for at in range(0, 1400, 256)
+        ]
+        own = TextReader("minilm-l6", length=64).vectors(known, known)
+        kinds["MiniLM"] = torch.cat(parts), dict(zip(known, own, strict=True))
     each: dict[str, list[float]] = {}
     for kind, (documents, vectors) in kinds.items():
         forms = {"": documents}
+        forms[", int8"] = Int8Vectors.of(documents).dequantise()
         if kind == "MiniLM":
-            forms |= {
-                ", int8": Int8Vectors.of(documents).dequantise(),
-                ", 48 bytes": ProductVectors.of(documents, groups=48).dequantise(),
-            }
+            forms[", 48 bytes"] = ProductVectors.of(documents, groups=48).dequantise()
         for number, words in enumerate(keywords):
             relevant = sorted(held.grades[number])
             own = torch.stack([vectors[word] for word in words])
@@ -83,9 +82,8 @@ def main() -> None:
     for name, values in each.items():
         base = np.asarray(each[f"{name.partition(':')[0]}: keywords alone"])
         rows[name] = {"auc": interval(np.asarray(values)), "over_keywords": interval(np.asarray(values) - base)}
-    whole = np.asarray(each["MiniLM: topic of 10"])
-    for said in (", int8", ", 48 bytes"):
-        name = f"MiniLM: topic of 10{said}"
+    for name in [one for one in rows if one.endswith(("int8", "bytes"))]:
+        whole = np.asarray(each[name.rpartition(",")[0]])
         rows[name]["from_float32"] = interval(np.asarray(each[name]) - whole)
     write("retrieval_topics", "topics", "", {"topics": len(keywords), "documents": len(texts), "rows": rows})
 

@@ -60,7 +60,7 @@ class ComposedTask(Task):
         self.items = hidden + 0.2 * torch.randn(hidden.shape, generator=generator)
         turn = torch.randn(CHANGE, ITEM, generator=generator) / CHANGE**0.5
         counts = self.options.examples, self.options.examples // 4, self.options.examples // 4
-        self._splits = {}
+        self._splits: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         for split, count in zip(("train", "validation", "test"), counts, strict=True):
             references = torch.randint(len(hidden), (count,), generator=generator)
             changes = 1.5 * torch.randn(count, CHANGE, generator=generator)

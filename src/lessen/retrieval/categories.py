@@ -27,7 +27,7 @@ def _split(unit: Tensor, rows: Tensor, counts: list[int], paths: list[list[int]]
     if not counts:
         return
     own = clustered(unit[rows], counts[0], generator)
-    for number in own.unique().tolist():
+    for number in torch.unique(own).tolist():
         inside = rows[own == number]
         for row in inside.tolist():
             paths[row].append(number)

@@ -55,7 +55,7 @@ class Lbl2Vec(Method):
             pairs = list(task.pairs("train"))
             kept = self._kept([f"{query} {document}" for query, document in pairs], task, context)
             chosen = [pairs[place] for place in kept]
-            made = task.view(pairs=lambda split: chosen if split == "train" else task.pairs(split))
+            made: Task = task.view(pairs=lambda split: chosen if split == "train" else task.pairs(split))
         else:
             held = cast("HasText", task)
             texts = list(held.texts("train"))

@@ -67,7 +67,7 @@ class SPN4CIR(ModuleMethod):
             rows = task.target(batch).flatten().to(bank.device)
             return bank_loss(task.forward(student, batch), bank, rows, self.temperature, self.negatives, generator)
 
-        changes = {} if self.learning_rate is None else {"learning_rate": self.learning_rate}
+        changes: dict[str, Any] = {} if self.learning_rate is None else {"learning_rate": self.learning_rate}
         settings = dataclasses.replace(task.settings, **changes)
         for one in frozen:
             one.requires_grad_(False)

@@ -78,7 +78,7 @@ class ComposedTask(Task):
         order = torch.arange(len(targets))
         if split == "train":
             order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed))
-        for rows in order.split(self.options.batch):
+        for rows in torch.split(order, self.options.batch):
             yield (self.items[references[rows]], changes[rows]), targets[rows]
 
     def bank(self, model: Any) -> Tensor:

@@ -97,7 +97,7 @@ class WordsTask(Task):
         order = torch.arange(len(numbers))
         if split == "train":
             order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed))
-        for rows in order.split(64):
+        for rows in torch.split(order, 64):
             yield (pictures[rows], self.letters), numbers[rows], masks[rows]
 
     def loss(self, model: Any, batch: Any) -> Tensor:
@@ -109,7 +109,7 @@ class WordsTask(Task):
         here, places = numbers.unique(return_inverse=True)
         back = likeness.t()[here].log_softmax(dim=1)
         own = F.one_hot(places, len(here)).t().to(back.dtype)
-        total = F.cross_entropy(likeness, numbers) - ((back * own).sum(dim=1) / own.sum(dim=1)).mean()
+        total: Tensor = F.cross_entropy(likeness, numbers) - ((back * own).sum(dim=1) / own.sum(dim=1)).mean()
         if self.options.distracted:
             near = likeness.gather(1, self._near.to(numbers.device)[numbers]).log_softmax(dim=1)
             wanted = self._likeness.to(numbers.device)[numbers]

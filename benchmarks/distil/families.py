@@ -35,7 +35,7 @@ from lessen.tasks.vision.shapes import ShapesOptions, ShapesTask, shapes
 from lessen.train.settings import FitSettings
 
 RESULT = Path("benchmarks/results/distil_families.json")
-EPOCHS, PICTURES = 20, 500
+EPOCHS, PICTURES = 10, 300
 STUDENT_SETTINGS = FitSettings(
     epochs=EPOCHS,
     learning_rate=3e-3,
@@ -91,7 +91,7 @@ def main() -> None:
     few = ShapesTask(ShapesOptions(style="faded", examples=PICTURES, seed=2)).view(settings=STUDENT_SETTINGS)
     rows, masters = Rows(RESULT, given.seconds), dict[str, nn.Module]()
     said = {"train pictures": PICTURES, "teacher's pictures": 2000, "epochs": EPOCHS}
-    for seed, pair, name in itertools.product(range(given.seeds), PAIRS, ("teacher", "no teacher", *METHODS)):
+    for pair, seed, name in itertools.product(PAIRS, range(given.seeds), ("teacher", "no teacher", *METHODS)):
         if not rows.open(pair, str(seed), name):
             continue
         kind, (teacher, student) = pair.split()[0], PAIRS[pair]

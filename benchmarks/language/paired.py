@@ -3,7 +3,7 @@
     python -m benchmarks.language.paired --wikitext wikitext-2/test.txt [--rows GLOB] [--keep FOLDER]
 
 SmolLM2-135M-Instruct, float32, blocks 10 to 15 of 30 in groups of 64, calibrated as in `fewbits` (24 windows of 192
-tokens of news). Judged: 32 news items, and the first paragraphs of 32 articles of WikiText-2's test part, which nothing
+tokens of news). Judged: 24 news items, and the first paragraphs of 24 articles of WikiText-2's test part, which nothing
 was calibrated on. Differences in nats a token are paired by document; their intervals are a jackknife's.
 """
 
@@ -29,7 +29,7 @@ from lessen.recipe import Recipe
 
 RESULT = RESULTS / "language_paired.json"
 NAMES = ("part 3 rtn", "part 3 gptq", "part 3 oac")
-DOCUMENTS = 32
+DOCUMENTS = 24
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ MORE = {
         "gptq",
         {"bits": 3, "group": 32, "symmetric": True, "ranges": "search", "act_order": False, "min_weights": 64},
     ),
-    "awq 2": ("awq", {"bits": 2, "group": 32, "min_weights": 64, "grid": 4, "calibration_batches": 2}),
+    "awq 2": ("awq", {"bits": 2, "group": 32, "scale_bits": 6, "min_weights": 64, "grid": 4, "calibration_batches": 2}),
     "smoothquant 0.8": ("smoothquant", {"strength": 0.8, "only": "second"}),
     "gptq coded scales": ("gptq", {"bits": 2, "group": 16, "scale_bits": 4, "refit": 1, "min_weights": 64}),
     "efficient-qat 2": (

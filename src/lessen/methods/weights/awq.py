@@ -16,9 +16,9 @@ from lessen.methods.weights._shared.blocks import Turn, inside, stacks_of, turns
 from lessen.methods.weights._shared.curvature import Curvature, curvatures, sharing
 from lessen.methods.weights._shared.error_feedback import output_error
 from lessen.methods.weights._shared.few_bits import FewBits
-from lessen.methods.weights._shared.grids import fit_grid, quantise
+from lessen.methods.weights._shared.grids import quantise
 from lessen.methods.weights._shared.scaling import Source, fold, normalised, sources, wrap
-from lessen.stored.linears.group_quantized import GroupQuantizedLinear
+from lessen.stored.linears.coded_scales import of_grid
 from lessen.task import Task
 
 FLOOR = 1e-5
@@ -127,15 +127,15 @@ class AWQ(FewBits):
         for layer in layers:
             weight = layer.weight.detach().float()
             scaled = weight * scales
-            grid = fit_grid(scaled, self.bits, self.width(layer), self.symmetric, self.ranges, self.zeros)
+            grid = self.grid_of(layer, scaled)
             total += output_error(grid.values(quantise(scaled, grid)) / scales - weight, curvature)
         return total
 
     def _round(self, model: nn.Module, members: Sequence[Site], scaled: Sequence[Site], context: Context) -> nn.Module:
         for site, inner in zip(members, scaled, strict=True):
             layer: Any = inner.module
-            grid = fit_grid(layer.weight, self.bits, self.width(layer), self.symmetric, self.ranges, self.zeros)
-            made = GroupQuantizedLinear.from_codes(layer, grid, quantise(layer.weight, grid), self.activations)
+            grid = self.grid_of(layer)
+            made = of_grid(layer, grid, quantise(layer.weight, grid), self.activations)
             self.record(Site(site.paths, layer), made, context)
             model = replace(model, inner, made)
         return model

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import Self
 
 from lessen.method import Context
@@ -119,10 +119,10 @@ class FewBits(ModuleMethod):
         """Return the inputs of a group in this layer."""
         return min(self.group or layer.in_features, layer.in_features)
 
-    def grid_of(self, layer: nn.Linear) -> GroupGrid:
-        """Return the grid of a layer's weights, before any is rounded."""
-        width = self.width(layer)
-        return fit_grid(layer.weight, self.bits, width, self.symmetric, self.ranges, self.zeros, self.scale_bits)
+    def grid_of(self, layer: nn.Linear, weight: Tensor | None = None) -> GroupGrid:
+        """Return the grid of a layer's weights, or of others [out, in] in their place, before any is rounded."""
+        weight, width = layer.weight if weight is None else weight, self.width(layer)
+        return fit_grid(weight, self.bits, width, self.symmetric, self.ranges, self.zeros, self.scale_bits)
 
     def reject(self, layer: Any, bits: int | None = None) -> str | None:
         """Say why a layer stays as it is at `bits` (the knob's by default), or None."""

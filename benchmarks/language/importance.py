@@ -69,11 +69,11 @@ def ours() -> dict[str, dict[str, Any]]:
         "part lessen 3.33": {"gptq": {"bits": 3, "group": 96, **part}},
         "part lessen 2.5": {"gptq": {"bits": 2, "group": 64, **part}},
         "part lessen 3.5": {"gptq": {"bits": 3, "group": 64, **part}},
-        "part lessen 3.41": {"gptq": {"bits": 3, "group": 32, "scale_bits": 6, **part}},
-        "part lessen 2.41": {"gptq": {"bits": 2, "group": 32, "scale_bits": 6, **part}},
-        "part lessen 2.54": {"gptq": {"bits": 2, "group": 16, "scale_bits": 4, **part}},
+        "part lessen 3.43": {"gptq": {"bits": 3, "group": 32, "scale_bits": 6, **part}},
+        "part lessen 2.43": {"gptq": {"bits": 2, "group": 32, "scale_bits": 6, **part}},
+        "part lessen 2.55": {"gptq": {"bits": 2, "group": 16, "scale_bits": 4, **part}},
         "part lessen 2.56": {"linear-mixed-bits": mixed(2.56)},
-        "part lessen 2.41, trained": {
+        "part lessen 2.43, trained": {
             "efficient-qat": {"bits": 2, "group": 32, "scale_bits": 6, **part, "steps": 32, "learning_rate": 2e-3}
         },
         "part lessen 3.05": {"gptq": {"bits": 3, "group": None, **part}},

@@ -42,7 +42,7 @@ class EfficientQAT(GPTQ):
     steps: int = Field(64, ge=1, le=10**6, description="training steps of scales and minimums")
     accumulate: int = Field(1, ge=1, le=4096, description="batches of one step")
     learning_rate: float = Field(
-        4e-3, gt=0, le=1, description="of Adam, in steps of the grid, falling by a cosine to 0"
+        2e-3, gt=0, le=1, description="of Adam, in steps of the grid, falling by a cosine to 0"
     )
 
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:

@@ -143,8 +143,10 @@ def test_generation_goes_on_after_a_prompt_that_became_shorter():
     fitted = patch.fit(batch)
     wanted = model.generate(**fitted, max_new_tokens=5, do_sample=False)[:, fitted["input_ids"].shape[1] :]
     assert torch.equal(found, wanted)
-    beams = model.generate(**batch, max_new_tokens=3, do_sample=False, num_beams=2)
-    assert beams.shape[1] == batch["input_ids"].shape[1] + 3
+    with pytest.raises(InputError, match="before they are pooled; hand it"):
+        model.generate(**batch, max_new_tokens=3, do_sample=False, num_beams=2)
+    beams = model.generate(**fitted, max_new_tokens=3, do_sample=False, num_beams=2)
+    assert beams.shape[1] == fitted["input_ids"].shape[1] + 3
     with pytest.raises(InputError, match="pictures become fewer tokens"):
         logits(model, batch | {"labels": batch["input_ids"]})
     patch.remove()

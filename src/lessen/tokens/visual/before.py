@@ -143,10 +143,11 @@ def _fitted(patch: PoolPatch, given: dict[str, Any], cache: Any) -> dict[str, An
         return None
     found, whole = int(find_placeholders(ids, patch.host.placeholders).sum()), patch.grid[0] * patch.grid[1]
     seen = pixels if isinstance(pixels, Tensor) else getattr(encoded, "pooler_output", None)
-    # beams repeat what was seen in forms that do not count pictures; the processor's placeholders do then
-    pictures = len(seen) if isinstance(seen, (Tensor, list, tuple)) and len(seen) else found // whole
-    if isinstance(pixels, Tensor):
-        pictures = len(pixels)
+    if isinstance(seen, (list, tuple)) and not seen:
+        raise InputError(
+            "beam search shares pictures out by their placeholders before they are pooled; hand it patch.fit(inputs)"
+        )
+    pictures = len(seen) if isinstance(seen, (Tensor, list, tuple)) else found // whole
     if patch.grid == patch.target or found != pictures * whole:
         require_fit(found, [patch.tokens] * pictures)
         return None

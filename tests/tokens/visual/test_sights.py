@@ -41,3 +41,16 @@ def test_an_artifact_brings_the_sight_back(name, tmp_path):
 
 def test_all_are_named():
     assert {sight.kind for sight in SIGHTS} == set(MADE)
+
+
+@pytest.mark.parametrize("sight", SIGHTS)
+def test_values_that_make_no_sense_are_refused(sight):
+    config = MADE[sight.kind][0]().config()
+    assert sight.from_config(config).config() == config
+    for name, value in config.items():
+        for bad in (-1, 2**62, "7", [2**62], float("nan")):
+            if not isinstance(value, bool) and not (name in ("alpha", "beta") and bad == -1):
+                with pytest.raises((ValueError, TypeError)), torch.device("meta"):
+                    sight.from_config({**config, name: bad})
+    with pytest.raises(TypeError):
+        sight.from_config({**config, "more": 1})

@@ -14,8 +14,8 @@ class ADEMVL(SightMethod):
     """Take the picture out of the sequence: every layer looks at it beside its feed-forward part, without parameters.
 
     ADEM-VL, 2024 (arXiv 2410.17779); see `lessen.tokens.visual.fused` for what is done and how it differs. The paper
-    starts from a language model that never saw a picture, freezes it and trains 4.5 million numbers; in a model that was
-    trained with tokens of pictures the memory starts from nothing as well, so it must be trained.
+    starts from a language model that never saw a picture, freezes it and trains 4.5 million numbers. The memory starts
+    from nothing in a model that was trained with tokens of pictures too: train it.
     """
 
     card = Card(

@@ -21,7 +21,7 @@ from torch import Tensor
 from lessen.errors import InputError
 from lessen.stored.base import stored
 from lessen.tokens.visual.pictures import square
-from lessen.tokens.visual.splice import Seen, Sight
+from lessen.tokens.visual.splice import Seen, Sight, stored_values
 
 Grid = tuple[int, int]
 Scorer = Callable[[int, Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -190,9 +190,10 @@ class FreeVideoLLM(Sight):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> FreeVideoLLM:
-        """Build from `config()`. Raises TypeError, ValueError or InputError for values that make no sense."""
-        rows, columns = config.get("coarse", (4, 4))
-        return cls(Paths(**{**config, "coarse": (int(rows), int(columns))}))
+        """Build from `config()`. Raises TypeError or ValueError for values that make no sense."""
+        with stored_values(config, ("roi",)):
+            rows, columns = config.get("coarse", (4, 4))
+            return cls(Paths(**{**config, "coarse": (rows, columns)}))
 
     def see(self, seen: Seen) -> list[Tensor]:
         """Return the tokens of each prompt's video."""

@@ -19,7 +19,7 @@ from lessen.architectures.visual_host import VisualHost
 from lessen.errors import InputError
 from lessen.stored.base import stored
 from lessen.tokens.visual.pictures import square
-from lessen.tokens.visual.splice import Seen, Sight, SplicePatch
+from lessen.tokens.visual.splice import Seen, Sight, SplicePatch, stored_values
 
 ADAPTED = 0.1
 """Share of the tower's adapters in the sum, and their dropout."""
@@ -99,7 +99,7 @@ class ADEMVL(Sight):
         super().__init__()
         if not sizes or any(square(size) is None or size < 1 for size in sizes):
             raise InputError(f"adem-vl: sizes {list(sizes)} are no squares; give the tokens of square grids")
-        if not 0 <= drop < 1 or min(inner, adapter) < 1 or layers < 0:
+        if not 0 <= drop < 1 or min(inner, adapter, width, text) < 1 or layers < 0:
             raise InputError(
                 f"adem-vl: drop = {drop}, inner = {inner}, adapter = {adapter}, layers = {layers} make no sense"
             )
@@ -120,8 +120,9 @@ class ADEMVL(Sight):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ADEMVL:
-        """Build an empty twin. Raises TypeError or InputError for values that make no sense."""
-        return cls(**config)
+        """Build an empty twin. Raises TypeError or ValueError for values that make no sense."""
+        with stored_values(config, ("alpha", "beta", "drop")):
+            return cls(**config)
 
     def fits(self, host: VisualHost) -> None:
         """Raise InputError where the decoder has another width, or feed-forward layers that cannot be found."""

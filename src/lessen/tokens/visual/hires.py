@@ -19,7 +19,7 @@ from lessen.architectures.visual_host import VisualHost
 from lessen.errors import InputError
 from lessen.stored.base import stored
 from lessen.tokens.visual.pictures import square
-from lessen.tokens.visual.splice import Seen, Sight, SplicePatch
+from lessen.tokens.visual.splice import Seen, Sight, SplicePatch, stored_values
 from lessen.tokens.visual.tiles import Grid, fold, unfold
 
 
@@ -115,8 +115,8 @@ class HiResLLaVA(Sight):
     ) -> None:
         super().__init__()
         heads = max(1, width // 64) if heads is None else heads
-        inner = max(heads, width // 4 // heads * heads) if bottleneck is None else bottleneck
-        sizes = (*grid, *target, heads, inner)
+        inner = max(heads, width // 4 // max(1, heads) * heads) if bottleneck is None else bottleneck
+        sizes = (*grid, *target, heads, inner, width, text)
         if len(grid) != 2 or len(target) != 2 or min(sizes) < 1 or width % heads or inner % heads:
             raise InputError(
                 f"hires-llava: grid {list(grid)}, target {list(target)}, {heads} heads of widths {width} and {inner} "
@@ -139,8 +139,9 @@ class HiResLLaVA(Sight):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> HiResLLaVA:
-        """Build an empty twin. Raises TypeError or InputError for values that make no sense."""
-        return cls(**config)
+        """Build an empty twin. Raises TypeError or ValueError for values that make no sense."""
+        with stored_values(config):
+            return cls(**config)
 
     @property
     def slices(self) -> int:

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from lessen.architectures.visual_host import VisualHost
 from lessen.errors import InputError
 from lessen.stored.base import stored
+from lessen.stored.checks import elements
 from lessen.tokens.visual.choose import best
 from lessen.tokens.visual.pictures import square
 from lessen.tokens.visual.resampler import Resampler
-from lessen.tokens.visual.splice import Seen, Sight
+from lessen.tokens.visual.splice import Seen, Sight, stored_values
 
 
 def routed(
@@ -75,8 +76,10 @@ class SliME(Sight):
     ) -> None:
         super().__init__()
         heads = max(1, width // 128) if heads is None else heads
-        if width % 4 or width % heads:
-            raise InputError(f"slime: a width of {width} is no multiple of 4 and of {heads} heads")
+        if min(width, text, side, overview, heads) < 1 or width % 4 or width % heads:
+            raise InputError(
+                f"slime: a width of {width} is no multiple of 4 and of {heads} heads, or a size is below 1"
+            )
         if not 0 < top_p <= 1 or (keep is not None and keep < 1) or not temperature > 0:
             raise InputError(f"slime: top_p = {top_p}, keep = {keep}, temperature = {temperature} make no sense")
         self.values = {
@@ -100,8 +103,10 @@ class SliME(Sight):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> SliME:
-        """Build an empty twin. Raises TypeError or InputError for values that make no sense."""
-        return cls(**config)
+        """Build an empty twin. Raises TypeError or ValueError for values that make no sense."""
+        with stored_values(config, ("top_p", "temperature")):
+            elements("queries of slime", config["width"], config["side"] ** 2 + config["overview"] ** 2)
+            return cls(**config)
 
     def fits(self, host: VisualHost) -> None:
         """Raise InputError where the decoder has another width; the tower's is seen when it gives features."""

@@ -10,7 +10,8 @@ Between tower and sight the host hands on what the projector would have been giv
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from lessen.architectures.visual_host import VisualHost, find_visual_host
 from lessen.errors import InputError
 from lessen.stored.base import StoredPatch
+from lessen.stored.checks import whole
 from lessen.tokens.visual.before import POOL_MARK
 from lessen.tokens.visual.inside import MARK
 from lessen.tokens.visual.pictures import find_placeholders, given_to, require_fit
@@ -28,6 +30,8 @@ SPLICE_MARK = "_lessen_splice"
 RECORD = "_lessen_spliced"
 """Mask of the spliced prompt, beside the keys and values in the host's own cache."""
 CACHES = ("cache", "past_key_values")
+LARGEST = 1 << 16
+"""Any whole number in a stored sight at most: no width, side or count is larger."""
 
 
 class Sight(StoredPatch):
@@ -62,6 +66,29 @@ class Sight(StoredPatch):
     def added(self, patch: SplicePatch) -> list[Any]:  # noqa: ARG002 - most add none
         """Return handles of further hooks that this sight needs in the host."""
         return []
+
+
+@contextmanager
+def stored_values(config: Mapping[str, Any], real: tuple[str, ...] = ()) -> Iterator[None]:
+    """Check values of a stored sight before anything is allocated, and turn its refusals into ValueError.
+
+    Args:
+        real: names of values that are no whole numbers.
+
+    Raises:
+        TypeError, ValueError: a value that makes no sense, or sizes that no machine holds.
+    """
+    for name, value in config.items():
+        if name in real:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST:
+                raise TypeError(f"{name} must be a number up to {LARGEST}, found {value!r}")
+        elif value is not None and not isinstance(value, bool):
+            for one in value if isinstance(value, (list, tuple)) else (value,):
+                whole(name, one, 0, LARGEST)
+    try:
+        yield
+    except InputError as error:
+        raise ValueError(str(error)) from error
 
 
 @dataclass

@@ -24,6 +24,7 @@ from lessen.tasks.retrieval.written import WrittenOptions, WrittenTask
 from lessen.tasks.series.waves import WavesOptions, WavesTask
 from lessen.tasks.vision.shapes import ShapesOptions, ShapesTask
 from lessen.testing.colours import ColourTask
+from lessen.testing.glances import GlanceTask
 from lessen.testing.sentences import SentenceTask
 from lessen.train.settings import FitSettings
 
@@ -199,6 +200,17 @@ def questions_about_pictures() -> Task:
     return task.view(reference=_few_reference(task))
 
 
+def glances(frames: int = 1) -> Task:
+    """Return a small LLaVA's task, untrained, for methods that put other tokens in place of pictures."""
+    task = GlanceTask(frames, sizes=(64, 32), batch=16)
+    return task.view(reference=_few_reference(task))
+
+
+def films() -> Task:
+    """Return the same with films of four pictures."""
+    return glances(4)
+
+
 def pictures_on_a_wire() -> Task:
     """Return drawn pictures through a codec."""
     return PicturesTask(PicturesOptions(pictures=4, side=32))
@@ -291,6 +303,10 @@ TOYS: dict[str, Callable[[], Task]] = {
     "feather": questions_about_pictures,
     "random-tokens": questions_about_pictures,
     "uniform-tokens": questions_about_pictures,
+    "adem-vl": glances,
+    "free-video-llm": films,
+    "hires-llava": glances,
+    "slime": films,
     "codecs": pictures_on_a_wire,
     "retrieval": neighbours,
     "stationary-compat": taught_shapes,

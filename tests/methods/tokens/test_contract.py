@@ -16,6 +16,7 @@ def test_none_is_missing():
     listed = {"deco", "diffrate", "evit", "glsim", "tocom", "token-random-drop", "token-random-merge", "tome"}
     assert listed <= set(NAMES)
     assert {"determinantal-tokens", "fastv", "feather", "random-tokens", "uniform-tokens"} <= set(VISUAL)
+    assert {"adem-vl", "free-video-llm", "hires-llava", "slime"} <= set(VISUAL)
 
 
 @pytest.mark.parametrize("name", NAMES)

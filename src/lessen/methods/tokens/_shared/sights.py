@@ -68,7 +68,7 @@ class SightMethod(Method):
             raise self.nothing_matched(model, "its pictures are seen through another sight")
         try:
             shown = look(model, task)
-        except NothingMatchedError as error:
+        except InputError as error:
             raise self.nothing_matched(model, str(error)) from error
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed)

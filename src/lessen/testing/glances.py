@@ -50,21 +50,25 @@ class GlanceTask(Task):
     def build(self) -> nn.Module:
         """Return an untrained LLaVA of 16 visual tokens a picture. Raises MissingExtraError without transformers."""
         try:
-            from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+            import transformers
         except ImportError as error:
             raise MissingExtraError("hf", "transformers", "the task tiny-glances") from error
+        hugging: Any = transformers
         small = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
-        tower = CLIPVisionConfig(
-            **small, num_hidden_layers=1, image_size=SIDE * CELL, patch_size=CELL, projection_dim=32
+        tower = {"num_hidden_layers": 1, "image_size": SIDE * CELL, "patch_size": CELL, "projection_dim": 32}
+        text = {
+            "num_hidden_layers": 3, "num_key_value_heads": 2, "vocab_size": self.words, "pad_token_id": 0,
+            "bos_token_id": 1, "eos_token_id": None, "max_position_embeddings": 512,
+        }  # fmt: skip
+        config = hugging.LlavaConfig(
+            vision_config=hugging.CLIPVisionConfig(**small, **tower),
+            text_config=hugging.LlamaConfig(**small, **text),
+            image_token_index=IMAGE,
+            vision_feature_layer=-1,
+            pad_token_id=0,
         )
-        text = LlamaConfig(
-            **small, num_hidden_layers=3, num_key_value_heads=2, vocab_size=self.words, pad_token_id=0, bos_token_id=1,
-            eos_token_id=None, max_position_embeddings=512,
-        )  # fmt: skip
-        config = LlavaConfig(
-            vision_config=tower, text_config=text, image_token_index=IMAGE, vision_feature_layer=-1, pad_token_id=0
-        )
-        return LlavaForConditionalGeneration(config)
+        model: nn.Module = hugging.LlavaForConditionalGeneration(config)
+        return model
 
     def reference(self, seed: int = 0, log: Log = SILENT) -> nn.Module:
         """Return the trained model of a seed; it is trained once."""

@@ -6,11 +6,13 @@ from torch import nn
 
 from lessen.tokens.visual.free_video import FreeVideoLLM
 from lessen.tokens.visual.fused import ADEMVL
+from lessen.tokens.visual.gates import VideoGates
 from lessen.tokens.visual.hires import HiResLLaVA
 from lessen.tokens.visual.slime import SliME
 from lessen.tokens.visual.splice import SPLICE_MARK, SplicePatch
 
 SIGHTS = (ADEMVL, FreeVideoLLM, HiResLLaVA, SliME)
+GATES = VideoGates
 
 
 def sight_of(model: nn.Module) -> SplicePatch | None:

@@ -30,7 +30,7 @@ SEEDS: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
 
 
 class GlanceTask(Task):
-    """Batches are ({input_ids, attention_mask, pixel_values}, word int64 [B], kind int64 [B]).
+    """Batches are (inputs by name, word int64 [B], kind int64 [B]); only the last logits are wanted.
 
     Args:
         frames: pictures of a film; sizes: questions of the train split and of each other split.
@@ -76,14 +76,14 @@ class GlanceTask(Task):
             self.references[seed] = super().reference(seed, log)
         return copy.deepcopy(self.references[seed])
 
-    def batches(self, split: Split, seed: int = 0) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
+    def batches(self, split: Split, seed: int = 0) -> Iterator[tuple[dict[str, Any], Tensor, Tensor]]:
         """Yield batches; the train split shows other pictures for each `seed`."""
         draw = torch.Generator().manual_seed(1000 * (seed if split == "train" else 0) + SEEDS[split])
         total = self.sizes[0] if split == "train" else self.sizes[1]
         for first in range(0, total, self.batch):
             yield self._drawn(min(self.batch, total - first), draw)
 
-    def _drawn(self, count: int, draw: torch.Generator) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    def _drawn(self, count: int, draw: torch.Generator) -> tuple[dict[str, Any], Tensor, Tensor]:
         shape = (count, self.frames)
         rows, columns = (torch.randint(0, SIDE, shape, generator=draw) for _ in range(2))
         colours = torch.randint(0, COLOURS, shape, generator=draw)
@@ -98,11 +98,12 @@ class GlanceTask(Task):
         ids = torch.full((count, 3 + SIDE * SIDE * self.frames), IMAGE)
         ids[:, 0], ids[:, -2], ids[:, -1] = 1, FIRST + len(KINDS) + frame, FIRST + kind
         flat = pixels.reshape(count * self.frames, 3, SIDE * CELL, SIDE * CELL)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": flat}, target, kind
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": flat, "logits_to_keep": 1}
+        return inputs, target, kind
 
     def forward(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the logits of the word after each prompt, [B, words]."""
-        logits: Tensor = model(**batch[0], logits_to_keep=1).logits[:, -1]
+        logits: Tensor = model(**batch[0]).logits[:, -1]
         return logits
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:

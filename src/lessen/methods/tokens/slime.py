@@ -27,7 +27,7 @@ class SliME(SightMethod):
         source="arXiv 2406.08487",
         claims=frozenset({"macs", "kv_bytes"}),
     )
-    side: int = Field(6, ge=1, le=64, description="side of the grid of queries of a tile; the paper: 12 of 24")
+    side: int | None = Field(None, ge=1, le=64, description="side of the grid of queries of a tile; none: half of it")
     top_p: float = Field(0.95, gt=0, le=1, description="share of the softmax of scores that the kept tokens reach")
     keep: int | None = Field(None, ge=1, le=100_000, description="tokens of all tiles together; takes top_p's place")
     temperature: float = Field(1.0, gt=0, le=1e6, description="of the softmax of scores")
@@ -36,6 +36,5 @@ class SliME(SightMethod):
     def sight(self, shown: Shown) -> Sight:
         """Return the mixture and the router."""
         side = shown.side(self.card.name)
-        return Mixture(
-            shown.width, shown.text, self.side, side, None, self.top_p, self.keep, self.temperature, self.video
-        )
+        own = max(1, side // 2) if self.side is None else self.side
+        return Mixture(shown.width, shown.text, own, side, None, self.top_p, self.keep, self.temperature, self.video)

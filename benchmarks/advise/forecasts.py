@@ -144,7 +144,6 @@ LINEARS: list[Steps] = [
     [_rtn(bits=4, group=32)],
     [{"weight-clustering": {}}],
 ]
-LOW: Steps = [{"linear-low-rank": {"rank": 24, "calibration_batches": 4}}]
 BLOCKS: list[Steps] = [
     [{"magnitude-pruning": {"share": 0.75}}],
     [{"magnitude-pruning": {"share": 0.5}}],
@@ -156,7 +155,7 @@ BLOCKS: list[Steps] = [
     [_rtn(bits=3, activations="int8")],
 ]
 ROWS: list[Steps] = [
-    LOW,
+    [{"linear-low-rank": {"rank": 6, "calibration_batches": 4}}],
     *([{"emb-rowwise-quant": {"bits": bits}}] for bits in (8, 4, 2)),
     [{"emb-half": {}}],
     [{"emb-hash": {"ratio": 0.5}}],
@@ -164,7 +163,7 @@ ROWS: list[Steps] = [
     [{"emb-rowwise-quant": {"bits": 8}}, _rtn(bits=4, activations="int8")],
 ]
 WIDE: list[Steps] = [
-    LOW,
+    [{"linear-low-rank": {"rank": 24, "calibration_batches": 4}}],
     *([{"linear-low-rank": {"rank": rank, "calibration_batches": 4}}] for rank in (64, 128, 250)),
     [{"linear-low-rank": {"rank": 96, "calibration_batches": 4}}, INT8],
     [{"linear-low-rank": {"rank": 96, "calibration_batches": 4}}, _rtn(bits=4)],
@@ -182,10 +181,12 @@ def measured(name: str, machine: machines.Machine, rounds: int) -> list[dict[str
     with pinned_threads(1):
         summed = machine.seconds(next(iter(work_of(task, model).values())))
         now = _now(task, model)
-        rows = [_row(Recipe.parse({"steps": steps}), model, task, machine, summed, now, rounds)
-                for steps in (*LINEARS, *RECIPES[name])]  # fmt: skip
-    for row in rows:
-        print(name, row, flush=True)
+        rows = []
+        for steps in (*LINEARS, *RECIPES[name]):
+            row = _row(Recipe.parse({"steps": steps}), model, task, machine, summed, now, rounds)
+            if row is not None:
+                rows.append(row)
+                print(name, row, flush=True)
     return rows
 
 
@@ -197,11 +198,12 @@ def _now(task: Task, model: nn.Module) -> float:
 
 def _row(
     recipe: Recipe, model: nn.Module, task: Task, machine: machines.Machine, summed: float, now: float, rounds: int
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     start = time.process_time()
     told = sketch(recipe, model, task)
     if told.model is None:
-        raise SystemExit(f"{recipe.name}: {told.why}")
+        print(f"left out, {_spelled(recipe)}: {told.why}", flush=True)
+        return None
     found = next(iter(work_of(task, told.model).values()))
     spent = time.process_time() - start
     compact, _ = recipe.apply(model, task)

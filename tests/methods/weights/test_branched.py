@@ -136,6 +136,16 @@ def test_a_trained_network_is_plain_again(method):
     assert not torch.equal(layers["second"].weight, before["second"].weight)
 
 
+def test_a_model_that_no_build_gives_is_trained_on():
+    model = Plain()
+    model.point.requires_grad_(False)  # a fresh build would train it
+    made, records = Recipe([RepOptimizer(epochs=1)]).apply(model, shapes_task(), seed=1)
+    assert records[0].findings["start"] == "given model"
+    assert type(made.second) is nn.Conv2d
+    assert torch.equal(made.point.weight, model.point.weight)
+    assert not torch.equal(made.second.weight, model.second.weight)
+
+
 def test_nothing_to_branch_is_said():
     with pytest.raises(NothingMatchedError, match="Conv2d"):
         QARepVGG().apply(ToyNet(), ToyTask(examples=100), Context())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -48,7 +49,7 @@ class RepOptimizer(ModuleMethod):
         """Search and train. Raises NothingMatchedError; TaskError where the task cannot train."""
         self.eligible(model, (nn.Conv2d,), Context(), cannot_branch)  # refuse before anything is built
         task = self._by_sgd(task)
-        searched = retrain.fresh(model, task, Context(context.seed, log=context.log))
+        searched = copy.deepcopy(retrain.fresh(model, task, Context(context.seed, log=context.log)))
         sites = self.eligible(searched, (nn.Conv2d,), context, cannot_branch)
         searched, made = branch(searched, sites, lambda layer: Branches(layer, Scale, Scale, Scale))
         retrain.train(searched.train(), task, context, epochs=self.search_epochs or self.epochs)

@@ -43,7 +43,7 @@ class QARepVGG(ModuleMethod):
         self.eligible(model, (nn.Conv2d,), Context(), cannot_branch)  # refuse before anything is built
         model = retrain.fresh(model, task, context)
         sites = self.eligible(model, (nn.Conv2d,), context, cannot_branch)
-        model, made = branch(model, sites, self._branches)
+        model, made = branch(model, sites, self._branches, context.seed)
         retrain.train(model.train(), task, context, epochs=self.epochs)
         return merge(model.eval(), made)
 

@@ -51,7 +51,7 @@ class RepOptimizer(ModuleMethod):
         task = self._by_sgd(task)
         searched = copy.deepcopy(retrain.fresh(model, task, Context(context.seed, log=context.log)))
         sites = self.eligible(searched, (nn.Conv2d,), context, cannot_branch)
-        searched, made = branch(searched, sites, lambda layer: Branches(layer, Scale, Scale, Scale))
+        searched, made = branch(searched, sites, lambda layer: Branches(layer, Scale, Scale, Scale), context.seed)
         retrain.train(searched.train(), task, context, epochs=self.search_epochs or self.epochs)
         model = retrain.fresh(model, task, context)
         layers = [model.get_submodule(site.paths[0]) for site in made]

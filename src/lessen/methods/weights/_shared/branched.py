@@ -48,7 +48,7 @@ class Branches(nn.Module):
     @torch.no_grad()
     def merged(self) -> nn.Conv2d:
         """Return the one convolution that answers as all branches do in evaluation mode."""
-        made = nn.Conv2d(**(geometry_of(self.wide) | {"bias": True})).to(self.wide.weight)
+        made = nn.utils.skip_init(nn.Conv2d, **(geometry_of(self.wide) | {"bias": True})).to(self.wide.weight)
         scale, shift = affine_of(self.wide_scale, self.wide.weight)
         kernel = self.wide.weight.double() * scale.view(-1, 1, 1, 1)
         more, moved = affine_of(self.narrow_scale, self.wide.weight)
@@ -122,11 +122,15 @@ def cannot_branch(layer: Any) -> str | None:
     return None
 
 
-def branch(model: nn.Module, sites: Sequence[Site], make: Callable[[Any], nn.Module]) -> tuple[nn.Module, list[Site]]:
-    """Return the model with branches in the place of layers, and where they stand."""
+def branch(
+    model: nn.Module, sites: Sequence[Site], make: Callable[[Any], nn.Module], seed: int
+) -> tuple[nn.Module, list[Site]]:
+    """Return the model with branches in the place of layers, drawn by a seed, and where they stand."""
     made: list[Site] = []
-    for site in sites:
-        branches = make(site.module)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        drawn = [make(site.module) for site in sites]
+    for site, branches in zip(sites, drawn, strict=True):
         model = replace(model, site, branches)
         made.append(Site(site.paths, branches))
     return model, made

@@ -48,7 +48,9 @@ class Branches(nn.Module):
     @torch.no_grad()
     def merged(self) -> nn.Conv2d:
         """Return the one convolution that answers as all branches do in evaluation mode."""
-        made = nn.utils.skip_init(nn.Conv2d, **(geometry_of(self.wide) | {"bias": True})).to(self.wide.weight)
+        with torch.device("meta"):  # nothing is drawn
+            empty = nn.Conv2d(**(geometry_of(self.wide) | {"bias": True}), dtype=self.wide.weight.dtype)
+        made = empty.to_empty(device=self.wide.weight.device)
         scale, shift = affine_of(self.wide_scale, self.wide.weight)
         kernel = self.wide.weight.double() * scale.view(-1, 1, 1, 1)
         more, moved = affine_of(self.narrow_scale, self.wide.weight)

@@ -39,9 +39,8 @@ def build_grid_model() -> nn.Module:
         intermediate_size=2 * WIDTH, vocab_size=len(WORDS), max_position_embeddings=1024, pad_token_id=PAD,
         bos_token_id=START, eos_token_id=None,
     )  # fmt: skip
-    config = LlavaConfig(
-        vision_config=tower, text_config=text, image_token_index=IMAGE, vision_feature_layer=-1, pad_token_id=PAD
-    )
+    config = LlavaConfig(vision_config=tower, text_config=text, image_token_index=IMAGE, vision_feature_layer=-1)
+    config.pad_token_id = PAD
     return LlavaForConditionalGeneration(config)
 
 

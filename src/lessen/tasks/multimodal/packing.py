@@ -111,15 +111,20 @@ def _attend(
         stop = start + count * length
         asked = query[:, :, start:stop] * scaling
         own_query, own_key, own_value = (
-            x.unflatten(2, (count, length)) for x in (asked, key[:, :, start:stop], value[:, :, start:stop])
+            _by_question(x, count) for x in (asked, key[:, :, start:stop], value[:, :, start:stop])
         )
         own = own_query @ own_key.transpose(-1, -2)
         own = own.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), -torch.inf)
         scores = torch.cat([asked @ seen_key.transpose(-1, -2), own.flatten(2, 3)], -1).softmax(-1)
         if guide is not None:
-            guide.look(module.layer_idx, first, scores.unflatten(2, (count, length))[:, :, :, -1])
-        outside, inside = scores.split([picture, length], -1)
-        inside = inside.unflatten(2, (count, length)) @ own_value
+            guide.look(module.layer_idx, first, _by_question(scores, count)[:, :, :, -1])
+        outside, inside = torch.split(scores, [picture, length], -1)
+        inside = _by_question(inside, count) @ own_value
         done.append(outside @ seen_value + inside.flatten(2, 3))
         start, first = stop, first + count
     return torch.cat(done, 2).transpose(1, 2), None
+
+
+def _by_question(x: Tensor, count: int) -> Tensor:
+    """Return x [B,H,count*l,d] as [B,H,count,l,d]."""
+    return x.reshape(*x.shape[:2], count, -1, x.shape[-1])

@@ -202,7 +202,7 @@ def train_tower(model: Any, steps: int, seed: int, checkpoint: Path | None) -> N
     fit(
         naming,
         batches=batches,
-        loss=lambda model, batch: model.losses(*batch),
+        loss=lambda _, batch: naming.losses(*batch),
         validate=None,
         settings=settings,
         hooks=(Telling("tower"),),

@@ -31,11 +31,14 @@ class FreeVideoLLM(SightMethod):
     slow: int = Field(3, ge=0, le=10_000, description="frames that the words choose")
     middle: int = Field(5, ge=0, le=10_000, description="frames evenly spaced")
     fast: int = Field(50, ge=0, le=100_000, description="frames of the coarse path")
-    coarse: tuple[int, int] = Field((4, 4), description="rows and columns of a frame on the coarse path")
+    coarse: tuple[int, int] | None = Field(
+        None, description="rows and columns of a frame on the coarse path; none: a sixth of its sides, 4 of 24"
+    )
     roi: float = Field(0.8, gt=0, le=1, description="share of a frame kept around what the words ask for; 1: all")
     official: bool = Field(False, description="the published geometry, in which the region is no rectangle")
 
     def sight(self, shown: Shown) -> Sight:
         """Return the three paths."""
-        shown.side(self.card.name)
-        return Frames(Paths(self.slow, self.middle, self.fast, self.coarse, self.roi, self.official))
+        side = max(1, shown.side(self.card.name) // 6)
+        coarse = self.coarse or (side, side)
+        return Frames(Paths(self.slow, self.middle, self.fast, coarse, self.roi, self.official))

@@ -15,6 +15,7 @@ import pytest
 guides = pytest.importorskip("benchmarks.guides", reason="benchmarks are not part of this installation")
 prose_judges = pytest.importorskip("prose_judges")
 prose_language = pytest.importorskip("prose_language")
+prose_rooms = pytest.importorskip("prose_rooms")
 
 MARKED = re.compile(r"<!-- (\S+):begin -->.*?<!-- \1:end -->", re.DOTALL)
 DEMO = re.compile(r"<!-- demo -->.*?<!-- /demo -->", re.DOTALL)
@@ -96,7 +97,7 @@ def test_figures_in_sentences_come_from_results(page: str) -> None:
     measured = set(FIGURE.findall(" ".join(found[0] for found in MARKED.finditer(text))))
     text = MARKED.sub("", text)
     prose = stripped(ROWS.sub("", text) if page in ROWS_OPEN else text)
-    for sentence in PAGES.get(page, lambda: iter(()))():
+    for sentence in (*PAGES.get(page, lambda: iter(()))(), *prose_rooms.sentences(page)):
         assert stripped(sentence) in prose
         prose = prose.replace(stripped(sentence), "")
     assert not [

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import typer
 
 from lessen import cli
 from study_tools import TEXT, settled, temporaries, write
@@ -103,3 +104,16 @@ def test_signals_while_importing_or_shutting_down_give_the_same_status(stage, nu
         [sys.executable, "-c", SIGNALLED, stage, str(int(number))], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (4, "lessen: stopped\n")
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, typer.Abort])
+def test_a_signal_inside_any_verb_is_status_4_whatever_the_parser_makes_of_it(monkeypatch, capsys, stop):
+    app = typer.Typer()
+
+    @app.command()
+    def verb() -> None:
+        raise stop
+
+    monkeypatch.setattr(cli, "app", app)
+    assert cli.execute([]) == 4
+    assert capsys.readouterr().err.strip() == "lessen: stopped"

@@ -387,3 +387,11 @@ def test_vowpal_wabbit_is_encoded(tmp_path: Path) -> None:
     found = infer([path]).schema
     assert [(f.name, f.kind) for f in found.fields] == [("label", "label"), ("tags", "multi"), ("user", "multi")]
     assert known(encoded(path, found), "tags") == ["a", "b0", "b1"]
+
+
+@pytest.mark.parametrize(
+    "letters", [{"quote": ""}, {"quote": "ab"}, {"quote": "\n"}, {"separator": "é"}, {"quote": ","}]
+)
+def test_letters_that_cannot_quote_or_separate_are_refused_at_every_door(letters):
+    with pytest.raises(ConfigError, match="quote|separator"):
+        ReadSettings(**{"separator": ",", **letters})

@@ -106,12 +106,15 @@ def _culprit(state: Mapping[str, Any]) -> tuple[str, str] | None:
     return None
 
 
-def _leaves(node: Any, name: str) -> Iterator[tuple[str, Any]]:
+def _leaves(node: Any, name: str, above: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:
+    if id(node) in above:  # a list may hold itself
+        return
+    above |= {id(node)}
     if type(node) in (list, tuple):
         for key, value in enumerate(node):
-            yield from _leaves(value, f"{name}/{key}")
+            yield from _leaves(value, f"{name}/{key}", above)
     elif type(node) is dict or (name == "" and isinstance(node, Mapping)):
         for key, value in node.items():
-            yield from _leaves(value, f"{name}/{key}" if name else str(key))
+            yield from _leaves(value, f"{name}/{key}" if name else str(key), above)
     else:
         yield name, node

@@ -38,6 +38,8 @@ from lessen.cli.output import say
 from lessen.errors import LessenError
 
 DONE, BAD_INPUT, ENVIRONMENT, INTERRUPTED = 0, 2, 3, 4
+_STOPPED = 130
+"""What typer makes of a KeyboardInterrupt inside a verb (0.29; before, an Abort)."""
 
 app = typer.Typer(
     name="lessen",
@@ -90,9 +92,8 @@ def execute(arguments: list[str]) -> int:
     except LessenError as error:
         say(f"lessen: {error}")
         return error.exit_status
-    except KeyboardInterrupt:
-        say("lessen: stopped")
-        return INTERRUPTED
+    except (KeyboardInterrupt, typer.Abort):
+        status = _STOPPED
     except BrokenPipeError:  # the reader of our output left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
@@ -101,6 +102,9 @@ def execute(arguments: list[str]) -> int:
         return ENVIRONMENT
     except Exception as error:
         return _unexpected(error)
+    if status == _STOPPED:
+        say("lessen: stopped")
+        return INTERRUPTED
     return status if isinstance(status, int) else DONE
 
 

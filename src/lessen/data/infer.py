@@ -77,7 +77,7 @@ def infer(
     path = paths[0]
     settings = ReadSettings(
         format=format_of(path, None, log),
-        quote=None if quote == "none" else quote or '"',
+        quote='"' if quote is None else None if quote == "none" else quote,
         encoding=encoding,
         placed=True,
     )

@@ -71,9 +71,7 @@ class Schema(BaseModel):
 
     @property
     def reading(self) -> ReadSettings:
-        """Return how files are read. Raises ConfigError: no such encoding, or a quote of more than one character."""
-        if self.quote != "none" and len(self.quote.encode()) > 1:
-            raise ConfigError(f"schema.quote = {self.quote!r} is not accepted: one plain character, or none")
+        """Return how files are read. Raises ConfigError: no such encoding, or a quote or separator that cannot be."""
         return ReadSettings(
             format=self.format,
             separator="\t" if self.format == "tsv" else self.separator,

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from lessen.errors import DataError, TaskError
-from lessen.files import canonical, digest, sha256
+from lessen.files import sha256
 from lessen.frontier.records import REFERENCE, StudyRecords, number, outcome_path
+from lessen.frontier.seal import DIGEST, is_changed
 from lessen.metrics import Metric
 from lessen.metrics.storage import UNITS
 
-DIGEST, EVIDENCE = "digest", "evidence"
+EVIDENCE = "evidence"
 TOLERANCE = 1e-9
 """Relative difference between a recorded figure and the one that its outcomes give again."""
 
@@ -33,18 +34,12 @@ def evidence_of(root: Path, recipe: str, seed: int, judges: Iterable[str] = ("",
     return dict(sorted(found.items()))
 
 
-def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record with a digest of everything else in it."""
-    body = {key: value for key, value in record.items() if key != DIGEST}
-    return {**body, DIGEST: digest(canonical(body))}
-
-
 def fault_of(record: Mapping[str, Any], root: Path | None) -> str:
     """Return what was changed of a record or of its outcomes since it was written, or an empty string.
 
-    Records of versions that wrote no digest are taken as they are.
+    Records of versions that wrote neither digest nor evidence are taken as they are.
     """
-    if DIGEST in record and sealed(record)[DIGEST] != record[DIGEST]:
+    if is_changed(record) or (EVIDENCE in record and DIGEST not in record):
         return "the record was changed after it was written"
     if root is None or not (root / "outcomes").is_dir():
         return ""

@@ -7,7 +7,7 @@
 <out>/predictions/<recipe>-<seed>.safetensors   of earlier versions: tensor "scores"; "targets" in targets.safetensors
 <out>/noise.json              A/A run: latency_ratio, latency_ratio_ci, quality {metric: [low, high]}
 <out>/baselines.json          {name: {metric: value, metric_ci: [low, high]}}
-<out>/notes.json              statements of the task, such as how many test users are new
+<out>/notes.json              {notes: statements of the task, such as how many test users are new}; earlier a bare list
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 from lessen.errors import ArtifactError, DataError, LessenError
 from lessen.files import parse_json, parse_yaml, read_checked, read_text
+from lessen.frontier.seal import is_changed, unsealed
 from lessen.metrics import Floats, Outcomes
 from lessen.metrics.storage import load_arrays, read_jackknife, read_outcomes
 
@@ -114,11 +115,13 @@ def load_study(folder: Path | str) -> StudyRecords:
     """Read one study folder.
 
     Raises:
-        DataError: no measurements, a damaged line, a missing key, or figures of different data in one folder.
+        DataError: no measurements, a damaged line, a missing key, figures of different data in one folder, or a file
+            beside them that was changed.
     """
     folder = Path(folder)
     records = check_records(_measurements(folder / "measurements.jsonl"), str(folder))
-    notes = _optional_json(folder / "notes.json")
+    notes = _beside(folder / "notes.json")
+    notes = notes.get("notes") if isinstance(notes, dict) else notes
     resolved = folder / "study.yaml"
     study = parse_yaml(read_text(resolved, "study"), str(resolved)) if resolved.exists() else {}
     if not isinstance(study, Mapping):
@@ -132,7 +135,11 @@ def load_study(folder: Path | str) -> StudyRecords:
         study,
         noise,
         _mapping(folder / "baselines.json"),
-        (*(str(note) for note in (notes if isinstance(notes, list) else ())), *_gaps(records, resolved)),
+        (
+            *(str(note) for note in (notes if isinstance(notes, list) else ())),
+            *_gaps(records, resolved),
+            *_missing(records, study),
+        ),
     )
 
 
@@ -151,6 +158,20 @@ def _gaps(records: list[dict[str, Any]], resolved: Path) -> list[str]:
                 f"{record['recipe']}, seed {record['seed']}: the record holds no cost, what was saved is unknown"
             )
     return found
+
+
+def _missing(records: list[dict[str, Any]], study: Mapping[str, Any]) -> list[str]:
+    """Return, in words, the runs that the study names and that have no record."""
+    recipes, seeds = study.get("recipes"), study.get("seeds")
+    if not isinstance(recipes, list) or not isinstance(seeds, list):
+        return []
+    names = [str(recipe.get("name")) for recipe in recipes if isinstance(recipe, Mapping)]
+    known = {(str(record["recipe"]), record["seed"]) for record in records}
+    left = [f"{name} seed {seed}" for name in names for seed in seeds if (name, seed) not in known]
+    if not left:
+        return []
+    shown = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
+    return [f"{len(left)} of {len(names) * len(seeds)} runs of study.yaml have no measurement here: {shown}"]
 
 
 def check_records(records: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
@@ -238,8 +259,18 @@ def _optional_json(path: Path) -> Any:
         raise DataError(str(error)) from error
 
 
-def _mapping(path: Path) -> dict[str, Any]:
+def _beside(path: Path) -> Any:
+    """Return what a file beside the measurements holds. Raises DataError: it is not what its digest says."""
     value = _optional_json(path)
+    if not isinstance(value, dict):
+        return value
+    if is_changed(value):
+        raise DataError(f"{path} was changed after it was written; make it again with lessen run --resume")
+    return unsealed(value)
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    value = _beside(path)
     return value if isinstance(value, dict) else {}
 
 

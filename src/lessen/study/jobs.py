@@ -26,8 +26,9 @@ from lessen.artifact.delta import base_of
 from lessen.artifact.layout import BaseReference
 from lessen.artifact.probe import inputs_for
 from lessen.errors import ArtifactError, EnvironmentFault, LessenError, MissingExtraError, OutputError
-from lessen.frontier.evidence import EVIDENCE, evidence_of, fault_of, sealed
+from lessen.frontier.evidence import EVIDENCE, evidence_of, fault_of
 from lessen.frontier.records import REFERENCE, outcome_path
+from lessen.frontier.seal import sealed
 from lessen.judges import get_judge
 from lessen.log import SILENT, Log
 from lessen.measure.record import difference_deviations, ledger_records, measure_cost, measure_quality

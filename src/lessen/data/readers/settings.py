@@ -37,6 +37,12 @@ class ReadSettings:
     """Whether the items of a libsvm row are columns by their place (f0, f1, ...) and not by their index."""
 
     def __post_init__(self) -> None:
+        for name, letter in (("quote", self.quote), ("separator", self.separator)):
+            if letter is not None and (len(letter.encode("utf-8", "replace")) != 1 or letter in "\r\n\0"):
+                rest = ", or none" if name == "quote" else ""
+                raise ConfigError(f"{name} = {letter!r} is not accepted: give one plain character{rest}")
+        if self.quote is not None and self.quote == self.separator:
+            raise ConfigError(f"quote and separator are both {self.quote!r}; give another --quote, or none")
         if self.encoding in ("utf8", "utf8-lossy"):
             return
         try:

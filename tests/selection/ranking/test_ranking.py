@@ -285,3 +285,20 @@ def test_it_ranks_signals_as_outrank_does(tmp_path):
     assert np.corrcoef(ranks)[0, 1] >= 0.99
     for name in names:
         assert ours[name] == pytest.approx(theirs[name], abs=0.01)
+
+
+def test_every_stage_tells_how_far_it_is(planted, tmp_path):
+    from lessen.log import Log
+
+    class Kept(Log):
+        def __init__(self) -> None:
+            self.seen: dict[str, list[tuple[int, int]]] = {}
+
+        def progress(self, what: str, done: int, total: int) -> None:
+            self.seen.setdefault(what, []).append((done, total))
+
+    planted.head(3_000).write_csv(tmp_path / "a.csv")
+    log = Kept()
+    rank([tmp_path / "a.csv"], RankSettings(), log)
+    assert all(log.seen[stage][-1][0] == log.seen[stage][-1][1] for stage in ("files", "columns", "crosses"))
+    assert all(told == sorted(told) for told in log.seen.values())  # the selection may end before its last field

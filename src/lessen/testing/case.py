@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -101,13 +102,22 @@ def _raw(tensor: Tensor) -> Tensor:
 
 
 class Recorded(Task):
-    """A task whose batches are made once and checked afterwards: methods must not write into them."""
+    """A task whose batches are made once, as they are asked for, and checked afterwards: methods must not write into
+    them. A task may draw training batches without an end.
+    """
 
     def __init__(self, inner: Task) -> None:
         self.inner = inner
         self.name, self.metrics = inner.name, inner.metrics
         self.settings, self.provides = inner.settings, inner.provides
         self.kept: dict[tuple[str, int], list[Any]] = {}
+        self.coming: dict[tuple[str, int], Iterator[Any]] = {}
+        self.views: list[Recorded] = []
+
+    def view(self, **changes: Any) -> Recorded:  # type: ignore[override]
+        """Return the inner task with some operations exchanged, recorded too."""
+        self.views.append(Recorded(self.inner.view(**changes)))
+        return self.views[-1]
 
     def build(self) -> nn.Module:
         """Return the inner task's model."""
@@ -116,8 +126,15 @@ class Recorded(Task):
     def batches(self, split: Split, seed: int = 0) -> Iterator[Any]:
         """Yield the same batch objects each time."""
         if (split, seed) not in self.kept:
-            self.kept[split, seed] = list(self.inner.batches(split, seed))
-        yield from self.kept[split, seed]
+            self.kept[split, seed], self.coming[split, seed] = [], iter(self.inner.batches(split, seed))
+        kept = self.kept[split, seed]
+        for place in itertools.count():
+            if place == len(kept):
+                try:
+                    kept.append(next(self.coming[split, seed]))
+                except StopIteration:
+                    return
+            yield kept[place]
 
     def outcomes(self, model: nn.Module, split: Split = "test") -> Outcomes:
         """Return the inner task's outcomes; where it has none of its own, those of the recorded batches."""
@@ -127,10 +144,10 @@ class Recorded(Task):
     def changed(self) -> str | None:
         """Return the split that was written into, or None."""
         for (split, seed), batches in self.kept.items():
-            fresh = list(self.inner.batches(split, seed))  # type: ignore[arg-type]
+            fresh = list(itertools.islice(self.inner.batches(split, seed), len(batches)))  # type: ignore[arg-type]
             if _tensors(fresh) != _tensors(batches):
                 return split
-        return None
+        return next((found for view in self.views if (found := view.changed()) is not None), None)
 
     def __getattr__(self, name: str) -> Any:
         if name == "inner":

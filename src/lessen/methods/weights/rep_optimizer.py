@@ -94,7 +94,8 @@ def masked(layers: Sequence[Any], masks: Sequence[Tensor]) -> list[Any]:
     def times(mask: Tensor) -> Any:
         return lambda gradient: gradient * mask
 
-    return [layer.weight.register_hook(times(mask)) for layer, mask in zip(layers, masks, strict=True)]
+    learned = [(layer, mask) for layer, mask in zip(layers, masks, strict=True) if layer.weight.requires_grad]
+    return [layer.weight.register_hook(times(mask)) for layer, mask in learned]
 
 
 def _drawn(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -39,6 +39,7 @@ class Branches(nn.Module):
         self.wide_scale, self.narrow_scale = wide(channels), narrow(channels)
         self.straight = straight(channels) if keeps_size(layer) else None
         self.to(layer.weight.device, layer.weight.dtype)
+        self.requires_grad_(layer.weight.requires_grad)  # what is frozen stays so
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map [B, in, H, W] to [B, out, H', W']."""
@@ -63,7 +64,7 @@ class Branches(nn.Module):
         made.weight.copy_(kernel)
         assert made.bias is not None
         made.bias.copy_(shift)
-        return made.train(self.training)
+        return made.train(self.training).requires_grad_(self.wide.weight.requires_grad)
 
 
 class Scale(nn.Module):

@@ -125,7 +125,7 @@ def test_capabilities_are_seen_by_members_and_can_be_withheld(task):
     with pytest.raises(TaskError, match="learns needs training"):
         check_needs(Learner(), teaching)
     check_needs(Learner(), task.view(teacher=lambda seed: nn.Identity()))
-    with pytest.raises(ValueError, match="needs 'teachers'; known: calibration"):
+    with pytest.raises(ValueError, match="needs 'teachers'; known: bank, calibration"):
         dataclasses.replace(learns, needs=frozenset({"teachers"}))
 
 

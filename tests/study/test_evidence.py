@@ -99,3 +99,15 @@ def test_a_study_published_without_its_outcomes_is_still_read(done, tmp_path):
     for name in ("measurements.jsonl", "study.yaml"):
         (tmp_path / name).write_bytes((out / name).read_bytes())
     assert len(Frontier.load(tmp_path).points) == 2
+
+
+def test_a_record_without_its_digest_and_a_damaged_noise_floor_are_refused_and_made_again(done):
+    study, out = done
+    record = json.loads((out / "measurements.jsonl").read_text().splitlines()[0])
+    assert fault_of({key: value for key, value in record.items() if key != "digest"}, out) != ""
+    restore = damaged(out, "noise.json", lambda raw: raw.replace(b'"auc"', b'"auk"', 1))
+    with pytest.raises(DataError, match=r"noise.json was changed after it was written"):
+        Frontier.load(out)
+    run(study, out, resume=True)
+    Frontier.load(out)
+    restore()

@@ -13,6 +13,7 @@ from lessen import files
 from lessen.artifact import folder as artifact
 from lessen.errors import OutputError, TaskError
 from lessen.frontier import Frontier
+from lessen.frontier.seal import unsealed
 from lessen.measure.record import measure_quality
 from lessen.methods.embeddings.half import HalfTables
 from lessen.metrics.storage import read_outcomes
@@ -75,7 +76,7 @@ def test_peak_memory_and_baselines_stand_beside(finished):
     _, result = finished
     assert result.records[0]["cost"]["peak_rss_bytes"] > 10**7
     assert result.records[0]["reference"]["cost"]["peak_rss_bytes"] > 10**7
-    baselines = json.loads((result.out / "baselines.json").read_text())
+    baselines = unsealed(json.loads((result.out / "baselines.json").read_text()))
     assert all(0.3 < values["auc"] <= 1 for values in baselines.values())
     assert len(baselines) >= 2
 

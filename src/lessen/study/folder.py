@@ -15,6 +15,7 @@ from lessen import files
 from lessen.errors import ArtifactError, ConfigError, OutputError
 from lessen.frontier.evidence import fault_of
 from lessen.frontier.records import outcome_path
+from lessen.frontier.seal import is_changed, sealed
 from lessen.measure.record import Quality
 from lessen.metrics.storage import write_outcomes
 from lessen.recipe import Recipe
@@ -55,6 +56,19 @@ class StudyFolder:
     def write_json(self, path: Path, value: Any) -> None:
         """Write one JSON file, all or nothing."""
         files.atomic_write(path, files.dump_json(value))
+
+    def write_beside(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write a file that stands beside the measurements, with a digest of itself."""
+        self.write_json(self.root / name, sealed(value))
+
+    def holds_beside(self, name: str) -> bool:
+        """Return whether such a file is there and is what was written; what is damaged is made again."""
+        path = self.root / name
+        try:
+            value = files.parse_json(files.read_checked(path), str(path))
+        except ArtifactError:
+            return False
+        return not (isinstance(value, dict) and is_changed(value))
 
     def write_outcomes(self, recipe: str, seed: int, quality: Quality, judge: str = "") -> None:
         """Keep what happened on each test unit. Raises TaskError if the units are not those of other models."""

@@ -147,7 +147,8 @@ class _Running:
         return self.folder.finished(recipe.name, recipe.hash, seed) is not None
 
     def _beside_complete(self) -> bool:
-        return all((self.folder.root / name).is_file() for name in ("noise.json", "notes.json"))
+        names = ["noise.json", "notes.json", *(path.name for path in self.folder.root.glob("baselines.json"))]
+        return all(map(self.folder.holds_beside, names))
 
     # -- stages ------------------------------------------------------------------------------------------------------
     def _seed_by_seed(
@@ -304,22 +305,20 @@ class _Running:
     # -- beside the measurements -------------------------------------------------------------------------------------
     def _write_beside(self) -> None:
         """Write the noise floor and the remarks of the task, where they are not there yet."""
-        root = self.folder.root
-        if not (root / "noise.json").is_file():
+        if not self.folder.holds_beside("noise.json"):
             self.log.note("timing the uncompressed model against itself (noise floor)")
-            self.folder.write_json(root / "noise.json", self._noise())
+            self.folder.write_beside("noise.json", self._noise())
         stopped = [] if self.stopping is None else self.stopping.write()
-        self.folder.write_json(root / "notes.json", [*self.task.notes(), *stopped])
+        self.folder.write_beside("notes.json", {"notes": [*self.task.notes(), *stopped]})
 
     def _wants_baselines(self) -> bool:
-        there = (self.folder.root / "baselines.json").is_file()
-        return self.study.measure.baselines and not there
+        return self.study.measure.baselines and not self.folder.holds_beside("baselines.json")
 
     def _write_baselines(self, value: Values | Failure) -> None:
         if isinstance(value, Failure):
             self.log.note(f"baselines left out: {value.message}")
         elif value:
-            self.folder.write_json(self.folder.root / "baselines.json", value)
+            self.folder.write_beside("baselines.json", value)
 
     def _noise(self) -> Values:
         """Run each reference against a copy of itself: what differs is noise."""

@@ -57,8 +57,7 @@ from lessen.stored.vectors.refined import RefinedVectors
 from lessen.stored.vectors.rotated import RotatedVectors
 from lessen.stored.vectors.staged import Reduction, StagedVectors
 from lessen.stored.vectors.token_sets import TokenSets
-from lessen.tokens.reducers import reducer_from
-from lessen.tokens.stored import TokenReduction
+from visual_examples import VISUAL
 
 
 def cluster_assigned(shape):
@@ -165,10 +164,6 @@ def selected_fields():
     made.table.weight.data.copy_(random(60, 4))
     made.values.data.copy_(random(2, 4))
     return made
-
-
-def token_reduction():
-    return TokenReduction(reducer_from({"reducer": "merge", "removed": [2, 2]}))
 
 
 def wavelet_bank():
@@ -387,10 +382,10 @@ OTHERS = {
     "int8 linear by tensor": (int8_linear_by_tensor, lambda: (random(3, 12),)),
     "low rank linear": (low_rank_linear, lambda: (random(3, 12),)),
     "selected fields": (selected_fields, lambda: (torch.arange(18).view(3, 6) % 9, random(3, 4))),
-    "token reduction": (token_reduction, None),
     "wavelet bank": (wavelet_bank, lambda: (random(2, 3, 20),)),
+    **VISUAL,
 }
-"""Builders of what is no table, and the inputs of a forward (None: it has no forward of its own)."""
+"""Builders of what is no table, and the inputs of a forward (None: no forward of its own)."""
 
 
 def examples() -> dict[str, StoredModule]:

@@ -114,7 +114,7 @@ class Recorded(Task):
         self.coming: dict[tuple[str, int], Iterator[Any]] = {}
         self.views: list[Recorded] = []
 
-    def view(self, **changes: Any) -> Recorded:  # type: ignore[override]
+    def view(self, **changes: Any) -> Recorded:
         """Return the inner task with some operations exchanged, recorded too."""
         self.views.append(Recorded(self.inner.view(**changes)))
         return self.views[-1]

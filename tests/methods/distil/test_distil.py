@@ -187,8 +187,8 @@ def test_outputs_of_a_teacher_are_kept_and_those_of_another_refused(tmp_path: Pa
         two, _ = Recipe([method]).apply(student, shapes)
     finally:
         handle.remove()
-    # each time one look at the teacher and 6 batches to score it; of twice 3 epochs of 6 batches only the first asks
-    assert (first, len(calls) - first) == (13, 7)
+    # each time two looks at the teacher (does it answer, and as whom) and 6 batches to score it; of twice 3 epochs of 6 batches only the first asks
+    assert (first, len(calls) - first) == (14, 8)
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
     other = copy.deepcopy(master)

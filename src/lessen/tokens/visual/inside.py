@@ -35,6 +35,7 @@ from lessen.tokens.visual.row import last_row, mean_attention
 MARK = "_lessen_visual_patch"
 RECORD = "_lessen_kept"
 """What was left at each layer, beside the keys and values in the host's own cache."""
+PIXELS = ("pixel_values", "pixel_values_videos")
 CACHES = ("cache", "past_key_values")
 
 
@@ -172,7 +173,7 @@ def _begin(host: VisualHost, given: Mapping[str, Any]) -> Call:
     if cache is not None:
         cache.__dict__.pop(RECORD, None)  # of a prompt before it was emptied
     ids = given.get("input_ids")
-    pictured = any(given.get(name) is not None for name in ("pixel_values", "pixel_values_videos"))
+    pictured = any(given.get(name) is not None for name in PIXELS)
     if ids is None:
         if pictured:
             raise InputError("pictures were given with inputs_embeds, which do not say where they are; give input_ids")
@@ -184,6 +185,8 @@ def _begin(host: VisualHost, given: Mapping[str, Any]) -> Call:
         return Call()
     if not pictured and not given.get("mm_encoder_outputs"):
         raise InputError(f"the prompts hold {found} picture placeholders and no picture was given; give pixel_values")
+    if pictured and all(given[name].numel() == 0 for name in PIXELS if isinstance(given.get(name), torch.Tensor)):
+        raise InputError(f"the prompts hold {found} picture placeholders and the pictures make 0; give every picture")
     if getattr(cache, "is_compileable", False):
         raise InputError(f"a {type(cache).__name__} has one length for all layers; use the dynamic cache")
     shapes = shapes_of(given, found, host.merge)

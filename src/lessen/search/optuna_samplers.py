@@ -6,7 +6,6 @@ storage, and a storage that has them already is told none twice. What it adds is
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -28,9 +27,10 @@ class OptunaSamplers:
     def __init__(self, space: Space, sampler: Sampler, seed: int, storage: str | None, name: str) -> None:
         """Open the study. Raises MissingExtraError without optuna, ConfigError for a storage that cannot be opened."""
         try:
-            optuna: Any = importlib.import_module("optuna")
+            import optuna as installed
         except ImportError as error:
             raise MissingExtraError("search", error.name or "optuna", f"--sampler {sampler}") from error
+        optuna: Any = installed  # types must hold where it is not installed too
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.optuna, self.space = optuna, space
         chosen = {

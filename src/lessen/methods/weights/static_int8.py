@@ -66,13 +66,18 @@ class StaticInt8Layers(ModuleMethod):
         return model
 
     def _reject(self, layer: Any) -> str | None:
-        if layer.weight.numel() < self.min_weights:
-            return f"has {layer.weight.numel()} weights, fewer than min_weights {self.min_weights}"
-        if getattr(layer, "padding_mode", "zeros") != "zeros":
-            return f"pads with {layer.padding_mode}, not with zeros"
-        if module_bytes(layer) <= layer.weight.numel() + 4 * len(layer.weight) * (1 + (layer.bias is not None)) + 8:
-            return "int8 codes with their scales take no fewer bytes than it does now"
-        return None
+        return unfit(layer, self.min_weights)
+
+
+def unfit(layer: Any, min_weights: int) -> str | None:
+    """Return why a linear layer or a convolution gets no int8 form, or None."""
+    if layer.weight.numel() < min_weights:
+        return f"has {layer.weight.numel()} weights, fewer than min_weights {min_weights}"
+    if getattr(layer, "padding_mode", "zeros") != "zeros":
+        return f"pads with {layer.padding_mode}, not with zeros"
+    if module_bytes(layer) <= layer.weight.numel() + 4 * len(layer.weight) * (1 + (layer.bias is not None)) + 8:
+        return "int8 codes with their scales take no fewer bytes than it does now"
+    return None
 
 
 def empty_form(layer: Any) -> StaticInt8:

@@ -19,11 +19,11 @@ from lessen.methods import retrain
 from lessen.methods.distil._shared.distilled import probe
 from lessen.methods.distil._shared.losses import channel_divergence, row_divergence
 from lessen.methods.modules import ModuleMethod
-from lessen.methods.sites import Site, module_bytes, replace
+from lessen.methods.sites import Site, replace
 from lessen.methods.weights._shared.conv1d import linearised
 from lessen.methods.weights._shared.folded_norms import fold_batch_norms
 from lessen.methods.weights._shared.ranges import InputRanges, input_ranges
-from lessen.methods.weights.static_int8 import KINDS, empty_form
+from lessen.methods.weights.static_int8 import KINDS, empty_form, unfit
 from lessen.stored.linears.static_int8 import CONVOLVE, LAYERS
 from lessen.task import Task, main_tensor
 from lessen.train.device import device_of, to_device
@@ -111,13 +111,7 @@ class YOLOv6QAT(ModuleMethod):
         return tuple(path for path in exits if shown[path].ndim == 4)[-MAPS:]
 
     def _reject(self, layer: Any) -> str | None:
-        if layer.weight.numel() < self.min_weights:
-            return f"has {layer.weight.numel()} weights, fewer than min_weights {self.min_weights}"
-        if getattr(layer, "padding_mode", "zeros") != "zeros":
-            return f"pads with {layer.padding_mode}, not with zeros"
-        if module_bytes(layer) <= layer.weight.numel() + 4 * len(layer.weight) * (1 + (layer.bias is not None)) + 8:
-            return "int8 codes with their scales take no fewer bytes than it does now"
-        return None
+        return unfit(layer, self.min_weights)
 
 
 class Rounding(nn.Module):

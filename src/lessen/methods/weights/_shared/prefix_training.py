@@ -14,6 +14,7 @@ from lessen.architectures.loading import hugging_face
 from lessen.decoding.prefix import Prefix
 from lessen.decoding.view import cache_argument
 from lessen.method import Context
+from lessen.methods.weights._shared import grid_training
 from lessen.task import Task
 from lessen.train.device import device_of
 from lessen.train.fit import fit
@@ -22,17 +23,8 @@ from lessen.train.settings import FitSettings
 UNJUDGED = -100
 
 
-class Knobs(Protocol):
-    """How long and how fast."""
-
-    @property
-    def steps(self) -> int: ...
-
-    @property
-    def accumulate(self) -> int: ...
-
-    @property
-    def learning_rate(self) -> float: ...
+class Knobs(grid_training.Knobs, Protocol):
+    """How long and how fast, and how long a gradient may be."""
 
     @property
     def clip_norm(self) -> float: ...

@@ -10,6 +10,20 @@ from typing import Any
 
 from benchmarks.guides import Guide, read
 
+TRAINED_ON = "simplex heads, trained on with the compatible loss"
+SCORERS = {
+    "exact top 10 behind the screen": "the ten best, behind the screen",
+    "the screen alone": "the int8 screen alone",
+    "torch, one document at a time": "torch, one document at a time",
+    "maxsim-cpu": "maxsim-cpu 0.1.0",
+    "numkong (packed, not certified)": "numkong 7.8.6 (packed; its screen is not proven)",
+}
+ENCODERS = {
+    "encodings of 10,240 numbers": "compiled",
+    "the same by torch's operators": "torch's operators",
+    "muvera-py": "muvera-py, the common port",
+}
+
 
 def share(found: list[float]) -> str:
     """A mean and its interval."""
@@ -40,7 +54,82 @@ def compared(name: str, part: str, value: str, over: str, said: str) -> Callable
     return table
 
 
+def forms() -> str:
+    """Return bytes, recall and time of every form of an index, faiss's among them."""
+    lines = [
+        f"| {name} | {row['bytes']} | {share([row['recall'], row['low'], row['high']])} | {row['ms_a_query']:.2f} |"
+        for name, row in read("retrieval_forms")["forms"].items()
+    ]
+    return rows("| form | bytes | recall of ten neighbours | processor ms a query |", lines)
+
+
+def swapped() -> str:
+    """Return what another encoder's queries find in the old index, with and without an adapter."""
+    lines = [
+        f"| {name} | {share([row['recall'], row['low'], row['high']])} | {row['cosine']:.3f} |"
+        for name, row in read("retrieval_swap")["rows"].items()
+    ]
+    head = "| queries of the 4-bit encoder | of the ten neighbours that float32 finds | cosine to the float32 query |"
+    return rows(head, lines)
+
+
+def versions() -> str:
+    """Return accuracies between an old and a new model by their heads, means over seeds."""
+    found = read("retrieval_classes")["versions"]["rows"]
+    said = {
+        ("learnable heads", "classes of both"): "learnable, the five classes of both (chance 0.20)",
+        ("simplex heads", "classes of both"): "simplex, the five classes of both",
+        (TRAINED_ON, "classes of both"): "simplex, trained on with the compatible loss",
+        ("learnable heads", "all classes"): "learnable, all ten classes, five of them unknown to the old model",
+        ("simplex heads", "all classes"): "simplex, all ten",
+        (TRAINED_ON, "all classes"): "simplex, trained on with the compatible loss, all ten",
+    }
+    lines = []
+    for (head, classes), name in said.items():
+        seeds = [found[head][f"{classes}: {pair}"] for pair in ("old in old", "new in old", "new in new")]
+        lines.append(f"| {name} | {' | '.join(f'{sum(each) / len(each):.3f}' for each in seeds)} |")
+    return rows("| head | old queries, old gallery | new queries, old gallery | new queries, new gallery |", lines)
+
+
+def candidates() -> str:
+    """Return how many candidates hold the ten best documents of late interaction, by what proposes them."""
+    lines = []
+    for name, row in read("retrieval_late")["cranfield"]["rows"].items():
+        size = "-" if row["bytes_a_document"] is None else f"{row['bytes_a_document']:,}"
+        found = row["of_10_in_100"]
+        held = share([found["recall"], found["low"], found["high"]])
+        lines.append(f"| {name} | {size} | {held} | {row['candidates']['80%']} | {row['candidates']['95%']} |")
+    head = "| candidates come from | bytes a document | of the exact ten best, in 100 candidates "
+    return rows(f"{head}| candidates that hold 80 % | 95 % |", lines)
+
+
+def late_speed() -> str:
+    """Return the time of exact scores, and beside it that of encodings."""
+    found = read("retrieval_late")["speed"]
+    scores = [(said, found["maxsim"][name]["us_a_document"]) for name, said in SCORERS.items()]
+    codes = [(said, found["muvera"][name]["us_a_document"]) for name, said in ENCODERS.items()]
+    right = [f"{said} | {us:.0f}" for said, us in codes] + [" | "] * (len(scores) - len(codes))
+    lines = [f"| {said} | {us:.1f} | | {beside} |" for (said, us), beside in zip(scores, right, strict=True)]
+    head = "| exact scores of 600 documents | us | | an encoding of 10,240 numbers | us |"
+    return rows(head, [line.replace("|  |  |", "| | |") for line in lines])
+
+
+def reranked() -> str:
+    """Return the mean average precision before a second look at the neighbours, and its change."""
+    lines = [
+        f"| {name} | {row['map_before'][0]:.3f} | {change(row['change'])} |"
+        for name, row in read("retrieval_classes")["rerank"]["rows"].items()
+    ]
+    return rows("| vectors | before | change |", lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "forms": forms,
+    "swap": swapped,
+    "versions": versions,
+    "candidates": candidates,
+    "late-speed": late_speed,
+    "rerank": reranked,
     "towers": compared(
         "retrieval_towers", "study", "pck", "over_the_better_tower", "| features | PCK@0.1 | over gradients alone |"
     ),

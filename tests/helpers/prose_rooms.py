@@ -53,6 +53,8 @@ def decoding() -> Iterator[str]:
     token = 2 * 30 * 3 * 64 * 4  # keys and values of 30 layers, 3 heads of 64 float32 numbers
     yield f"in float32 keeps {token / 1e3:.0f} kB a token, {token * 8192 / 1e6:.0f} MB at 8k tokens"
     yield f"SmolLM2 {token / 1e3:.0f} kB a token of keys and values and {49152 * 4 / 1e3:.0f} kB of logits"
+    pivot = read("language_kv_intact")["rows"]["fp32, bos"]["pivot"]
+    yield f"the largest activation of the first token is {pivot['first']:,.0f}, of all others {pivot['others']:.0f}"
 
 
 def ranking() -> Iterator[str]:
@@ -77,6 +79,15 @@ def sparsity() -> Iterator[str]:
     assert 1.95 < max(slower) < 2.05
     yield f"the sparse product takes {min(slower):.2g} to {max(slower):.0f} times as long as a dense one"
     yield f"Keeping half promises {8 / 5} times at the most (5 bits for 8)"
+    found = read("sparsity_tiny")["results"]
+    published, drawn = found["settings"]["published bytes"], found["bytes of drawn weights"]
+    raw, many, half, few = (drawn[name] for name in ("as drawn", "16 values", "half removed, 15 values", "8 values"))
+    yield (
+        f"{raw['raw_weights'] // 4:,} weights, {raw['raw_weights']:,} bytes as float32, smallest published file "
+        f"{published['smallest file, quantised FlatBuffer']:,}) with 16 values a layer is a file of {many['file']:,} "
+        f"bytes for drawn weights: {many['weights']:,} of weights, {many['graph']} of graph, {many['metadata']} of "
+        f"metadata; half of the weights removed first, {half['file']:,}; 8 values, {few['file']:,}"
+    )
 
 
 def pruning() -> Iterator[str]:

@@ -1,0 +1,79 @@
+"""Writes the tables of docs/sparsity.md from the committed results: python -m benchmarks.sparsity.table"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.guides import Guide, read
+from lessen.sparsity.pattern import Pattern
+from lessen.stored.linears.sparse_matrix import SparseMatrix
+
+TRAINED = {
+    "dense": "dense",
+    "1:16 one-shot": "one shot",
+    "1:16 one-shot trained": "one shot, trained under its mask",
+    "1:16 sr-ste": "`sr-ste`",
+    "1:16 exponential": "`nm-progressive`, exponential",
+    "1:16 exponential, half strict": "`nm-progressive`, exponential, `fine=0.5`",
+}
+MATRICES = ((8192, ("25 %", "50 %")), (6144, ("25 %", "50 %")), (2048, ("50 %", "1:8", "1:32")))
+IN_THE_CACHE = 2048
+"""The side of the matrix that stays in the cache of the measured machine."""
+FORMS = {
+    "anywhere, half": Pattern(0.5),
+    "anywhere, a quarter": Pattern(0.25),
+    **{text: Pattern.parse(text) for text in ("2:4", "1:8", "1:16")},
+}
+VALUES = ("fp32", "fp16", "int8")
+
+
+def bits() -> str:
+    """Return the bits that a weight takes by pattern and kind of value, counted on the stored tensors of a matrix."""
+    rows, columns = 16, 1024
+    lines = [f"| form | {' | '.join(VALUES)} |", f"|---{'|---' * len(VALUES)}|"]
+    for name, pattern in FORMS.items():
+        cells = []
+        for values in VALUES:
+            held = SparseMatrix(rows, columns, pattern.kept(rows * columns), values, pattern.n, pattern.m)
+            parts = [part for part in (held.bits, held.places, held.values) if part is not None]
+            size = 8 * sum(part.numel() * part.element_size() for part in parts) / (rows * columns)
+            cells.append(f"{size:.2f}".rstrip("0").rstrip("."))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def trained() -> str:
+    """Return the accuracy after training with 1:16, beside that of SR-STE."""
+    lines = ["| 1:16 | accuracy | against `sr-ste` |", "|---|---|---|"]
+    for name, said in TRAINED.items():
+        row = read("sparsity_training")["results"]["summary"]["cnn"][name]
+        beside = row.get("against sr-ste")
+        itself = name == "dense" or beside == [0.0, 0.0, 0.0]
+        against = "" if itself else f"{beside[0]:.3f} [{beside[1]:.3f}, {beside[2]:.3f}]"
+        lines.append(f"| {said} | {row['mean']:.3f} | {against} |".replace("|  |", "| |"))
+    return "\n".join(lines) + "\n"
+
+
+def kernel() -> str:
+    """Return the speed over the quickest dense int8 layer, by matrix, pattern and rows of inputs."""
+    found: dict[tuple[int, str, int], dict[str, Any]] = {
+        (row["outputs"], row["pattern"], row["rows"]): row for row in read("sparsity_kernel")["results"]["rows"]
+    }
+    lines = ["| matrix | kept | stored, of dense int8 | 1 row | 4 rows | 16 rows |", "|---|---|---|---|---|---|"]
+    for side, patterns in MATRICES:
+        for pattern in patterns:
+            one, *more = (found[side, pattern, rows] for rows in (1, 4, 16))
+            middle, low, high = one["faster than"][one["best"]]
+            cells = " | ".join(f"{row['faster than'][row['best']][0]:.2f}" for row in more)
+            place = " (in the cache)" if side == IN_THE_CACHE else ""
+            lines.append(
+                f"| {side} x {side}{place} | {pattern} | {one['stored of dense int8']:.2f} "
+                f"| {middle:.2f} [{low:.2f}, {high:.2f}] | {cells} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+GUIDE = Guide("sparsity", {"sparse-bits": bits, "sparse-training": trained, "sparse-kernel": kernel})
+
+if __name__ == "__main__":
+    GUIDE.write()

@@ -77,7 +77,7 @@ def interleaved(ways: dict[str, Callable[[], Any]], count: int) -> dict[str, dic
 
 
 def speed(port: str | None) -> None:
-    documents = drawn(600)
+    documents = drawn(2400)
     sets = TokenSets.of(documents)
     query = torch.nn.functional.normalize(documents[7][:32] + 0.9 * torch.randn(32, 128) / 128**0.5, dim=1)
     screen, every = Screen(sets), torch.arange(len(documents))

@@ -6,8 +6,7 @@ With q' and p' the vectors that int8 codes stand for,
     |<q, p> - <q', p'>|  <=  |q'| |p - p'| + |q - q'| |p|,
 
 and a maximum moves by no more than what it is taken over. The screen scores every document in integers; those whose
-score may reach the k-th best exact one are looked at again with the query in 15 bits, and those that still may are
-scored in float32. The result is what float32 alone gives.
+score may reach the k-th best exact one are scored in float32. The result is what float32 alone gives.
 """
 
 from __future__ import annotations
@@ -18,14 +17,12 @@ import torch
 from torch import Tensor
 
 from lessen.errors import DataError, NonFiniteError
-from lessen.retrieval.kernels import maxsim_kernel
+from lessen.retrieval.kernels import chamfer_kernel, maxsim_kernel
 from lessen.stored.vectors.flat import integer_products, rounded
 from lessen.stored.vectors.token_sets import TokenSets
 
 MORE = 16
 """Documents beyond k that are scored exactly before the bound is applied."""
-FEW = 8
-"""Documents that are scored exactly without looking at them more closely first."""
 
 
 @dataclass(frozen=True)
@@ -49,41 +46,26 @@ class Screen:
         self._every = torch.arange(sets.rows)
         self._added = maxsim_kernel.corrections(sets.codes) if compiled else None
 
-    def scores(self, query: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return approximate scores and what each may be wrong by, float32 [n] twice, for float [Q, dim].
-
-        Args:
-            documents: int64 [n], looked at more closely: the query then has 15 bits; None for all, with 8.
-        """
+    def scores(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Return approximate scores and what each may be wrong by, float32 [rows] twice, for float [Q, dim]."""
         sets = self.sets
         codes, steps = rounded(query)
-        planes, held = [codes], codes.float() * steps[:, None]
-        if documents is not None:
-            finer = steps[:, None] / maxsim_kernel.FINER
-            planes.append(((query - held) / finer).round().clamp(-127, 127).to(torch.int8))
-            held = held + planes[1].float() * finer
-        chosen = self._every if documents is None else documents
-        best = self._compiled(planes, chosen) if self._added is not None else self._plain(planes, documents)
+        held = codes.float() * steps[:, None]
+        best = self._compiled(codes) if self._added is not None else self._plain(codes)
         kept, wrong = held.norm(dim=1).sum(), (query - held).norm(dim=1).sum()
         rounding = 2 * (sets.dim + 8) * 2.0**-24 * (kept + wrong)
-        return best @ steps, sets.errors[chosen] * kept + sets.longest[chosen] * (wrong + rounding)
+        return best @ steps, sets.errors * kept + sets.longest * (wrong + rounding)
 
-    def _compiled(self, planes: list[Tensor], documents: Tensor) -> Tensor:
-        sets, packed = self.sets, maxsim_kernel.packed_queries(*planes)
+    def _compiled(self, codes: Tensor) -> Tensor:
+        sets, packed = self.sets, maxsim_kernel.packed_queries(codes)
         assert self._added is not None
-        found = maxsim_kernel.best_products(packed, sets.codes, sets.scales, self._added, sets.starts, documents)
-        return found[:, : len(planes[0])]
+        found = maxsim_kernel.best_products(packed, sets.codes, sets.scales, self._added, sets.starts, self._every)
+        return found[:, : len(codes)]
 
-    def _plain(self, planes: list[Tensor], documents: Tensor | None) -> Tensor:
+    def _plain(self, codes: Tensor) -> Tensor:
         sets = self.sets
-        codes, scales, lengths = sets.codes, sets.scales, sets.lengths
-        if documents is not None:
-            places, lengths = _tokens_of(sets, documents), lengths[documents]
-            codes, scales = codes[places], scales[places]
-        products = integer_products(codes, planes[0])
-        for one in planes[1:]:
-            products = products + integer_products(codes, one) / maxsim_kernel.FINER
-        return torch.segment_reduce(products * scales[:, None], "max", lengths=lengths, axis=0)
+        products = integer_products(sets.codes, codes) * sets.scales[:, None]
+        return torch.segment_reduce(products, "max", lengths=sets.lengths, axis=0)
 
 
 def _tokens_of(sets: TokenSets, documents: Tensor) -> Tensor:
@@ -96,6 +78,8 @@ def _tokens_of(sets: TokenSets, documents: Tensor) -> Tensor:
 
 def chamfer(query: Tensor, sets: TokenSets, documents: Tensor) -> Tensor:
     """Return the exact scores of documents, int64 [n], for a query, float [Q, dim]: float32 [n]."""
+    if chamfer_kernel.available():
+        return chamfer_kernel.best_products(query, sets.tokens, sets.starts, documents).sum(dim=1)
     lengths, tokens = sets.lengths[documents], sets.tokens[_tokens_of(sets, documents)]
     return torch.segment_reduce(tokens @ query.t(), "max", lengths=lengths, axis=0).sum(dim=1)
 
@@ -118,9 +102,6 @@ def search(query: Tensor, screen: Screen, k: int) -> Best:
     possible = scores + wrong >= reach
     possible[first] = False
     others = possible.nonzero()[:, 0]
-    if len(others) > FEW:
-        scores, wrong = screen.scores(query, others)
-        others = others[scores + wrong >= reach]
     numbers = torch.cat([first, others])
     if len(others):
         exact = torch.cat([exact, chamfer(query, screen.sets, others)])

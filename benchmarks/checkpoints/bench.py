@@ -55,8 +55,8 @@ class Progress:
         self.done: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
 
     def unit(self, key: str, work: Callable[[], Any]) -> Any:
-        """Return the result under `key`, working it out if it is not there yet."""
-        if key not in self.done:
+        """Return the result under `key`, working it out if it is not there yet, or was left out."""
+        if self.done.get(key) is None:
             self.done[key] = work()
             self.path.write_text(json.dumps(self.done))
             print("done:", key, flush=True)

@@ -36,6 +36,9 @@ LENGTH, PART, K, WORDS, SENTENCES, LINES = 64, 256, 10, 5, 3000, 500
 ENCODERS: dict[str, list[dict[str, Any]]] = {
     "rtn 4": [{"rtn": {"bits": 4}}],
     "gptq 4": [{"gptq": {"bits": 4, "calibration_batches": 24, "ranges": "search", "refit": 4}}],
+    "gptq 4, groups of 32": [
+        {"gptq": {"bits": 4, "group": 32, "calibration_batches": 24, "ranges": "search", "hessian": "tokens", "refit": 2}}
+    ],
     "rtn 4, tables 4": [{"rtn": {"bits": 4, "table_bits": 4}}],
 }
 RANKS = {"turn alone": 0, "turn and 96 directions": None, "turn and 384 directions": 384}

@@ -2,11 +2,12 @@
 
     python -m benchmarks.sparsity.protected [--seconds 170]     # writes benchmarks/results/sparsity_protected.json
 
-Drawn shapes of low contrast; rings are one picture in ten and must not be missed. A convolutional network is pruned in
-three rounds of a half each, from one start, three seeds (width and rounds were chosen on validation pictures of another
-seed: half the width in five rounds leaves networks that answer one kind only). `blind` is class_weight 1; the control takes the blind network
-and lowers its threshold until, on validation, as many other pictures are taken for rings as the weighted network takes.
-Misses and false finds are then counted on 4,000 test pictures. Finished runs are kept.
+Drawn shapes of low contrast; rings are one picture in ten and must not be missed. A convolutional network is pruned
+in three rounds of a half each, from one start, three seeds (width and rounds were chosen on validation pictures of
+another seed: half the width in five rounds leaves networks that answer one kind only). `blind` is class_weight 1; the
+control takes the blind network and lowers its threshold until, on validation, as many other pictures are taken for
+rings as the weighted network takes. Misses and false finds are then counted on 4,000 test pictures. Finished runs are
+kept.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ ENCODERS: dict[str, list[dict[str, Any]]] = {
     "rtn 4": [{"rtn": {"bits": 4}}],
     "gptq 4": [{"gptq": {"bits": 4, "calibration_batches": 24, "ranges": "search", "refit": 4}}],
     "gptq 4, groups of 32": [
-        {"gptq": {"bits": 4, "group": 32, "calibration_batches": 24, "hessian": "tokens", "ranges": "search"}}
+        {"gptq": {"bits": 4, "group": 32, "calibration_batches": 24, "ranges": "search", "refit": 4}}
     ],
     "rtn 4, tables 4": [{"rtn": {"bits": 4, "table_bits": 4}}],
 }

@@ -73,8 +73,11 @@ def ours() -> dict[str, dict[str, Any]]:
         "part lessen 2.43": {"gptq": {"bits": 2, "group": 32, "scale_bits": 6, **part}},
         "part lessen 2.55": {"gptq": {"bits": 2, "group": 16, "scale_bits": 4, **part}},
         "part lessen 2.56": {"linear-mixed-bits": mixed(2.56)},
-        "part lessen 2.43, trained": {
-            "efficient-qat": {"bits": 2, "group": 32, "scale_bits": 6, **part, "steps": 32, "learning_rate": 2e-3}
+        "part lessen 2.55, three times the text": {
+            "gptq": {"bits": 2, "group": 16, "scale_bits": 4, **part, "calibration_batches": 18}
+        },
+        "part lessen 2.55, trained": {
+            "efficient-qat": {"bits": 2, "group": 16, "scale_bits": 4, **part, "steps": 48, "learning_rate": 2e-3}
         },
         "part lessen 3.05": {"gptq": {"bits": 3, "group": None, **part}},
         "part lessen 3.33, three times the text": {"gptq": {"bits": 3, "group": 96, **part, "calibration_batches": 18}},

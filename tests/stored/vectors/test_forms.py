@@ -133,15 +133,19 @@ def test_stages_of_other_widths_are_refused():
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
-@pytest.mark.parametrize("dim", [128, 192, 256, 384])
-def test_packed_codes_are_multiplied_exactly_without_being_unpacked(bits, dim):
+@pytest.mark.parametrize(("dim", "rows"), [(128, 100), (192, 67), (256, 96), (384, 100), (512, 81), (1024, 70)])
+def test_packed_codes_are_multiplied_exactly_without_being_unpacked(bits, dim, rows):
     generator = torch.Generator().manual_seed(0)
-    values = torch.randint(0, 1 << bits, (100, dim), generator=generator, dtype=torch.uint8)
+    values = torch.randint(0, 1 << bits, (rows, dim), generator=generator, dtype=torch.uint8)
     queries = torch.randint(-127, 128, (3, dim), generator=generator, dtype=torch.int8)
     codes = packing.pack(values, bits)
     if not few_bits.takes(codes, queries):
         pytest.skip("no VNNI of 512 bits, or rows that do not fill vectors")
-    assert torch.equal(few_bits.products(queries, codes, bits), (queries.long() @ values.long().t()).int())
+    scales, offsets = torch.rand(3, generator=generator), torch.randn(3, generator=generator)
+    factors = torch.rand(rows, generator=generator)
+    found = few_bits.scores(queries, codes, bits, scales, factors, offsets)
+    products = queries.long() @ (2 * values.long() - ((1 << bits) - 1)).t()
+    assert torch.equal(found, products.float() * scales[:, None] * factors + offsets[:, None])
 
 
 def test_scores_are_the_same_with_and_without_the_kernel(monkeypatch):

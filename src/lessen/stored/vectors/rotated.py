@@ -87,8 +87,9 @@ class RotatedVectors(VectorIndex):
 
     def turned(self, vectors: Tensor) -> Tensor:
         """Return float vectors [n, dim] mixed and turned, float32 [n, padded]; lengths and angles stay."""
-        wide = torch.nn.functional.pad(vectors, (0, self.padded - self.dim))
-        mixed = wide[:, self.order.long()] * self.signs
+        spare = self.padded - self.dim
+        wide = torch.nn.functional.pad(vectors, (0, spare)) if spare else vectors
+        mixed = wide.index_select(1, self.order) * self.signs
         return (mixed.view(-1, self.width) @ self.turn).view(len(vectors), self.padded)
 
     def encode(self, vectors: Tensor) -> dict[str, Tensor]:
@@ -119,18 +120,12 @@ class RotatedVectors(VectorIndex):
 
     def scores_of(self, queries: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
         """Return estimated inner products, float32 [B, n]."""
-        codes, scales = rounded(self.turned(queries))
-        products: Tensor = self._products(codes, rows["codes"]) * scales[:, None] * rows["factors"]
-        return products + (queries @ self.centre)[:, None]
-
-    def _products(self, queries: Tensor, codes: Tensor) -> Tensor:
-        """Return the exact products of int8 [B, padded] with the levels of packed codes, float32 [B, n]."""
-        whole = self.padded * self.bits == 8 * codes.shape[1]
-        if whole and few_bits.takes(codes, queries):
-            top = (1 << self.bits) - 1
-            total = queries.sum(1, dtype=torch.int32)[:, None]
-            return (2 * few_bits.products(queries, codes, self.bits) - top * total).float()
-        return integer_products(queries, self._levels(packing.unpack(codes, self.bits, self.padded)))
+        (asked, scales), codes, factors = rounded(self.turned(queries)), rows["codes"], rows["factors"]
+        offsets = queries @ self.centre
+        if self.padded * self.bits == 8 * codes.shape[1] and few_bits.takes(codes, asked):
+            return few_bits.scores(asked, codes, self.bits, scales, factors.contiguous(), offsets)
+        products = integer_products(asked, self._levels(packing.unpack(codes, self.bits, self.padded)))
+        return products * scales[:, None] * factors + offsets[:, None]
 
     def dequantise(self) -> Tensor:
         """Return the vectors that codes stand for, float32 [rows, dim]: the nearest on their line, not the unbiased."""

@@ -1,28 +1,32 @@
-"""Pages that are generated at build time: the method catalogue, the errors, and the tutorials (from scripts)."""
+"""Pages that are generated at build time: methods, errors, the Python reference, and the tutorials (from scripts)."""
 
 from __future__ import annotations
 
 import ast
-import importlib
 import inspect
 from pathlib import Path
 
+import reference
 from mkdocs.structure.files import File
 
 from lessen import errors
 from lessen.methods import builtin_methods
 
 DOCS = Path(__file__).parent
-ROOMS = (
-    "lessen", "lessen.frontier", "lessen.metrics", "lessen.testing", "lessen.decoding", "lessen.checkpoints",
-    "lessen.tokens", "lessen.series", "lessen.selection.ranking",
-)  # fmt: skip
-"""What a user imports from; each lists its public names in `__all__`."""
+
+
+def on_config(config):
+    """Give every room of the reference its place under "Python reference"."""
+    rooms = [{"All names": "api.md"}, *({reference.room_title(page): page} for page in reference.room_pages())]
+    config.nav = [
+        {title: rooms} if page == "api.md" else {title: page} for each in config.nav for title, page in each.items()
+    ]
+    return config
 
 
 def on_files(files, config):
     """Add the generated pages to the site."""
-    pages = {"methods.md": catalogue(), "errors.md": error_page(), "api.md": reference()}
+    pages = {"methods.md": catalogue(), "errors.md": error_page(), **reference.pages()}
     for script in sorted((DOCS / "tutorials").glob("*.py")):
         pages[f"tutorials/{script.stem.replace('_', '-')}.md"] = tutorial(script)
     for name, text in pages.items():
@@ -86,46 +90,6 @@ def allowed(detail) -> str:
 def cell(value) -> str:
     """Text that is safe inside a Markdown table."""
     return str(value).replace("|", "\\|").replace("\n", " ")
-
-
-def reference() -> str:
-    """Public names of the package and of the rooms that a user imports from, with signatures and docstrings."""
-    lines = ["# Python reference", "", "Generated from the docstrings of this version.", ""]
-    for room in ROOMS:
-        module = importlib.import_module(room)
-        first = (inspect.getdoc(module) or "").split("\n\n")[0]
-        lines += [f"## {room}", "", " ".join(first.split()), ""]
-        for name in module.__all__:
-            lines += member(name, getattr(module, name), room)
-    return "\n".join(lines)
-
-
-def member(name, value, room) -> list[str]:
-    """A public function, class or constant: its signature, what it says, and for a class its methods."""
-    if not (inspect.isclass(value) or inspect.isfunction(value)):
-        return [f"### {name}", "", f"A {type(value).__name__}: `{value!r}`." if len(repr(value)) < 80 else "", ""]
-    lines = [f"### {name}", "", "```python", f"from {room} import {name}", signature(name, value), "```", ""]
-    lines += [block(value), ""]
-    if inspect.isclass(value):
-        for other, inner in vars(value).items():
-            plain = inner.__func__ if isinstance(inner, (classmethod, staticmethod)) else inner
-            if inspect.isfunction(plain) and not other.startswith("_") and inspect.getdoc(plain):
-                lines += [f"**`{signature(other, plain)}`**", "", block(plain), ""]
-    return lines
-
-
-def signature(name, value) -> str:
-    """Name and parameters; without them where Python cannot tell."""
-    try:
-        return f"{name}{inspect.signature(value)}"
-    except (TypeError, ValueError):
-        return name
-
-
-def block(value) -> str:
-    """A docstring as it stands, since its indentation carries meaning."""
-    text = inspect.getdoc(value) or ""
-    return f"```text\n{text}\n```" if text else ""
 
 
 def error_page() -> str:

@@ -89,6 +89,8 @@ def test_links_between_files_lead_somewhere():
             resolved = (page.parent / target).resolve()
             known = str(resolved).removeprefix(f"{ROOT}/docs/") in generated
             assert resolved.exists() or known, f"{page.name} links to {target}"
+            on_the_site = page.parent == ROOT / "docs"
+            assert not (on_the_site and target.endswith(".py")), f"{page.name} links to {target}, which no site holds"
 
 
 def test_the_demo_table_is_that_of_the_committed_run():

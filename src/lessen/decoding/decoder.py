@@ -163,7 +163,7 @@ class Decoder:
         prefix_allowed_tokens_fn: Any = None,
         **options: Any,
     ) -> Tensor:
-        """Return what `model.generate` returns: prompts (batch, length) with the new tokens behind, padded at the end.
+        """Return what `model.generate` returns: prompts [batch, length] with the new tokens behind, padded at the end.
 
         Lengths, processors, prefix functions and stop rules count and see the padding of a row, as in transformers.
         Warns when a row stops because the model's positions are used up.

@@ -211,7 +211,7 @@ class IndexFolder:
         return found
 
     def best(self, queries: Tensor, k: int) -> tuple[list[list[float]], list[list[tuple[int, int]]]]:
-        """Return scores, best first, and file and row of each, of each query."""
+        """Return scores, best first, and file and row of each, for each of the queries, float [queries, dim]."""
         if k < 1:
             raise ConfigError(f"k must be at least 1, found {k}")
         asked = checked(queries, self.dim, self.manifest.metric, what="queries")

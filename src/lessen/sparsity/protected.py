@@ -83,7 +83,13 @@ def area(chances: Tensor, ours: Tensor) -> float:
 
 
 def threshold_for(chances: Tensor, ours: Tensor, false_positives: int) -> float:
-    """Return the lowest threshold at which no more than so many other rows are taken for the class."""
+    """Return the lowest threshold at which no more than so many other rows are taken for the class.
+
+    Args:
+        chances: of the protected class, float [rows], from 0 to 1.
+        ours: which rows are of that class, bool [rows].
+        false_positives: rows of other classes that may lie above the threshold.
+    """
     others = chances[~ours].sort(descending=True).values
     if false_positives >= len(others):
         return 0.0

@@ -68,7 +68,7 @@ class TokenState:
         return (bias if nobody is None else torch.where(nobody, HIDDEN, bias))[:, None, None, :]
 
     def apply(self, plan: Plan, x: Tensor, *, sizes: bool = True) -> tuple[Tensor, TokenState]:
-        """Return the reduced features and the state that belongs to them. `sizes=False` leaves sizes unset."""
+        """Return the features x [B,N,C] reduced to [B,kept,C], and their state. `sizes=False` leaves sizes unset."""
         reduced, size = plan.reduce(x, self.size)
         kept = size if sizes or self.mask is not None else None
         positions = None if self.positions is None else moved(self.positions, plan, self.size, self.protected)

@@ -131,7 +131,7 @@ class DistilHook(Hook):
         self._caught = Taps(model, self.taps, self.read, training_only=True)
 
     def loss(self, model: nn.Module, batch: Any, loss: Tensor) -> Tensor:  # noqa: ARG002 - the contract's signature
-        """Return what `distil` makes of the loss."""
+        """Return what `distil` makes of the loss, a scalar."""
         assert self._caught is not None
         return self.distil(loss, self._caught.take(), self.teacher(batch), batch)
 

@@ -32,6 +32,23 @@ def test_an_artifact_brings_the_reduction_back(name, reducer, tmp_path):
     assert patch_of(base) is None
 
 
+def test_blocks_are_tried_with_their_weights_and_not_with_what_memory_held_before(monkeypatch, tmp_path):
+    def stale(*given):
+        made = hollow(*given)
+        for name, tensor in made.state_dict().items():
+            same = any(part in name for part in ("query", "key", "q_proj", "k_proj"))
+            tensor.copy_(torch.full_like(tensor, 1e5 if "bias" in name else 0.0) if same else torch.rand_like(tensor))
+        return made
+
+    hollow = artifact.hollow
+    monkeypatch.setattr(artifact, "hollow", stale)  # every logit equal, and so large that log sizes round away
+    base, model = build("vit-classifier"), build("vit-classifier")
+    TokenReduction(REDUCERS[0]).attach(model)
+    artifact.save(tmp_path / "a", model, base)
+    loaded = artifact.load(tmp_path / "a", base)
+    assert torch.equal(output(loaded), output(model))
+
+
 def test_detaching_undoes_it():
     model = build("plain")
     before, keys = output(model), list(model.state_dict())

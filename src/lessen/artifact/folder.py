@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from lessen import files
 from lessen.artifact import probe as probes
 from lessen.artifact.delta import borrowed, named, take
+from lessen.artifact.fit import check_stored, refusing
 from lessen.artifact.layout import (
     APART,
     EXTENDED,
@@ -45,7 +46,7 @@ from lessen.artifact.layout import (
     shard_names,
 )
 from lessen.artifact.state import unwrapped
-from lessen.artifact.structure import assemble, check_stored, describe, hollow, is_patch, refusing, staying
+from lessen.artifact.structure import assemble, describe, hollow, is_patch, staying
 from lessen.artifact.tensors import (
     SHARD_BYTES,
     Filed,

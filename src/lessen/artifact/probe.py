@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lessen import files
-from lessen.artifact.structure import refusing
+from lessen.artifact.fit import refusing
 from lessen.errors import ArtifactError
 from lessen.task import Task, call_model
 from lessen.train.device import device_of, to_device

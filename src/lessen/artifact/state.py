@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lessen.artifact.structure import check_forms
+from lessen.artifact.fit import check_forms
 from lessen.artifact.tensors import Filed, same_bits
 from lessen.errors import ArtifactError
 

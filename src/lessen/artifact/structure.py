@@ -8,13 +8,14 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from lessen.artifact.fit import check_forms, check_no_meta, check_one, check_stored, refusing
 from lessen.artifact.plain import HOLDERS, PLAIN, build_plain, plain_config, plain_name
 from lessen.artifact.tensors import Form, Weights
 from lessen.errors import ArtifactError
@@ -30,17 +31,6 @@ class ModuleRecord(BaseModel):
     path: str = Field(min_length=1, max_length=MAX_NAME)
     kind: str = Field(min_length=1, max_length=64)
     config: dict[str, Any]
-
-
-@contextmanager
-def refusing(what: str) -> Iterator[None]:
-    """Turn whatever the code of a module raises, ours or a third party's, into one ArtifactError: `what`: why."""
-    try:
-        yield
-    except ArtifactError:
-        raise
-    except Exception as error:  # any class may raise anything for values nobody thought of
-        raise ArtifactError(f"{what}: {error if str(error) else type(error).__name__}") from error
 
 
 # -- describing --------------------------------------------------------------------------------------------------
@@ -114,13 +104,19 @@ def assemble(
             module whose tensors disagree with its configuration.
     """
     forms = _all_forms(weights, tied, where)
-    model = rebuild(base, records, forms)
+    model, patches = rebuild(base, records, forms)
     targets = dict(model.state_dict(keep_vars=True))
+    for path, patch in patches.items():
+        targets |= patch.state_dict(prefix=f"{path}.", keep_vars=True)
     check_forms(targets, forms, where)
     _fill(targets, weights, tied)
     _share(model, tied)
     check_stored(model)
-    _check_no_meta(model, where)
+    check_no_meta(model, where)
+    for path, patch in patches.items():  # last: a patch may try the layers that it is put on
+        check_one(path, patch)
+        with refusing(f"structure.json: {path}: {patch.kind} has no place in this model"):
+            patch.attach(model)
     return model
 
 
@@ -136,8 +132,10 @@ def _all_forms(weights: Weights, tied: Mapping[str, str], where: str) -> dict[st
     return forms
 
 
-def rebuild(model: nn.Module, records: list[ModuleRecord], forms: Mapping[str, Form]) -> nn.Module:
-    """Put the recorded modules, empty, into `model`, and return it.
+def rebuild(
+    model: nn.Module, records: list[ModuleRecord], forms: Mapping[str, Form]
+) -> tuple[nn.Module, dict[str, StoredPatch]]:
+    """Put the recorded modules, empty, into `model`, and return it with its patches by name, empty and not attached.
 
     Args:
         forms: shape of each tensor in the weight file; each twin is first built without memory and compared, so
@@ -150,15 +148,21 @@ def rebuild(model: nn.Module, records: list[ModuleRecord], forms: Mapping[str, F
     load_builtin_kinds()
     paths = _distinct_paths(records)
     elsewhere = _other_paths(model, paths)
+    patches: dict[str, StoredPatch] = {}
     for record in records:
         with refusing(f"structure.json: {record.path}: {record.kind} cannot be built"):
             with torch.device("meta"):
                 _compare_shapes(record, _build(record), forms, paths)
             module = _build(record)
+        if isinstance(module, StoredPatch):
+            if "." in record.path:
+                raise ArtifactError(f"structure.json: {record.path!r} is a patch, which only the whole model can hold")
+            patches[record.path] = module
+            continue
         for path in (record.path, *elsewhere.get(record.path, ())):
             with refusing(f"structure.json: {record.path}: {record.kind} has no place in this model"):
                 place(model, path, module)
-    return model
+    return model, patches
 
 
 def hollow(
@@ -272,11 +276,6 @@ def _other_paths(base: nn.Module, recorded: set[str]) -> dict[str, list[str]]:
 def place(model: nn.Module, path: str, module: nn.Module) -> None:
     """Put `module` at the dotted `path` of `model`. Raises ArtifactError when the parent does not exist."""
     parent_path, _, name = path.rpartition(".")
-    if isinstance(module, StoredPatch):
-        if parent_path:
-            raise ArtifactError(f"structure.json: {path!r} is a patch, which only the whole model can hold")
-        module.attach(model)
-        return
     try:
         parent = model.get_submodule(parent_path)
     except AttributeError as error:
@@ -323,24 +322,6 @@ def _parents(name: str, top: str) -> Iterator[str]:
 
 
 # -- checking ----------------------------------------------------------------------------------------------------
-def check_forms(expected: Mapping[str, Tensor], forms: Mapping[str, Form], where: str) -> None:
-    """Name the first tensor that is missing, left over, or of another shape or kind of number. Raises ArtifactError."""
-    for name, tensor in expected.items():
-        found = forms.get(name)
-        if found is None:
-            raise ArtifactError(f"{where}: tensor {name!r} is missing; is it the right base model?")
-        if not isinstance(tensor, Tensor):
-            raise ArtifactError(f"{where}: {name!r} of the model is a {type(tensor).__name__}, not a tensor")
-        if found.shape != tuple(tensor.shape):
-            shapes = f"{list(found.shape)}, the model needs {list(tensor.shape)}"
-            raise ArtifactError(f"{where}: tensor {name!r} has shape {shapes}; is it the right base model?")
-        if found.dtype != tensor.dtype and not (found.dtype.is_floating_point and tensor.dtype.is_floating_point):
-            raise ArtifactError(f"{where}: tensor {name!r} is {found.dtype}, the model needs {tensor.dtype}")
-    for name in forms:
-        if name not in expected:
-            raise ArtifactError(f"{where}: tensor {name!r} has no place in the model; is it the right base model?")
-
-
 def _fill(targets: Mapping[str, Tensor], weights: Weights, tied: Mapping[str, str]) -> None:
     """Copy tensors to their places; one of another floating type than its place brings its own.
 
@@ -373,25 +354,3 @@ def _share(model: nn.Module, tied: Mapping[str, str]) -> None:
             left, right = module._buffers[own], other._buffers[its]
             if left is not None and right is not None and (left.shape, left.dtype) == (right.shape, right.dtype):
                 module._buffers[own] = right
-
-
-def check_stored(model: nn.Module) -> None:
-    """Check every stored module of a model: tensors and children against configurations.
-
-    Raises:
-        ArtifactError: which module, and what does not fit.
-    """
-    inside: set[nn.Module] = set()
-    for path, module in model.named_modules():
-        if isinstance(module, StoredModule) and module not in inside:
-            inside.update(module.modules())  # a module checks its children
-            with refusing(f"{path}: the tensors of this {module.kind} do not fit its configuration"):
-                module.check()
-
-
-def _check_no_meta(model: nn.Module, where: str) -> None:
-    for name, buffer in model.named_buffers():
-        if buffer.is_meta:
-            raise ArtifactError(
-                f"{where}: the buffer {name!r} of the model is on the device 'meta' and in no file; build it on the CPU"
-            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.guides import Guide, read
+from benchmarks.guides import Guide, measured, read
 from lessen.sparsity.pattern import Pattern
 from lessen.stored.linears.sparse_matrix import SparseMatrix
 
@@ -73,7 +73,46 @@ def kernel() -> str:
     return "\n".join(lines) + "\n"
 
 
-GUIDE = Guide("sparsity", {"sparse-bits": bits, "sparse-training": trained, "sparse-kernel": kernel})
+def protected() -> str:
+    """Return what is missed and falsely found of the protected class, beside the class-blind network's threshold."""
+    if not measured("sparsity_protected"):
+        return "No figures are committed yet.\n"
+    found = read("sparsity_protected")["results"]["summary"]
+    lines = [
+        "| | area under the curve | missed | false finds | missed, against the threshold moved |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in found.items():
+        against = row.get("missed against control")
+        said = "" if against is None else "{:+.1%} [{:+.1%}, {:+.1%}]".format(*against)
+        lines.append(f"| {name} | {row['auc']:.4f} | {row['missed']:.1%} | {row['false']:.2%} | {said} |")
+    return "\n".join(lines).replace("|  |", "| |") + "\n"
+
+
+def joint() -> str:
+    """Return what three restorations cost apart, shared, and with a difference each."""
+    found = read("adapt_joint")["results"]["summary"] if measured("adapt_joint") else {}
+    if not found:
+        return "No figures are committed yet.\n"
+    rank = f"{found['added']:.1%}"
+    ways = {
+        "shared": ("one model for all three", "0 %"),
+        "apart": ("a model each", "100 %"),
+        "joint": ("`instruct-ipt`, base and differences trained in one run", rank),
+        "frozen": ("low-rank corrections of the shared model, which stays", rank),
+    }
+    lines = ["| | PSNR, dB | against one model for all | a further task adds, of the weights |", "|---|---|---|---|"]
+    for name, (said, added) in ways.items():
+        gap = found.get(f"{name} against shared")
+        against = "" if gap is None else f"{gap['difference']:+.2f} [{gap['low']:+.2f}, {gap['high']:+.2f}]"
+        lines.append(f"| {said} | {found[name]:.2f} | {against} | {added} |")
+    return "\n".join(lines).replace("|  |", "| |") + "\n"
+
+
+TABLES = {
+    "sparse-bits": bits, "sparse-training": trained, "sparse-kernel": kernel, "protected": protected, "joint": joint,
+}  # fmt: skip
+GUIDE = Guide("sparsity", TABLES)
 
 if __name__ == "__main__":
     GUIDE.write()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -51,17 +50,18 @@ class Lbl2Vec(Method):
             TaskError: there is nothing to choose from, or batches do not come from the task's texts.
             DataError: no keyword is known. ConfigError: a topic has no keyword.
         """
+        asked: set[str] = set()
         if isinstance(task, HasPairs):
             pairs = list(task.pairs("train"))
             kept = self._kept([f"{query} {document}" for query, document in pairs], task, context)
-            chosen = [pairs[place] for place in kept]
-            made: Task = task.view(pairs=lambda split: chosen if split == "train" else task.pairs(split))
+            made: Task = task.view(pairs=_noting([pairs[place] for place in kept], task.pairs, asked))
         else:
             held = cast("HasText", task)
             texts = list(held.texts("train"))
-            taken = [texts[place] for place in self._kept(texts, task, context)]
-            made = task.view(texts=lambda split: taken if split == "train" else held.texts(split))
-        if context.findings["texts"] < context.findings["of"] and _first(task) == _first(made):
+            kept = self._kept(texts, task, context)
+            made = task.view(texts=_noting([texts[place] for place in kept], held.texts, asked))
+        next(iter(made.batches("train")), None)
+        if "train" not in asked:
             raise TaskError(
                 f"{self.card.name}: the training batches of task {task.name!r} do not come from its texts or pairs, so "
                 "that choosing among them would change nothing"
@@ -103,20 +103,16 @@ class Lbl2Vec(Method):
 
     def apply(self, model: nn.Module, task: Task, context: Context) -> nn.Module:  # noqa: ARG002 - data alone change
         """Return the model as it is. Raises TaskError: no training batch is left."""
-        if _first(task) is None:
+        if next(iter(task.batches("train")), None) is None:
             raise TaskError(f"{self.card.name}: task {task.name!r} has an empty train split")
         return model
 
 
-def _first(task: Task) -> Any:
-    """Return the first training batch as what can be compared, or None where there is none."""
-    batch: Any = next(iter(task.batches("train")), None)
-    return None if batch is None else repr(_plain(batch))
+def _noting(chosen: list[Any], given: Callable[[Any], Any], asked: set[str]) -> Callable[[Any], Any]:
+    """Return what gives the chosen examples for the train split, and notes which splits are asked for."""
 
+    def examples(split: Any) -> Any:
+        asked.add(split)
+        return chosen if split == "train" else given(split)
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return tuple(value.shape), value.flatten().tolist()
-    if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, (tuple, list)) else value
+    return examples

@@ -94,7 +94,7 @@ def joint() -> str:
     found = read("adapt_joint")["results"]["summary"] if measured("adapt_joint") else {}
     if not found:
         return "No figures are committed yet.\n"
-    rank = f"{found['added']:.1%}"
+    rank = f"{100 * found['added']:.1f} %"
     ways = {
         "shared": ("one model for all three", "0 %"),
         "apart": ("a model each", "100 %"),

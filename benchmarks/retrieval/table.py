@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.guides import Guide, read
+from benchmarks.guides import Guide, measured, read
 
 TRAINED_ON = "simplex heads, trained on with the compatible loss"
 SCORERS = {
@@ -47,6 +47,8 @@ def compared(name: str, part: str, value: str, over: str, said: str) -> Callable
     """Return what writes the rows of one result: a mean, and the difference from a row that is named."""
 
     def table() -> str:
+        if not measured(name) or part not in read(name):
+            return "No figures are committed yet.\n"
         found: dict[str, Any] = read(name)[part]["rows"]
         lines = [f"| {row} | {share(each[value])} | {change(each[over])} |" for row, each in found.items()]
         return rows(said, lines)
@@ -110,7 +112,7 @@ def late_speed() -> str:
     codes = [(said, found["muvera"][name]["us_a_document"]) for name, said in ENCODERS.items()]
     right = [f"{said} | {us:.0f}" for said, us in codes] + [" | "] * (len(scores) - len(codes))
     lines = [f"| {said} | {us:.1f} | | {beside} |" for (said, us), beside in zip(scores, right, strict=True)]
-    head = "| exact scores of 600 documents | us | | an encoding of 10,240 numbers | us |"
+    head = f"| exact scores of {found['documents']:,} documents | us | | an encoding of 10,240 numbers | us |"
     return rows(head, [line.replace("|  |  |", "| | |") for line in lines])
 
 
@@ -133,6 +135,17 @@ TABLES: dict[str, Callable[[], str]] = {
     "towers": compared(
         "retrieval_towers", "study", "pck", "over_the_better_tower", "| features | PCK@0.1 | over gradients alone |"
     ),
+    "embedded": compared("retrieval_embeddings", "study", "map", "over_softmax", "| loss | map | over softmax |"),
+    "spotted": compared("retrieval_spotting", "study", "map", "over_neither", "| terms | map | over neither |"),
+    "topics": compared("retrieval_topics", "study", "auc", "over_keywords", "| topics | area | over keywords alone |"),
+    **{
+        f"{part}-{name}": compared(f"retrieval_{name}", part, value, over, f"| {part} | {value} | {said} |")
+        for name, value, over, said in (
+            ("changes", "mrr", "mrr over in the batch", "over the same epochs in the batch"),
+            ("writing", "recall@1", "recall@1 over ids", "over ids alone"),
+        )
+        for part in ("drawn", "cranfield")
+    },
 }
 GUIDE = Guide("retrieval", TABLES)
 

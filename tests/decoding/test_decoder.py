@@ -9,7 +9,7 @@ import transformers
 from lessen.decoding import Decoder
 from lessen.decoding.call import Call
 from lessen.errors import InputError
-from tiny_models import FLAT, bloom, gpt2, llama, mistral, plain, repeating_prompt
+from tiny_models import FLAT, bloom, gpt2, llama, mistral, mpt, plain, repeating_prompt
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +234,16 @@ def test_generation_stops_at_the_end_of_the_context():
     with pytest.warns(UserWarning, match="context of 32 tokens"):
         decoder.generate(torch.tensor([prompt]), max_new_tokens=100, eos_token_id=None)
     assert decoder.complete([prompt], max_new_tokens=5, eos_token_id=None)[0].finish == "length"
+
+
+def test_a_context_of_another_name_is_a_context():
+    model = mpt(32)
+    decoder, prompt = Decoder(model), [5, 6, 7] * 9
+    (done,) = decoder.complete([prompt], max_new_tokens=100, eos_token_id=None)
+    assert (len(done.tokens), done.finish) == (32 - 27, "context")
+    assert done.tokens == plain(model, prompt, 5, eos_token_id=None)
+    with pytest.raises(InputError, match="the model's context is 32"):
+        decoder.complete([[5] * 32])
 
 
 def test_many_prompts_are_prefilled_in_several_passes(model, monkeypatch):

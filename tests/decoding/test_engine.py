@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import warnings
 from functools import partial
 
 import pytest
 import torch
 import transformers
 
-from lessen.decoding import Decoder, probe
+from lessen.decoding import Decoder, compare, probe
 from lessen.decoding.attention import windowed
 from lessen.decoding.engine import SingleEngine, choose_engine
 from lessen.decoding.probe import limits_of, narrowed
@@ -163,6 +164,46 @@ def test_a_short_sequence_is_not_changed_by_a_long_neighbour():
     short, long = [5, 6, 7], [8, 9, 10, 11] * 12
     alone = decoder.complete([short], max_new_tokens=15)[0].tokens
     assert decoder.complete([short, long], max_new_tokens=15)[0].tokens == alone == plain(model, short, 15)
+
+
+def test_rows_that_generate_would_switch_with_a_longer_one_are_said():
+    model = phi3_longrope()
+    decoder = Decoder(model, costs=FLAT)
+    rows, new = [[5, 6, 7], [8, 9, 10, 11] * 3], 15  # the longer row crosses position 24, the shorter does not
+    ids = torch.tensor([[0] * 9 + rows[0], rows[1]])
+    given = {"attention_mask": (ids != 0).long(), "max_new_tokens": new}
+    with pytest.warns(UserWarning, match="model.generate would change all rows with the longest"):
+        out = decoder.generate(ids, **given)
+    assert out[:, 12:].tolist() == [plain(model, row, new) for row in rows]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(
+            decoder.generate(ids, **given | {"max_new_tokens": 12}),
+            model.generate(ids, **given | {"max_new_tokens": 12}),
+        )
+        decoder.generate(ids[1:].repeat(2, 1), max_new_tokens=new)
+    compare(decoder, rows, max_new_tokens=new)
+    found = decoder.report.comparison
+    assert (found.identical, found.together) == (2, False)
+
+
+def test_padding_that_is_numbered_like_tokens_is_refused_and_compared_alone():
+    shape = {"d_model": 32, "decoder_ffn_dim": 48, "decoder_layers": 2, "decoder_attention_heads": 4, "init_std": 0.3}
+    torch.manual_seed(0)
+    config = transformers.BartConfig(
+        vocab_size=40, max_position_embeddings=64, is_decoder=True, is_encoder_decoder=False, bos_token_id=0,
+        pad_token_id=1, eos_token_id=2, **shape,
+    )  # fmt: skip
+    model = transformers.BartForCausalLM(config).eval()
+    decoder, rows = Decoder(model, costs=FLAT), [[5, 6, 7], [8, 9, 10, 11] * 3]
+    ids = torch.tensor([[1] * 9 + rows[0], rows[1]])
+    with pytest.raises(InputError, match="BartForCausalLM numbers padding like tokens"):
+        decoder.generate(ids, attention_mask=(ids != 1).long(), max_new_tokens=5)
+    assert torch.equal(decoder.generate(ids[1:], max_new_tokens=5), model.generate(ids[1:], max_new_tokens=5))
+    compare(decoder, rows, max_new_tokens=12)
+    found = decoder.report.comparison
+    assert (found.identical, found.together) == (2, False)
+    assert not Decoder(llama(), costs=FLAT).counts_padding()
 
 
 def test_a_model_whose_forward_fails_is_refused_by_name():

@@ -68,6 +68,12 @@ def bloom():
     return transformers.BloomForCausalLM(config).eval()
 
 
+def mpt(context: int = 32):
+    torch.manual_seed(4)
+    config = transformers.MptConfig(vocab_size=40, d_model=32, n_layers=2, n_heads=4, max_seq_len=context)
+    return transformers.MptForCausalLM(config).eval()
+
+
 def built(name: str, seed: int = 0, **changes):
     """A tiny model of a family of transformers, by the prefix of its classes; it never ends by itself.
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lessen.architectures.context import CONTEXT_NAMES
 from lessen.errors import InputError
 
 ANY_SIZE = 64
@@ -85,8 +86,7 @@ def _refusal(model: Any, what: str) -> str:
 
 
 def _tokens(config: Any, rows: int, length: int, generator: torch.Generator) -> Tensor:
-    names = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
-    limits = [getattr(config, name) for name in names if isinstance(getattr(config, name, None), int)]
+    limits = [getattr(config, name) for name in CONTEXT_NAMES if isinstance(getattr(config, name, None), int)]
     # two fewer than there are: some families number positions from behind their padding
     size = max(1, min([length, *(limit - 2 for limit in limits)]))
     return torch.randint(0, int(config.vocab_size), (rows, size), generator=generator)

@@ -13,7 +13,8 @@ from lessen.decoding.decoder import Completion, Decoder
 from lessen.decoding.kv_forward import patched
 from lessen.decoding.report import Comparison
 from lessen.decoding.request import Request, Rules
-from lessen.decoding.settings import Settings, check_prompts, rules_for
+from lessen.decoding.settings import Settings, check_prompts, context_length, rules_for
+from lessen.decoding.switching import switch_of
 from lessen.errors import ConfigError
 
 
@@ -72,7 +73,8 @@ def _plainly(
     checked = check_prompts(decoder.model, prompts)
     rules = [rules_for(decoder.model, settings, prompt, number, None) for number, prompt in enumerate(checked)]
     even = len({len(prompt) for prompt in checked}) == 1
-    together = even or not (patched(decoder.model) or any(_sees_padding(each, settings) for each in rules))
+    alone = patched(decoder.model) or switch_of(decoder.model, context_length(decoder.model)) is not None
+    together = even or not (alone or any(_sees_padding(each, settings) for each in rules) or decoder.counts_padding())
     groups = [list(range(len(checked)))] if together else [[number] for number in range(len(checked))]
     tokens: list[list[int]] = []
     seconds = 0.0

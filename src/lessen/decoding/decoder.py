@@ -17,8 +17,10 @@ from lessen.decoding.call import Call
 from lessen.decoding.copying import TextMemory
 from lessen.decoding.cost import SIZES, CostCurve, costs_hold, measure_costs
 from lessen.decoding.engine import choose_engine
+from lessen.decoding.kv_forward import patched
 from lessen.decoding.packing import Packing
 from lessen.decoding.policy import KEY_LENGTH, Copier, plan
+from lessen.decoding.probe import counts_padding
 from lessen.decoding.protocol import Engine
 from lessen.decoding.report import DecodeReport
 from lessen.decoding.request import Request
@@ -32,6 +34,7 @@ from lessen.decoding.settings import (
     rows_of,
     rules_for,
 )
+from lessen.decoding.switching import switch_of, switched_by_others
 from lessen.decoding.view import condition
 from lessen.errors import ConfigError, InputError
 
@@ -120,6 +123,7 @@ class Decoder:
         self.packing = Packing(self.engine.view, decided) if self._pack else None
         self.use_packed_weights(True)
         self._condition = condition(self.model)
+        self._counts_padding: bool | None = None
         self.costs = costs or self._measure_costs()
         self._threads = torch.get_num_threads()
 
@@ -130,6 +134,12 @@ class Decoder:
     def costs_hold(self) -> bool:
         """Return whether a few passes now cost, relative to one another, what the curve says."""
         return costs_hold(self.costs, self._pass_of(), clock=self._clock())
+
+    def counts_padding(self) -> bool:
+        """Return whether padding in front of a text changes what `model.generate` says after it; tried once."""
+        if self._counts_padding is None:
+            self._counts_padding = not patched(self.model) and counts_padding(self.model)
+        return self._counts_padding
 
     def use_packed_weights(self, packed: bool) -> None:
         """Put packed layers into the decoder's view, or the original ones back, without packing again."""
@@ -191,6 +201,11 @@ class Decoder:
         mask = attention_mask.repeat_interleave(copies, 0) if attention_mask is not None else None
         rows = rows_of(input_ids, mask, settings.pad, settings.eos)
         _check_padding([each for _, each in rows])
+        if any(each.mask for _, each in rows) and self.counts_padding():
+            raise InputError(
+                f"{type(self.model).__name__} numbers padding like tokens, so that model.generate says something else "
+                "after it; give the texts without padding to complete()"
+            )
         if streamer is not None:
             if len(rows) != 1:
                 raise ConfigError(f"generate: a streamer follows one sequence, not {len(rows)}")
@@ -203,7 +218,14 @@ class Decoder:
             streamer.end()
         if report.cut_by_context:
             warnings.warn(f"{report.context_line()}; model.generate would go on beyond it", stacklevel=2)
-        longest = max(len(each.tokens) for each in done)
+        lengths, news = [len(prompt) for prompt, _ in rows], [len(each.tokens) for each in done]
+        if switched_by_others(switch_of(self.model, report.context), lengths, news):
+            warnings.warn(
+                f"rows of unequal length lie on both sides of where {type(self.model).__name__} changes its rotary "
+                "frequencies: each is decoded as alone; model.generate would change all rows with the longest",
+                stacklevel=2,
+            )
+        longest = max(news)
         new = [each.tokens + [settings.pad] * (longest - len(each.tokens)) for each in done]
         return torch.cat([input_ids, torch.tensor(new, dtype=input_ids.dtype, device=input_ids.device)], dim=1)
 

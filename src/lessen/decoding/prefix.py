@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lessen.architectures.context import context_of
 from lessen.architectures.loading import hugging_face
 from lessen.decoding.kv_layout import windows_of
 from lessen.decoding.view import cache_argument
@@ -60,7 +61,7 @@ def prefix_of_model(model: Any, ids: Sequence[int]) -> Prefix:
 
 def check_length(model: Any, windows: Sequence[int | None], tokens: int) -> None:
     """Refuse a prefix that the model cannot hold whole. Raises InputError."""
-    name, context = type(model).__name__, getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    name, context = type(model).__name__, context_of(model.config)
     narrowest = min((window for window in windows if window is not None), default=None)
     if tokens < 1:
         raise InputError("the prefix is empty; give at least one token, such as the start-of-text token")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lessen.architectures.context import context_of
 from lessen.decoding.view import shared_view
 from lessen.errors import NonFiniteError
 
@@ -25,7 +26,7 @@ _ORIGINAL = "original_max_position_embeddings"
 def limits_of(model: Any) -> dict[str, int]:
     """Return the windows, chunks and switches that the model's configuration names and its context can pass."""
     config = model.config.get_text_config()
-    context = getattr(config, "max_position_embeddings", None) or 1 << 30
+    context = context_of(config) or 1 << 30
     found = {name: value for name, value in vars(config).items() if _is_limit(name, value)}
     for parameters in _rope_parameters(config):
         if parameters.get("rope_type") == "longrope":
@@ -148,12 +149,25 @@ def _forward(model: Any, ids: Sequence[int]) -> Tensor:
     return logits
 
 
-def _generated(model: Any, prompt: Sequence[int], new: int) -> tuple[list[int], Tensor]:
+@torch.inference_mode()
+def counts_padding(model: Any) -> bool:
+    """Return whether padding in front changes what `generate` says after a text, as where it is numbered like tokens.
+
+    Models without position ids do so, such as the decoders of the Bart family.
+    """
+    prompt = tokens_for(model, _NARROW)
+    alone, padded = _generated(model, prompt, 2)[1], _generated(model, prompt, 2, padding=3)[1]
+    return float((alone - padded).abs().max()) > _tolerance(model, alone)
+
+
+def _generated(model: Any, prompt: Sequence[int], new: int, padding: int = 0) -> tuple[list[int], Tensor]:
     """Return the greedy tokens after a prompt and the logits (new, vocabulary) they were chosen from."""
-    ids = torch.tensor([list(prompt)], device=model.device)
+    ids = torch.tensor([[0] * padding + list(prompt)], device=model.device)
+    mask = torch.ones_like(ids)
+    mask[:, :padding] = 0
     out = model.generate(
         ids,
-        attention_mask=torch.ones_like(ids),
+        attention_mask=mask,
         max_new_tokens=new,
         do_sample=False,
         num_beams=1,
@@ -163,7 +177,7 @@ def _generated(model: Any, prompt: Sequence[int], new: int) -> tuple[list[int], 
         pad_token_id=0,
         eos_token_id=None,
     )
-    return out.sequences[0, len(prompt) :].tolist(), torch.cat(list(out.logits)).float()
+    return out.sequences[0, ids.shape[1] :].tolist(), torch.cat(list(out.logits)).float()
 
 
 def _teacher_forced(engine: Any, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lessen.architectures.context import context_of
 from lessen.architectures.loading import hugging_face
 from lessen.decoding.request import Rules
 from lessen.errors import ConfigError, InputError
@@ -237,8 +238,7 @@ def _for_row(function: Any, row: int) -> Any:
 
 def context_length(model: Any) -> int | None:
     """Return the positions a model was made for, or None where its configuration does not say."""
-    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(found) if found else None
+    return context_of(model.config)
 
 
 def check_prompts(model: Any, prompts: Sequence[Sequence[int]]) -> list[list[int]]:

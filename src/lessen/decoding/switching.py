@@ -97,6 +97,19 @@ def _recomputes(model: Any, place: int) -> bool:
     return prepared.get(named) is not cache
 
 
+def switched_by_others(switch: Switch | None, lengths: Sequence[int], new: Sequence[int]) -> bool:
+    """Tell whether `generate` on one batch would give a row the frequencies beyond the switch for a longer row's sake.
+
+    Args:
+        lengths: tokens of each prompt, padding apart.
+        new: tokens that followed each.
+    """
+    if switch is None:
+        return False
+    from_step = max(0, switch.place - max(lengths) + 1)
+    return any(from_step <= min(count - 1, switch.place - length) for length, count in zip(lengths, new, strict=True))
+
+
 class SwitchingEngine:
     """Engine another engine so that each pass lies on one side of the switch."""
 

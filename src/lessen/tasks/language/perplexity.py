@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from lessen.architectures.context import CONTEXT_NAMES
 from lessen.architectures.folder import companions, read_folder
 from lessen.architectures.loading import SMOLLM2, build_host, host_folder, load_host, load_tokenizer
 from lessen.costs import KEY_VALUES
@@ -294,7 +295,7 @@ class LanguageTask(Task):
 
 
 def _positions(config: Mapping[str, Any]) -> int | None:
-    return _number(config, "max_position_embeddings", "n_positions", "max_seq_len")
+    return _number(config, *CONTEXT_NAMES)
 
 
 def _number(config: Mapping[str, Any], *names: str) -> int | None:

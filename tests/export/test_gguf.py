@@ -78,15 +78,18 @@ def test_every_tensor_of_a_family_has_its_place(family, tmp_path):
     assert fields["tokenizer.ggml.tokens"] == [words.convert_ids_to_tokens(number) for number in range(280)]
 
 
-def test_queries_and_keys_of_llama_are_laid_for_neighbours_and_codes_are_kept(tmp_path):
-    model = compact(language_model(), symmetric=True)
+@pytest.mark.parametrize("scale_bits", [None, 4, 6])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_queries_and_keys_of_llama_are_laid_for_neighbours_and_codes_are_kept(symmetric, scale_bits, tmp_path):
+    model = compact(language_model(), symmetric=symmetric, scale_bits=scale_bits)
     written = export_gguf(model, byte_level(), tmp_path / "m.gguf")
     _, tensors = read(tmp_path / "m.gguf")
-    assert written.kinds["Q4_0"] == 14
+    form = "Q4_0" if symmetric else "Q4_1"
+    assert written.kinds[form] == 14
     for index, block in enumerate(model.model.layers):
         for name, layer, heads in (("attn_q", block.self_attn.q_proj, 4), ("attn_k", block.self_attn.k_proj, 2)):
             kind, value = tensors[f"blk.{index}.{name}.weight"]
-            assert kind == "Q4_0"
+            assert kind == form
             assert np.array_equal(value, layer.dequantise()[swap(layer.out_features, heads)].numpy())
         assert np.array_equal(tensors[f"blk.{index}.ffn_down.weight"][1], block.mlp.down_proj.dequantise().numpy())
     assert swap(8, 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]

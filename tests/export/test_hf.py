@@ -47,13 +47,15 @@ def test_a_layer_keeps_its_values(bits, inputs, group):
 def test_minimums_without_zero_points_are_refused():
     with pytest.raises(ConfigError, match=r"a.b holds 4 bit codes with minimums.*zeros=whole or symmetric=true"):
         pack_layer(on_grid(5, 64, 4, 32, False), "a.b")
+    with pytest.raises(ConfigError, match="compress with symmetric=true, or export with --dense"):
+        pack_layer(on_grid(5, 64, 4, 32, False, scale_bits=6), "a.b")
 
 
 @pytest.mark.parametrize("family", ["Llama", "GPT2", "Gemma3"])
 def test_a_dense_folder_gives_our_logits(family, tmp_path):
     changes = {"head_dim": 16, "query_pre_attn_scalar": 16} if family == "Gemma3" else {}
     model = language_model(family, **changes)
-    model = compact(model, symmetric=True) if family != "GPT2" else model
+    model = compact(model, scale_bits=6) if family != "GPT2" else model
     written = export_hf(model, byte_level(), tmp_path / "out", dense=True)
     ids = torch.arange(3, 20)[None]
     assert written.packed == 0
@@ -72,9 +74,9 @@ def test_a_type_that_rounds_is_said(tmp_path):
     assert load_host(str(tmp_path / "out")).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_a_packed_folder_holds_our_codes(symmetric, tmp_path):
-    model = compact(language_model(), symmetric=symmetric, whole=True)
+@pytest.mark.parametrize(("symmetric", "scale_bits"), [(True, None), (False, None), (True, 4), (True, 6)])
+def test_a_packed_folder_holds_our_codes(symmetric, scale_bits, tmp_path):
+    model = compact(language_model(), symmetric=symmetric, whole=scale_bits is None, scale_bits=scale_bits)
     written = export_hf(model, byte_level(), tmp_path / "out")
     assert written.packed == 14
     state = load_file(tmp_path / "out" / "model.safetensors")

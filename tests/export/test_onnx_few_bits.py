@@ -32,7 +32,9 @@ def rounded(model, **knobs):
     return RTN(min_weights=1, **knobs).apply(model, TableTask(), Context()).eval()
 
 
-@pytest.mark.parametrize("knobs", [{"zeros": "whole"}, {"bits": 3, "symmetric": True}])
+@pytest.mark.parametrize(
+    "knobs", [{"zeros": "whole"}, {"bits": 3, "symmetric": True}, {"bits": 3, "symmetric": True, "scale_bits": 6}]
+)
 def test_packed_layers_are_matmul_nbits_and_hold_our_values(knobs, tmp_path):
     torch.manual_seed(0)
     made = rounded(Net().eval(), group=32, **knobs)
@@ -60,7 +62,12 @@ def test_an_encoder_with_packed_layers_and_embedding_runs_at_any_batch_size(tmp_
 
 
 @pytest.mark.parametrize(
-    ("knobs", "said"), [({}, "zeros=whole or symmetric=true"), ({"activations": "int8"}, "activations=float")]
+    ("knobs", "said"),
+    [
+        ({}, "zeros=whole or symmetric=true"),
+        ({"scale_bits": 6}, "with symmetric=true"),
+        ({"activations": "int8"}, "activations=float"),
+    ],
 )
 def test_what_the_operator_cannot_hold_is_one_line(knobs, said, tmp_path):
     torch.manual_seed(0)

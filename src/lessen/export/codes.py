@@ -44,7 +44,7 @@ class Coded:
         """Return the same weight with its outputs in another order, int64 [out]."""
         grid = self.grid
         minimums = None if grid.minimums is None else grid.minimums[order]
-        return Coded(self.codes[order], GroupGrid(grid.bits, grid.group, grid.scales[order], minimums))
+        return Coded(self.codes[order], GroupGrid(grid.bits, grid.group, grid.scales[order], minimums, grid.scale_bits))
 
     def values(self) -> Tensor:
         """Return the weight, float32 [out, in]."""
@@ -60,6 +60,11 @@ class Coded:
         zeros = torch.where(scales == 0, 0.0, -low / scales).round().clamp(0, 2**bits - 1)
         exact = bool((zeros * scales == -low).all())
         return zeros.to(torch.int32) if exact else None
+
+    @property
+    def remedy(self) -> str:
+        """Say what to compress with where zero points must be whole; the digits of coded scales cannot be chosen."""
+        return "symmetric=true" if self.grid.scale_bits is not None else "zeros=whole or symmetric=true"
 
     def spread(self, values: Tensor, width: int) -> Tensor:
         """Return values of groups [out, groups] for blocks of `width` inputs: [out, blocks].

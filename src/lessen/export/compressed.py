@@ -80,7 +80,7 @@ def pack_layer(weight: Coded, path: str) -> tuple[Form, dict[str, Tensor]]:
     if zeros is None:
         raise ConfigError(
             f"{path} holds {weight.label} that are no whole multiples of their scale, and compressed-tensors keeps "
-            "whole zero points; compress with zeros=whole or symmetric=true, or export with --dense"
+            f"whole zero points; compress with {weight.remedy}, or export with --dense"
         )
     symmetric = weight.grid.minimums is None
     width = math.gcd(weight.grid.group, weight.inputs)

@@ -59,7 +59,7 @@ def blocks_of(weight: Coded, path: str) -> Blocks:
     if weight.zeros is None:
         raise ConfigError(
             f"{path} holds {weight.label} that are no whole multiples of their scale, and MatMulNBits keeps whole zero "
-            "points; compress with zeros=whole or symmetric=true"
+            f"points; compress with {weight.remedy}"
         )
     bits = 4 if weight.grid.bits <= 4 else 8
     block = block_of(weight.grid.group, weight.inputs, path)

@@ -103,6 +103,10 @@ def test_what_the_graph_cannot_say_is_refused(tmp_path):
         export_decoder(language_model("GPT2"), out)
     with pytest.raises(ConfigError, match="zeros=whole or symmetric=true"):
         export_decoder(compact(language_model()), out)
+    rounding = compact(language_model(), symmetric=True)
+    rounding.model.layers[1].mlp.up_proj.activations = "int8"
+    with pytest.raises(ConfigError, match=r"layers.1.mlp.up_proj is a .* rounds its inputs.*or export with --accuracy"):
+        export_decoder(rounding, out)
     with pytest.raises(ConfigError, match="'dynamic' change with the length"):
         export_decoder(language_model(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}), out)
     with pytest.raises(ConfigError, match="groups of 40 inputs"):

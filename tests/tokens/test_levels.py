@@ -57,7 +57,7 @@ def test_feature_maps_keep_their_grid():
     model, _ = dinov2_backbone(transformers)
     with torch.no_grad():
         before = model(IMAGES).feature_maps
-        patch = reduce_tokens(model, SOME)
+        patch = reduce_tokens(model, SOME, example={"pixel_values": IMAGES})  # every map is compared
         after = model(IMAGES).feature_maps
         assert patch.restore
         assert [m.shape for m in after] == [m.shape for m in before]
@@ -67,6 +67,24 @@ def test_feature_maps_keep_their_grid():
         assert all(torch.equal(a, b) for a, b in zip(before, model(IMAGES).feature_maps, strict=True))
     with pytest.raises(InputError, match="drops tokens"):
         reduce_tokens(model, Keep(rates=(0.5,) * 4, fuse=False))
+
+
+def test_every_output_of_an_example_is_compared():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tower, self.calls = build("plain"), 0
+
+        def forward(self, images):
+            self.calls += 1
+            return {"logits": output(self.tower), "other": [torch.full((2,), float(self.calls))]}
+
+    with pytest.raises(InputError, match="with nothing reduced the output differs by 1"):
+        reduce_tokens(Two().eval(), SOME, example=IMAGES)
+    silent = Two().eval()
+    silent.forward = lambda images: None
+    with pytest.raises(InputError, match="gives no tensor for the example"):
+        reduce_tokens(silent, SOME, example=IMAGES)
 
 
 @pytest.mark.parametrize("name", ["depth", "upernet", "llava"])

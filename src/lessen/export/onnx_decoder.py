@@ -83,6 +83,8 @@ def export_decoder(model: Any, path: Path, *, accuracy_level: int = 0) -> Writte
             f"a {type(model).__name__} has no decoding graph here; known blocks: {', '.join(sorted(KNOWN))}"
         )
     check_plain(model, "an ONNX graph")
+    if accuracy_level != 4:
+        _check_float(model)
     parts = find_parts(model, "decoder")
     graph = Graph(accuracy_level)
     proto = _model(graph, model, parts)
@@ -98,6 +100,16 @@ def export_decoder(model: Any, path: Path, *, accuracy_level: int = 0) -> Writte
         raise GateFailed(f"the ONNX graph differs by {share:.1e} of the largest logit; not written")
     atomic_write(path, raw)
     return Written(len(raw), len(graph.packed), difference, share)
+
+
+def _check_float(model: Any) -> None:
+    """Refuse layers that round their inputs, which a graph in float32 does not. Raises ConfigError."""
+    for path, module in model.named_modules():
+        if getattr(module, "activations", "float") != "float":
+            raise ConfigError(
+                f"{path} is a {module.kind} that rounds its inputs to int8, and the graph multiplies in float32; "
+                "compress with activations=float, or export with --accuracy-level 4, which rounds them too"
+            )
 
 
 def _apart(model: Any, decoder: OnnxDecoder) -> tuple[float, float]:

@@ -13,6 +13,7 @@ tokens -> block 0 -> ... -> block L-1 -> (restore the full grid, if something af
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -216,30 +217,38 @@ def _check_identity(model: nn.Module, tower: Tower, example: Any, restore: bool)
     training = model.training
     model.eval()
     with torch.no_grad():
-        before = _first(_run(model, example))
+        before = _run(model, example)
         patch = _install(model, tower, Nothing(blocks=len(tower.blocks)), restore)
         try:
-            after = _first(_run(model, example))
+            after = _run(model, example)
         finally:
             patch.remove()
             model.train(training)
-    if not equal(before, after):
-        worst = float((before - after).abs().max())
+    if not before:
+        raise InputError(f"{type(model).__name__} gives no tensor for the example, so that nothing can be compared")
+    worst = max(map(_difference, before, after)) if len(before) == len(after) else float("inf")
+    if worst > 0:
         raise InputError(
             f"the blocks of {tower.path!r} do more than their family {tower.family.name!r} says: with nothing reduced "
             f"the output differs by {worst:.3g}; this model cannot be patched"
         )
 
 
-def _run(model: nn.Module, example: Any) -> Any:
-    return model(**example) if isinstance(example, dict) else model(example)
+def _run(model: nn.Module, example: Any) -> list[Tensor]:
+    """Return every tensor that a model gives for an example, such as logits or the maps of a backbone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # hosts that draw, such as MAE's masks, draw the same in both runs
+        return _tensors(model(**example) if isinstance(example, dict) else model(example))
 
 
-def _first(output: Any) -> Tensor:
+def _tensors(output: Any) -> list[Tensor]:
     if isinstance(output, Tensor):
-        return output
-    for name in ("logits", "last_hidden_state"):
-        value = getattr(output, name, None)
-        if isinstance(value, Tensor):
-            return value
-    return torch.as_tensor(output[0])
+        return [output]
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, (list, tuple)) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    if equal(one, other):
+        return 0.0
+    return float((one - other).abs().max()) if one.shape == other.shape else float("inf")

@@ -176,7 +176,8 @@ def check_finite(model: nn.Module, where: str) -> None:
     bad: list[str] = []
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_floating_point():
-            count = int((~torch.isfinite(tensor)).sum())
+            known = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # torch asks no float8 itself
+            count = int((~torch.isfinite(known)).sum())
             if count:
                 bad.append(f"{name} ({count} of {tensor.numel()} values)")
     if bad:

@@ -41,6 +41,7 @@ from lessen.measure.record import (
     with_latency,
 )
 from lessen.method import Method
+from lessen.methods.rebuilt import check_rebuilt
 from lessen.methods.replaced import called
 from lessen.metrics import describe_metrics, standards
 from lessen.recipe import Recipe, StepRecord
@@ -199,6 +200,7 @@ def compress(
     task.check_metrics()
     copied = private_copy(model)
     called(copied, task)
+    check_rebuilt(copied, task)
     probes.inputs_for(task, copied)
     del copied
     small, ledger = recipe.apply(model, task, seed=seed, log=log)

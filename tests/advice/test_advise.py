@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+import sys
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from lessen.advice.advise import forecast_seconds
 from lessen.advice.rules import STAGES, proposals
 from lessen.advice.situation import Situation, situation_of
 from lessen.capabilities import NAMES
-from lessen.errors import ConfigError, InputError
+from lessen.errors import ArtifactError, ConfigError, InputError
 from lessen.measure.machine import Grid, Machine
 from lessen.methods import get_method
 from lessen.recipe import Recipe
@@ -182,3 +183,21 @@ def test_a_budget_that_nobody_meets_names_the_nearest(capsys, own):
     assert "the nearest is" in last
     assert "misses stored_bytes<=0.001x" in last
     assert "bytes" in text
+
+
+def test_a_form_that_no_artifact_can_hold_costs_its_own_line_only(known, monkeypatch):
+    task, model = known
+    room, kept = sys.modules["lessen.advice.advise"], {}
+    kept["costs"] = room._costs
+
+    def costs(compact, *rest):
+        if compact is not model:
+            raise ArtifactError("a: no artifact can describe it; leave it out")
+        return kept["costs"](compact, *rest)
+
+    monkeypatch.setattr(room, "_costs", costs)
+    found = advise(model, task)
+    assert found.lines
+    assert {line.unknown for line in found.lines if not line.unknown.startswith("the training")} == {
+        "a: no artifact can describe it"
+    }

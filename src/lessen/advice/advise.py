@@ -16,7 +16,7 @@ from lessen.advice.rules import STAGES, Proposal, proposals
 from lessen.advice.situation import Situation, situation_of
 from lessen.architectures.intake import private_copy
 from lessen.costs import LATENCY, MACS, PARAMETERS, RATIO, RESIDENT, STORED
-from lessen.errors import ConfigError, nearest
+from lessen.errors import ConfigError, LessenError, nearest
 from lessen.frontier.gates import Gate, parse_gates
 from lessen.log import SILENT, Log
 from lessen.measure import machine as machines
@@ -27,6 +27,7 @@ from lessen.measure.record import count_macs, count_parameters
 from lessen.measure.sketch import Sketch, bytes_of, sketch
 from lessen.measure.work import Work, work_of
 from lessen.method import check_needs
+from lessen.methods.rebuilt import check_rebuilt
 from lessen.methods.replaced import called
 from lessen.recipe import Recipe
 from lessen.stored.serving import served
@@ -89,7 +90,9 @@ def advise(
     """
     gates = _gates(budget, task)
     machine = machine or machines.known(threads)
-    called(private_copy(model), task)
+    copied = private_copy(model)
+    called(copied, task)
+    check_rebuilt(copied, task)
     situation = situation_of(model, task)
     with pinned_threads(threads):
         clock = _Clock(machine, model, task)
@@ -180,7 +183,10 @@ def _line(
     """Return the line of a proposal, and whether it finds anything in the model to act on."""
     recipe = Recipe.parse({"name": _named(proposal), "steps": list(proposal.steps)}, "advice")
     found = _sketched(recipe, model, task)
-    cost = {} if found.model is None else _costs(found.model, model, task, recipe, clock)
+    try:
+        cost = {} if found.model is None else _costs(found.model, model, task, recipe, clock)
+    except LessenError as error:  # a form that no artifact can hold, or that the task cannot call
+        found, cost = Sketch(None, str(error).partition(";")[0]), {}
     grew = cost.get(STORED.name, 0) >= before[STORED.name] and not _saves_elsewhere(cost, before)
     missed = tuple(gate.text for gate in gates if gate.name in FORECAST and not _holds(gate, cost, before))
     line = Line(recipe, STAGES[proposal.stage], proposal.reason, cost, found.why, missed if cost else ())

@@ -24,13 +24,42 @@ def private_copy(model: nn.Module) -> nn.Module:
     """
     check_state(model, "the model")
     try:
-        copied = copy.deepcopy(model)
+        made = copied(model)
     except Exception as error:  # whatever the user's attributes raise
         raise InputError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); keep what holds files, "
             "generators or locks outside of the module"
         ) from error
-    return unwrapped(copied).eval()
+    return unwrapped(made).eval()
+
+
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """Return a deep copy; tensors that a forward left in attributes are copied without the graph that made them.
+
+    Such are the weights that `torch.nn.utils.weight_norm` and `spectral_norm` compute before each call.
+
+    Args:
+        memo: copies of parts that are made already, by the `id` of the part.
+    """
+    memo = {} if memo is None else memo
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf and id(value) not in memo:
+                memo[id(value)] = value.detach().clone()
+    made = copy.deepcopy(model, memo)
+    for parameter in made.parameters():
+        if not parameter.is_leaf:  # torch copies scripted modules under the graph, and nothing could train the copy
+            wanted = parameter.requires_grad
+            parameter.detach_().requires_grad_(wanted)
+    return made
+
+
+def laid_open(model: nn.Module) -> nn.Module:
+    """Return `model` without wrappers: itself where it has none, else a copy of its modules over the same tensors."""
+    if all(_inner(module) is module for module in model.modules()):
+        return model
+    tensors = [*model.parameters(), *model.buffers()]
+    return unwrapped(copied(model, {id(tensor): tensor for tensor in tensors}))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -30,7 +30,7 @@ def check_unreached(model: nn.Module, gone: Collection[nn.Module], paths: Mappin
     """
     if not gone:
         return
-    for module, where in reached(model):
+    for module, where in reached(model, gone):
         if module in gone:
             raise InputError(
                 f"{what}: {where} keeps the layer {paths.get(module, type(module).__name__)!r} outside of the module "
@@ -39,9 +39,13 @@ def check_unreached(model: nn.Module, gone: Collection[nn.Module], paths: Mappin
             )
 
 
-def reached(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """Yield each layer that plain Python objects of `model` lead to and its tree does not hold, and from where."""
-    own = {id(module) for module in model.modules()}
+def reached(model: nn.Module, also: Collection[nn.Module] = ()) -> Iterator[tuple[nn.Module, str]]:
+    """Yield each layer that plain Python objects of `model` lead to and its tree does not hold, and from where.
+
+    Args:
+        also: layers to look for though the tree holds them, such as one that a compact layer wraps.
+    """
+    own = {id(module) for module in model.modules()} - {id(module) for module in also}
     seen = set(own)
     for path, module in model.named_modules():
         waiting = [(value, f"{path or type(model).__name__}: {name}") for name, value in _held(module)]

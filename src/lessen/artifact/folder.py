@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lessen import files
+from lessen.architectures.intake import laid_open
 from lessen.artifact import probe as probes
 from lessen.artifact.delta import borrowed, named, take
 from lessen.artifact.fit import check_stored, refusing
@@ -306,11 +307,11 @@ def _load(folder: Path, model: nn.Module | None) -> tuple[nn.Module, Structure, 
     filed = Filed([folder / name for name in manifest.tensor_files()])
     records = [*structure.modules, *structure.patches]
     if structure.base is None:
-        base = _architecture(structure, folder, filed) if model is None else unwrapped(model)
+        base = _architecture(structure, folder, filed) if model is None else laid_open(model)
         weights: Weights = filed
         left: dict[str, Tensor] = {}
     else:
-        base = _base(structure, folder) if model is None else unwrapped(model)
+        base = _base(structure, folder) if model is None else laid_open(model)
         left = borrowed(structure, base, str(folder))
         weights = Joined(filed, Held(left))
     empty = hollow(base, records, weights, structure.tied, str(folder))

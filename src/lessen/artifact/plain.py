@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 Config = dict[str, Any]
 
@@ -92,6 +93,13 @@ def plain_config(module: nn.Module) -> Config | None:
     found = {key: _value(module, key) for key in plain.always}
     other = {key: _value(module, key) for key in plain.also}
     return {**found, **{key: value for key, value in other.items() if value != _json(plain.also[key])}}
+
+
+def same_class(module: nn.Module, other: nn.Module) -> bool:
+    """Tell whether two modules are of one class; torch makes a new class for every layer that it parametrises."""
+    if parametrize.is_parametrized(module) and parametrize.is_parametrized(other):
+        return parametrize.type_before_parametrizations(module) is parametrize.type_before_parametrizations(other)
+    return type(other) is type(module)
 
 
 def build_plain(name: str, config: Mapping[str, Any]) -> nn.Module:

@@ -61,11 +61,18 @@ def inputs_for(task: Task, model: nn.Module) -> Any:
     """
     inputs = task.inputs(to_device(task.example_batch(), device_of(model)))
     try:
-        record(model, inputs)
+        first, again = (record(model, inputs)["output"] for _ in range(2))
     except Exception:
         if type(task).forward is Task.forward and "forward" not in vars(task):
             raise
         return None
+    try:
+        compared(again, first, "", "")
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"{type(model).__name__} does not answer one input twice alike in eval mode, so that nothing measured on "
+            "it could be found again; take out dropout that stays on, and what draws or counts in its forward"
+        ) from error
     return inputs
 
 

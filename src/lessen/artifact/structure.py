@@ -5,7 +5,6 @@ Only registered `stored` classes and a short list of plain torch layers can be n
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -15,8 +14,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from lessen.architectures.intake import copied
 from lessen.artifact.fit import check_forms, check_no_meta, check_one, check_stored, refusing
-from lessen.artifact.plain import HOLDERS, PLAIN, build_plain, plain_config, plain_name
+from lessen.artifact.plain import HOLDERS, PLAIN, build_plain, plain_config, plain_name, same_class
 from lessen.artifact.tensors import Form, Weights
 from lessen.errors import ArtifactError
 from lessen.stored.base import STORED, StoredModule, StoredPatch, load_builtin_kinds
@@ -52,7 +52,7 @@ def describe(model: nn.Module, base: nn.Module) -> list[ModuleRecord]:
             _require_registered(path, module)
             records.append(ModuleRecord(path=path, kind=module.kind, config=module.config()))
             inside.update(module.modules())
-        elif module not in inside and (other is None or type(other) is not type(module) or _differs(module, other)):
+        elif module not in inside and (other is None or not same_class(module, other) or _differs(module, other)):
             records.append(_plain_record(path, module))
     return records
 
@@ -181,7 +181,7 @@ def hollow(
     }
     for module in _replaced(base, records):
         memo.update((id(tensor), _empty(tensor)) for _, tensor in _kept(module) if id(tensor) not in memo)
-    return copy.deepcopy(base, memo)
+    return copied(base, memo)
 
 
 def staying(
@@ -346,7 +346,7 @@ def _share(model: nn.Module, tied: Mapping[str, str]) -> None:
     holders = {
         f"{path}.{name}" if path else name: (module, name)
         for path, module in model.named_modules(remove_duplicate=False)
-        for name in module._buffers
+        for name in module._buffers.keys()  # noqa: SIM118 - those of a scripted module iterate by number
     }
     for name, source in tied.items():
         if name in holders and source in holders:

@@ -18,7 +18,7 @@ from lessen.cli.index_judged import judged, judged_on
 from lessen.cli.index_readers import adapt, queries_of, reader_of
 from lessen.cli.interrupt import interruptible
 from lessen.cli.output import AsJson, emit, line, size, table
-from lessen.errors import ConfigError, DataError
+from lessen.errors import MAX_SEED, ConfigError, DataError
 
 if TYPE_CHECKING:
     from lessen.retrieval.folder import Found, IndexFolder
@@ -54,11 +54,11 @@ def build(
             "--multi."
         ),
     ] = None,
-    metric: Annotated[str, typer.Option(help="cosine or dot.")] = "cosine",
+    metric: Annotated[str | None, typer.Option(help="cosine (the default) or dot.")] = None,
     column: Column = None,
     ids: Names = "id",
     length: Annotated[int, typer.Option(min=2, help="Tokens of a text that are read.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Of turns and codebooks.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of turns and codebooks.")] = 0,
     multi: Annotated[bool, typer.Option("--multi", help="Keep every token of a text, for late interaction.")] = False,
     encoding: Annotated[
         str, typer.Option(help="With --multi: repetitions, bits and block of the one vector (MUVERA).")
@@ -74,17 +74,18 @@ def build(
 
     if sum(source is not None for source in (vectors, texts, pictures)) != 1:
         raise ConfigError("give one of --vectors, --texts and --pictures")
-    if metric not in ("cosine", "dot"):
+    if metric not in (None, "cosine", "dot"):
         raise ConfigError(f"--metric {metric!r} is not accepted; allowed: cosine, dot")
     started = time.process_time()
     if multi:
-        _build_multi(folder, texts, encoder, form or "bits1", encoding, tokens, column, ids, length, seed, as_json)
+        _build_multi(folder, texts, encoder, form, encoding, tokens, column, ids, length, seed, as_json)
         return
-    form = form or "int8"
     with interruptible(), Reporting() as log:
         index = _opened(folder) if (folder / "index.json").exists() else None
         if index is not None and index.manifest.multi is not None:
             raise ConfigError(f"{folder} holds token sets; add to it with --multi")
+        if index is not None:
+            index_multi.check_same(folder, form=(form, index.manifest.form), metric=(metric, index.manifest.metric))
         reader = reader_of(texts, pictures, encoder, length, log)
         identity = None if reader is None else reader.identity
         if index is not None:
@@ -92,7 +93,7 @@ def build(
         batches = _batches(vectors, texts, pictures, reader, column, ids, index)
         added, skipped = 0, 0
         if index is None:
-            index, batches = _created(folder, form, metric, identity, seed, batches)
+            index, batches = _created(folder, form or "int8", metric or "cosine", identity, seed, batches)
         seen: set[str] = set()
         for batch in batches:
             twice = next((name for name in batch.ids if name in seen), None)
@@ -236,8 +237,8 @@ def export(
 
 
 def _build_multi(
-    folder: Path, texts: Path | None, encoder: str, form: str, encoding: str, held: str, column: str | None, ids: str,
-    length: int, seed: int, as_json: bool,
+    folder: Path, texts: Path | None, encoder: str, form: str | None, encoding: str, held: str, column: str | None,
+    ids: str, length: int, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     from lessen.cli.progress import Reporting
     from lessen.tasks.retrieval.readers import TextReader

@@ -36,8 +36,22 @@ def encoding_of(said: str, dim: int, seed: int) -> Encoding:
     return Encoding(dim, repetitions, bits, min(width, dim), seed=seed)
 
 
+def check_same(folder: Path, **knobs: tuple[str | None, str]) -> None:
+    """Refuse to add to an index under another knob than it was made with, given as what was asked and what it has.
+
+    Raises:
+        ConfigError: which knob, and what the index has.
+    """
+    for name, (asked, own) in knobs.items():
+        if asked is not None and asked.replace(" ", "") != own.replace(" ", ""):
+            raise ConfigError(
+                f"--{name} {asked}: {folder} was made with {name} {own}, and what is added takes the same; leave "
+                f"--{name} out, or build another folder"
+            )
+
+
 def build(
-    folder: Path, texts: Path, reader: TextReader, form: str, encoding: str, held: str, column: str, ids: str,
+    folder: Path, texts: Path, reader: TextReader, form: str | None, encoding: str, held: str, column: str, ids: str,
     seed: int, log: Log,
 ) -> tuple[MultiFolder, int, int]:  # fmt: skip
     """Make an index of token sets, or add what it does not hold; return it, documents added, documents there."""
@@ -53,6 +67,7 @@ def build(
     index = MultiFolder.open(folder) if (folder / "index.json").exists() else None
     if index is not None:
         index.index.check_encoder(identity, "what is added")
+        check_same(folder, form=(form, index.index.manifest.form))
     else:
         new_folder(folder)
     pairs, seen, added, skipped = read_texts(texts, column, ids), set[str](), 0, 0
@@ -68,7 +83,7 @@ def build(
         sets = reader.tokens([text for _, text in new], own)
         if index is None:
             chosen = encoding_of(encoding, sets[0].shape[1], seed)
-            index = MultiFolder.create(folder, form, sets, chosen, held, identity, seed)  # type: ignore[arg-type]
+            index = MultiFolder.create(folder, form or "bits1", sets, chosen, held, identity, seed)  # type: ignore[arg-type]
         added += index.add(own, sets, identity, there="skip")
         log.progress("added", len(index), len(index))
     if index is None:

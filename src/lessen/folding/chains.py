@@ -68,7 +68,7 @@ def _obstacle(first: Any, second: Any) -> str | None:
         if own != trivial or getattr(first, "groups", 1) != 1:
             return "the second is no plain convolution of width 1, or the first is grouped"
     inner, outer = second.weight.shape[1], second.weight.shape[0]
-    per_input = first.weight[0].numel()
+    per_input = first.weight.numel() // max(1, first.weight.shape[0])
     if outer * per_input > inner * per_input + outer * inner:
         return "one layer would take more multiply-adds than the two"
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from lessen.architectures.intake import copied
 from lessen.errors import TaskError
 from lessen.folding import branches, chains, constants, norms, tensors, units
 from lessen.folding.flow import Call, Flow, mapped, same_course
@@ -51,13 +51,13 @@ def fold(model: nn.Module, calls: Sequence[Call], generator: torch.Generator, le
     if not calls:
         raise TaskError("folding needs at least one input of the model to prove itself on")
     with _still(model):
-        exact = copy.deepcopy(model)
+        exact = copied(model)
         wide = _widened(exact, calls)
         served = [_wide_call(call) for call in calls] if wide else list(calls)
-        prover = _Prover(exact if wide else copy.deepcopy(model), more_calls(served, generator), leave)
+        prover = _Prover(exact if wide else copied(model), more_calls(served, generator), leave)
         found = _fold_all(prover, served)
         result = _narrowed(model, found.folds, prover.model) if wide else prover.model
-        last = _Prover(copy.deepcopy(model), more_calls(list(calls), generator, 0), leave)
+        last = _Prover(copied(model), more_calls(list(calls), generator, 0), leave)
         last.replace_with(result)
         for search in (tensors.doubles, tensors.long_floats):
             more = search(last.model)
@@ -127,7 +127,7 @@ class _Prover:
         return bool(reasons)
 
     def _tried(self, folds: Sequence[Fold]) -> bool:
-        trial = copy.deepcopy(self.model)
+        trial = copied(self.model)
         try:
             for each in folds:
                 each.apply(trial)
@@ -201,7 +201,7 @@ def _narrowed(model: nn.Module, folds: Sequence[Fold], wide: nn.Module) -> nn.Mo
     kinds = {name: tensor.dtype for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     floats = [kind for kind in kinds.values() if kind.is_floating_point]
     common = max(set(floats), key=floats.count) if floats else torch.float32
-    made = copy.deepcopy(model)
+    made = copied(model)
     for each in folds:
         each.apply(made)
     values = {**dict(wide.named_parameters()), **dict(wide.named_buffers())}

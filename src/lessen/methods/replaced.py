@@ -32,7 +32,13 @@ def check_replaced(original: nn.Module, before: Tree, model: nn.Module, step: st
         InputError: names the layer and where it is kept.
     """
     now = set(model.modules())
-    replaced = {module: path for path, module in before.items() if path and module not in now}
+    places = tree_of(model)
+    replaced = {
+        module: path
+        for path, module in before.items()
+        if path
+        and (module not in now or (places.get(path) is not module and isinstance(places.get(path), StoredModule)))
+    }
     if not any(isinstance(module, StoredModule) for module in now - set(before.values())):
         return  # nothing took the place of a layer
     own = tree_of(original)

@@ -12,6 +12,9 @@ from lessen.errors import DataError, NonFiniteError
 
 Metric = Literal["cosine", "dot"]
 
+SQUARED = 1e-16
+"""Length below which the squares of a vector's numbers lose precision in float32."""
+
 
 def checked(
     vectors: Tensor, dim: int, metric: Metric, names: Sequence[str] | None = None, what: str = "vectors"
@@ -34,13 +37,18 @@ def checked(
         )
     if metric == "dot":
         return vectors
-    lengths = vectors.norm(dim=1, keepdim=True)
-    zero = lengths[:, 0] == 0
+    largest = vectors.abs().amax(dim=1, keepdim=True)
+    zero = largest[:, 0] == 0
     if bool(zero.any()):
         raise DataError(
             f"{what}: {_first(zero, names)} is a zero vector ({int(zero.sum())} of {len(zero)} are), which has no "
             "cosine; leave it out, or build an index with --metric dot"
         )
+    lengths = vectors.norm(dim=1, keepdim=True)
+    odd = ~torch.isfinite(lengths[:, 0]) | (lengths[:, 0] < SQUARED)
+    if bool(odd.any()):  # squares of their numbers are beyond float32, or below it
+        vectors = torch.where(odd[:, None], vectors / largest, vectors)
+        lengths = vectors.norm(dim=1, keepdim=True)
     return torch.div(vectors, lengths)
 
 

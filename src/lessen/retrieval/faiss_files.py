@@ -71,6 +71,12 @@ def export(modules: list[StagedVectors], kept: list[torch.Tensor], ids: list[str
     """
     if any(one.reduction is not None for one in modules):
         raise ConfigError("a faiss file of this form has no place for the reduction; build the index without one")
+    broken = next((name for name in ids if "\n" in name), None)
+    if broken is not None:
+        raise ConfigError(
+            f"the id {broken[:80]!r} holds a line break, and {path.name}.ids has one name a line; remove that "
+            "document, or name it otherwise"
+        )
     faiss = faiss_module()
     whole = None
     for one, rows in zip(modules, kept, strict=True):
@@ -88,5 +94,5 @@ def export(modules: list[StagedVectors], kept: list[torch.Tensor], ids: list[str
         mapped.add_with_ids(whole.reconstruct_n(0, whole.ntotal), np.asarray(numbers, dtype=np.int64))
         whole = mapped
     files.atomic_write(path, faiss.serialize_index(whole).tobytes())
-    names = "".join(name.replace("\n", " ") + "\n" for name in ids)
+    names = "".join(name + "\n" for name in ids)
     files.atomic_write(path.with_name(path.name + ".ids"), names)

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def read_vectors(path: Path, column: str = "vector", names: str = "id", size: in
     """Yield the vectors of a file in order.
 
     Args:
-        column, names: of Parquet: the column of vectors, and that of names (row numbers where it is absent).
+        column, names: of Parquet: the column of vectors, and that of names (row numbers where there is no `id`).
 
     Raises:
         DataError: the file is absent, torn, empty, of no known kind, or its rows are of several widths.
@@ -46,9 +46,9 @@ def read_vectors(path: Path, column: str = "vector", names: str = "id", size: in
     if not path.is_file():
         raise DataError(f"no file of vectors at {path}")
     if path.suffix == ".npy":
-        yield from _matrix(_npy(path), size)
+        yield from _matrix(path, _npy(path), size)
     elif path.suffix == ".fvecs":
-        yield from _matrix(_fvecs(path), size)
+        yield from _matrix(path, _fvecs(path), size)
     elif path.suffix == ".parquet":
         yield from _parquet(path, column, names, size)
     else:
@@ -61,10 +61,22 @@ def read_all(path: Path, column: str = "vector", names: str = "id") -> Batch:
     return Batch([name for one in batches for name in one.ids], torch.cat([one.vectors for one in batches]))
 
 
-def _matrix(rows: NDArray[Any], size: int) -> Iterator[Batch]:
+def _matrix(path: Path, rows: NDArray[Any], size: int) -> Iterator[Batch]:
     for first in range(0, len(rows), size):
-        part = np.array(rows[first : first + size], dtype=np.float32)
+        part = _narrowed(np.asarray(rows[first : first + size]), path, first.__add__)
         yield Batch([str(first + n) for n in range(len(part))], torch.from_numpy(part))
+
+
+def _narrowed(rows: NDArray[Any], path: Path, numbered: Callable[[int], int]) -> NDArray[np.float32]:
+    """Return numbers as float32, copied. Raises DataError where one has no place there."""
+    with np.errstate(over="ignore"):
+        found = np.array(rows, dtype=np.float32)
+    if rows.dtype.itemsize > found.dtype.itemsize and rows.dtype.kind == "f":
+        lost = (np.isinf(found) & np.isfinite(rows)).any(axis=1)
+        if lost.any():
+            row = numbered(int(lost.argmax()))
+            raise DataError(f"{path}, row {row} holds a number beyond float32 (3.4e38); scale the vectors")
+    return found
 
 
 def _npy(path: Path) -> NDArray[Any]:
@@ -95,6 +107,8 @@ def _parquet(path: Path, column: str, names: str, size: int) -> Iterator[Batch]:
     held = names_of(path)
     if column not in held:
         raise DataError(f"{path} has no column {column!r} of vectors; it holds {', '.join(held[:20])}")
+    if names not in (*held, "id"):
+        raise DataError(f"{path} has no column {names!r} of names; it holds {', '.join(held[:20])}")
     for piece in read_parquet(path, [column, *([names] if names in held else [])], size):
         cells = piece.frame.get_column(column)
         widths = cells.list.len() if isinstance(cells.dtype, pl.List) else None
@@ -102,11 +116,15 @@ def _parquet(path: Path, column: str, names: str, size: int) -> Iterator[Batch]:
             place = int((widths.fill_null(-1) != widths.fill_null(-1)[0]).arg_max() or 0)
             raise DataError(f"{path}, row {piece.line_of(place)}: its vector is missing or of another width")
         with foreign(f"{path}: the column {column!r} holds no vectors of floats"):
-            vectors = np.array(cells.to_list(), dtype=np.float32)
-            if vectors.ndim != 2:
+            inner = cells.dtype.inner if isinstance(cells.dtype, (pl.List, pl.Array)) else None
+            if inner is None or not inner.is_numeric():  # words that look like numbers are words
                 raise ValueError(f"its cells are {cells.dtype}")
-        numbers = [str(piece.line_of(n) - 1) for n in range(len(vectors))]
-        own: list[Any] = piece.frame.get_column(names).cast(pl.String).to_list() if names in held else numbers
+            numbers = np.array(cells.to_list(), dtype=np.float64)
+        vectors = _narrowed(numbers, path, piece.line_of)
+        own: list[Any] = [str(piece.line_of(n) - 1) for n in range(len(vectors))]
+        if names in held:
+            with foreign(f"{path}: the column {names!r} holds no names"):
+                own = piece.frame.get_column(names).cast(pl.String).to_list()
         if None in own:
             raise DataError(f"{path}, row {piece.line_of(own.index(None))}: the id is missing")
         yield Batch(own, torch.from_numpy(vectors))

@@ -63,11 +63,15 @@ class StoredModule(nn.Module):
         Raises:
             ValueError, TypeError: which tensor or child, what it holds, what it may hold.
         """
-        with torch.device("meta"):
-            twin = type(self).from_config(self.config())
+        twin = self.twin()
         same_form(self, twin)
         one_type(self, twin)
         self.check_values()
+
+    def twin(self) -> StoredModule:
+        """Return the empty module, without memory, whose tensors say what those of this one must be."""
+        with torch.device("meta"):
+            return type(self).from_config(self.config())
 
     def check_values(self) -> None:
         """Refuse tensors whose values point outside others; their shapes fit already. Raises ValueError."""

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from lessen import errors, files
+from lessen.architectures.intake import private_copy
 from lessen.artifact import folder as artifact
 from lessen.artifact.delta import base_of
 from lessen.artifact.layout import BaseReference
@@ -33,6 +34,7 @@ from lessen.judges import get_judge
 from lessen.log import SILENT, Log
 from lessen.measure.record import difference_deviations, ledger_records, measure_cost, measure_quality
 from lessen.method import check_finite
+from lessen.methods.rebuilt import check_rebuilt
 from lessen.metrics import standards
 from lessen.metrics.storage import read_jackknife
 from lessen.recipe import Recipe
@@ -184,7 +186,9 @@ def _train_reference(job: Job) -> dict[str, Any]:
     place = folder.reference(job.seed)
     folder.discard(place)
     if not task.pretrained:
-        inputs_for(task, task.build().eval())  # refused before it is trained
+        untrained = private_copy(task.build())
+        check_rebuilt(untrained, task)
+        inputs_for(task, untrained)  # refused before it is trained
         torch.manual_seed(job.seed)
     start = time.perf_counter()
     model = task.view(device=device).reference(job.seed, LOG.get()).to(device)

@@ -40,11 +40,11 @@ class MiniBatchAware(Hook):
         if not isinstance(module, nn.Embedding) or module.num_embeddings != len(self.share):
             raise TaskError(f"the model has no nn.Embedding {self.name!r} of {len(self.share)} rows")
         self._table = module
-        self._handle = module.register_forward_pre_hook(self._remember)
+        self._handle = module.register_forward_pre_hook(self._remember, with_kwargs=True)
 
-    def _remember(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+    def _remember(self, module: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
         if module.training:
-            self._ids = arguments[0]
+            self._ids = arguments[0] if arguments else keywords["input"]
 
     def loss(self, model: nn.Module, batch: Any, loss: Tensor) -> Tensor:  # noqa: ARG002 - the contract's signature
         """Add the term of the batch that was just seen."""

@@ -114,7 +114,7 @@ class Splitting(Hook):
             if isinstance(module, ClusterAssignedEmbedding):
                 growth = Growth.of(module)
                 self.tables.append(growth)
-                self._handles.append(module.register_forward_hook(partial(_watch, growth)))
+                self._handles.append(module.register_forward_hook(partial(_watch, growth), with_kwargs=True))
 
     def after_step(self, model: nn.Module, step: int) -> None:  # noqa: ARG002
         """Re-assign and split when it is time."""
@@ -132,10 +132,13 @@ class Splitting(Hook):
             handle.remove()
 
 
-def _watch(growth: Growth, table: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+def _watch(
+    growth: Growth, table: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Tensor
+) -> None:
     """Have the gradient of a training forward added to the sums of its ids."""
-    if table.training and output.requires_grad and output.shape[:-1] == arguments[0].shape:
-        output.register_hook(partial(_note, growth, arguments[0]))  # type: ignore[no-untyped-call]
+    ids = arguments[0] if arguments else keywords["input"]
+    if table.training and output.requires_grad and output.shape[:-1] == ids.shape:
+        output.register_hook(partial(_note, growth, ids))  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()

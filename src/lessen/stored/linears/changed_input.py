@@ -11,6 +11,8 @@ from lessen.stored import checks
 from lessen.stored.base import StoredModule
 from lessen.stored.linears.low_rank import dense_weight, empty_linear
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types that torch multiplies in."""
 Self = TypeVar("Self", bound="ChangedInput")
 
 
@@ -28,6 +30,13 @@ class ChangedInput(StoredModule):
     def config(self) -> dict[str, Any]:
         """Return the sizes and whether there is a bias."""
         return {"in_features": self.in_features, "out_features": self.out_features, "bias": self.bias}
+
+    def twin(self) -> ChangedInput:
+        """Return the empty twin; a layer of torch in it keeps the floating type of the model that it comes from."""
+        made: ChangedInput = super().twin()  # type: ignore[assignment]
+        if type(self.layer) is nn.Linear and self.layer.weight.dtype in FLOATS:
+            made.layer.to(self.layer.weight.dtype)
+        return made
 
     @classmethod
     def holding(cls: type[Self], layer: nn.Linear) -> Self:

@@ -44,9 +44,9 @@ class CosineHead(StoredModule):
         """Return the features that are searched, not yet of length 1, [*, dim], for [*, in_features]."""
         return F.linear(inputs, self.project, self.shift)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Return the logits of classes, [*, out_features]."""
-        return SCALE * F.linear(F.normalize(self.embed(inputs), dim=-1), F.normalize(self.classes, dim=1))
+        return SCALE * F.linear(F.normalize(self.embed(input), dim=-1), F.normalize(self.classes, dim=1))
 
     def dequantise(self) -> Tensor:
         """Return the map from inputs to unnormalised class products, float32 [out_features, in_features]."""

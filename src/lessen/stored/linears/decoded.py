@@ -49,11 +49,11 @@ class DecodedLinear(StoredModule):
     def decoded(self, part: slice) -> Tensor:
         """Return the weights of some outputs, float32 [part, in]."""
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map float [*, in] to [*, out] of the same type. Raises InputError for inputs of another width."""
-        if inputs.shape[-1] != self.in_features:
-            raise InputError(f"a layer of {self.in_features} inputs was given {inputs.shape[-1]}")
-        return self.decoded_product(inputs)
+        if input.shape[-1] != self.in_features:
+            raise InputError(f"a layer of {self.in_features} inputs was given {input.shape[-1]}")
+        return self.decoded_product(input)
 
     def storage_only(self) -> bool:
         """Tell that every forward decodes."""

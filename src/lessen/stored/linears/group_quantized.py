@@ -115,18 +115,18 @@ class GroupQuantizedLinear(DecodedLinear):
         """The grid that the codes lie on."""
         return GroupGrid(self.bits, self.group, self.scales, self.minimums)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map float [*, in] to [*, out] of the same type. Raises InputError for inputs of another width."""
-        if inputs.shape[-1] != self.in_features:
-            raise InputError(f"a layer of {self.in_features} inputs was given {inputs.shape[-1]}")
-        if torch.is_grad_enabled() and inputs.requires_grad:
-            return self.decoded_product(inputs)
-        operand = self.operand() if takes(inputs, self._tensors) else None
+        if input.shape[-1] != self.in_features:
+            raise InputError(f"a layer of {self.in_features} inputs was given {input.shape[-1]}")
+        if torch.is_grad_enabled() and input.requires_grad:
+            return self.decoded_product(input)
+        operand = self.operand() if takes(input, self._tensors) else None
         if operand is not None:
-            return product(operand, inputs)
+            return product(operand, input)
         if self.activations == "float":
-            return self.decoded_product(inputs)
-        return self.decoded_product(rounded(inputs, Blocks(self.in_features, self.group)))
+            return self.decoded_product(input)
+        return self.decoded_product(rounded(input, Blocks(self.in_features, self.group)))
 
     def operand(self) -> Operand | None:
         """Return the layer as kernels take it, made where it changed; None for a form that none takes."""

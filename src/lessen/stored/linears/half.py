@@ -55,9 +55,9 @@ class HalfLinear(StoredModule):
             made.bias.copy_(layer.bias.detach())
         return made
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map [*, in] to [*, out] of the input's type."""
-        return functional.linear(inputs.to(self.weight.dtype), self.weight, self.bias).to(inputs.dtype)
+        return functional.linear(input.to(self.weight.dtype), self.weight, self.bias).to(input.dtype)
 
     def dequantise(self) -> Tensor:
         """Return the dense weight [out, in], float32."""

@@ -76,20 +76,20 @@ class Int8Linear(StoredModule):
             made.bias.copy_(layer.bias.detach())
         return made
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map float [*, in] to float32 [*, out]."""
-        if torch.is_grad_enabled() and inputs.requires_grad:
-            return functional.linear(inputs, self.dequantise(), self.bias)
-        pays = self.activations == "row" and not blocked() and takes(inputs, (self.codes, self.scales, self.bias))
+        if torch.is_grad_enabled() and input.requires_grad:
+            return functional.linear(input, self.dequantise(), self.bias)
+        pays = self.activations == "row" and not blocked() and takes(input, (self.codes, self.scales, self.bias))
         operand = self.operand() if pays else None
         if operand is not None:
-            return product(operand, inputs.float())
-        flat = inputs.reshape(-1, self.in_features).float()
+            return product(operand, input.float())
+        flat = input.reshape(-1, self.in_features).float()
         if flat.shape[0] == 0:
             wide = flat.new_zeros(0, self.out_features)
         else:
             wide = self._by_row(flat) if self.activations == "row" else self._by_tensor(flat)
-        return wide.reshape(*inputs.shape[:-1], self.out_features)
+        return wide.reshape(*input.shape[:-1], self.out_features)
 
     def operand(self) -> Operand | None:
         """Return the layer as kernels take it, made where it changed; None for activations by tensor."""

@@ -35,9 +35,9 @@ class LowRankLinear(StoredModule):
         """Build an empty twin. Raises ValueError or TypeError for sizes that make no sense."""
         return cls(**config)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map [*, in] to [*, out]."""
-        result: Tensor = self.up(self.down(inputs))
+        result: Tensor = self.up(self.down(input))
         return result
 
     def dequantise(self) -> Tensor:

@@ -46,9 +46,9 @@ class LowRankConv(StoredModule):
         """Return the arguments of the convolution, and the rank."""
         return {"geometry": self.geometry, "rank": self.rank}
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map [batch, in, *] to [batch, out, *]."""
-        result: Tensor = self.up(self.down(inputs))
+        result: Tensor = self.up(self.down(input))
         return result
 
     def dequantise(self) -> Tensor:

@@ -60,10 +60,10 @@ class LowRankDelta(StoredModule):
             made.up.zero_()
         return made
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map [*, in] to [*, out]."""
-        correction = functional.linear(functional.linear(inputs, self.down), self.up)
-        return torch.add(self.layer(inputs), correction, alpha=self.scale)
+        correction = functional.linear(functional.linear(input, self.down), self.up)
+        return torch.add(self.layer(input), correction, alpha=self.scale)
 
     def dequantise(self) -> Tensor:
         """Return the dense weight [out, in] of both together, float32."""

@@ -137,9 +137,9 @@ class RotatedInput(ChangedInput):
         made.signs = signs.to(layer.weight.device)
         return made
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map [*, in] to [*, out]."""
-        result: Tensor = self.layer(rotate(inputs, self.signs))
+        result: Tensor = self.layer(rotate(input, self.signs))
         return result
 
     def dequantise(self) -> Tensor:

@@ -27,9 +27,9 @@ class ScaledInput(ChangedInput):
         made.factors = factors.detach().to(device=layer.weight.device, dtype=torch.float16)
         return made
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map [*, in] to [*, out]."""
-        result: Tensor = self.layer(inputs * self.factors.to(inputs.dtype))
+        result: Tensor = self.layer(input * self.factors.to(input.dtype))
         return result
 
     def dequantise(self) -> Tensor:

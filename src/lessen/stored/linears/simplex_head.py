@@ -55,9 +55,9 @@ class SimplexHead(StoredModule):
         """Return the features that are searched, not yet of length 1, [*, classes - 1], for [*, in_features]."""
         return nn.functional.linear(inputs, self.project)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Return the logits of the first classes, [*, out_features]."""
-        return self.logits(self.embed(inputs))
+        return self.logits(self.embed(input))
 
     def logits(self, features: Tensor) -> Tensor:
         """Return logits [*, out_features] of features [*, classes - 1]: products with the corners of each class."""

@@ -78,16 +78,16 @@ class SparseLinear(DecodedLinear):
         """Return the weights of some outputs, float32 [part, in]."""
         return self.matrix.decoded(part)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map float [*, in] to [*, out] of the same type. Raises InputError for inputs of another width."""
-        if self.activations == "float" or (torch.is_grad_enabled() and inputs.requires_grad):
-            return super().forward(inputs)
-        if inputs.shape[-1] != self.in_features:
-            raise InputError(f"a layer of {self.in_features} inputs was given {inputs.shape[-1]}")
-        flat = inputs.reshape(-1, self.in_features).float().contiguous()
-        operand = self.operand() if len(flat) and takes(inputs, tuple(self.buffers())) else None
+        if self.activations == "float" or (torch.is_grad_enabled() and input.requires_grad):
+            return super().forward(input)
+        if input.shape[-1] != self.in_features:
+            raise InputError(f"a layer of {self.in_features} inputs was given {input.shape[-1]}")
+        flat = input.reshape(-1, self.in_features).float().contiguous()
+        operand = self.operand() if len(flat) and takes(input, tuple(self.buffers())) else None
         wide = self._decoded_codes(flat) if operand is None else operand.multiply(flat)
-        return wide.to(inputs.dtype).reshape(*inputs.shape[:-1], self.out_features)
+        return wide.to(input.dtype).reshape(*input.shape[:-1], self.out_features)
 
     def operand(self) -> SparseOperand | None:
         """Return the layer as the kernel takes it, made where it changed; None where there is no kernel for it."""
@@ -182,14 +182,14 @@ class MatrixConv(StoredModule):
         """Return the dense weight [out, in / groups, kernel sides], float32."""
         return from_matrix(self.matrix.dequantise(), self.sides)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map float [batch, in, *] to [batch, out, *] of the same type. Raises InputError for other channels."""
-        if inputs.shape[1 if inputs.dim() > 1 + len(self.sides) else 0] != self.in_channels:
-            raise InputError(f"a convolution of {self.in_channels} channels was given {list(inputs.shape)}")
-        bias = None if self.bias is None else self.bias.to(inputs.dtype)
+        if input.shape[1 if input.dim() > 1 + len(self.sides) else 0] != self.in_channels:
+            raise InputError(f"a convolution of {self.in_channels} channels was given {list(input.shape)}")
+        bias = None if self.bias is None else self.bias.to(input.dtype)
         convolve: Any = CONVOLVE[len(self.sides)]
-        weight = self.dequantise().to(inputs.dtype)
-        outputs: Tensor = convolve(inputs, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        weight = self.dequantise().to(input.dtype)
+        outputs: Tensor = convolve(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
         return outputs
 
 

@@ -90,19 +90,19 @@ class StaticInt8Linear(StaticInt8):
         """Return the sizes and whether there is a bias."""
         return {"in_features": self.in_features, "out_features": self.out_features, "bias": self.bias is not None}
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map float [*, in] to [*, out] of the same type. Raises InputError for inputs of another width."""
-        if inputs.shape[-1] != self.in_features:
-            raise InputError(f"a layer of {self.in_features} inputs was given {inputs.shape[-1]}")
-        if torch.is_grad_enabled() and inputs.requires_grad:
-            return functional.linear(inputs, self.dequantise().to(inputs.dtype), self.bias)
-        flat = (self.levels(inputs.reshape(-1, self.in_features)) + self.zero).to(torch.int8)
+        if input.shape[-1] != self.in_features:
+            raise InputError(f"a layer of {self.in_features} inputs was given {input.shape[-1]}")
+        if torch.is_grad_enabled() and input.requires_grad:
+            return functional.linear(input, self.dequantise().to(input.dtype), self.bias)
+        flat = (self.levels(input.reshape(-1, self.in_features)) + self.zero).to(torch.int8)
         if not len(flat):
-            return inputs.new_zeros(*inputs.shape[:-1], self.out_features)
+            return input.new_zeros(*input.shape[:-1], self.out_features)
         totals = sums(flat, self.codes) - self.zero * self.codes.sum(1, dtype=torch.int32)
         wide = totals.float() * (self.step * self.scales)
         wide = wide if self.bias is None else wide + self.bias
-        return wide.to(inputs.dtype).view(*inputs.shape[:-1], self.out_features)
+        return wide.to(input.dtype).view(*input.shape[:-1], self.out_features)
 
     def opaque_macs(self, *inputs: Any) -> int:
         """Return multiply-adds of one forward of float [*, in], which the flop counter does not see."""
@@ -164,19 +164,19 @@ class StaticInt8Conv(StaticInt8):
         """Return an empty form of a convolution, on its device."""
         return cls(**geometry_of(layer)).to(layer.weight.device)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map float [batch, in, *] to [batch, out, *] of the same type."""
         convolve: Any = CONVOLVE[len(self.kernel_size)]
-        if torch.is_grad_enabled() and inputs.requires_grad:
-            weight = self.dequantise().to(inputs.dtype)
-            dense: Tensor = convolve(inputs, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        if torch.is_grad_enabled() and input.requires_grad:
+            weight = self.dequantise().to(input.dtype)
+            dense: Tensor = convolve(input, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
             return dense
         codes = self.codes.float()
-        made: Tensor = convolve(self.levels(inputs), codes, None, self.stride, self.padding, self.dilation, self.groups)
+        made: Tensor = convolve(self.levels(input), codes, None, self.stride, self.padding, self.dilation, self.groups)
         shape = (-1, *[1] * len(self.kernel_size))
         wide = made * (self.step * self.scales).view(shape)
         wide = wide if self.bias is None else wide + self.bias.view(shape)
-        return wide.to(inputs.dtype)
+        return wide.to(input.dtype)
 
 
 def geometry_of(layer: Any) -> dict[str, Any]:

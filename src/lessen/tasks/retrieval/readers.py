@@ -181,7 +181,7 @@ def read_texts(path: Path, column: str = "text", names: str = "id") -> Iterator[
     """Yield name and text of each document: a line of a .txt file, or a row of a table.
 
     Args:
-        column, names: of a table (.jsonl, .parquet, .csv, .tsv); row numbers where it has no such column of names.
+        column, names: of a table (.jsonl, .parquet, .csv, .tsv); row numbers where it has no `id`.
 
     Raises:
         DataError: the file is absent or damaged, of no known kind, or a text is missing or empty.
@@ -201,6 +201,8 @@ def read_texts(path: Path, column: str = "text", names: str = "id") -> Iterator[
     for piece in read_pieces(path, ReadSettings(), [column, names]):
         if column not in piece.frame.columns:
             raise DataError(f"{path} has no column {column!r} of texts")
+        if names not in (*piece.frame.columns, "id"):
+            raise DataError(f"{path} has no column {names!r} of names")
         texts = piece.frame.get_column(column).to_list()
         own = piece.frame.get_column(names).to_list() if names in piece.frame.columns else None
         for row, text in enumerate(texts):

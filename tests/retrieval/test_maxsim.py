@@ -7,8 +7,9 @@ import torch
 
 from lessen.errors import DataError, NonFiniteError
 from lessen.retrieval import maxsim
-from lessen.retrieval.kernels import maxsim_kernel
+from lessen.retrieval.kernels import chamfer_kernel, maxsim_kernel
 from lessen.retrieval.maxsim import Screen, carved, chamfer, rescore, search
+from lessen.stored.kernels.dots import machine_of
 from lessen.stored.vectors.token_sets import TokenSets
 
 
@@ -39,6 +40,31 @@ def test_the_best_are_those_of_float32_and_bounds_hold(monkeypatch, compiled, di
         assert found.numbers.tolist() == exact.sort(descending=True, stable=True).indices[:10].tolist()
         torch.testing.assert_close(found.scores, exact[found.numbers])
         assert found.rescored < held.rows
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """Kernels of processors without vectors of 512 bits."""
+    if not chamfer_kernel.available():
+        pytest.skip("no compiled kernels here")
+    monkeypatch.setattr(maxsim_kernel, "_machine", lambda: machine_of({"avx2": True}))
+    kernels = maxsim_kernel._kernel, chamfer_kernel._kernel
+    for kernel in kernels:
+        kernel.cache_clear()
+    yield
+    for kernel in kernels:
+        kernel.cache_clear()
+
+
+@pytest.mark.parametrize("tokens", [1, 17, 45])
+@pytest.mark.usefixtures("narrow")
+def test_kernels_of_narrow_vectors_find_the_same(tokens):
+    held, query = sets(), drawn(tokens, 64, 5)
+    assert maxsim_kernel.lanes() == 8
+    expected = torch.stack([(query @ one.t()).amax(1).sum() for one in held.tokens.split(held.lengths.tolist())])
+    torch.testing.assert_close(chamfer(query, held, torch.arange(held.rows)), expected)
+    found = search(query, Screen(held), 10)
+    assert found.numbers.tolist() == expected.sort(descending=True, stable=True).indices[:10].tolist()
 
 
 def test_scores_are_sums_of_maxima():

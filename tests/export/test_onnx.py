@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lessen.data.columns import IdField, Layout
-from lessen.errors import ConfigError, EnvironmentFault, GateFailed
+from lessen.errors import ConfigError, EnvironmentFault, GateFailed, LessenError
 from lessen.export import onnx as exporter
 from lessen.export.onnx import export_onnx, serve
 from lessen.export.onnx_tables import PackedRows
@@ -268,6 +268,16 @@ def test_compact_tables_of_a_float16_model_answer_in_float16(bits: int, tmp_path
     model = nn.Sequential(QuantizedEmbedding.from_dense(table, bits), nn.Tanh())
     assert export_onnx(model, torch.arange(40), tmp_path / "model.onnx") <= 4e-3
     assert serve(tmp_path / "model.onnx")(torch.arange(3)).dtype == np.float16
+
+
+def test_a_dtype_that_the_runtime_lacks_is_one_line(tmp_path):
+    model = nn.Sequential(nn.Embedding(50, 8), nn.Tanh()).bfloat16()
+    try:
+        export_onnx(model, torch.arange(40), tmp_path / "model.onnx")
+    except LessenError as error:  # a runtime that learns the dtype may write it
+        assert "float32" in str(error)
+        assert "\n" not in str(error)
+        assert not (tmp_path / "model.onnx").exists()
 
 
 def test_a_patch_of_the_cache_is_refused_before_anything_is_written(tmp_path):

@@ -56,6 +56,14 @@ def test_any_flip_in_the_evidence_is_found(done):
     Frontier.load(out)
 
 
+def test_edited_settings_are_told(done):
+    out = done[1]
+    assert not any("study.yaml" in note for note in Frontier.load(out).studies[0].notes)
+    restore = damaged(out, "study.yaml", lambda raw: raw + b"# edited\n")
+    assert any("study.yaml was changed after the study was run" in note for note in Frontier.load(out).studies[0].notes)
+    restore()
+
+
 def test_an_edited_figure_is_refused_and_made_again(done):
     study, out = done
     before = settled(out)

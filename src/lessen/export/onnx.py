@@ -65,7 +65,7 @@ def export_onnx(model: nn.Module, inputs: Inputs, path: Path) -> float:
     options = onnxruntime.SessionOptions()
     if any(isinstance(module, ROUNDED_AGAIN) for module in model.modules()):
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
+    session = _session(onnxruntime, raw, options)
     difference = share = 0.0
     for rows in (_rows(batch), 1):  # other batch sizes than the traced one prove that it is free
         part = first_rows(batch, rows)
@@ -83,6 +83,18 @@ def export_onnx(model: nn.Module, inputs: Inputs, path: Path) -> float:
         )
     atomic_write(path, raw)
     return difference
+
+
+def _session(onnxruntime: Any, raw: bytes, options: Any) -> Any:
+    """Return a session of a graph. Raises EnvironmentFault: onnxruntime has no form of one of its operations."""
+    try:
+        return onnxruntime.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base of their own
+        said = " ".join(str(error).split())[:300]
+        raise EnvironmentFault(
+            f"onnxruntime cannot run the graph; not written: {said}; where a dtype is at fault, such as bfloat16, "
+            "export the model in float32 or float16"
+        ) from error
 
 
 def _answer(session: Any, batch: dict[str, np.ndarray]) -> np.ndarray:

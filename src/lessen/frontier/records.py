@@ -7,7 +7,8 @@
 <out>/predictions/<recipe>-<seed>.safetensors   of earlier versions: tensor "scores"; "targets" in targets.safetensors
 <out>/noise.json              A/A run: latency_ratio, latency_ratio_ci, quality {metric: [low, high]}
 <out>/baselines.json          {name: {metric: value, metric_ci: [low, high]}}
-<out>/notes.json              {notes: statements of the task, such as how many test users are new}; earlier a bare list
+<out>/notes.json              {notes: statements of the task, such as how many test users are new; study: digest of
+                             study.yaml}; earlier a bare list
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lessen.errors import ArtifactError, DataError, LessenError
-from lessen.files import parse_json, parse_yaml, read_checked, read_text
+from lessen.files import digest, parse_json, parse_yaml, read_checked, read_text
 from lessen.frontier.seal import is_changed, unsealed
 from lessen.metrics import Floats, Outcomes
 from lessen.metrics.storage import load_arrays, read_jackknife, read_outcomes
@@ -121,7 +122,7 @@ def load_study(folder: Path | str) -> StudyRecords:
     folder = Path(folder)
     records = check_records(_measurements(folder / "measurements.jsonl"), str(folder))
     notes = _beside(folder / "notes.json")
-    notes = notes.get("notes") if isinstance(notes, dict) else notes
+    said, notes = (notes.get("study"), notes.get("notes")) if isinstance(notes, dict) else (None, notes)
     resolved = folder / "study.yaml"
     study = parse_yaml(read_text(resolved, "study"), str(resolved)) if resolved.exists() else {}
     if not isinstance(study, Mapping):
@@ -137,19 +138,28 @@ def load_study(folder: Path | str) -> StudyRecords:
         _mapping(folder / "baselines.json"),
         (
             *(str(note) for note in (notes if isinstance(notes, list) else ())),
-            *_gaps(records, resolved),
+            *_gaps(records, resolved, said),
             *_missing(records, study),
         ),
     )
 
 
-def _gaps(records: list[dict[str, Any]], resolved: Path) -> list[str]:
-    """Return, in words, what a reader would take for granted and this folder does not hold."""
+def _gaps(records: list[dict[str, Any]], resolved: Path, said: object) -> list[str]:
+    """Return, in words, what a reader would take for granted and this folder does not hold.
+
+    Args:
+        said: digest of the settings that were measured, where the folder holds one.
+    """
     found = []
     if not resolved.exists():
         found.append(
             f"{resolved.name} does not stand beside the measurements: the margin is not that of the study, and its "
             "budget is not judged"
+        )
+    elif said is not None and digest(read_checked(resolved)) != said:
+        found.append(
+            f"{resolved.name} was changed after the study was run; verdicts are by the margin and the budget that it "
+            "holds now"
         )
     for record in records:
         costs = record.get("cost") or {}

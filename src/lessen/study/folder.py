@@ -61,6 +61,11 @@ class StudyFolder:
         """Write a file that stands beside the measurements, with a digest of itself."""
         self.write_json(self.root / name, sealed(value))
 
+    def write_notes(self, notes: Sequence[str]) -> None:
+        """Write remarks, and the digest of the settings that were measured, by which later edits of these are seen."""
+        said = files.digest(files.read_checked(self.root / STUDY))
+        self.write_beside("notes.json", {"notes": list(notes), "study": said})
+
     def holds_beside(self, name: str) -> bool:
         """Return whether such a file is there and is what was written; what is damaged is made again."""
         path = self.root / name

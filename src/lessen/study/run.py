@@ -309,7 +309,7 @@ class _Running:
             self.log.note("timing the uncompressed model against itself (noise floor)")
             self.folder.write_beside("noise.json", self._noise())
         stopped = [] if self.stopping is None else self.stopping.write()
-        self.folder.write_beside("notes.json", {"notes": [*self.task.notes(), *stopped]})
+        self.folder.write_notes([*self.task.notes(), *stopped])
 
     def _wants_baselines(self) -> bool:
         return self.study.measure.baselines and not self.folder.holds_beside("baselines.json")

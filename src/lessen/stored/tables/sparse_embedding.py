@@ -17,9 +17,9 @@ from lessen.stored.tables.embedding import StoredEmbedding, TableShape
 
 @stored
 class SparseEmbedding(StoredEmbedding):
-    """State: `values` float32 [kept], `columns` uint8 [kept], `starts` int32 [rows + 1].
+    """State: `values` float32 [kept], `columns` uint8 or, beyond 256 columns, int16 [kept], `starts` int32 [rows + 1].
 
-    A kept value costs 5 bytes and a row 4: at 16 columns that equals an int8 row at 75 % sparsity. Lookups gather
+    A kept value costs 5 or 6 bytes and a row 4: at 16 columns that equals an int8 row at 75 % sparsity. Lookups gather
     and scatter; there is no kernel for them.
     """
 
@@ -30,11 +30,11 @@ class SparseEmbedding(StoredEmbedding):
 
     def __init__(self, shape: TableShape, kept: int) -> None:
         super().__init__(shape)
-        if shape.dim > 256:
-            raise ValueError(f"a sparse table numbers its columns in a byte; {shape.dim} columns are too many")
+        checks.whole("dim", shape.dim, 1, 2**15)  # columns are numbered in two bytes at most
         self.kept = checks.whole("kept", kept, 0, min(shape.rows * shape.dim, 2**31 - 1))
         self.register_buffer("values", torch.zeros(self.kept))
-        self.register_buffer("columns", torch.zeros(self.kept, dtype=torch.uint8))
+        kind = torch.uint8 if shape.dim <= 256 else torch.int16
+        self.register_buffer("columns", torch.zeros(self.kept, dtype=kind))
         self.register_buffer("starts", torch.zeros(shape.rows + 1, dtype=torch.int32))
 
     def extra_config(self) -> dict[str, Any]:

@@ -88,6 +88,7 @@ def test_an_extra_exists_only_where_code_uses_it():
     names = {
         "scikit_learn": "sklearn",
         "faiss_cpu": "faiss",
+        "mlflow_skinny": "mlflow",
     }  # what is imported under another name than it is installed by
     for extra in set(extras) - {"dev", "test", "docs"}:
         packages = [re.split(r"[<>=]", need)[0].replace("-", "_") for need in extras[extra]]

@@ -103,22 +103,35 @@ def run(
 def report(
     folders: Annotated[list[Path], typer.Argument(help="Folders that `lessen run` wrote.", metavar="DIR...")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write (default: the first folder).")] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", help="Also tell a tracker, a run a recipe: mlflow or wandb.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the report of one or several studies again, from their files alone.
 
     Example: lessen report out/tables out/tables-low-rank --out out/both
+    Example: lessen report out/tables --to mlflow
     """
     from lessen.frontier import Frontier
+    from lessen.report.tracking import tracker
     from lessen.study.parts import parts_of
 
+    tell = None if to is None else tracker(to)
     parts = parts_of(folders[0]) if len(folders) == 1 else None
     if parts is not None:
         name, places = parts
-        _finish_joint(name, {part: Frontier.load(place) for part, place in places.items()}, out or folders[0], as_json)
+        found = {part: Frontier.load(place) for part, place in places.items()}
+        if tell:
+            for part, place in places.items():
+                tell(place, f"{name}, {part}", found[part])
+        _finish_joint(name, found, out or folders[0], as_json)
         return
     frontier = Frontier.load(*folders)
-    _finish(frontier, _write_report(frontier, out or folders[0]), as_json)
+    page = _write_report(frontier, out or folders[0])
+    if tell:
+        tell(out or folders[0], None, frontier)
+    _finish(frontier, page, as_json)
 
 
 def _run(

@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("part", choices=("drawn", "cranfield"))
     parser.add_argument("--data")
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=60)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     data = "drawn" if asked.part == "drawn" else asked.data

@@ -60,7 +60,7 @@ class WrittenTask(Task):
     name = "written"
     metrics = {"recall@1": Recall(1), "recall@10": Recall(10), "mrr": MRR()}
     columns = ("recall@1", "recall@10", "mrr")
-    settings = FitSettings(epochs=30, learning_rate=3e-3, patience=30)
+    settings = FitSettings(epochs=60, learning_rate=3e-3, patience=60, schedule="constant")  # nothing is found for long
     Options = WrittenOptions
 
     def __init__(self, options: WrittenOptions | None = None) -> None:

@@ -6,6 +6,7 @@ import torch
 from lessen.errors import InputError
 from lessen.tasks.vision.vit import PlainViT
 from lessen.tokens.compensate import Compensator
+from towers import TimmStyleViT
 
 IMAGES = torch.randn(2, 3, 16, 16)
 
@@ -48,14 +49,26 @@ def test_gaps_add_up_and_change_sign():
         assert torch.linalg.matrix_rank(matrix.detach()) <= 2 * abs(target - source)
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(("source", "target"), [(0, 8), (6, 1)])
-def test_folding_is_exact(source, target):
-    model = tower()
+def test_folding_is_exact(source, target, fused):
+    model = TimmStyleViT("token").eval() if fused else tower()
     plug_in = trained(model)
     wanted = corrected(model, plug_in, source, target)
     plug_in.fold(source, target, 0.1)
     with torch.no_grad():
         assert torch.allclose(model(IMAGES), wanted, atol=1e-5)
+
+
+def test_keys_of_a_fused_projection_stay_as_they_are():
+    model = TimmStyleViT("token").eval()
+    layer = model.blocks[0].attn.qkv
+    before, width = layer.weight.clone(), layer.out_features // 3
+    trained(model).fold(0, 8, 0.1)
+    changed = (layer.weight != before).any(1)
+    assert not bool(changed[width : 2 * width].any())
+    assert bool(changed[:width].all())
+    assert bool(changed[2 * width :].all())
 
 
 def test_size_is_the_closed_form():

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lessen.architectures.vit import find_tower, part_of
+from lessen.architectures.vit import Family, find_tower, part_of
 from lessen.errors import InputError
 
 
@@ -44,19 +45,29 @@ class Branch(nn.Module):
         return (self.up.weight * coefficients) @ self.down.weight
 
 
+@dataclass(frozen=True)
+class Projection:
+    """Some outputs of a linear layer: the queries or the values of a block; fused layers hold the keys between."""
+
+    layer: Any
+    first: int
+    count: int
+
+    def padded(self, part: Tensor) -> Tensor:
+        """Return [*, count] as outputs of the whole layer, with zeros beside it."""
+        return nn.functional.pad(part, (self.first, self.layer.out_features - self.first - self.count))
+
+
 class Compensator(nn.Module):
     """The plug-in of one tower: a branch for the queries and one for the values of every block."""
 
     def __init__(self, model: nn.Module, *, largest: int, rank: int = 2, dropout: float = 0.1) -> None:
         super().__init__()
         tower = find_tower(model)
-        if tower.family.fused:
-            raise InputError("ToCom corrects separate query and value projections; this tower fuses them in one layer")
         self.largest, self.rank, self.dropout = largest, rank, dropout
-        names = (tower.family.query, tower.family.value)
         attentions = [getattr(block, tower.family.attention) for block in tower.blocks]
-        self._projections = [part_of(attention, name) for attention in attentions for name in names]
-        self._pieces = [Branch(p.in_features, p.out_features, largest * rank) for p in self._projections]
+        self._projections = [one for attention in attentions for one in _projections(attention, tower.family)]
+        self._pieces = [Branch(p.layer.in_features, p.count, largest * rank) for p in self._projections]
         self.branches = nn.ModuleList(self._pieces)
 
     def reset_parameters(self) -> None:
@@ -80,8 +91,8 @@ class Compensator(nn.Module):
         """Add the correction to the projections inside the block (how it is trained)."""
         coefficients = self.coefficients(source, target)
         handles = [
-            layer.register_forward_hook(_adder(branch, coefficients, scale, self.dropout))
-            for layer, branch in zip(self._projections, self._pieces, strict=True)
+            place.layer.register_forward_hook(_adder(place, branch, coefficients, scale, self.dropout))
+            for place, branch in zip(self._projections, self._pieces, strict=True)
         ]
         try:
             yield
@@ -93,12 +104,23 @@ class Compensator(nn.Module):
     def fold(self, source: int, target: int, scale: float) -> None:
         """Add the correction to the weights of the model, for good; the branch is linear, so this is exact."""
         coefficients = self.coefficients(source, target)
-        for layer, branch in zip(self._projections, self._pieces, strict=True):
-            layer.weight += (scale * branch.matrix(coefficients)).to(layer.weight.dtype)
+        for place, branch in zip(self._projections, self._pieces, strict=True):
+            rows = place.layer.weight[place.first : place.first + place.count]
+            rows += (scale * branch.matrix(coefficients)).to(rows.dtype)
 
 
-def _adder(branch: Branch, coefficients: Tensor, scale: float, dropout: float) -> Any:
+def _projections(attention: nn.Module, family: Family) -> list[Projection]:
+    """Return the queries and the values of a block."""
+    if family.fused:
+        layer: Any = part_of(attention, family.fused)
+        width = layer.out_features // 3
+        return [Projection(layer, 0, width), Projection(layer, 2 * width, width)]
+    apart: list[Any] = [part_of(attention, name) for name in (family.query, family.value)]
+    return [Projection(layer, 0, layer.out_features) for layer in apart]
+
+
+def _adder(place: Projection, branch: Branch, coefficients: Tensor, scale: float, dropout: float) -> Any:
     def add(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return torch.as_tensor(output + scale * branch(inputs[0], coefficients, dropout))
+        return torch.as_tensor(output + place.padded(scale * branch(inputs[0], coefficients, dropout)))
 
     return add

@@ -114,7 +114,7 @@ def test_bad_steps_are_one_line(trained, steps, error, match):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("margin", [0, -1, float("nan")])
+@pytest.mark.parametrize("margin", [0, -1, float("nan"), float("inf"), None, True])
 def test_a_margin_must_be_positive(trained, margin):
     task, model = trained
     with pytest.raises(ConfigError, match="margin"):

@@ -72,6 +72,8 @@ BAD = {
     "unknown metric": (TEXT.replace("{auc", "{auk"), "did you mean 'auc'"),
     "secondary metric": (TEXT.replace("{auc", "{logloss"), "verdicts use 'auc'"),
     "margin of zero": (TEXT.replace("0.01", "0"), "above 0"),
+    "margin without end": (TEXT.replace("0.01", ".inf"), "margin = inf is not accepted"),
+    "margin that is none": (TEXT.replace("0.01", ".nan"), "margin = nan is not accepted"),
     "bad gate": (TEXT.replace("seeds", "budget: small please\nseeds"), "gate 'small please' is not understood"),
     "study name": (TEXT.replace("study: tiny", "study: ../tiny"), "study"),
     "not a mapping": ("- 1\n", "expected a mapping"),

@@ -33,6 +33,16 @@ def _written(write: Callable[[io.BytesIO], object]) -> bytes:
     return buffer.getvalue()
 
 
+def _zst(data: bytes) -> dict[str, bytes]:
+    """Return the file in two frames; none where zstandard is not installed."""
+    try:
+        from zstandard import ZstdCompressor
+    except ImportError:
+        return {}
+    half = len(data) // 2
+    return {"a.csv.zst": b"".join(ZstdCompressor().compress(part) for part in (data[:half], data[half:]))}
+
+
 def _parquet(**options: object) -> bytes:
     return _written(lambda buffer: FRAME.write_parquet(buffer, **options))  # type: ignore[arg-type]
 
@@ -48,6 +58,7 @@ WHOLE: dict[str, bytes] = {
     "a.csv.gz": gzip.compress(_written(FLAT.write_csv)),
     "a.csv.bz2": bz2.compress(_written(FLAT.write_csv)),
     "a.csv.xz": lzma.compress(_written(FLAT.write_csv)),
+    **_zst(_written(FLAT.write_csv)),
 }
 
 

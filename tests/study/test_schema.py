@@ -74,6 +74,7 @@ BAD = {
     "margin of zero": (TEXT.replace("0.01", "0"), "above 0"),
     "margin without end": (TEXT.replace("0.01", ".inf"), "margin = inf is not accepted"),
     "margin that is none": (TEXT.replace("0.01", ".nan"), "margin = nan is not accepted"),
+    "gate of nothing": (TEXT.replace("seeds", "budget: stored_bytes<=-0.1x\nseeds"), "cannot be held"),
     "bad gate": (TEXT.replace("seeds", "budget: small please\nseeds"), "gate 'small please' is not understood"),
     "study name": (TEXT.replace("study: tiny", "study: ../tiny"), "study"),
     "not a mapping": ("- 1\n", "expected a mapping"),

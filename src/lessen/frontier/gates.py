@@ -51,7 +51,7 @@ def parse_gates(value: str | Sequence[str]) -> tuple[Gate, ...]:
     """Parse `"stored_bytes<=0.1x, auc>=-0.001"` or a list of such lines.
 
     Raises:
-        ConfigError: a line that is not NAME<=NUMBER or NAME>=NUMBER with a known unit.
+        ConfigError: a line that is not NAME<=NUMBER or NAME>=NUMBER with a known unit, or a cost of nothing.
     """
     lines = value.split(",") if isinstance(value, str) else [str(line) for line in value]
     return tuple(_parse_gate(line.strip()) for line in lines if line.strip())
@@ -67,6 +67,9 @@ def _parse_gate(text: str) -> Gate:
         )
     name, operator, digits = match.group(1, 2, 3)
     scale = {"x": 1.0, "%": 0.01}.get(unit) or float(UNITS[unit])
+    known = any(kind.name == name and not kind.more_is_better for kind in cost_kinds())
+    if known and operator == "<=" and float(digits) <= 0:
+        raise ConfigError(f"gate {text!r} cannot be held: {name} is above 0 whatever is done; give what you can pay")
     return Gate(text, name, operator == "<=", float(digits) * scale, unit in ("x", "%"))
 
 

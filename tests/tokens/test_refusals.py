@@ -25,6 +25,13 @@ def test_a_schedule_that_no_picture_fits_is_refused_at_the_first_run():
         model(IMAGES)
 
 
+def test_a_schedule_of_larger_pictures_is_refused_and_does_not_idle():
+    model = build("plain")
+    reduce_tokens(model, RankMerge(pruned=(200, 150, 120, 90), merged=(180, 140, 110, 80)))
+    with pytest.raises(InputError, match="keeps 80 tokens and more, and there are 65"):
+        model(IMAGES)
+
+
 def test_an_old_patch_does_not_undo_a_newer_one():
     model = build("timm")
     old = reduce_tokens(model, Merge(removed=(4,) * 4))

@@ -238,6 +238,12 @@ class RankMerge(Reducer):
 
     def counts(self, tokens: int, protected: int) -> list[int]:
         """Return the tokens left after each block; counts never rise."""
+        least = min((*self.pruned, *self.merged), default=0)
+        if least > tokens:
+            raise InputError(
+                f"the schedule keeps {least} tokens and more, and there are {tokens}: nothing would be reduced; "
+                "it was made for larger inputs, search one for these"
+            )
         left: list[int] = []
         for block, (pruned, merged) in enumerate(zip(self.pruned, self.merged, strict=True)):
             if min(pruned, merged) < max(1, protected):

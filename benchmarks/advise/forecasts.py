@@ -31,7 +31,7 @@ from lessen.environment import environment
 from lessen.measure import machine as machines
 from lessen.measure.latency import pinned_threads
 from lessen.measure.sketch import bytes_of, sketch
-from lessen.measure.work import work_of
+from lessen.measure.work import Work, work_of
 from lessen.recipe import Recipe
 from lessen.stored.serving import served
 from lessen.task import Split, Task
@@ -179,11 +179,11 @@ def measured(name: str, machine: machines.Machine, rounds: int) -> list[dict[str
     torch.manual_seed(0)
     model, task = MODELS[name]()
     with pinned_threads(1):
-        summed = machine.seconds(next(iter(work_of(task, model).values())))
+        before = next(iter(work_of(task, model).values()))
         now = _now(task, model)
         rows = []
         for steps in (*LINEARS, *RECIPES[name]):
-            row = _row(Recipe.parse({"steps": steps}), model, task, machine, summed, now, rounds)
+            row = _row(Recipe.parse({"steps": steps}), model, task, machine, before, now, rounds)
             if row is not None:
                 rows.append(row)
                 print(name, row, flush=True)
@@ -197,7 +197,7 @@ def _now(task: Task, model: nn.Module) -> float:
 
 
 def _row(
-    recipe: Recipe, model: nn.Module, task: Task, machine: machines.Machine, summed: float, now: float, rounds: int
+    recipe: Recipe, model: nn.Module, task: Task, machine: machines.Machine, before: Work, now: float, rounds: int
 ) -> dict[str, Any] | None:
     start = time.process_time()
     told = sketch(recipe, model, task)
@@ -220,7 +220,7 @@ def _row(
         "recipe": _spelled(recipe),
         "bytes_forecast": bytes_of(told.model, model, task, recipe),
         "bytes_written": written,
-        "ratio_forecast": round(forecast_seconds(machine.seconds(found), summed, now) / now, 4),
+        "ratio_forecast": round(forecast_seconds(machine, found, before, now) / now, 4),
         "ratio": round(float(np.median(ratios)), 4),
         "ratio_quartiles": np.quantile(ratios, (0.25, 0.75)).round(4).tolist(),
         "reference_ms": round(now_ms, 3),

@@ -20,6 +20,7 @@ from lessen.advice.situation import Situation, situation_of
 from lessen.capabilities import NAMES
 from lessen.errors import ArtifactError, ConfigError, InputError
 from lessen.measure.machine import Grid, Machine
+from lessen.measure.work import Operation, Work
 from lessen.methods import get_method
 from lessen.recipe import Recipe
 from lessen.testing.toys import TableTask
@@ -70,7 +71,8 @@ def test_what_is_bound_by_weights_is_told_few_bits_and_what_multiplies_int8():
     assert ["linear-int8"] in [[next(iter(step)) for step in one.steps] for one in proposals(BASE)]
 
 
-def test_lines_are_ordered_exact_and_within_the_budget(known):
+def test_lines_are_ordered_exact_and_within_the_budget(known, tmp_path, monkeypatch):
+    monkeypatch.setenv("LESSEN_CACHE", str(tmp_path))  # a machine that was not measured
     task, model = known
     free = advise(model, task)
     assert free.untimed
@@ -105,9 +107,14 @@ def test_a_budget_on_something_else_is_refused(known, budget, match, tmp_path, m
 
 
 def test_times_of_a_model_that_stays_are_its_own():
-    assert forecast_seconds(2.0, 2.0, 3.0) == 3.0
-    assert forecast_seconds(1.0, 2.0, 3.0) == 2.0  # what lies between operations stays
-    assert forecast_seconds(1.0, 4.0, 2.0) == 0.5  # sums beyond the time are scaled to it
+    machine = Machine({}, {"view": (1.0, 0.0, 0.0)})
+
+    def calls(count):
+        return Work({Operation("view"): count}, 0)
+
+    assert forecast_seconds(machine, calls(2), calls(2), 3.0) == 3.0
+    assert forecast_seconds(machine, calls(1), calls(2), 3.0) == 2.0  # what lies between operations stays
+    assert forecast_seconds(machine, calls(1), calls(4), 2.0) == 0.5  # sums beyond the time are scaled to it
 
 
 def test_a_model_that_the_task_cannot_call_is_one_line(known):

@@ -11,8 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from lessen.measure import machine as machines
 from lessen.measure import samples
 from lessen.measure.machine import Grid, Machine
-from lessen.measure.work import LINEAR, VIEW, Operation, Work, watched, work_of
+from lessen.measure.work import DECODED, LINEAR, VIEW, Operation, Work, watched, work_of
 from lessen.recipe import Recipe
+from lessen.stored.linears.clustered import ClusteredLinear, ClusteredMatrix
 from lessen.testing.toys import TableTask
 
 
@@ -87,11 +88,28 @@ def test_figures_come_back_from_the_cache_and_what_is_damaged_is_measured_again(
         assert machines.known() is None
 
 
+def test_a_layer_that_holds_its_weight_decoded_tells_so_beside_its_product():
+    model = nn.Sequential(ClusteredLinear(ClusteredMatrix(8, 16, 4)))
+    found = watched(model, lambda: model(torch.ones(3, 16)))
+    assert found[Operation(DECODED)] == 1
+    assert found[Operation(LINEAR, (3, 16, 8))] == 1
+
+
+def test_models_that_take_turns_share_the_caches():
+    axes = ((1, 8), (32, 64), (32, 64))
+    machine = Machine({LINEAR: proportional(axes, 1e-9)}, {})
+    work = Work({Operation(LINEAR, (8, 64, 64)): 1}, machines.NEAR)
+    alone, beside = machine.seconds(work), machine.seconds(work, machines.FAR)
+    assert beside == pytest.approx(2 * alone)
+
+
 def test_every_sample_runs_under_the_name_that_work_gives_it():
     for name, axes, make in samples.grids():
         make(*(axis[0] for axis in axes[1:]))(axes[0][0])()
         assert name
     for kind, calls in samples.lines().items():
+        if kind == DECODED:  # a layer tells of it, and is no part of the model that is watched here
+            continue
         model = nn.Identity()
         named = {one.kind for one in watched(model, calls[0][2])}
         assert kind in named, (kind, named)

@@ -139,7 +139,7 @@ class _Clock:
 
     def __init__(self, machine: Machine | None, model: nn.Module, task: Task) -> None:
         self.machine, self.task, self.why = machine, task, ""
-        self.reference = self.summed = 0.0
+        self.reference, self.work = 0.0, Work({}, 0)
         if machine is None:
             self.why = "this machine was not measured; run `lessen doctor --measure` once"
             return
@@ -147,7 +147,7 @@ class _Clock:
         if missing := machine.unknown(found):
             self.why = f"{missing[0]} is not among what `lessen doctor --measure` times"
             return
-        self.summed, self.reference = machine.seconds(found), _seconds(model, task)
+        self.work, self.reference = found, _seconds(model, task)
 
     def seconds(self, compact: nn.Module) -> float | None:
         """Return the seconds of a call of the first workload, or None where an operation was not measured."""
@@ -156,14 +156,17 @@ class _Clock:
         found: Work = next(iter(work_of(self.task, compact).values()))
         if self.machine.unknown(found):
             return None
-        return forecast_seconds(self.machine.seconds(found), self.summed, self.reference)
+        return forecast_seconds(self.machine, found, self.work, self.reference)
 
 
-def forecast_seconds(summed: float, summed_before: float, measured_before: float) -> float:
-    """Return the seconds of a compact model from the sums over its operations and the reference's, and its time.
+def forecast_seconds(machine: Machine, work: Work, before: Work, measured_before: float) -> float:
+    """Return the seconds of a compact model from the work of both models, and the time of the reference.
 
-    What lies between operations is taken to stay as it is; where sums are beyond the time, they are scaled to it.
+    They are timed in turns, so that each finds the caches with the other's weights in them. What lies between
+    operations is taken to stay as it is; where sums are beyond the time, they are scaled to it.
     """
+    summed = machine.seconds(work, before.weight_bytes)
+    summed_before = machine.seconds(before, work.weight_bytes)
     between = max(0.0, measured_before - summed_before)
     scale = min(1.0, measured_before / summed_before) if summed_before else 1.0
     return summed * scale + between

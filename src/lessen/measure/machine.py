@@ -30,7 +30,7 @@ from lessen.measure import samples
 from lessen.measure.latency import pinned_threads
 from lessen.measure.work import Operation, Work
 
-VERSION = 1
+VERSION = 2
 """Of what is measured; a file of another one is measured again."""
 FEWEST, LEAST_SECONDS = 5, 0.004
 """Calls of a timing, and seconds that it takes at least."""
@@ -71,9 +71,17 @@ class Machine:
         """Return the kinds in `work` that were not measured."""
         return sorted({one.kind for one in work.operations} - set(self.grids) - set(self.lines))
 
-    def seconds(self, work: Work) -> float:
-        """Return the seconds of all operations of a forward. Raises KeyError for kinds that were not measured."""
-        away = float(np.clip(np.log(max(work.weight_bytes, 1) / NEAR) / np.log(FAR / NEAR), 0.0, 1.0))
+    def seconds(self, work: Work, beside: int = 0) -> float:
+        """Return the seconds of all operations of a forward.
+
+        Args:
+            beside: bytes of weights of another model that takes turns with this one, and shares the caches.
+
+        Raises:
+            KeyError: a kind that was not measured.
+        """
+        weights = max(work.weight_bytes + beside, 1)
+        away = float(np.clip(np.log(weights / NEAR) / np.log(FAR / NEAR), 0.0, 1.0))
         return sum(count * self._seconds(one, away) for one, count in work.operations.items())
 
     def _seconds(self, one: Operation, away: float) -> float:

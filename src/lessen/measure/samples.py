@@ -13,10 +13,12 @@ from lessen.measure import work
 from lessen.measure.work import kernel_name, linear_name
 from lessen.stored.base import StoredModule
 from lessen.stored.kernels import machine as kernel_machine
+from lessen.stored.linears.clustered import ClusteredLinear, ClusteredMatrix
 from lessen.stored.linears.group_quantized import GroupQuantizedLinear
 from lessen.stored.linears.int8_linear import Int8Linear
 from lessen.stored.linears.static_int8 import StaticInt8Linear
 from lessen.stored.tables.embedding import TableShape
+from lessen.stored.tables.group_quantized import GroupQuantizedEmbedding
 from lessen.stored.tables.half_embedding import HalfEmbedding
 from lessen.stored.tables.hashed_embedding import HashedEmbedding
 from lessen.stored.tables.quantized_embedding import QuantizedEmbedding
@@ -99,7 +101,10 @@ def _tables() -> list[tuple[str, Make]]:
     def rounded(bits: int) -> Callable[[TableShape], StoredModule]:
         return lambda shape: QuantizedEmbedding(shape, bits)
 
-    made = [*map(rounded, (8, 4, 2)), lambda shape: HalfEmbedding(shape, "fp16"), hashed]
+    def grouped(bits: int) -> Callable[[TableShape], StoredModule]:
+        return lambda shape: GroupQuantizedEmbedding(shape, bits, min(64, shape.dim))
+
+    made = [*map(rounded, (8, 4, 2)), *map(grouped, (8, 4)), lambda shape: HalfEmbedding(shape, "fp16"), hashed]
 
     def of(build: Callable[[TableShape], StoredModule]) -> Make:
         def make(width: int) -> Callable[[int], Call]:
@@ -128,6 +133,7 @@ def lines() -> dict[str, Samples]:
         work.FUNCTION: [(0, 2 * x.nbytes, _call(functional.gelu, x)) for x in flat.values()]
         + [(0, 2 * x.nbytes, _call(torch.softmax, x, -1)) for x in flat.values()],
         work.NORM: [(0, 2 * x.nbytes, _call(functional.layer_norm, x, (64,))) for x in flat.values()],
+        work.DECODED: [(0, 0, _decoded(8))],
         work.VIEW: [(0, 0, _call(small.view, 64)), (0, 0, _call(small.transpose, 0, 1))],
         work.LOOKUP: [(0, 128 * len(one), _call(functional.embedding, one, table)) for one in ids.values()],
         work.BATCHED: [_batched(*size) for size in ((4, 8, 16), (16, 32, 32), (32, 64, 64), (8, 256, 256))],
@@ -144,6 +150,13 @@ def lines() -> dict[str, Samples]:
 
 def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Call:
     return lambda: function(*args, **kwargs)
+
+
+def _decoded(side: int) -> Call:
+    """Return a call of a layer that holds its weight decoded; its product is too small to count."""
+    layer = ClusteredLinear(ClusteredMatrix(side, side, 4))
+    layer.hold(torch.float32)
+    return _on(layer, torch.ones(1, side))
 
 
 def _batched(batch: int, rows: int, width: int) -> tuple[int, int, Call]:

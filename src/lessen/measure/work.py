@@ -27,6 +27,8 @@ from lessen.train.device import device_of, to_device
 
 LINEAR, BATCHED, ATTENTION, CONVOLUTION, GROUPED = "linear", "batched product", "attention", "convolution", "grouped"
 LOOKUP, FUNCTION, NORM, PLAIN, VIEW = "lookup", "function", "norm", "plain", "view"
+DECODED = "decoded layer"
+"""What a layer without a kernel takes beside its operations: it looks whether what it holds decoded still stands."""
 FUNCTIONS = (
     "gelu", "silu", "sigmoid", "tanh", "exp", "softmax", "log", "pow", "rsqrt", "erf", "hardswish", "mish",
     "softplus", "sin", "cos",
@@ -130,6 +132,8 @@ def _told(model: nn.Module, mode: _Watching) -> Iterator[None]:
 
     def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         found = None if mode.inside else of_module(module, inputs)
+        if found is None and not mode.inside and isinstance(module, StoredModule) and module.storage_only():
+            mode.found[Operation(DECODED)] += 1
         if found is not None:
             mode.found[found] += 1
         if mode.inside or found is not None:

@@ -25,7 +25,7 @@ def forecasts() -> str:
     told = result["summary"]
     lines.append(
         f"| all | {told['recipes']} | {told['bytes_equal']} | {100 * told['median_error']:.0f} % "
-        f"| {100 * told['nine_of_ten_within']:.0f} % | {told['rank_correlation']:.2f} |"
+        f"| {100 * told['nine_of_ten_within']:.0f} % | {told['rank_correlation']:.3f} |"
     )
     return "\n".join(lines) + "\n"
 

@@ -11,6 +11,10 @@ from typing import Any
 from benchmarks.guides import Guide, measured, read
 
 TRAINED_ON = "simplex heads, trained on with the compatible loss"
+SWAPS = (
+    "as it is", "every second document: turn and 96 directions", "sentences: turn alone",
+    "sentences: turn and 96 directions", "sentences, documents, lines: turn and 96 directions",
+)  # fmt: skip
 SCORERS = {
     "exact top 10 behind the screen": "the ten best, behind the screen",
     "the screen alone": "the int8 screen alone",
@@ -66,13 +70,15 @@ def forms() -> str:
 
 
 def swapped() -> str:
-    """Return what another encoder's queries find in the old index, with and without an adapter."""
+    """Return what another encoder's queries find in the old index, with and without adapters of several pairs."""
     lines = [
-        f"| {name} | {share([row['recall'], row['low'], row['high']])} | {row['cosine']:.3f} |"
-        for name, row in read("retrieval_swap")["rows"].items()
+        f"| {encoder}: {way} | {row['pairs'] or ''} | {share([row['recall'], row['low'], row['high']])} "
+        f"| {row['cosine']:.3f} |".replace("|  |", "| |")
+        for encoder, ways in read("retrieval_swap_pairs")["rows"].items()
+        for way, row in ways.items()
+        if way in SWAPS
     ]
-    head = "| queries of the 4-bit encoder | of the ten neighbours that float32 finds | cosine to the float32 query |"
-    return rows(head, lines)
+    return rows("| queries of the 4-bit encoder | pairs | of the ten neighbours of float32 | cosine |", lines)
 
 
 def versions() -> str:

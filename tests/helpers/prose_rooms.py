@@ -23,7 +23,7 @@ SETTINGS = {
                 "at 40 % with intervals apart"),
     "ranking": ("3, 3.0 and 03", "how many of 99 random relabellings score as high; at least 0.01",
                 "at 10 % of the rows it keeps"),
-    "retrieval": ("it does not reach 0.95 here", "One bit a number makes an encoding 32 times smaller",),
+    "retrieval": ("One bit a number makes an encoding 32 times smaller",),
     "search": ("at a loss of 0.02 AUC", "race 200 times on the validation rows"),
     "sparsity": ("32 MB of cache",),
     "tokens": ("At 50 % accuracy does not tell", "At 40 % merging costs something"),

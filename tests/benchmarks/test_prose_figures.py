@@ -39,7 +39,7 @@ def tokens() -> Iterator[str]:
     pictures = 100 * (rows[0.5, "tome"]["accuracy"] - rows[0.5, "diffrate"]["accuracy"])
     yield f"(ToMe is ahead by {pictures:.0f} pictures)"
     assert rows[0.5, "tome"]["cross_entropy_it_minus_diffrate"][1] > 0
-    yield "(the rows at 0.6 were made"
+    yield "The rows at 0.5 and 0.4 were made"
     for row in guides.read("tokens_mismatch")["rows"]:
         if row["model"] == "reference" and row["target"] == 16 and len(row["seeds"]) == 3:
             behind = row["right"]["mismatch"]["lost"][0]

@@ -16,14 +16,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from lessen.retrieval.kernels.maxsim_kernel import NAMES, VECTORS, lanes, width
+from lessen.retrieval.kernels.maxsim_kernel import NAMES, keep_larger, lanes, walk, width
 from lessen.stored.kernels import machine
 from lessen.stored.kernels.assembly import Assembly, floats, multiply_add, same, spread
-from lessen.stored.kernels.functions import Function
 
 TILE = {16: 12, 8: 6}
 """Tokens of a tile by lanes: two vectors of query tokens for each, beside those of the query, fill the registers."""
-LOWEST = "0xFFF0000000000000"
 
 
 def available() -> bool:
@@ -57,28 +55,7 @@ def _kernel(dim: int) -> int:
 
 
 def _text(dim: int) -> str:
-    function = Function(NAMES)
-    code, size = function.code, lanes()
-    tile = TILE[size]
-    with code.loop("0", "%count") as number:
-        document = code.number("%documents", number)
-        start = code.number("%starts", document)
-        end = code.number("%starts", code.add(document, 1))
-        row = code.place("%outptr", code.multiply(number, code.multiply("%blocks", VECTORS * size)), "float")
-        with code.loop("0", "%blocks") as block:
-            queries = code.place("%queriesptr", code.multiply(block, dim * VECTORS * size), "float")
-            best = [code.variable(floats(size), same(size, "float", LOWEST)) for _ in range(VECTORS)]
-            for one in best:
-                code.set(floats(size), same(size, "float", LOWEST), one)
-            tiles = code.let(f"sdiv i64 {code.let(f'sub i64 {end}, {start}')}, {tile}")
-            with code.loop("0", tiles) as turn:
-                _tile(code, dim, queries, code.add(start, code.multiply(turn, tile)), tile, best)
-            with code.loop(code.add(start, code.multiply(tiles, tile)), end) as token:
-                _tile(code, dim, queries, token, 1, best)
-            for vector, one in enumerate(best):
-                at = code.add(code.multiply(block, VECTORS * size), vector * size)
-                code.set(floats(size), code.get(floats(size), one), code.place(row, at, "float"))
-    return function.text()
+    return walk(dim, "float", TILE[lanes()], _tile)
 
 
 def _tile(code: Assembly, dim: int, queries: str, token: str, count: int, best: list[str]) -> None:
@@ -99,6 +76,4 @@ def _tile(code: Assembly, dim: int, queries: str, token: str, count: int, best: 
                 code.set(kind, multiply_add(code, size, own, given, code.get(kind, total)), total)
     for sums in totals:
         for total, one in zip(sums, best, strict=True):
-            value, before = code.get(kind, total), code.get(kind, one)
-            larger = code.let(f"fcmp ogt {kind} {value}, {before}")
-            code.set(kind, code.let(f"select <{size} x i1> {larger}, {kind} {value}, {kind} {before}"), one)
+            keep_larger(code, code.get(kind, total), one)

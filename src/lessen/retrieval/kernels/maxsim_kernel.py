@@ -10,6 +10,7 @@ A tile of tokens meets a block of query tokens at a time: every product stays in
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -24,6 +25,9 @@ from lessen.stored.kernels.functions import Function
 NAMES = ("state", "queries", "tokens", "scales", "corrections", "starts", "documents", "count", "blocks", "out")
 VECTORS = 2
 """Vectors of query tokens in a block."""
+LOWEST = "0xFFF0000000000000"
+"""Minus infinity."""
+Compare = Callable[[Assembly, int, str, str, int, list[str]], None]
 TILE = {16: 10, 8: 4}
 """Tokens of a tile by lanes: accumulators then fill the registers."""
 
@@ -81,29 +85,45 @@ def _kernel(dim: int) -> int:
 
 
 def _text(dim: int) -> str:
+    return walk(dim, "i8", TILE[lanes()], _tile)
+
+
+def walk(dim: int, kind: str, tile: int, compare: Compare) -> str:
+    """Return a kernel that goes through documents, blocks of query tokens and tiles of `tile` tokens.
+
+    Args:
+        kind: of a number of the packed queries.
+        compare: writes how some tokens meet a block of the query; see `_tile`.
+    """
     function = Function(NAMES)
     code, size = function.code, lanes()
     row = code.multiply("%blocks", VECTORS * size)
-    tile = TILE[size]
     with code.loop("0", "%count") as number:
         document = code.number("%documents", number)
         start = code.number("%starts", document)
         end = code.number("%starts", code.add(document, 1))
         place = code.place("%outptr", code.multiply(number, row), "float")
         with code.loop("0", "%blocks") as block:
-            queries = code.place("%queriesptr", code.multiply(block, dim * VECTORS * size))
-            best = [code.variable(floats(size), same(size, "float", "0xFFF0000000000000")) for _ in range(VECTORS)]
+            queries = code.place("%queriesptr", code.multiply(block, dim * VECTORS * size), kind)
+            best = [code.variable(floats(size), same(size, "float", LOWEST)) for _ in range(VECTORS)]
             for one in best:
-                code.set(floats(size), same(size, "float", "0xFFF0000000000000"), one)
+                code.set(floats(size), same(size, "float", LOWEST), one)
             tiles = code.let(f"sdiv i64 {code.let(f'sub i64 {end}, {start}')}, {tile}")
             with code.loop("0", tiles) as turn:
-                _tile(code, dim, queries, code.add(start, code.multiply(turn, tile)), tile, best)
+                compare(code, dim, queries, code.add(start, code.multiply(turn, tile)), tile, best)
             with code.loop(code.add(start, code.multiply(tiles, tile)), end) as token:
-                _tile(code, dim, queries, token, 1, best)
+                compare(code, dim, queries, token, 1, best)
             for vector, one in enumerate(best):
                 at = code.add(code.multiply(block, VECTORS * size), vector * size)
                 code.set(floats(size), code.get(floats(size), one), code.place(place, at, "float"))
     return function.text()
+
+
+def keep_larger(code: Assembly, value: str, best: str) -> None:
+    """Let each lane of the variable `best` be the value where that is larger."""
+    kind, before = floats(lanes()), code.get(floats(lanes()), best)
+    larger = code.let(f"fcmp ogt {kind} {value}, {before}")
+    code.set(kind, code.let(f"select <{lanes()} x i1> {larger}, {kind} {value}, {kind} {before}"), best)
 
 
 def _tile(code: Assembly, dim: int, queries: str, token: str, count: int, best: list[str]) -> None:
@@ -133,10 +153,7 @@ def _tile(code: Assembly, dim: int, queries: str, token: str, count: int, best: 
             exact = code.let(f"sub {kind} {code.get(kind, total)}, {every}")
             value = code.let(f"sitofp {kind} {exact} to {floats(size)}")
             product = code.let(f"fmul {floats(size)} {value}, {scale}")
-            before = code.get(floats(size), one)
-            larger = code.let(f"fcmp ogt {floats(size)} {product}, {before}")
-            better = f"select <{size} x i1> {larger}, {floats(size)} {product}, {floats(size)} {before}"
-            code.set(floats(size), code.let(better), one)
+            keep_larger(code, product, one)
 
 
 def available() -> Any:

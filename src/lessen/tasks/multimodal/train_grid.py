@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -229,11 +229,40 @@ def train_answers(
         max_seconds: the training stops then, and its checkpoint goes on.
         tokens: that the projector makes of a picture.
     """
+    fit_answers(
+        model,
+        lambda step: lesson(step, seed, tokens, stills_first),
+        guided_loss if guided else answer_loss,
+        steps,
+        seed,
+        rate,
+        checkpoint,
+        max_seconds,
+        tokens,
+    )
+
+
+def fit_answers(
+    model: Any,
+    draw: Callable[[int], Lesson],
+    loss: Callable[[nn.Module, Lesson], Tensor],
+    steps: int,
+    seed: int,
+    rate: float = RATE,
+    checkpoint: Path | None = None,
+    max_seconds: float | None = None,
+    told: int | None = None,
+) -> None:
+    """Train what does not belong to the tower in place, on the lesson that `draw` returns for each step.
+
+    Args:
+        told: tokens of a picture in lessons that are asked now and then, to tell right answers; None: none are.
+    """
     model.model.vision_tower.requires_grad_(False)
 
     def batches(number: int) -> Iterator[Lesson]:
         for step in range(EVERY):
-            yield lesson((number - 1) * EVERY + step, seed, tokens, stills_first)
+            yield draw((number - 1) * EVERY + step)
 
     settings = FitSettings(
         steps=steps, steps_per_epoch=EVERY, learning_rate=rate, optimizer="muon", warmup_steps=min(100, steps // 5),
@@ -245,10 +274,10 @@ def train_answers(
     fit(
         model,
         batches=batches,
-        loss=guided_loss if guided else answer_loss,
+        loss=loss,
         validate=None,
         settings=settings,
-        hooks=(Telling("answers", tokens),),
+        hooks=(Telling("answers", told),),
         seed=seed,
         checkpoint=checkpoint,
     )

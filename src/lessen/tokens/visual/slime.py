@@ -135,10 +135,14 @@ class SliME(Sight):
                 tiles = seen.project(self.local(cut, grid)).flatten(0, 1)
                 asked = words if len(words) else tiles.new_zeros(1, tiles.shape[1])
                 with torch.no_grad():
-                    places = routed(tiles, asked, self.top_p, self.keep, self.temperature)
+                    places = self.places(tiles, asked)
                 parts += [self.separator[None], tiles[places]]
             made.append(torch.cat(parts) if parts else words.new_zeros(0, self.text))
         return made
+
+    def places(self, tiles: Tensor, words: Tensor) -> Tensor:
+        """Return which tokens of the tiles [n, C] go on, where the words are [t, C]; int64, ascending."""
+        return routed(tiles, words, self.top_p, self.keep, self.temperature)
 
     def overview(self, picture: Tensor, grid: tuple[int, int], seen: Seen) -> Tensor:
         """Return the mixture [1, n, C] of both views of a picture [1, n, D]."""

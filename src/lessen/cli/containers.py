@@ -8,7 +8,7 @@ from typing import Any
 
 from lessen.architectures.folder import CONFIG
 from lessen.cli.arguments import new_file, new_folder
-from lessen.cli.languages import open_host, open_language
+from lessen.cli.languages import open_any, open_host, open_language
 from lessen.cli.output import emit, line, say, size
 
 SHOWN = 3
@@ -50,7 +50,7 @@ def _gguf(model: str, out: Path) -> tuple[dict[str, Any], str]:
     from lessen.export.gguf.write import export_gguf
 
     new_file(out)
-    written = export_gguf(*open_language(model), out)
+    written = export_gguf(*open_any(model), out)
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(written.kinds.items()))
     return asdict(written), f"{out}: {size(written.bytes)}, architecture {written.architecture}, tensors: {kinds}"
 

@@ -25,19 +25,29 @@ def open_language(name: str, dtype: str | None = None) -> tuple[Any, Any]:
         ConfigError: nothing of that name, no causal language model, or a dtype for an artifact.
         ArtifactError, DataError: a file is damaged.
     """
-    folder = Path(name)
-    if not (folder / artifact.MANIFEST).is_file():
+    if not (Path(name) / artifact.MANIFEST).is_file():
         return load_model(name, dtype or "float32")
     if dtype is not None:
         raise ConfigError(f"{name} is an artifact and keeps the type it was made in; leave --dtype out")
-    structure = read_structure(folder, read_manifest(folder))
-    if (folder / CONFIG).is_file() and structure.base is None:
-        return _checked(artifact.load(folder, _architecture(folder, structure)), name), load_tokenizer(folder)
-    model = _checked(artifact.load(folder), name)
-    tokenizer = getattr(get_task(structure.task, str(folder)), "tokenizer", None)
+    model, tokenizer = _of_artifact(name)
+    head = getattr(model, "get_output_embeddings", None)
+    if head is None or head() is None:
+        raise ConfigError(f"{name} holds a {type(model).__name__}, not a causal language model: it has no head")
     if tokenizer is None:
         raise ConfigError(f"{name} holds no tokenizer; compress the model with its tokenizer beside it")
     return model, tokenizer
+
+
+def open_any(name: str) -> tuple[Any, Any | None]:
+    """Return the same in float32, the tokenizer None where there is none, of a model that may be no language model.
+
+    A container says itself why it cannot hold a model, which may be a better reason than that a tokenizer is missing.
+    """
+    if (Path(name) / artifact.MANIFEST).is_file():
+        return _of_artifact(name)
+    if is_host_name(name) and _tokenizer(host_folder(name)) is None:
+        return load_host(name, "float32"), None
+    return load_model(name)
 
 
 def open_host(name: str, task: str | None) -> tuple[Any, Any | None]:
@@ -75,8 +85,10 @@ def _architecture(folder: Path, structure: Structure) -> Any:
     return build_configured(folder, (structure.task or {}).get("dtype"))
 
 
-def _checked(model: Any, name: str) -> Any:
-    head = getattr(model, "get_output_embeddings", None)
-    if head is None or head() is None:
-        raise ConfigError(f"{name} holds a {type(model).__name__}, not a causal language model: it has no head")
-    return model
+def _of_artifact(name: str) -> tuple[Any, Any | None]:
+    folder = Path(name)
+    structure = read_structure(folder, read_manifest(folder))
+    if (folder / CONFIG).is_file() and structure.base is None:
+        return artifact.load(folder, _architecture(folder, structure)), _tokenizer(folder)
+    model = artifact.load(folder)
+    return model, getattr(get_task(structure.task, str(folder)), "tokenizer", None)

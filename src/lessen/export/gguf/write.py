@@ -48,11 +48,11 @@ def export_gguf(model: Any, words: Any, path: Path) -> Written:
 
     Args:
         model: of a family that `hosts.FAMILIES` names; not changed.
-        words: its tokenizer.
+        words: its tokenizer, which the file holds as well; None is refused once the rest is known to fit.
 
     Raises:
-        ConfigError: a family, a tokenizer, a stored form or a number that GGUF or llama.cpp cannot hold; which, and
-            what to do.
+        ConfigError: a family, a tokenizer (or none), a stored form or a number that GGUF or llama.cpp cannot hold;
+            which, and what to do.
         NonFiniteError: a tensor holds NaN or infinity.
         OutputError: the file cannot be written.
         MissingExtraError: gguf is not installed.
@@ -68,6 +68,10 @@ def export_gguf(model: Any, words: Any, path: Path) -> Written:
     family, parts = hosts.family_of(config), find_parts(model, "decoder")
     hosts.check_uniform(parts.stack, config)
     rows = _rows(parts)
+    if words is None:
+        raise ConfigError(
+            "the model comes without a tokenizer, and a GGUF file holds one; put tokenizer.json beside it"
+        )
     vocabulary = tokenizer.read(words, rows)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[family.name.upper()], len(parts.stack.blocks))
     tensors: dict[str, blocks.Packed] = {}

@@ -40,6 +40,10 @@ class Sight(StoredPatch):
     All pictures of a prompt are one thing seen (frames of a video, an overview and its tiles).
     """
 
+    not_exported = (
+        "pictures become other tokens in front of its decoder, which no file format says; patch.prepare(inputs) gives "
+        "the embeddings for a decoder that runs elsewhere"
+    )
     child: ClassVar[str] = "sight"
     """Name of the child of the model."""
     reads_pooled: bool = False

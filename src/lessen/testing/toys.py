@@ -24,7 +24,6 @@ from lessen.tasks.retrieval.written import WrittenOptions, WrittenTask
 from lessen.tasks.series.waves import WavesOptions, WavesTask
 from lessen.tasks.vision.shapes import ShapesOptions, ShapesTask
 from lessen.testing.colours import ColourTask
-from lessen.testing.glances import GlanceTask
 from lessen.testing.sentences import SentenceTask
 from lessen.train.settings import FitSettings
 
@@ -201,19 +200,14 @@ def pictures_in_tokens() -> Task:
 
 def questions_about_pictures() -> Task:
     """Return questions about drawn pictures, for methods that act on visual tokens; nothing is trained."""
-    task = GridTask(GridOptions(about="stills", questions=10, timing_batch=2, batch=4))
+    task = GridTask(GridOptions(about="stills", questions=10, train_pictures=10, timing_batch=2, batch=4))
     return task.view(reference=_few_reference(task))
 
 
-def glances(frames: int = 1) -> Task:
-    """Return a small LLaVA's task, untrained, for methods that put other tokens in place of pictures."""
-    task = GlanceTask(frames, sizes=(64, 32), batch=16)
-    return task.view(reference=_few_reference(task))
-
-
-def films() -> Task:
+def questions_about_films() -> Task:
     """Return the same with films of four pictures."""
-    return glances(4)
+    task = GridTask(GridOptions(about="films", questions=10, train_pictures=10, timing_batch=2, batch=6))
+    return task.view(reference=_few_reference(task))
 
 
 def pictures_on_a_wire() -> Task:
@@ -308,10 +302,10 @@ TOYS: dict[str, Callable[[], Task]] = {
     "feather": questions_about_pictures,
     "random-tokens": questions_about_pictures,
     "uniform-tokens": questions_about_pictures,
-    "adem-vl": glances,
-    "free-video-llm": films,
-    "hires-llava": glances,
-    "slime": films,
+    "adem-vl": questions_about_pictures,
+    "free-video-llm": questions_about_films,
+    "hires-llava": questions_about_pictures,
+    "slime": questions_about_films,
     "codecs": pictures_on_a_wire,
     "retrieval": neighbours,
     "stationary-compat": taught_shapes,

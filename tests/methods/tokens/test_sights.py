@@ -1,4 +1,4 @@
-"""Methods that put other tokens in place of pictures: counts by hand, what learns, a short training that helps."""
+"""Methods that put other tokens in place of pictures: counts by hand, what learns, what is refused."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from lessen.methods.tokens.free_video_llm import FreeVideoLLM
 from lessen.methods.tokens.hires_llava import HiResLLaVA
 from lessen.methods.tokens.slime import SliME
 from lessen.recipe import Recipe
+from lessen.tasks.multimodal.grid import GridOptions, GridTask
 from lessen.testing.colours import ColourTask
-from lessen.testing.glances import GlanceTask
 
 pytest.importorskip("transformers")
 
 COUNTS = [
-    (ADEMVL(), 1, 1),
-    (HiResLLaVA(), 1, 4),
-    (HiResLLaVA(window=4), 4, 4),
-    (SliME(side=2, keep=5), 4, 16 + 1 + 5),
-    (FreeVideoLLM(slow=1, middle=2, fast=9, coarse=(1, 1), roi=1), 4, 8 + 16 + 4),
+    (ADEMVL(), "stills", 1),
+    (HiResLLaVA(), "stills", 36),
+    (HiResLLaVA(window=4), "films", 4 * 9),
+    (SliME(side=2, keep=5), "films", 144 + 1 + 5),
+    (FreeVideoLLM(slow=1, middle=2, fast=9, coarse=(1, 1), roi=1), "films", 72 + 2 * 72 + 4),
 ]
+
+
+def asked(about):
+    return GridTask(GridOptions(about=about, questions=10, train_pictures=10, batch=14, timing_batch=2))
 
 
 def built(task):
@@ -30,20 +34,22 @@ def built(task):
     return task.build().eval()
 
 
-@pytest.mark.parametrize(("method", "frames", "tokens"), COUNTS)
-def test_tokens_and_multiply_adds_are_as_counted(method, frames, tokens):
-    task = GlanceTask(frames, sizes=(32, 16), batch=8)
+@pytest.mark.parametrize(("method", "about", "tokens"), COUNTS)
+def test_tokens_and_multiply_adds_are_as_counted(method, about, tokens):
+    task = asked(about)
     _, ledger = Recipe([method]).apply(built(task), task)
     found = ledger[0].findings
+    whole = task.example_batch().inputs["input_ids"].shape[1]
+    left = whole - (1 if about == "stills" else 4) * 144 + tokens
     assert found["visual_tokens"] == tokens
-    assert found["tokens_out"] == 3 + tokens
-    layer = [n * (4 * 32 * 32 + 3 * 32 * 64) + 2 * n * n * 32 for n in (3 + tokens, 3 + 16 * frames)]
+    assert found["tokens_out"] == left
+    layer = [n * (4 * 64 * 64 + 3 * 64 * 128) + 2 * n * n * 64 for n in (left, whole)]
     assert found["prefill_macs_share"] == pytest.approx(layer[0] / layer[1])
 
 
 @pytest.mark.parametrize(("learns", "moves"), [("sight", {"hires_llava"}), ("projector", {"hires_llava", "projector"})])
 def test_only_what_is_said_learns(learns, moves):
-    task = GlanceTask(1, sizes=(64, 16), batch=16)
+    task = asked("stills")
     before = built(task)
     after, _ = Recipe([HiResLLaVA(epochs=1, learns=learns)]).apply(before, task)
     old = dict(before.named_parameters())
@@ -59,6 +65,6 @@ def test_models_that_see_no_pictures_are_refused():
     for method in (ADEMVL(), FreeVideoLLM()):
         with pytest.raises(NothingMatchedError, match="visual tokens"):
             Recipe([method]).apply(task.build(), task)
-    task = GlanceTask(1, sizes=(32, 16), batch=8)
+    task = asked("stills")
     with pytest.raises(NothingMatchedError, match="another sight"):
         Recipe([HiResLLaVA(), ADEMVL()]).apply(built(task), task)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lessen.data.clips import PACE
 from lessen.metrics import ACCURACY
 from lessen.task import Split, Task
 from lessen.tasks.probes.cues import CuesOptions, CuesTask
@@ -222,7 +223,7 @@ class Watching(Arrays):
         moved = places[-1] - places[0]
         pace = abs(moved) / max(1, len(places) - 1) / max(1, len(clip) // model.keeps)
         seen = {"shape": "bar" if high > wide + 2 else "square", "go": "right" if moved >= 0 else "left",
-                "move?": "fast" if pace > 1.1 else "slow"}  # fmt: skip
+                "move?": "fast" if pace > 0.75 * PACE else "slow"}  # fmt: skip
         word = next(value for key, value in seen.items() if key in prompt.splitlines()[0])
         if "Is it" in prompt:
             return "yes" if f"Is it {word}?" in prompt else "no"

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.judges.planted import Arrays
-from lessen.data.clips import ASPECTS, FRAMES, SIDE, clip_frame
+from lessen.data.clips import ASPECTS, FRAMES, MIDDLE, PACE, SIDE
 from lessen.environment import environment
 from lessen.files import atomic_write, dump_json
 from lessen.judges import get_judge
@@ -79,17 +79,18 @@ class Watching(Arrays):
 
 def lessons(seed: int) -> Any:
     """Yield noisy clips [64, 8, 1, 16, 16] and what they show, int64 [64, 3]."""
-    draw = torch.Generator().manual_seed(seed)
+    draw, line = torch.Generator().manual_seed(seed), torch.arange(SIDE) + 0.5
     for _ in range(STEPS):
         told = torch.randint(2, (BATCH, 3), generator=draw)
-        places = torch.rand(BATCH, generator=draw) * 8 + 4
-        starts = torch.rand(BATCH, generator=draw) + 0.5
-        clips = []
-        for (shape, left, slow), place, start in zip(told.tolist(), places.tolist(), starts.tolist(), strict=True):
-            moved = [start + (0.75 if slow else 1.5) * frame for frame in range(FRAMES)]
-            frames = [clip_frame(WORDS[0][shape], place, x) for x in (moved[::-1] if left else moved)]
-            clips.append(torch.stack(frames))
-        pixels = torch.stack(clips)
+        places, middles = torch.rand(2, BATCH, generator=draw)
+        places, middles = 8 * places + 4, MIDDLE[0] + (MIDDLE[1] - MIDDLE[0]) * middles
+        pace = torch.where(told[:, 2] == 1, PACE / 2, PACE)
+        moved = middles[:, None] + pace[:, None] * (torch.arange(FRAMES) - (FRAMES - 1) / 2)
+        moved = torch.where(told[:, 1:2] == 1, moved.flip(1), moved)
+        bar = told[:, 0] == 1
+        down = (line - places[:, None]).abs() < torch.where(bar, 4.0, 1.5)[:, None]
+        across = (line - moved[..., None]).abs() < torch.where(bar, 0.75, 1.5)[:, None, None]
+        pixels = (down[:, None, :, None] & across[:, :, None, :]).float()[:, :, None]
         yield pixels + NOISE * torch.randn(pixels.shape, generator=draw), told
 
 

@@ -17,15 +17,17 @@ TEXT = {
     "initializer_range": 0.3,
 }  # fmt: skip
 TOWER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 32}
-NAMES = ("llava", "onevision", "smolvlm", "qwen2-vl")
-TOKENS = {"llava": 16, "onevision": 36, "smolvlm": 4, "qwen2-vl": 16}
+NAMES = ("llava", "onevision", "smolvlm", "qwen2-vl", "paligemma")
+TOKENS = {"llava": 16, "onevision": 36, "smolvlm": 4, "qwen2-vl": 16, "paligemma": 16, "internvl": 4, "mistral": 4}
 """Visual tokens of one picture."""
 
 
 def seeing(name: str, seed: int = 0, **text: Any) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return {"llava": _llava, "onevision": _onevision, "smolvlm": _smolvlm, "qwen2-vl": _qwen}[name](text).eval()
+        made = {"llava": _llava, "onevision": _onevision, "smolvlm": _smolvlm, "qwen2-vl": _qwen, "paligemma": _paligemma,
+                "internvl": _internvl, "mistral": _mistral}  # fmt: skip
+        return made[name](text).eval()
 
 
 def _llava(text: dict[str, Any]) -> Any:
@@ -74,6 +76,40 @@ def _qwen(text: dict[str, Any]) -> Any:
     return transformers.Qwen2VLForConditionalGeneration(config)
 
 
+def _paligemma(text: dict[str, Any]) -> Any:
+    """All of a prompt sees all of it: picture and words."""
+    config = transformers.PaliGemmaConfig(
+        vision_config=TOWER | {"patch_size": 8, "projection_dim": 32},
+        text_config=TEXT | {"model_type": "gemma", "head_dim": 8} | text,
+        image_token_index=PLACEHOLDER,
+        projection_dim=32,
+        pad_token_id=PAD,
+    )
+    return transformers.PaliGemmaForConditionalGeneration(config)
+
+
+def _internvl(text: dict[str, Any]) -> Any:
+    """The projector takes 2 x 2 patches for a token."""
+    config = transformers.InternVLConfig(
+        vision_config=TOWER | {"image_size": [32, 32], "patch_size": [8, 8]},
+        text_config=transformers.Qwen2Config(**TEXT | text),
+        image_token_id=PLACEHOLDER,
+        downsample_ratio=0.5,
+    )
+    return transformers.InternVLForConditionalGeneration(config)
+
+
+def _mistral(text: dict[str, Any]) -> Any:
+    """The projector takes 2 x 2 patches for a token, and pictures say their size."""
+    config = transformers.Mistral3Config(
+        vision_config=transformers.PixtralVisionConfig(**TOWER, patch_size=8, head_dim=8),
+        text_config=transformers.MistralConfig(**TEXT | {"head_dim": 8} | text),
+        image_token_index=PLACEHOLDER,
+        spatial_merge_size=2,
+    )
+    return transformers.Mistral3ForConditionalGeneration(config)
+
+
 def prompts(name: str, pictures: tuple[int, ...] = (1, 2, 0), seed: int = 1) -> dict[str, Tensor]:
     """A left-padded batch; prompt i holds pictures[i] pictures and its own number of words."""
     chance = torch.Generator().manual_seed(seed)
@@ -108,8 +144,10 @@ def picture_inputs(name: str, total: int, chance: torch.Generator, pictures: tup
     if name == "onevision":  # the whole picture, then one tile of 16 tokens with 4 line breaks
         tiles = torch.randn(total, 2, 3, 32, 32, generator=chance)
         return {"pixel_values": tiles, "image_sizes": torch.tensor([[32, 32]] * total)}
-    return {"pixel_values": pixels}
+    return {"pixel_values": pixels} | ({"image_sizes": torch.tensor([[32, 32]] * total)} if name == "mistral" else {})
 
 
 def _types(name: str, ids: Tensor) -> dict[str, Tensor]:
+    if name == "paligemma":
+        return {"token_type_ids": torch.zeros_like(ids)}
     return {"mm_token_type_ids": (ids == PLACEHOLDER).int()} if name == "qwen2-vl" else {}

@@ -55,6 +55,17 @@ def test_copies_share_their_root_and_differ_in_their_answers_only():
     assert torch.equal(clips["0"].flip(0), clips["0_reverse"])  # the same frames
 
 
+def test_no_letter_and_no_place_in_one_frame_answers():
+    clips, questions = drawn_clips(200, seed=3)
+    for aspect in ("action", "direction", "speed"):
+        asked = [q for q in questions if q.aspect == aspect and q.task == "multi-choice"]
+        first = sum(q.answer[0] == "A" for q in asked) / len(asked)
+        assert first == pytest.approx(0.5, abs=0.1)
+        lit = [clips[q.video][4, 0].any(dim=0).nonzero().float().mean() > 7.5 for q in asked]
+        one = sum(side == (q.answer[3:] in ("right", "fast", "bar")) for side, q in zip(lit, asked, strict=True))
+        assert one / len(asked) == pytest.approx(0.5, abs=0.12)
+
+
 def test_dropping_frames_leaves_action_and_takes_time():
     judge = get_judge("video", task=planted.Watching())
     section = judge.compare(judge.outcomes(planted.Watcher(8)), judge.outcomes(planted.Watcher(1)))

@@ -33,6 +33,8 @@ class VisualHost:
     """The host's own `apply_rotary_pos_emb(query, key, cosine, sine)`; heads are axis 1."""
     merge: int
     """Side of the window of patches that the tower merges into one token (Qwen-VL); 1 elsewhere."""
+    gathers: bool
+    """Whether tower or projector make one token of several patches, so that the projector sees no grid of patches."""
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -65,16 +67,22 @@ def find_visual_host(model: nn.Module) -> VisualHost:
         )
     vision = getattr(config, "vision_config", None)
     merge = getattr(vision, "spatial_merge_size", 1) or 1
-    _require_widths(bridge, vision, decoder, name)
-    return VisualHost(outer, decoder, bridge, placeholders, _rotation(decoder, name), int(merge))
+    layers = getattr(config, "vision_feature_layer", None)
+    levels = len(layers) if isinstance(layers, (list, tuple)) else 1
+    gathers = _wider(bridge, vision, decoder, name) > levels or merge > 1
+    return VisualHost(outer, decoder, bridge, placeholders, _rotation(decoder, name), int(merge), gathers)
 
 
-def _require_widths(bridge: Part, vision: Any, decoder: Stack, name: str) -> None:
-    """Raise InputError where the projector takes or gives another width than the tower and the decoder have."""
+def _wider(bridge: Part, vision: Any, decoder: Stack, name: str) -> int:
+    """Return how many times as wide as the tower's features is what the projector takes.
+
+    Raises:
+        InputError: it takes another width than the tower gives, or gives another than the decoder reads.
+    """
     linears = [module for module in bridge.module.modules() if isinstance(module, nn.Linear)]
     seen = getattr(vision, "embed_dim", None) or getattr(vision, "hidden_size", None)
     if not linears:
-        return
+        return 1
     taken, given = linears[0].in_features, linears[-1].out_features
     if isinstance(seen, int) and taken % seen:
         raise InputError(
@@ -86,6 +94,7 @@ def _require_widths(bridge: Part, vision: Any, decoder: Stack, name: str) -> Non
             f"{name}: {bridge.path} gives visual tokens of width {given} and {decoder.path} reads {decoder.width}; "
             "load a projector and a language model that belong together"
         )
+    return taken // seen if isinstance(seen, int) else 1
 
 
 def _rotation(decoder: Stack, name: str) -> Callable[..., Any]:

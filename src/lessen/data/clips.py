@@ -29,6 +29,8 @@ SUFFIX = {
 }
 END = "</s>"
 FRAMES, SIDE = 8, 16
+PACE, MIDDLE = 1.0, (4.5, 11.5)
+"""Columns a frame that a fast blob goes, and where it is in the middle of a drawn clip."""
 
 
 @dataclass(frozen=True)
@@ -122,25 +124,27 @@ def _plain(sentence: str) -> str:
 def drawn_clips(count: int, seed: int = 0) -> tuple[dict[str, Tensor], list[VideoQuestion]]:
     """Return clips float32 [8, 1, 16, 16] by name, and questions on shape, direction and speed.
 
-    Each clip has a copy played backwards and one at half the speed: the same frames, other answers. The shape is told
-    by any frame, direction by none, speed by their order alone.
+    Each clip has a copy played backwards and one at half the speed: the same wording, other answers. The shape is told
+    by any frame, direction by their order alone, speed by how far it goes. Where the blob is in one frame tells next to
+    nothing, since all copies pass the same place, which is drawn, in the middle of the clip.
     """
     generator = torch.Generator().manual_seed(seed)
     clips, found = {}, []
     for at in range(count):
         shape = ("square", "bar")[at % 2]
-        place, step = int(torch.randint(4, 12, (1,), generator=generator)), 1 + at % 2
-        rightward = bool(torch.rand(1, generator=generator) < 0.5)
+        place = int(torch.randint(4, 12, (1,), generator=generator))
+        rightward, flip = (torch.rand(2, generator=generator) < 0.5).tolist()
+        middle = float(torch.empty(1).uniform_(*MIDDLE, generator=generator))
         for suffix, forward, pace in (
-            ("", rightward, 1.0),
-            ("_reverse", not rightward, 1.0),
-            ("_concat_0", rightward, 0.5),
+            ("", rightward, PACE),
+            ("_reverse", not rightward, PACE),
+            ("_concat_0", rightward, PACE / 2),
         ):
-            moved = [1 + 1.5 * pace * frame for frame in range(FRAMES)]
+            moved = [middle + pace * (frame - (FRAMES - 1) / 2) for frame in range(FRAMES)]
             frames = [clip_frame(shape, place, x) for x in (moved if forward else moved[::-1])]
             name = f"{at}{suffix}"
             clips[name] = torch.stack(frames)
-            found += clip_questions(name, shape, forward, pace == 1.0, flip=(at + step) % 2 == 0)
+            found += clip_questions(name, shape, forward, pace == PACE, flip)
     return clips, found
 
 

@@ -70,7 +70,7 @@ def test_the_whole_grid_is_the_identity_and_pooling_goes_with_pruning():
     assert logits(model, fitted).shape[1] == pruned.tokens()[1] < fitted["input_ids"].shape[1]
     assert torch.equal(logits(model, batch), logits(model, fitted))
     batch["pixel_values"] = batch["pixel_values"][:2]
-    with pytest.raises(InputError, match="48 picture placeholders and the pictures make 8"):
+    with pytest.raises(InputError, match="48 picture placeholders and the pictures make 32 "):
         logits(model, batch)
 
 

@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from lessen.architectures.visual_host import VisualHost, find_visual_host
 from lessen.errors import InputError
 from lessen.tokens.pooling import pool_features
-from lessen.tokens.visual.pictures import Grid, find_placeholders, given_to, require_fit, runs_of
+from lessen.tokens.visual.pictures import (
+    Grid,
+    find_placeholders,
+    given_to,
+    real_tokens,
+    require_both,
+    require_fit,
+    require_pictures,
+    runs_of,
+)
 
 POOL_MARK = "_lessen_picture_pooling"
 RECORD = "_lessen_pooled"
@@ -97,7 +106,7 @@ def pool_pictures(model: nn.Module, target: Grid, grid: Grid | None = None) -> P
         raise InputError("pictures of this model are already pooled; call remove() on its patch first")
     host = find_visual_host(model)
     config = getattr(host.outer.module, "config", None)
-    if host.merge > 1 or hasattr(config, "scale_factor"):
+    if host.gathers:
         raise InputError(
             f"{type(model).__name__} merges patches itself, and pooling them again compounds; prune instead"
         )
@@ -139,9 +148,15 @@ def _fitted(patch: PoolPatch, given: dict[str, Any], cache: Any) -> dict[str, An
         cache.__dict__.pop(RECORD, None)  # of a prompt before it was emptied
     ids, pixels = given.get("input_ids"), given.get("pixel_values")
     encoded = (given.get("mm_encoder_outputs") or {}).get("image")
-    if ids is None or (pixels is None and encoded is None):
+    if ids is None:
         return None
     found, whole = int(find_placeholders(ids, patch.host.placeholders).sum()), patch.grid[0] * patch.grid[1]
+    require_both(found, pixels is not None or (bool(found) and encoded is not None))
+    if not found:
+        return None
+    real_tokens(ids, given.get("attention_mask"), "pictures become fewer tokens")
+    if encoded is None:
+        require_pictures(pixels)
     seen = pixels if isinstance(pixels, Tensor) else getattr(encoded, "pooler_output", None)
     if isinstance(seen, (list, tuple)) and not seen:
         raise InputError(
@@ -149,7 +164,7 @@ def _fitted(patch: PoolPatch, given: dict[str, Any], cache: Any) -> dict[str, An
         )
     pictures = len(seen) if isinstance(seen, (Tensor, list, tuple)) else found // whole
     if patch.grid == patch.target or found != pictures * whole:
-        require_fit(found, [patch.tokens] * pictures)
+        require_fit(found, [whole if 2 * found > pictures * (whole + patch.tokens) else patch.tokens] * pictures)
         return None
     changed = patch.fit(given)
     kept, full = changed["attention_mask"], ids.shape[1]

@@ -26,6 +26,7 @@ from lessen.tokens.visual.pictures import (
     find_placeholders,
     given_to,
     read_layout,
+    require_both,
     require_fit,
     shapes_of,
 )
@@ -179,13 +180,10 @@ def _begin(host: VisualHost, given: Mapping[str, Any]) -> Call:
             raise InputError("pictures were given with inputs_embeds, which do not say where they are; give input_ids")
         return Call()
     found = int(find_placeholders(ids, host.placeholders).sum())
+    require_both(found, pictured or (bool(found) and bool(given.get("mm_encoder_outputs"))))
     if not found:
-        if pictured:
-            raise InputError("pictures were given and no prompt holds a placeholder for them; write one for each token")
         return Call()
-    if not pictured and not given.get("mm_encoder_outputs"):
-        raise InputError(f"the prompts hold {found} picture placeholders and no picture was given; give pixel_values")
-    if pictured and all(given[name].numel() == 0 for name in PIXELS if isinstance(given.get(name), torch.Tensor)):
+    if pictured and not any(map(_some, (given.get(name) for name in PIXELS))):
         raise InputError(f"the prompts hold {found} picture placeholders and the pictures make 0; give every picture")
     if getattr(cache, "is_compileable", False):
         raise InputError(f"a {type(cache).__name__} has one length for all layers; use the dynamic cache")
@@ -193,6 +191,10 @@ def _begin(host: VisualHost, given: Mapping[str, Any]) -> Call:
     layout = read_layout(ids, given.get("attention_mask"), host.placeholders, shapes)
     pixels = given.get("pixel_values")
     return Call(layout, counted=found if isinstance(pixels, Tensor) and pixels.dim() == 4 else None)
+
+
+def _some(pixels: Any) -> bool:
+    return bool(pixels.numel() if isinstance(pixels, Tensor) else pixels)
 
 
 def _cache(given: Mapping[str, Any]) -> Any:

@@ -49,17 +49,45 @@ def read_layout(ids: Tensor, mask: Tensor | None, placeholders: Sequence[int], s
     Raises:
         InputError: the batch is padded on the right, or the placeholders do not fit the pictures.
     """
-    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-    if real.shape != ids.shape:
-        raise InputError(f"attention_mask is {list(real.shape)}, input_ids {list(ids.shape)}; give one of that shape")
-    if not bool(real[:, -1].all()):
-        raise InputError("prompts are padded on the right; tokens are scored by the last one, so pad on the left")
+    real = real_tokens(ids, mask, "tokens are scored by the last one")
     visual = find_placeholders(ids, placeholders) & real
     runs = [(row, *run) for row, line in enumerate(visual.cpu()) for run in runs_of(line)]
     if shapes is None:
         return Layout(tuple(Picture(row, start, n, square(n)) for row, start, n in runs), real)
     require_fit(sum(n for *_, n in runs), [tokens for tokens, _ in shapes])
     return Layout(tuple(_cut(runs, [shape for shape in shapes if shape[0]])), real)
+
+
+def real_tokens(ids: Tensor, mask: Tensor | None, why: str) -> Tensor:
+    """Return where prompts are not padded, boolean [B,N].
+
+    Args:
+        why: padding on the right is of no use.
+
+    Raises:
+        InputError: the mask has another shape, or prompts are padded on the right.
+    """
+    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    if real.shape != ids.shape:
+        raise InputError(f"attention_mask is {list(real.shape)}, input_ids {list(ids.shape)}; give one of that shape")
+    if not bool(real[:, -1:].all()):
+        raise InputError(f"prompts are padded on the right; {why}, so pad on the left")
+    return real
+
+
+def require_both(shown: int, pictured: bool) -> None:
+    """Raise InputError where there are pictures and no placeholders, or placeholders and no pictures."""
+    if pictured and not shown:
+        raise InputError("pictures were given and no prompt holds a placeholder for them; write one for each token")
+    if shown and not pictured:
+        raise InputError(f"the prompts hold {shown} picture placeholders and no picture was given; give pixel_values")
+
+
+def require_pictures(pixels: Any) -> None:
+    """Raise InputError unless `pixels` are a tensor of pictures [P, 3, H, W]."""
+    if not isinstance(pixels, Tensor) or pixels.dim() != 4 or not len(pixels):
+        shape = list(pixels.shape) if isinstance(pixels, Tensor) else f"a {type(pixels).__name__}"
+        raise InputError(f"pixel_values are {shape}; give pictures or frames [P, 3, H, W], at least one")
 
 
 def find_placeholders(ids: Tensor, placeholders: Sequence[int]) -> Tensor:

@@ -24,7 +24,14 @@ from lessen.stored.base import StoredPatch
 from lessen.stored.checks import whole
 from lessen.tokens.visual.before import POOL_MARK
 from lessen.tokens.visual.inside import MARK
-from lessen.tokens.visual.pictures import find_placeholders, given_to, require_fit
+from lessen.tokens.visual.pictures import (
+    find_placeholders,
+    given_to,
+    real_tokens,
+    require_both,
+    require_fit,
+    require_pictures,
+)
 
 SPLICE_MARK = "_lessen_splice"
 RECORD = "_lessen_spliced"
@@ -178,7 +185,7 @@ def splice_pictures(model: nn.Module, sight: Sight) -> SplicePatch:
         raise InputError("pictures of this model are seen through another sight; call remove() on its patch first")
     host = find_visual_host(model)
     config = getattr(host.outer.module, "config", None)
-    if host.merge > 1 or hasattr(config, "scale_factor") or hasattr(config, "image_grid_pinpoints"):
+    if host.gathers or hasattr(config, "image_grid_pinpoints"):
         raise InputError(
             f"{type(model).__name__} merges or rearranges the patches of a picture itself; what its tower sees has no "
             "grid of its own here, so prune between layers instead"
@@ -273,15 +280,11 @@ class _Instead:
 def _spliced(patch: SplicePatch, given: dict[str, Any], cache: Any = None) -> dict[str, Any]:
     ids, pixels = given["input_ids"], given.get("pixel_values")
     mask = given.get("attention_mask")
-    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-    if real.shape != ids.shape:
-        raise InputError(f"attention_mask is {list(real.shape)}, input_ids {list(ids.shape)}; give one of that shape")
-    if not bool(real[:, -1].all()):
-        raise InputError("prompts are padded on the right; pictures become other numbers of tokens, so pad on the left")
+    real = real_tokens(ids, mask, "pictures become other numbers of tokens")
     shown = find_placeholders(ids, patch.host.placeholders) & real
     encoded = (given.get("mm_encoder_outputs") or {}).get("image")
-    if (pixels is None and encoded is None) or not bool(shown.any()):
-        _refuse_half(int(shown.sum()), pixels)
+    require_both(int(shown.sum()), pixels is not None or encoded is not None)
+    if not bool(shown.any()):
         return given
     features = _features(patch, pixels) if encoded is None else torch.stack(list(encoded.pooler_output))
     features, pooled = features.chunk(2, 2) if patch.sight.reads_pooled else (features, None)
@@ -315,9 +318,7 @@ def _spliced(patch: SplicePatch, given: dict[str, Any], cache: Any = None) -> di
 
 def _features(patch: SplicePatch, pixels: Any) -> Tensor:
     """Return what the tower gives the projector of pictures [P, 3, H, W]."""
-    if not isinstance(pixels, Tensor) or pixels.dim() != 4 or not len(pixels):
-        shape = list(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
-        raise InputError(f"pixel_values are {shape}; give pictures or frames [P, 3, H, W], at least one")
+    require_pictures(pixels)
     encoded = patch.host.outer.module.get_image_features(pixel_values=pixels, return_dict=True)
     return torch.stack(list(encoded.pooler_output))
 
@@ -353,10 +354,3 @@ def _counts(shown: Tensor, pictures: int, tokens: int) -> list[int]:
         )
     require_fit(sum(found), [tokens] * pictures)
     return [count // tokens for count in found]
-
-
-def _refuse_half(shown: int, pixels: Any) -> None:
-    if pixels is not None:
-        raise InputError("pictures were given and no prompt holds a placeholder for them; write one for each token")
-    if shown:
-        raise InputError(f"the prompts hold {shown} picture placeholders and no picture was given; give pixel_values")

@@ -62,9 +62,11 @@ def pruned_units(tp: Any, model: Any, task: Any, kind: str, kept: float) -> None
 def pruned_all(tp: Any, model: Any, task: Any, ratio: float) -> None:
     """Take one share from heads (groups of queries kept), units and width, as the LLM example does."""
     heads = {}
-    for block in model.model.layers:
-        attention = block.self_attn
-        heads |= {attention.q_proj: 9, attention.k_proj: 3, attention.v_proj: 3}
+    for layer in read_layout(model).layers:
+        attention = layer.block.attention
+        assert attention is not None
+        heads[attention.query.module] = attention.heads
+        heads |= dict.fromkeys((attention.key.module, attention.value.module), attention.kv_heads)
     tp.pruner.BasePruner(
         model, _example(task), importance=tp.importance.GroupMagnitudeImportance(p=2, group_reduction="mean"),
         global_pruning=False, pruning_ratio=ratio, ignored_layers=[model.lm_head], num_heads=heads,

@@ -87,11 +87,19 @@ def coded(module: Any) -> Coded | None:
 
 def shared(model: Any) -> bool:
     """Tell whether the head of a model reads the table of its tokens: one tensor, or the same codes."""
-    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    head, table = model.get_output_embeddings(), token_table(model)
     if head is None:
         return bool(getattr(model.config, "tie_word_embeddings", False))
     own, other = held(head), held(table)
     return own is not None and own is other
+
+
+def token_table(model: Any) -> Any:
+    """Return the table that a model reads tokens from, or None for one that has none, or several (CLIP)."""
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        return None
 
 
 def held(module: Any) -> Tensor | None:

@@ -18,7 +18,7 @@ from lessen.architectures.loading import check_vocabulary, dtype_of, hugging_fac
 from lessen.architectures.parts import linear_sizes
 from lessen.artifact.tensors import SHARD_BYTES
 from lessen.errors import ConfigError, NonFiniteError
-from lessen.export.codes import check_plain, coded, dense_weight, is_note, shared
+from lessen.export.codes import check_plain, coded, dense_weight, is_note, shared, token_table
 from lessen.export.compressed import Form, configuration, pack_layer
 from lessen.files import atomic_folder
 from lessen.stored.base import StoredModule
@@ -65,7 +65,7 @@ def export_hf(model: Any, words: Any, path: Path, *, dense: bool = False, dtype:
     if not isinstance(model, transformers.PreTrainedModel):
         raise ConfigError(f"a {type(model).__name__} is no Hugging Face model, which such a folder is written from")
     check_plain(model, "a Hugging Face folder")
-    rows = getattr(model.get_input_embeddings(), "num_embeddings", None) if words is not None else None
+    rows = getattr(token_table(model), "num_embeddings", None) if words is not None else None
     if isinstance(rows, int):
         check_vocabulary(words, rows)
     state = _state(model, packs=not dense)
@@ -92,7 +92,7 @@ def _state(model: Any, packs: bool) -> _State:
     every = model.named_modules()
     stored = {path: module for path, module in every if isinstance(module, StoredModule) and not is_note(module)}
     outer = {path: module for path, module in stored.items() if not any(_under(path, other) for other in stored)}
-    tables = [model.get_input_embeddings()]
+    tables = [token_table(model)]
     if shared(model):
         tables.append(model.get_output_embeddings())
     for path, module in outer.items():
@@ -137,6 +137,7 @@ def _write_dense(model: Any, tensors: dict[str, Tensor], folder: Path, kind: tor
     config.dtype = kind
     with torch.device("meta"):
         plain = type(model)(config)
+    tensors = _turned_back(model, plain, tensors)
     _check_widths(plain, tensors)
     cast = {name: one.to(kind) if one.is_floating_point() else one for name, one in tensors.items()}
     found = plain.load_state_dict(cast, strict=False, assign=True)
@@ -150,6 +151,17 @@ def _write_dense(model: Any, tensors: dict[str, Tensor], folder: Path, kind: tor
         plain.save_pretrained(folder)
 
 
+def _turned_back(model: Any, plain: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors with the matrices of linear layers that stand in the place of a Conv1D as it holds them."""
+    own = dict(model.named_modules())
+    turned = {
+        f"{path}.weight"
+        for path, module in plain.named_modules()
+        if type(module).__name__ == "Conv1D" and type(own.get(path)).__name__ != "Conv1D"
+    }
+    return {name: one.t().contiguous() if name in turned else one for name, one in tensors.items()}
+
+
 def _check_widths(plain: Any, tensors: dict[str, Tensor]) -> None:
     """Refuse tensors of other sizes than the configuration says. Raises ConfigError."""
     for name, tensor in plain.state_dict().items():
@@ -157,7 +169,8 @@ def _check_widths(plain: Any, tensors: dict[str, Tensor]) -> None:
         if found is not None and found.shape != tensor.shape:
             raise ConfigError(
                 f"{name} is {list(found.shape)}, where the configuration says {list(tensor.shape)}: a folder holds "
-                "blocks that are alike; prune with uniform: true, or keep the lessen artifact"
+                "the widths that its configuration can say, the same in all blocks; prune with uniform: true, or keep "
+                "the lessen artifact"
             )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lessen.architectures.parts import Stack
+from lessen.architectures.parts import Part, Stack
 from lessen.errors import InputError
 
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth")
@@ -35,7 +35,7 @@ def drop_blocks(model: nn.Module, stack: Stack, kept: Tensor) -> tuple[dict[str,
         for inner in renumber(made[place], old, place):
             path, _, attribute = inner.rpartition(".")
             numbers.setdefault(f"{stack.path}.{place}.{path}".rstrip("."), {})[attribute] = place
-    settle(stack.owner.module, len(blocks), chosen)
+    settle(model, stack.owner, len(blocks), chosen)
     return {f"{stack.path}.{old}": f"{stack.path}.{place}" for place, old in enumerate(chosen)}, numbers
 
 
@@ -76,12 +76,31 @@ def renumber(block: nn.Module, old: int, new: int) -> list[str]:
     return found
 
 
-def settle(owner: nn.Module, depth: int, kept: list[int]) -> None:
-    """Let the configurations under the module that calls the blocks say the new depth."""
-    for config in configs_of(owner):
-        for name in DEPTHS:
-            if getattr(config, name, None) == depth:
-                setattr(config, name, len(kept))
+def configured(model: nn.Module, path: str) -> tuple[str, Any]:
+    """Return the configuration of the module at `path`, or of the nearest module around it that has one, and where.
+
+    ("", None) where there is none.
+    """
+    while True:
+        config = getattr(model.get_submodule(path), "config", None)
+        if (config is not None and not callable(config)) or not path:
+            return path, config
+        path = path.rpartition(".")[0]
+
+
+def depth_names(config: Any, owner: str, depth: int) -> list[str]:
+    """Return the names under which a configuration says the depth of the stack that the module at `owner` calls."""
+    own = f"{owner.rpartition('.')[2]}_layers"  # BART, Whisper: encoder_layers and decoder_layers
+    names = (own,) if hasattr(config, own) else DEPTHS
+    return [name for name in names if getattr(config, name, None) == depth]
+
+
+def settle(model: nn.Module, owner: Part, depth: int, kept: list[int]) -> None:
+    """Let the configurations around and under the module that calls the blocks say the new depth."""
+    around = configured(model, owner.path)[1]
+    for config in {id(one): one for one in (*configs_of(owner.module), around) if one is not None}.values():
+        for name in depth_names(config, owner.path, depth):
+            setattr(config, name, len(kept))
         listed = getattr(config, "layer_types", None)
         if isinstance(listed, (list, tuple)) and len(listed) == depth:
             config.layer_types = [listed[place] for place in kept]

@@ -69,7 +69,9 @@ def read_layout(model: nn.Module) -> Layout:
     parts = find_parts(model)
     stacks = {stack.path: stack for stack in parts.stacks.values()}
     owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
-    layers = tuple(_layer(path, block, owners) for path, stack in stacks.items() for block in stack.blocks)
+    layers = tuple(
+        _layer(path, block, owners, _biases_all(stack)) for path, stack in stacks.items() for block in stack.blocks
+    )
     if not any(layer.groups or layer.hidden for layer in layers):
         raise NothingMatchedError(f"{type(model).__name__} has neither heads nor feed-forward units to take out")
     return Layout(model, stacks, layers)
@@ -91,8 +93,9 @@ def within(layout: Layout, named: Callable[[str], bool]) -> Layout:
     return replace(layout, layers=tuple(map(kept, layout.layers)))
 
 
-def _layer(stack: str, block: Block, owners: Counter[int]) -> Layer:
+def _layer(stack: str, block: Block, owners: Counter[int], heads_stay: bool) -> Layer:
     groups = 0 if block.attention is None else _groups(block.attention, owners)
+    groups = 0 if heads_stay else groups
     hidden = 0
     if block.feed_forward is not None:
         layer = block.feed_forward
@@ -118,6 +121,16 @@ def _groups(attention: Attention, owners: Counter[int]) -> int:
     return attention.kv_heads
 
 
+def _biases_all(stack: Stack) -> bool:
+    """Tell whether what calls the blocks gives all of them one table of position biases, by head (MPNet)."""
+    owner = f"{stack.owner.path}." if stack.owner.path else ""
+    inside = stack.path[len(owner) :]
+    return any(
+        path.endswith("relative_attention_bias") and not path.startswith(f"{inside}.")
+        for path, _ in stack.owner.module.named_modules()
+    )
+
+
 def _shared_bias(module: Any) -> bool:
     """Tell whether heads have position biases that all blocks share (T5), so that they can only go together."""
     return hasattr(module, "has_relative_attention_bias")
@@ -128,10 +141,10 @@ def check_linear(part: Part, owners: Counter[int]) -> None:
     module, kind = part.module, type(part.module).__name__
     if is_parametrized(module):
         raise InputError(f"{part.path} is parametrised; remove the parametrisation before pruning")
-    if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
-        raise InputError(f"{part.path} is a {kind}, not a plain linear layer; prune before other steps change layers")
     if module._forward_hooks or module._forward_pre_hooks:
         raise InputError(f"{part.path} carries forward hooks, which would see other widths; remove them before pruning")
+    if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
+        raise InputError(f"{part.path} is a {kind}, not a plain linear layer; prune before other steps change layers")
     for name, tensor in module._parameters.items():
         if tensor is not None and owners[id(tensor)] > 1:
             raise InputError(f"{part.path}.{name} is tied to another layer; untie it before pruning")

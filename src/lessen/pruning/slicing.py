@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lessen.architectures.norms import is_norm
 from lessen.architectures.parts import Stack
 from lessen.pruning.choice import Choice
-from lessen.pruning.depth import DEPTHS, drop_blocks
+from lessen.pruning.depth import configured, depth_names, drop_blocks
 from lessen.pruning.layout import Layer, Layout
 from lessen.pruning.width import cut_inputs, cut_outputs, read_stream, slice_width
 from lessen.stored.pruned_shape import PrunedShape
@@ -18,7 +18,7 @@ from lessen.stored.pruned_shape import PrunedShape
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
 KEYS = ("num_kv_heads", "num_key_value_heads", "kv_heads")
 INNER = ("all_head_size", "inner_dim")
-HIDDEN = ("intermediate_size", "ffn_dim", "hidden_dim", "d_ff")
+HIDDEN = ("intermediate_size", "ffn_dim", "hidden_dim", "d_ff", "ffn_hidden_size")
 WIDTH = ("hidden_size", "d_model", "dim")
 NAME = "pruned_shape"
 
@@ -65,8 +65,9 @@ def carry_out(layout: Layout, choice: Choice, dense: dict[str, int], uniform: bo
     configs = earlier.configs_said if isinstance(earlier, PrunedShape) else {}
     for path, stack in layout.stacks.items():
         said = _config_numbers(layout, stack, choice, uniform, len(model.get_submodule(path)))  # type: ignore[arg-type]
-        configs = {**configs, stack.owner.path: {**configs.get(stack.owner.path, {}), **said}}
-    configs = {path: said for path, said in configs.items() if said}
+        place = configured(model, stack.owner.path)[0]
+        configs = {**configs, place: {**configs.get(place, {}), **said}}
+    configs = {path: said for path, said in _with_root(model, configs).items() if said}
     PrunedShape(modules, configs, lists, dense, depths).attach(model)
     return model
 
@@ -136,12 +137,12 @@ def _config_numbers(
     layout: Layout, stack: Stack, choice: Choice, uniform: bool, depth: int
 ) -> dict[str, int]:  # fmt: skip
     """Return what the stack's configuration shall say now: the depth always, widths where they are the same."""
-    config = getattr(stack.owner.module, "config", None)
+    config = configured(layout.model, stack.owner.path)[1]
     if config is None:
         return {}
     said: dict[str, int] = {}
     if depth != len(stack.blocks):
-        said = {name: depth for name in DEPTHS if getattr(config, name, None) == depth}
+        said = dict.fromkeys(depth_names(config, stack.owner.path, depth), depth)
     if stack.path in choice.width:
         said |= {name: int(choice.width[stack.path].sum()) for name in WIDTH if getattr(config, name, 0) == stack.width}
     if uniform:
@@ -149,15 +150,39 @@ def _config_numbers(
         attention = layer.block.attention
         if layer.path in choice.units:
             units = int(choice.units[layer.path].sum())
-            said |= {name: units for name in HIDDEN if getattr(config, name, 0) == layer.hidden}
+            said |= dict.fromkeys(hidden_names(config, stack, layer.hidden), units)
         if attention is not None and layer.path in choice.heads:
             groups = int(choice.heads[layer.path].sum())
             each = attention.heads // attention.kv_heads
             said |= {name: each * groups for name in ("num_attention_heads",) if hasattr(config, name)}
             said |= {name: groups for name in ("num_key_value_heads",) if hasattr(config, name)}
-        if attention is not None and hasattr(config, "head_dim"):
+        if attention is not None and says_head_width(config):
             said["head_dim"] = attention.head_dim
     return said
+
+
+def says_head_width(config: Any) -> bool:
+    """Tell whether a configuration holds the width of a head as a number of its own, not as width / heads."""
+    return hasattr(config, "head_dim") and not isinstance(getattr(type(config), "head_dim", None), property)
+
+
+def hidden_names(config: Any, stack: Stack, hidden: int) -> list[str]:
+    """Return the names under which a configuration says the `hidden` units of a stack's feed-forward layers."""
+    names = (*HIDDEN, f"{stack.owner.path.rpartition('.')[2]}_ffn_dim")
+    found = [name for name in names if getattr(config, name, 0) == hidden]
+    unsaid = hasattr(config, "n_inner") and config.n_inner in (None, hidden)  # GPT-2: None is 4 x width
+    return found + ["n_inner"] * unsaid
+
+
+def _with_root(model: Any, configs: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    """Return numbers with those that all stacks say alike and the model's own configuration says too (T5)."""
+    inner = [said for path, said in configs.items() if path]
+    root = getattr(model, "config", None)
+    if len(inner) < 2 or root is None:
+        return configs
+    shared = {name: value for name, value in inner[0].items() if all(said.get(name) == value for said in inner)}
+    own = {name: value for name, value in shared.items() if name in HIDDEN and hasattr(root, name)}
+    return {**configs, "": {**configs.get("", {}), **own}}
 
 
 # -- norms -----------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ MODULE_NAMES = frozenset({
 CONFIG_NAMES = frozenset({
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "hidden_size", "intermediate_size",
     "num_attention_heads", "num_key_value_heads", "head_dim", "d_model", "ffn_dim", "hidden_dim", "dim", "d_ff",
+    "ffn_hidden_size", "n_inner", "encoder_layers", "decoder_layers", "encoder_ffn_dim", "decoder_ffn_dim",
 })  # fmt: skip
 """Numbers of a configuration that may be set."""
 DENSE = frozenset({"parameters", "macs"})
@@ -74,7 +75,9 @@ class PrunedShape(StoredPatch):
         for path, numbers in self.modules_said.items():
             _set(known.get(path), numbers, path)
         for path, numbers in self.configs_said.items():
-            _set(getattr(known.get(path), "config", None), numbers, f"the configuration of {path or 'the model'}")
+            config = getattr(known.get(path), "config", None)
+            _set(config, numbers, f"the configuration of {path or 'the model'}")
+            _shorten_stages(config)
         for path, kept in self.lists.items():
             config = getattr(known.get(path), "config", None)
             listed = getattr(config, "layer_types", None)
@@ -82,6 +85,16 @@ class PrunedShape(StoredPatch):
                 config.layer_types = [listed[place] for place in kept]  # type: ignore[union-attr]
         model.add_module("pruned_shape", self)
         return self
+
+
+def _shorten_stages(config: Any) -> None:
+    """Let a backbone (DINOv2) that answers from its last stage know which that is now."""
+    stages, depth = getattr(config, "stage_names", None), getattr(config, "num_hidden_layers", None)
+    if isinstance(stages, list) and isinstance(depth, int) and depth + 1 < len(stages):
+        last = config.out_features == stages[-1:]
+        config.stage_names = stages[: depth + 1]
+        if last:
+            config.out_features = config.stage_names[-1:]
 
 
 def _numbers(what: str, value: Any, names: frozenset[str]) -> Numbers:

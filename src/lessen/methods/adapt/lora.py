@@ -12,6 +12,7 @@ from lessen.method import Card, Context
 from lessen.methods import retrain
 from lessen.methods.modules import ModuleMethod
 from lessen.methods.sites import replace
+from lessen.methods.weights._shared.conv1d import linearised
 from lessen.stored.linears.low_rank_delta import LowRankDelta
 from lessen.task import Task
 
@@ -57,6 +58,7 @@ class LoRA(ModuleMethod):
         Raises:
             NothingMatchedError: no linear layer is eligible.
         """
+        model = linearised(model)
         sites = self.eligible(model, (nn.Linear,), context, self._reject, (LowRankDelta,))
         trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
         for parameter in trainable:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lessen.errors import NothingMatchedError
 from lessen.method import Card, Context
 from lessen.methods.modules import ModuleMethod
+from lessen.methods.weights._shared.conv1d import linearised
 from lessen.methods.weights._shared.pruned import CLAIMS, costs_of, cut, dense_of
 from lessen.methods.weights._shared.questions import batches_of, mean_loss
 from lessen.pruning.choice import Choice
@@ -54,6 +55,8 @@ class LayerDrop(ModuleMethod):
             NothingMatchedError: there are no blocks, or no more than shall stay.
             InputError: a block would take the place of one of another kind.
         """
+        model = linearised(model)
+        model = linearised(model)
         try:
             layout = read_layout(model)
         except NothingMatchedError as error:

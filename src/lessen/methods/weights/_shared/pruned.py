@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from typing import ClassVar, Literal
 
@@ -14,13 +15,15 @@ from lessen.errors import BudgetError, ConfigError, InputError, NothingMatchedEr
 from lessen.method import Card, Context, Forecast
 from lessen.methods.modules import ModuleMethod
 from lessen.methods.sites import Scope, state_bytes
+from lessen.methods.weights._shared.conv1d import linearised
 from lessen.pruning.budget import NAMES, Values, by_shares, evenly, fit_budget, fit_evenly
 from lessen.pruning.choice import Choice
 from lessen.pruning.costs import Costs, Measure, read_costs
+from lessen.pruning.depth import configured
 from lessen.pruning.layout import Layout, read_layout, within
 from lessen.pruning.masks import masked
 from lessen.pruning.scores import width_by_magnitude
-from lessen.pruning.slicing import NAME, carry_out
+from lessen.pruning.slicing import NAME, carry_out, hidden_names, says_head_width
 from lessen.stored.pruned_shape import PrunedShape
 from lessen.task import Task
 from lessen.usercode import boundary
@@ -66,6 +69,7 @@ class Pruned(ModuleMethod):
             BudgetError: the share cannot be reached, or would leave a block without heads.
             InputError: hooks, parametrisations or shared weights are in the way.
         """
+        model = linearised(model)
         layout = self.layout(model)
         costs = costs_of(layout, task)
         dense = dense_of(model, costs, self.scope)
@@ -75,7 +79,8 @@ class Pruned(ModuleMethod):
         if not asked and costs.total(self.of, start) <= limit and self.width is None:
             raise self.nothing_matched(model, f"{self.share:g} of the {self.of} or less is left already")
         if self.uniform:
-            check_expressible(layout, self.heads)
+            free = self.heads is None and self.units is None
+            check_expressible(layout, self.heads, free or (self.units or 1) < 1)
         try:
             choice = self.choose(layout, costs, limit, start, task, context)
         except BudgetError as error:
@@ -108,7 +113,7 @@ class Pruned(ModuleMethod):
         """Return the bytes of what is left where `share` is one of parameters. Raises as `apply`."""
         if self.heads is not None or self.units is not None or self.of == "macs":
             return Forecast(None, "which parts go decides how many bytes they hold")
-        costs = costs_of(self.layout(model), task)
+        costs = costs_of(self.layout(linearised(copy.deepcopy(model))), task)
         whole = costs.parameters()
         limit = limit_of(self.share, "parameters", costs, dense_of(model, costs, self.scope), self.scope)
         left = min(1.0, limit / whole)
@@ -206,16 +211,16 @@ def _place(measure: str, scope: Scope) -> str:
 def tied_to_width(layout: Layout) -> bool:
     """Tell whether the configuration says the width of a head only as width / heads, so that heads must stay."""
     for stack in layout.stacks.values():
-        config = getattr(stack.owner.module, "config", None)
-        if getattr(config, "model_type", None) in TIED or (config is not None and not hasattr(config, "head_dim")):
+        config = configured(layout.model, stack.owner.path)[1]
+        if getattr(config, "model_type", None) in TIED or (config is not None and not says_head_width(config)):
             return True
     return False
 
 
-def check_expressible(layout: Layout, heads: float | None) -> None:
+def check_expressible(layout: Layout, heads: float | None, fewer_units: bool) -> None:
     """Refuse equal counts where no configuration would say them. Raises ConfigError."""
     for stack in layout.stacks.values():
-        config = getattr(stack.owner.module, "config", None)
+        config = configured(layout.model, stack.owner.path)[1]
         if config is None:
             raise ConfigError(
                 f"{type(layout.model).__name__} has no configuration that could say other widths; set uniform: false"
@@ -224,6 +229,12 @@ def check_expressible(layout: Layout, heads: float | None) -> None:
             raise ConfigError(
                 f"the configuration of {type(layout.model).__name__} says the width of a head as width / heads, so "
                 "that fewer heads cannot be said; prune units only, or set uniform: false"
+            )
+        hidden = layout.of(stack.path)[0].hidden
+        if hidden and fewer_units and not hidden_names(config, stack, hidden):
+            raise ConfigError(
+                f"the configuration of {type(layout.model).__name__} does not say how wide feed-forward layers are, so "
+                "that fewer units cannot be said; set uniform: false"
             )
 
 

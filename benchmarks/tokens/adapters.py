@@ -1,6 +1,7 @@
 """SliME, HiRes-LLaVA and ADEM-VL in a trained model, beside their own parts left out, all trained equally and shortly.
 
-    python -m benchmarks.tokens.adapters [--steps 100] [--seeds 3] [--stop 600]
+    python -m benchmarks.tokens.adapters [--stop 600]
+    python -m benchmarks.tokens.adapters --steps 600 --seeds 1 --only adem-vl "one mean token"
 
 The model of the task vision-language-grid; its tower rests, all else learns, the same lessons in the same order for all
 arms of a seed. Large pictures (`benchmarks.tokens.large`): an overview that shows colours and four tiles that show
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -131,6 +131,10 @@ STILLS: dict[str, Callable[[], Sight] | None] = {
     "adem-vl, stronger": lambda: memory(1.0, 1.0),
 }  # fmt: skip
 ARMS = {"large": LARGE, "stills": STILLS}
+COMMANDS = (
+    "python -m benchmarks.tokens.adapters",
+    "python -m benchmarks.tokens.adapters --steps 600 --seeds 1 --only adem-vl 'one mean token'",
+)
 BEFORE = ("all tokens", "whole")
 """Arms that are judged untrained as well."""
 
@@ -221,12 +225,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", default=None, help="arms; none: all")
     parser.add_argument("--stop", type=float, default=600.0, help="begin no run after so many seconds")
     given = parser.parse_args()
     torch.set_num_threads(1)
     began = time.perf_counter()
     rows: list[dict[str, Any]] = parse_json(read_checked(RESULTS), str(RESULTS))["rows"] if RESULTS.exists() else []
-    rows = [row for row in rows if row["steps"] in (0, given.steps)]
     planned = [(pictures, arm, 0, 0) for pictures, arms in ARMS.items() for arm in arms if arm in BEFORE]
     planned += [
         (pictures, arm, seed, given.steps)
@@ -235,6 +239,8 @@ def main() -> None:
         for arm in arms
     ]
     for pictures, arm, seed, steps in planned:
+        if given.only is not None and arm not in given.only:
+            continue
         if any(
             (row["pictures"], row["arm"], row["seed"], row["steps"]) == (pictures, arm, seed, steps) for row in rows
         ):
@@ -249,8 +255,7 @@ def main() -> None:
         }
         print(pictures, arm, seed, steps, f"{row['cpu_s']:.0f} s", said, flush=True)
         done = {
-            "command": " ".join(["python", "-m", "benchmarks.tokens.adapters", *sys.argv[1:]]),
-            "settings": vars(given), "rows": rows, "load": os.getloadavg(), "threads": 1, "env": environment(),
+            "commands": COMMANDS, "rows": rows, "load": os.getloadavg(), "threads": 1, "env": environment(),
         }  # fmt: skip
         atomic_write(RESULTS, dump_json(done))
 

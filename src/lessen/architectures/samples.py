@@ -59,23 +59,49 @@ def _pictures_in_text(
     Raises:
         InputError: the host takes pictures in another form than [rows, channels, side, side], or has no token for them.
     """
-    config = model.config
+    config, takes = model.config, inspect.signature(model.forward).parameters
     mark = getattr(config, "image_token_id", None)
     sees = getattr(getattr(model, "model", model), "get_image_features", None)
-    odd = (
-        hasattr(config, "image_grid_pinpoints") or hasattr(eye, "spatial_merge_size") or hasattr(config, "scale_factor")
-    )
-    if not isinstance(mark, int) or not isinstance(getattr(eye, "num_channels", None), int) or sees is None or odd:
+    shown = _shown(config, eye, rows, generator)
+    if not isinstance(mark, int) or sees is None or shown is None:
         raise InputError(_refusal(model, "pictures inside of a text"))
-    height, width = _pair(eye.image_size)
-    pixels = torch.randn(rows, int(eye.num_channels), height, width, generator=generator).to(model.dtype)
+    shown["pixel_values"] = shown["pixel_values"].to(model.dtype)
+    one = {name: value[: len(value) // rows].to(model.device) for name, value in shown.items()}
     with torch.no_grad():
-        tokens = len(sees(pixel_values=pixels[:1].to(model.device), return_dict=True).pooler_output[0])
+        tokens = len(sees(**one, return_dict=True).pooler_output[0])
     words = _tokens(text, rows, length, generator)
-    words = words.masked_fill(words == mark, 0 if mark else 1)
+    special = [getattr(config, name) for name in dir(config) if name.endswith("_token_id")]
+    special = [mark, *(token for token in special if isinstance(token, int))]
+    plain = next(token for token in range(len(special) + 1) if token not in special)
+    words = words.masked_fill(torch.isin(words, torch.tensor(special)), plain)
     ids = torch.cat([words[:, :1], words.new_full((rows, tokens), mark), words[:, 1:]], 1)
     wanted = torch.tensor([-1])  # whatever was left out before it, the last word is there
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels, "logits_to_keep": wanted}
+    kinds = {"mm_token_type_ids": (ids == mark).int()} if "mm_token_type_ids" in takes else {}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **shown, **kinds, "logits_to_keep": wanted}
+
+
+def _shown(config: Any, eye: Any, rows: int, generator: torch.Generator) -> dict[str, Tensor] | None:
+    """Return one picture for each of `rows` prompts in the form that the host's processor gives, None: not known."""
+    channels = getattr(eye, "num_channels", getattr(eye, "in_channels", None))
+    if not isinstance(channels, int):
+        return None
+    merge = getattr(eye, "spatial_merge_size", None)
+    if merge is not None:  # Qwen-VL: patches one after another
+        patches, values = (4 * merge) ** 2, channels * eye.temporal_patch_size * eye.patch_size**2
+        grid = torch.tensor([[1, 4 * merge, 4 * merge]] * rows)
+        return {"pixel_values": torch.randn(rows * patches, values, generator=generator), "image_grid_thw": grid}
+    height, width = _pair(eye.image_size)
+    size, tiles = (height, width), 1
+    if hasattr(config, "image_grid_pinpoints"):
+        size = _pair(config.image_grid_pinpoints[0])
+        tiles += (size[0] // height) * (size[1] // width)
+    pixels = torch.randn(rows, tiles, channels, height, width, generator=generator)
+    if hasattr(config, "scale_factor"):
+        return {"pixel_values": pixels}
+    made = {"pixel_values": pixels if tiles > 1 else pixels[:, 0]}
+    if tiles > 1 or hasattr(config, "spatial_merge_size"):
+        made["image_sizes"] = torch.tensor([size] * rows)
+    return made
 
 
 def _refusal(model: Any, what: str) -> str:

@@ -41,6 +41,15 @@ class VisualHost:
         """Decoder layers in order."""
         return self.decoder.blocks
 
+    def require_patches(self) -> None:
+        """Raise InputError unless the projector is given each picture as one grid of patches, which stays one."""
+        config = getattr(self.outer.module, "config", None)
+        if self.gathers or hasattr(config, "image_grid_pinpoints"):
+            raise InputError(
+                f"{type(self.outer.module).__name__} merges or rearranges the patches of a picture itself, so that "
+                "there is no one grid before its projector; prune between layers instead"
+            )
+
 
 def find_visual_host(model: nn.Module) -> VisualHost:
     """Return where `model` sees pictures; nothing is changed.

@@ -59,6 +59,7 @@ class DeCo(TokenMethod):
             host = find_visual_host(model)
         except (InputError, NothingMatchedError):
             return super().apply(model, task, context)
+        host.require_patches()
         grid = picture_grid(host, self.rows)
         target = (-(-grid[0] // self.window), -(-grid[1] // self.window))
         StoredPooling(target, None if self.rows is None else grid).attach(model)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lessen.architectures.visual_host import VisualHost, find_visual_host
 from lessen.errors import InputError
 from lessen.tokens.pooling import pool_features
+from lessen.tokens.visual.later import Prompts, Shortened, cache_of, held_by, words_after
 from lessen.tokens.visual.pictures import (
     Grid,
     find_placeholders,
@@ -27,9 +28,8 @@ from lessen.tokens.visual.pictures import (
 )
 
 POOL_MARK = "_lessen_picture_pooling"
-RECORD = "_lessen_pooled"
-"""Mask of the shorter prompt, beside the keys and values in the host's own cache."""
-CACHES = ("cache", "past_key_values")
+LEADING = 5
+"""Class and register tokens that a tower puts before its patches, at most."""
 
 
 @dataclass
@@ -42,6 +42,7 @@ class PoolPatch:
     """Patches that the tower gives the projector."""
     target: Grid
     handles: list[Any] = field(default_factory=list, repr=False)
+    prompts: Prompts = field(default_factory=Prompts, repr=False)
 
     @property
     def tokens(self) -> int:
@@ -105,16 +106,7 @@ def pool_pictures(model: nn.Module, target: Grid, grid: Grid | None = None) -> P
     if POOL_MARK in model.__dict__:
         raise InputError("pictures of this model are already pooled; call remove() on its patch first")
     host = find_visual_host(model)
-    config = getattr(host.outer.module, "config", None)
-    if host.gathers:
-        raise InputError(
-            f"{type(model).__name__} merges patches itself, and pooling them again compounds; prune instead"
-        )
-    if hasattr(config, "image_grid_pinpoints"):
-        raise InputError(
-            f"{type(model).__name__} rearranges the tiles of a picture after its projector, by the grid of the tower; "
-            "pooled tiles do not fit there, so prune between layers instead"
-        )
+    host.require_patches()
     grid = grid or picture_grid(host)
     if not all(1 <= small <= large for small, large in zip(target, grid, strict=True)):
         raise InputError(f"cannot pool a {grid[0]}x{grid[1]} grid to {target[0]}x{target[1]}: choose a smaller grid")
@@ -122,6 +114,7 @@ def pool_pictures(model: nn.Module, target: Grid, grid: Grid | None = None) -> P
     patch.handles = [
         model.register_forward_pre_hook(_Whole(patch), with_kwargs=True),
         host.outer.module.register_forward_pre_hook(_Fits(patch), with_kwargs=True),
+        host.outer.module.register_forward_hook(_Remember(patch), always_call=True),
         host.projector.module.register_forward_pre_hook(_Pool(patch)),
     ]
     model.__dict__[POOL_MARK] = patch
@@ -134,18 +127,26 @@ class _Fits:
 
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         given = given_to(module, arguments, keywords)
-        cache = next((given[name] for name in CACHES if given.get(name) is not None), None)
+        cache = cache_of(given)
         if cache is not None and cache.get_seq_length() > 0:
-            changed = _later(given, cache)
+            held = held_by(cache)
+            changed = None if held is None else words_after(held, given, cache.get_seq_length(), "pooled")
         else:
-            changed = _fitted(self.patch, given, cache)
+            held_by(cache)
+            changed = _fitted(self.patch, given)
         return None if changed is None else ((), changed)
 
 
-def _fitted(patch: PoolPatch, given: dict[str, Any], cache: Any) -> dict[str, Any] | None:
+@dataclass
+class _Remember:
+    patch: PoolPatch
+
+    def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        self.patch.prompts.end(output)
+
+
+def _fitted(patch: PoolPatch, given: dict[str, Any]) -> dict[str, Any] | None:
     """Return what a prompt becomes whose placeholders are those of whole pictures; None where they fit already."""
-    if cache is not None:
-        cache.__dict__.pop(RECORD, None)  # of a prompt before it was emptied
     ids, pixels = given.get("input_ids"), given.get("pixel_values")
     encoded = (given.get("mm_encoder_outputs") or {}).get("image")
     if ids is None:
@@ -163,6 +164,11 @@ def _fitted(patch: PoolPatch, given: dict[str, Any], cache: Any) -> dict[str, An
             "beam search shares pictures out by their placeholders before they are pooled; hand it patch.fit(inputs)"
         )
     pictures = len(seen) if isinstance(seen, (Tensor, list, tuple)) else found // whole
+    if pictures and found % pictures == 0 and 0 < found // pictures - whole <= LEADING:
+        raise InputError(
+            f"{found // pictures} placeholders a picture are no grid of {patch.grid[0]}x{patch.grid[1]}: class or "
+            "register tokens among them have no place in it; let the host leave them out, or give another grid"
+        )
     if patch.grid == patch.target or found != pictures * whole:
         require_fit(found, [whole if 2 * found > pictures * (whole + patch.tokens) else patch.tokens] * pictures)
         return None
@@ -170,30 +176,9 @@ def _fitted(patch: PoolPatch, given: dict[str, Any], cache: Any) -> dict[str, An
     kept, full = changed["attention_mask"], ids.shape[1]
     if given.get("position_ids") is not None:
         changed["position_ids"] = (kept.cumsum(1) - 1).clamp_min(0)
-    if cache is not None:
-        mask = given.get("attention_mask")
-        before = torch.full_like(ids[:, 0], full) if mask is None else mask.sum(1)
-        cache.__dict__[RECORD] = (kept, full, before - kept.sum(1))
-    return changed
-
-
-def _later(given: dict[str, Any], cache: Any) -> dict[str, Any] | None:
-    """Return what is given with words after a fitted prompt, at their own positions; None after another prompt."""
-    record = cache.__dict__.get(RECORD)
-    if record is None:
-        return None
-    kept, full, shorter = record
-    if len(given["input_ids"]) != len(kept):
-        raise InputError(
-            f"a cache of {len(kept)} pooled prompts was handed a batch of {len(given['input_ids'])}; use each with its "
-            "own"
-        )
-    mask, positions = given.get("attention_mask"), given.get("position_ids")
-    changed = dict(given)
-    if mask is not None:
-        changed["attention_mask"] = torch.cat([kept.to(mask.dtype), mask[:, full:]], 1)
-    if positions is not None:
-        changed["position_ids"] = positions - shorter[:, None]
+    mask = given.get("attention_mask")
+    before = torch.full_like(ids[:, 0], full) if mask is None else mask.sum(1)
+    patch.prompts.begin(Shortened(kept, full, before - kept.sum(1)))
     return changed
 
 

@@ -20,6 +20,7 @@ from lessen.errors import InputError
 from lessen.tokens.scores import random_scores
 from lessen.tokens.visual.choose import best, determinant, even, on_grid, to_unit
 from lessen.tokens.visual.kept import Kept, narrowed
+from lessen.tokens.visual.later import cache_of
 from lessen.tokens.visual.pictures import (
     Layout,
     Picture,
@@ -37,7 +38,6 @@ MARK = "_lessen_visual_patch"
 RECORD = "_lessen_kept"
 """What was left at each layer, beside the keys and values in the host's own cache."""
 PIXELS = ("pixel_values", "pixel_values_videos")
-CACHES = ("cache", "past_key_values")
 
 
 @dataclass
@@ -168,7 +168,7 @@ class _Layer:
 
 
 def _begin(host: VisualHost, given: Mapping[str, Any]) -> Call:
-    cache = _cache(given)
+    cache = cache_of(given)
     if cache is not None and cache.get_seq_length() > 0:
         return Call()
     if cache is not None:
@@ -197,10 +197,6 @@ def _some(pixels: Any) -> bool:
     return bool(pixels.numel() if isinstance(pixels, Tensor) else pixels)
 
 
-def _cache(given: Mapping[str, Any]) -> Any:
-    return next((given[name] for name in CACHES if given.get(name) is not None), None)
-
-
 # -- one layer ------------------------------------------------------------------------------------------------------
 def enter(
     patch: VisualPatch, index: int, hidden: Tensor, keywords: Mapping[str, Any]
@@ -210,7 +206,7 @@ def enter(
     Raises:
         InputError: a picture has fewer tokens than a stage keeps, or the cache belongs to another batch.
     """
-    call, cache = patch.call, _cache(keywords)
+    call, cache = patch.call, cache_of(keywords)
     if call.layout is None:
         kept = (getattr(cache, RECORD, None) or {}).get(index)
         return None if kept is None else (hidden, _later(kept, hidden, cache, keywords))
@@ -218,7 +214,8 @@ def enter(
     before = call.kept.get(index - 1)
     kept = before
     if stage is not None:
-        kept = _choose(patch.pruning, stage, call, call.layout, before, hidden)
+        with torch.no_grad():
+            kept = _choose(patch.pruning, stage, call, call.layout, before, hidden)
         if kept is not None and kept is not before:
             hidden = _narrow(hidden, before, kept)
     changed = {} if kept is None else _prompt(kept, keywords)
@@ -229,7 +226,8 @@ def enter(
     if patch.pruning.scored and any(stage.layer == index + 1 for stage in patch.pruning.stages):
         where = _visual(call.layout, kept)
         tables = changed.get("position_embeddings", keywords.get("position_embeddings")) if patch.pruning.rope else None
-        call.logits = last_row(patch.host, patch.host.blocks[index], hidden, where, tables)
+        with torch.no_grad():
+            call.logits = last_row(patch.host, patch.host.blocks[index], hidden, where, tables)
     return None if kept is None else (hidden, changed)
 
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from lessen.errors import InputError
 
+CACHES = ("cache", "past_key_values")
+"""Names under which hosts take keys and values."""
 Grid = tuple[int, int]
 Shape = tuple[int, Grid | None]
 """Tokens of a picture, and the grid they lie on where it is known."""
@@ -68,6 +70,8 @@ def real_tokens(ids: Tensor, mask: Tensor | None, why: str) -> Tensor:
         InputError: the mask has another shape, or prompts are padded on the right.
     """
     real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    if real.dim() == 4:
+        raise InputError("the mask is that of a cache of one length for all layers; use the dynamic cache")
     if real.shape != ids.shape:
         raise InputError(f"attention_mask is {list(real.shape)}, input_ids {list(ids.shape)}; give one of that shape")
     if not bool(real[:, -1:].all()):

@@ -24,6 +24,7 @@ from lessen.stored.base import StoredPatch
 from lessen.stored.checks import whole
 from lessen.tokens.visual.before import POOL_MARK
 from lessen.tokens.visual.inside import MARK
+from lessen.tokens.visual.later import Prompts, Shortened, cache_of, held_by, words_after
 from lessen.tokens.visual.pictures import (
     find_placeholders,
     given_to,
@@ -34,9 +35,6 @@ from lessen.tokens.visual.pictures import (
 )
 
 SPLICE_MARK = "_lessen_splice"
-RECORD = "_lessen_spliced"
-"""Mask of the spliced prompt, beside the keys and values in the host's own cache."""
-CACHES = ("cache", "past_key_values")
 LARGEST = 1 << 16
 """Any whole number in a stored sight at most: no width, side or count is larger."""
 
@@ -143,6 +141,7 @@ class SplicePatch:
     """Of each spliced prompt at that time."""
     memory: dict[int, Any] = field(default_factory=dict, repr=False)
     """What the sight keeps for the call under way, by thread."""
+    prompts: Prompts = field(default_factory=Prompts, repr=False)
     under_way: dict[int, dict[str, Tensor]] = field(default_factory=dict, repr=False)
     """What the tower gave that the projector has not passed on yet, by thread."""
 
@@ -158,6 +157,7 @@ class SplicePatch:
             return _spliced(self, dict(inputs))
         finally:
             self.memory.pop(threading.get_ident(), None)
+            self.prompts.end(None)
 
     def remembered(self) -> Any:
         """Return what the sight keeps for the call of this thread; None where no picture is seen."""
@@ -184,12 +184,7 @@ def splice_pictures(model: nn.Module, sight: Sight) -> SplicePatch:
     if SPLICE_MARK in model.__dict__:
         raise InputError("pictures of this model are seen through another sight; call remove() on its patch first")
     host = find_visual_host(model)
-    config = getattr(host.outer.module, "config", None)
-    if host.gathers or hasattr(config, "image_grid_pinpoints"):
-        raise InputError(
-            f"{type(model).__name__} merges or rearranges the patches of a picture itself; what its tower sees has no "
-            "grid of its own here, so prune between layers instead"
-        )
+    host.require_patches()
     sight.fits(host)
     patch = SplicePatch(model, host, sight)
     outer = host.outer.module
@@ -226,11 +221,15 @@ class _Splice:
         given = given_to(module, arguments, keywords)
         if given.get("input_ids") is None:  # prepared already, or the host's own features are asked for
             return None
-        cache = next((given[name] for name in CACHES if given.get(name) is not None), None)
+        cache = cache_of(given)
         if cache is not None and cache.get_seq_length() > 0:
-            given = _later(self.patch, given, cache)
+            held = held_by(cache)
+            if held is not None:
+                self.patch.memory[threading.get_ident()] = held.memory
+                given = words_after(held, given, cache.get_seq_length(), "spliced")
         else:
-            given = _spliced(self.patch, given, cache)
+            held_by(cache)
+            given = _spliced(self.patch, given)
         return (), given
 
 
@@ -238,8 +237,9 @@ class _Splice:
 class _Forget:
     patch: SplicePatch
 
-    def __call__(self, *_: Any) -> None:
+    def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
         self.patch.memory.pop(threading.get_ident(), None)
+        self.patch.prompts.end(output)
 
 
 @dataclass
@@ -272,12 +272,17 @@ class _Instead:
             return features
         if "pooled" not in found:
             raise InputError(f"{self.patch.sight.kind} reads the pooled output of the tower, and this tower has none")
+        if found["pooled"].shape[1] != features.shape[2]:
+            raise InputError(
+                f"{self.patch.sight.kind} reads the tower's pooled output beside its tokens, and they are of widths "
+                f"{found['pooled'].shape[1]} and {features.shape[2]}: the host joins several layers of the tower"
+            )
         # beside every token, so that a host which counts tokens finds as many
         return torch.cat([features, found["pooled"][:, None].expand(-1, features.shape[1], -1)], 2)
 
 
 # -- one call -------------------------------------------------------------------------------------------------------
-def _spliced(patch: SplicePatch, given: dict[str, Any], cache: Any = None) -> dict[str, Any]:
+def _spliced(patch: SplicePatch, given: dict[str, Any]) -> dict[str, Any]:
     ids, pixels = given["input_ids"], given.get("pixel_values")
     mask = given.get("attention_mask")
     real = real_tokens(ids, mask, "pictures become other numbers of tokens")
@@ -306,8 +311,7 @@ def _spliced(patch: SplicePatch, given: dict[str, Any], cache: Any = None) -> di
     lengths = torch.tensor(patch.lengths, device=ids.device)
     fitted = torch.arange(longest, device=ids.device) >= longest - lengths[:, None]
     kept = fitted.to(torch.int64 if mask is None else mask.dtype)
-    if cache is not None:
-        cache.__dict__[RECORD] = (kept, ids.shape[1], real.sum(1) - lengths, seen.memory)
+    patch.prompts.begin(Shortened(kept, ids.shape[1], real.sum(1) - lengths, seen.memory))
     dropped = ("input_ids", "pixel_values", "position_ids", "image_sizes", "mm_encoder_outputs")
     rest = {name: value for name, value in given.items() if name not in dropped}
     ready: dict[str, Any] = {"inputs_embeds": torch.stack(padded), "attention_mask": kept}
@@ -321,26 +325,6 @@ def _features(patch: SplicePatch, pixels: Any) -> Tensor:
     require_pictures(pixels)
     encoded = patch.host.outer.module.get_image_features(pixel_values=pixels, return_dict=True)
     return torch.stack(list(encoded.pooler_output))
-
-
-def _later(patch: SplicePatch, given: dict[str, Any], cache: Any) -> dict[str, Any]:
-    """Return what is given with words after a spliced prompt, at their own positions."""
-    record = cache.__dict__.get(RECORD)
-    if record is None:
-        return given
-    kept, full, shorter, patch.memory[threading.get_ident()] = record
-    mask, positions = given.get("attention_mask"), given.get("position_ids")
-    if len(given["input_ids"]) != len(kept):
-        raise InputError(
-            f"a cache of {len(kept)} spliced prompts was handed a batch of {len(given['input_ids'])}; use each with "
-            "its own"
-        )
-    changed: dict[str, Any] = {}
-    if mask is not None:
-        changed["attention_mask"] = torch.cat([kept.to(mask.dtype), mask[:, full:]], 1)
-    if positions is not None:
-        changed["position_ids"] = positions - shorter[:, None]
-    return {**given, **changed}
 
 
 def _counts(shown: Tensor, pictures: int, tokens: int) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -67,9 +67,11 @@ class SightMethod(Method):
         if sight_of(model) is not None:
             raise self.nothing_matched(model, "its pictures are seen through another sight")
         try:
-            shown = look(model, task)
+            host = find_visual_host(model)
         except InputError as error:
             raise self.nothing_matched(model, str(error)) from error
+        host.require_patches()
+        shown = look(model, host, task)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed)
             sight = self.sight(shown)
@@ -103,13 +105,12 @@ class SightMethod(Method):
                 one.requires_grad_(before[name])
 
 
-def look(model: nn.Module, task: Task) -> Shown:
+def look(model: nn.Module, host: VisualHost, task: Task) -> Shown:
     """Return what the task's example batch shows a model.
 
     Raises:
-        NothingMatchedError: it sees no pictures as tokens, or the batch shows none.
+        NothingMatchedError: the batch shows no picture.
     """
-    host = find_visual_host(model)
     found: list[torch.Size] = []
     handle = host.projector.module.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].shape))
     try:
@@ -133,7 +134,8 @@ def _found(model: nn.Module, shown: Shown, patch: SplicePatch, task: Task) -> di
         task.forward(model.eval(), batch)
     if not patch.lengths:
         return {}
-    ids = batch[0]["input_ids"] if isinstance(batch[0], dict) else None
+    given = task.inputs(batch)
+    ids = given.get("input_ids") if isinstance(given, Mapping) else None
     found: dict[str, Any] = {"visual_tokens": sum(patch.tokens) / len(patch.tokens), "tokens_out": max(patch.lengths)}
     if ids is not None:
         kinds = shapes(shown.host)

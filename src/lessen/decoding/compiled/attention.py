@@ -23,6 +23,9 @@ ATTEND = ("state", "places", "given", "apart", "layer", "out")
 """Rows `out` hold heads * width float32."""
 _TOGETHER = 4
 """Keys that are multiplied together."""
+_ROWS = 8
+"""Rows that take turns at a chunk, in passes of `_MANY` rows or more."""
+_MANY = 64
 
 
 @dataclass(frozen=True)
@@ -93,34 +96,77 @@ def _turn(code: Assembly, given: str, out: str, cosines: str, sines: str, width:
             code.set(KIND, multiply_add(code, LANES, other, sine, straight), code.place(out, str(at), "float"))
 
 
-def attend(heads: Heads, codes: Codes | None = None) -> str:
-    """Return the assembly of attention: each row and key head is a piece of work. `codes`: blocks may be there."""
+def attend(heads: Heads, codes: Codes | None = None, several: bool = False) -> str:
+    """Return the assembly of attention: a key head and a row, or some of `several` rows, are a piece of work.
+
+    A row's numbers do not depend on the rows beside it; `codes`: blocks may be there.
+    """
     function = Function(ATTEND)
     code = function.code
     rows = function.state("rows")
-    with code.loop(*share(function, code.multiply(rows, heads.keys))) as number:
-        head = code.let(f"sdiv i64 {number}, {rows}")
-        _One(code, heads, code.let(f"srem i64 {number}, {rows}"), head).write(codes)
+    rooms = _Rooms(code, heads, _ROWS if several else 1)
+    together = code.choose(code.compare("sge", rows, _MANY), str(_ROWS), 1) if several else "1"
+    groups = code.let(f"sdiv i64 {code.add(rows, code.add(together, -1))}, {together}")
+    with code.loop(*share(function, code.multiply(groups, heads.keys))) as number:
+        head = code.let(f"sdiv i64 {number}, {groups}")
+        first = code.multiply(code.let(f"srem i64 {number}, {groups}"), together)
+        left = code.let(f"sub i64 {rows}, {first}")
+        count = code.choose(code.compare("slt", left, together), left, together)
+        _write(code, rooms, head, first, count, codes)
     return function.text()
+
+
+class _Rooms:
+    """What is held of the query heads of one key head in some rows: scores of a chunk, sums, and running numbers."""
+
+    def __init__(self, code: Assembly, heads: Heads, rows: int) -> None:
+        self.heads = heads
+        self.scores = code.room("float", rows * heads.group * CHUNK)
+        self.sums = code.room("float", rows * heads.group * heads.width)
+        self.tops, self.parts, self.factors = (code.room("float", rows * heads.group) for _ in range(3))
+
+
+def _write(code: Assembly, rooms: _Rooms, head: str, first: str, count: str, codes: Codes | None) -> None:
+    """Write a piece of work: rows take turns at each chunk of keys, then of values, while it is near."""
+    most = code.variable("i64", "0")
+    code.set("i64", "0", most)
+    with code.loop("0", count) as slot:
+        one = _One(code, rooms, code.add(first, slot), head, slot)
+        one.begin(codes)
+        longest = code.get("i64", most)
+        code.set("i64", code.choose(code.compare("sgt", one.chunks, longest), one.chunks, longest), most)
+    with code.loop("0", code.get("i64", most)) as chunk:
+        for part in ("weigh", "add"):
+            with code.loop("0", count) as slot:
+                one = _One(code, rooms, code.add(first, slot), head, slot)
+                with code.when(code.compare("slt", chunk, one.chunks)):
+                    getattr(one, part)(chunk)
+    with code.loop("0", count) as slot:
+        _One(code, rooms, code.add(first, slot), head, slot).finish()
 
 
 class _One:
     """Writes attention of the query heads of one key head in one row, chunk after chunk with a running maximum."""
 
-    def __init__(self, code: Assembly, heads: Heads, row: str, head: str) -> None:
+    def __init__(self, code: Assembly, rooms: _Rooms, row: str, head: str, slot: str) -> None:
+        heads = rooms.heads
         self.code, self.heads, self.place, self.head = code, heads, _place(code, row), head
         first = code.multiply(head, heads.group * heads.width)
         self.queries = code.place("%givenptr", code.add(code.multiply(row, "%apart"), first), "float")
         width = heads.queries * heads.width
         self.out = code.place("%outptr", code.add(code.multiply(row, width), first), "float")
         self.keys, self.values = (_held(code, heads, self.place, which, head) for which in (0, 1))
-        self.scores = code.room("float", heads.group * CHUNK)
-        self.sums = code.room("float", heads.group * heads.width)
-        self.tops, self.parts = (code.room("float", heads.group) for _ in range(2))
-        self.factors = code.room("float", heads.group)
+        self.scores = code.place(rooms.scores, code.multiply(slot, heads.group * CHUNK), "float")
+        self.sums = code.place(rooms.sums, code.multiply(slot, heads.group * heads.width), "float")
+        here = code.multiply(slot, heads.group)
+        self.tops, self.parts, self.factors = (
+            code.place(room, here, "float") for room in (rooms.tops, rooms.parts, rooms.factors)
+        )
+        self.limit = code.add(self.place.index, 1)
+        self.chunks = code.let(f"sdiv i64 {code.add(self.limit, CHUNK - 1)}, {CHUNK}")
 
-    def write(self, codes: Codes | None) -> None:
-        """Write all of it."""
+    def begin(self, codes: Codes | None) -> None:
+        """Write the start: nothing summed, then the blocks of codes."""
         code, heads = self.code, self.heads
         for number in range(heads.group):
             code.set("float", real(float("-inf")), code.place(self.tops, str(number), "float"))
@@ -129,22 +175,33 @@ class _One:
             code.set(KIND, "zeroinitializer", code.place(self.sums, str(part), "float"))
         if codes is not None:
             self._coded(codes)
-        limit = code.add(self.place.index, 1)
-        chunks = code.let(f"sdiv i64 {code.add(limit, CHUNK - 1)}, {CHUNK}")
-        with code.loop("0", chunks) as chunk:
-            start = code.multiply(chunk, CHUNK)
-            left = code.let(f"sub i64 {limit}, {start}")
-            count = code.choose(code.compare("slt", left, CHUNK), left, CHUNK)
-            self._scores(start, count)
-            for number in range(heads.group):
-                self._weights(number)
-            self._add(start, count)
+
+    def weigh(self, chunk: str) -> None:
+        """Write the weights of a chunk."""
+        self._scores(*self._part(chunk))
+        for number in range(self.heads.group):
+            self._weights(number)
+
+    def add(self, chunk: str) -> None:
+        """Write the addition of a chunk's weighted values."""
+        self._add(*self._part(chunk))
+
+    def finish(self) -> None:
+        """Write the outputs."""
+        code, heads = self.code, self.heads
         for number in range(heads.group):
             whole = code.get("float", code.place(self.parts, str(number), "float"))
             factor = spread(code, code.let(f"fdiv float {real(1.0)}, {whole}"), LANES)
             for at in range(number * heads.width, (number + 1) * heads.width, LANES):
                 value = code.get(KIND, code.place(self.sums, str(at), "float"))
                 code.set(KIND, code.let(f"fmul {KIND} {value}, {factor}"), code.place(self.out, str(at), "float"))
+
+    def _part(self, chunk: str) -> tuple[str, str]:
+        """Return the first place of a chunk, and how many of its places the row sees."""
+        code = self.code
+        start = code.multiply(chunk, CHUNK)
+        left = code.let(f"sub i64 {self.limit}, {start}")
+        return start, code.choose(code.compare("slt", left, CHUNK), left, CHUNK)
 
     def _scores(self, start: str, count: str) -> None:
         """Write products of queries with the keys of a chunk, four keys together; places beyond it get -infinity."""

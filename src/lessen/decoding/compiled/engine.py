@@ -126,7 +126,8 @@ class CompiledEngine(StraightEngine):
 
     def _block_program(self, several: bool) -> Program:
         program, inner = Program(), self.inner.shape[1]
-        rotate, attend = kernel(attention.rotate(self.heads)), kernel(attention.attend(self.heads, self._codes), True)
+        rotate = kernel(attention.rotate(self.heads))
+        attend = kernel(attention.attend(self.heads, self._codes, several), True)
         apart = self.projected.shape[1]
         for number, (line, parts) in enumerate(zip(self._lines, self.operands, strict=True)):
             factors, at = self._factors[number], 0

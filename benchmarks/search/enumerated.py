@@ -17,6 +17,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ TASK = {"name": "ctr-movielens100k", "split": "warm", "model": "dcnv2"}
 WIDTHS = [{"rtn": {"bits": {"any": [8, 4, 3]}, "group": 32, "table_bits": None, "min_weights": 64}}]
 ROWS = [{"emb-rowwise-quant": {"bits": {"any": [8, 4, 2]}, "min_rows": 10}}]
 LAYERS = 5
-BATCH = 16
+BATCH = 8
+"""Recipes of a round, as `lessen search` has it."""
 ENOUGH = 0.98
 """Share of the area of the whole front."""
 Genome = tuple[int, ...]
@@ -98,11 +100,11 @@ def _assembled(model: nn.Module, parts: list[tuple[dict[str, nn.Module], int]]) 
 
 
 # -- searches --------------------------------------------------------------------------------------------------------
-def ours(space: Space, table: Table, count: int, seed: int) -> Iterator[Genome]:
-    """Yield the genomes that lessen measures, in order."""
+def ours(space: Space, table: Table, count: int, seed: int, batch: int = BATCH) -> Iterator[Genome]:
+    """Yield the genomes that lessen measures, in order, in rounds of `batch`."""
     measured: dict[Genome, Measured] = {}
     while len(measured) < count:
-        fresh = propose(space, measured, min(BATCH, count - len(measured)), seed=seed)
+        fresh = propose(space, measured, min(batch, count - len(measured)), seed=seed)
         if not fresh:
             return
         for genome in fresh:
@@ -165,7 +167,7 @@ def nsga2(space: Space, table: Table, count: int, seed: int) -> Iterator[Genome]
 
 
 SEARCHES: dict[str, Callable[[Space, Table, int, int], Iterator[Genome]]] = {
-    "lessen": ours, "Optuna TPE": tpe, "pymoo NSGA-II": nsga2, "by lot": blind,
+    "lessen": ours, "lessen, rounds of 16": partial(ours, batch=2 * BATCH), "Optuna TPE": tpe, "pymoo NSGA-II": nsga2, "by lot": blind,
 }  # fmt: skip
 
 

@@ -111,55 +111,12 @@ def _calibration(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def distil() -> Iterator[str]:
-    yield from _missing(read("distil_missing")["results"])
-    yield from _weak(read("distil_weak")["results"])
-    yield from _families(read("distil_families")["results"])
     for name, row in read("distil_steps")["results"].items():
         if name != "note":
             cells = (row[key] for key in ("with teacher / (teacher + student)", "from cache / student"))
             shown = " | ".join(f"{cell['median']:.2f} ({cell['low']:.2f} to {cell['high']:.2f})" for cell in cells)
             yield f"| {name} | {shown} |"
     yield from _width(read("distil_mup")["results"])
-
-
-def _missing(found: dict[str, Any]) -> Iterator[str]:
-    for case, inputs in (("digits with hints", "first hint"), ("clicks", "field4")):
-        for name, row in found[case]["table"].items():
-            cells = []
-            for key in ("all", f"without {inputs}", "none"):
-                cell, change = row[key], ""
-                if name != "plain":
-                    change = f" ({cell['minus plain']:+.3f} ± {cell['standard error of that']:.3f})"
-                cells.append(f"{cell['mean']:.3f}{change}")
-            yield f"| {name if name == 'plain' else f'`{name}`'} | {' | '.join(cells)} |"
-
-
-def _weak(found: dict[str, Any]) -> Iterator[str]:
-    gap = found["gap recovered, against kd"]
-    yield f"(accuracy {found['accuracy']['teacher']['mean']:.2f})"
-    adapt, aug = gap["adapt-conf"], gap["aug-conf"]
-    yield (
-        f"`kd` recovers {gap['kd']['mean']:.2f} of the gap to training with labels, `adapt-conf` {adapt['mean']:.2f} "
-        f"(difference to `kd` {adapt['difference']:.2f}, 95 % interval {adapt['low']:.2f} to {adapt['high']:.2f}) and "
-        f"`aug-conf` {aug['mean']:.2f} ({aug['difference']:.2f}, {aug['low']:.2f} to {aug['high']:.2f})"
-    )
-
-
-def _families(found: dict[str, Any]) -> Iterator[str]:
-    case = found["vit to cnn"]
-    rows, settings = case["against kd"], found["settings"]
-    yield f"a ViT (accuracy {case['teacher']:.2f}, {settings[_PICTURES]} pictures)"
-    ofa, raised, hint = rows["ofa"], rows["ofa 1.5"], rows["fitnet"]
-    yield (
-        f"No teacher {rows['no teacher']['mean']:.2f}, `fitnet` {hint['mean']:.2f}, `kd` {rows['kd']['mean']:.2f}, "
-        f"`ofa-kd` {ofa['mean']:.2f} ({ofa['difference']:+.3f} to `kd`, 95 % interval {ofa['low']:.2f} to "
-        f"{ofa['high']:.2f}), with `exponent: 1.5` {raised['mean']:.2f} "
-        f"({raised['difference']:+.2f}, {raised['low']:.2f} to {raised['high']:.2f})"
-    )
-    yield f"hurt ({hint['difference']:.2f}, {hint['low']:.2f} to {hint['high']:.2f}, to `kd`)"
-
-
-_PICTURES = "teacher's pictures"
 
 
 def _width(found: dict[str, Any]) -> Iterator[str]:

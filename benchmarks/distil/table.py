@@ -31,7 +31,7 @@ def smollm2() -> str:
 
 
 def families() -> str:
-    """Return the accuracy of every method for each pair of architectures, and how it differs from plain distillation."""
+    """Return the accuracy of every method for each pair of architectures, and its difference to `kd`."""
     found = read("distil_families")["results"]
     pairs = found["against kd"]
     lines = ["| | " + " | ".join(f"{pair}, {len(found['rows'][pair])} seeds" for pair in pairs) + " |"]

@@ -167,8 +167,12 @@ def nsga2(space: Space, table: Table, count: int, seed: int) -> Iterator[Genome]
 
 
 SEARCHES: dict[str, Callable[[Space, Table, int, int], Iterator[Genome]]] = {
-    "lessen": ours, "lessen, rounds of 16": partial(ours, batch=2 * BATCH), "Optuna TPE": tpe, "pymoo NSGA-II": nsga2, "by lot": blind,
-}  # fmt: skip
+    "lessen": ours,
+    "lessen, rounds of 16": partial(ours, batch=2 * BATCH),
+    "Optuna TPE": tpe,
+    "pymoo NSGA-II": nsga2,
+    "by lot": blind,
+}
 
 
 def compare(out: Path, seeds: int) -> None:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from lessen.errors import InputError
 
+PATCH = "_lessen_"
+"""How attributes of a model begin that hold our own patches."""
 _LEAVES = (str, bytes, int, float, complex, bool, type(None), type, Tensor)
 
 
@@ -32,6 +34,11 @@ def check_unreached(model: nn.Module, gone: Collection[nn.Module], paths: Mappin
         return
     for module, where in reached(model, gone):
         if module in gone:
+            if PATCH in where:
+                raise InputError(
+                    f"{what} replaces {paths.get(module, type(module).__name__)!r}, which the patch of an earlier step "
+                    "reads; put steps that change weights before those that change how a model runs"
+                )
             raise InputError(
                 f"{what}: {where} keeps the layer {paths.get(module, type(module).__name__)!r} outside of the module "
                 "tree, so that its replacement would never be read; keep layers as attributes, in nn.ModuleDict or in "

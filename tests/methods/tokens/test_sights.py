@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lessen.errors import NothingMatchedError
+from lessen.errors import InputError, NothingMatchedError
 from lessen.methods.tokens.adem_vl import ADEMVL
 from lessen.methods.tokens.free_video_llm import FreeVideoLLM
 from lessen.methods.tokens.hires_llava import HiResLLaVA
 from lessen.methods.tokens.slime import SliME
+from lessen.methods.weights.rtn import RTN
 from lessen.recipe import Recipe
 from lessen.tasks.multimodal.grid import GridOptions, GridTask
 from lessen.testing.colours import ColourTask
@@ -68,3 +69,11 @@ def test_models_that_see_no_pictures_are_refused():
     task = asked("stills")
     with pytest.raises(NothingMatchedError, match="another sight"):
         Recipe([HiResLLaVA(), ADEMVL()]).apply(built(task), task)
+
+
+def test_weights_that_an_earlier_patch_reads_are_changed_before_it():
+    task = asked("stills")
+    with pytest.raises(InputError, match="put steps that change weights before those that change how a model runs"):
+        Recipe([HiResLLaVA(), RTN(bits=4)]).apply(built(task), task)
+    model, _ = Recipe([RTN(bits=4), HiResLLaVA()]).apply(built(task), task)
+    assert task.forward(model, task.example_batch()).isfinite().all()

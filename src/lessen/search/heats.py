@@ -93,7 +93,7 @@ class Heats:
         out = {
             recipe.hash: Out(recipe.name, costs[at], finish.losses[at], finish.shares[at])
             for at, (recipe, _) in enumerate(models)
-            if at != finish.winner and 0 < finish.shares[at] < max(finish.shares)
+            if at != finish.winner and 0 < finish.shares[at] < 1.0
         }
         self.log.note(f"race of {len(models)}: {len(out)} went out on {_percent(finish.shares)} of the rows")
         return [recipe for recipe in recipes if recipe.hash not in out], out

@@ -48,45 +48,88 @@ def race(costs: Sequence[float], judge: Judge, metric: Metric, goal: Goal) -> Fi
     With a line on the metric the cheapest within it wins, with a line on the cost alone the one that loses least within
     it; where nobody holds the budget, the one that misses it least.
     """
-    alive = list(range(len(costs)))
-    shares, losses = [0.0] * len(costs), [np.inf] * len(costs)
-    if goal.loss is None and any(goal.misses(cost, 0.0) == 0 for cost in costs):
-        alive = [entrant for entrant in alive if goal.misses(costs[entrant], 0.0) == 0]
-    quantile = NormalDist().inv_cdf(1 - FALSE / (len(LOOKS) - 1))
-    for share in LOOKS:
-        if len(alive) == 1 and losses[alive[0]] < np.inf:
-            break
-        base = metric.jackknife(judge(None, share))
-        sign = 1.0 if metric.higher_is_better else -1.0
-        values = {}
-        for entrant in alive:
-            found = judge(entrant, share)
-            values[entrant] = sign * (base - metric.jackknife(found))
-            losses[entrant], shares[entrant] = float(values[entrant][0]), share
-            unseen = metric.resolution(found)
-        if share < 1.0:
-            alive = _left(values, costs, goal, quantile * np.sqrt(1.0 - share), unseen)
-    scores = goal.scores(np.asarray(costs)[alive], np.asarray(losses)[alive])
-    return Finish(alive[int(np.argmin(scores))], tuple(shares), tuple(losses))
+    running = _Race(costs, judge, metric)
+    return running.least_lost(goal) if goal.loss is None else running.cheapest(goal)
 
 
-def _left(values: dict[int, Floats], costs: Sequence[float], goal: Goal, quantile: float, unseen: float) -> list[int]:
-    """Return the entrants that may still win."""
-    if goal.loss is None:
-        first = min(values, key=lambda entrant: (values[entrant][0], entrant))
-        return [one for one in values if one == first or not _above(values[one] - values[first], 0.0, quantile, unseen)]
-    limit = goal.loss
-    inside = [one for one, found in values.items() if _above(limit - found, 0.0, quantile, unseen)]
-    cheapest = min((costs[one] for one in inside), default=np.inf)
-    left = [
-        one
-        for one, found in values.items()
-        if costs[one] <= cheapest and not _above(found - limit, 0.0, quantile, unseen)
-    ]
-    return left or list(values)
+class _Race:
+    """What is known of the entrants so far."""
 
+    def __init__(self, costs: Sequence[float], judge: Judge, metric: Metric) -> None:
+        self.costs, self.judge, self.metric = costs, judge, metric
+        self.shares, self.losses = [0.0] * len(costs), [np.inf] * len(costs)
+        self.quantile = NormalDist().inv_cdf(1 - FALSE / (len(LOOKS) - 1))
 
-def _above(values: Floats, limit: float, quantile: float, unseen: float) -> bool:
-    """Tell whether a figure of all rows is above `limit` for certain, from its value and its jackknife on some."""
-    error = deviation(values, unseen)
-    return error is not None and bool(values[0] - quantile * error > limit)
+    def least_lost(self, goal: Goal) -> Finish:
+        """Judge all that hold the line on the cost, until one is left or all rows were seen."""
+        alive = list(range(len(self.costs)))
+        if any(goal.misses(cost, 0.0) == 0 for cost in self.costs):
+            alive = [entrant for entrant in alive if goal.misses(self.costs[entrant], 0.0) == 0]
+        for share in LOOKS:
+            values = {entrant: self._look(entrant, share) for entrant in alive}
+            first = min(values, key=lambda entrant: (values[entrant][0][0], entrant))
+            alive = [
+                one
+                for one, (found, unseen) in values.items()
+                if one == first or not self._above(found - values[first][0], share, unseen)
+            ]
+            if len(alive) == 1:
+                break
+        return self._finish(alive, goal)
+
+    def cheapest(self, goal: Goal) -> Finish:
+        """Look at all once, then at one after another from the cheapest on, each until its side of the line is certain.
+
+        What is dearer than one within the line is not looked at again.
+        """
+        limit = goal.loss or 0.0
+        looks = [self._look(entrant, LOOKS[0]) for entrant in range(len(self.costs))]
+        for entrant in sorted(range(len(self.costs)), key=lambda one: (self.costs[one], one)):
+            found, unseen = looks[entrant]
+            for share in LOOKS:
+                if share > LOOKS[0]:
+                    found, unseen = self._look(entrant, share)
+                if self._above(limit - found, share, unseen) or (share == 1.0 and found[0] <= limit):
+                    return self._finish([entrant], goal)
+                if self._above(found - limit, share, unseen):
+                    break
+        return self._nearest(goal)
+
+    def _nearest(self, goal: Goal) -> Finish:
+        """Judge those that may miss the budget by the least, once it is certain that all miss it."""
+        alive = list(range(len(self.costs)))
+        for share in LOOKS:
+            bounds = {}
+            for entrant in alive:
+                found, unseen = self._look(entrant, share)
+                around = self._around(found, share, unseen)
+                bounds[entrant] = [goal.misses(self.costs[entrant], found[0] + sign * around) for sign in (-1, 1)]
+            least = min(high for _, high in bounds.values())
+            alive = [entrant for entrant, (low, _) in bounds.items() if low <= least]
+            if len(alive) == 1:
+                break
+        return self._finish(alive, goal)
+
+    def _look(self, entrant: int, share: float) -> tuple[Floats, float]:
+        """Return an entrant's loss on a share of the rows, with its jackknife, and the metric's resolution there."""
+        found = self.judge(entrant, share)
+        sign = 1.0 if self.metric.higher_is_better else -1.0
+        values = sign * (self.metric.jackknife(self.judge(None, share)) - self.metric.jackknife(found))
+        if share >= self.shares[entrant]:
+            self.losses[entrant], self.shares[entrant] = float(values[0]), share
+        return values, self.metric.resolution(found)
+
+    def _above(self, values: Floats, share: float, unseen: float) -> bool:
+        """Tell whether a figure of all rows is above 0 for certain, from its value and its jackknife on a share."""
+        return share < 1.0 and bool(values[0] > self._around(values, share, unseen))
+
+    def _around(self, values: Floats, share: float, unseen: float) -> float:
+        """Return how far a figure of all rows may lie from what a share of them says: 0 at the last look."""
+        if share == 1.0:
+            return 0.0
+        error = deviation(values, unseen)
+        return float("inf") if error is None else float(self.quantile * np.sqrt(1.0 - share) * error)
+
+    def _finish(self, alive: list[int], goal: Goal) -> Finish:
+        scores = goal.scores(np.asarray(self.costs)[alive], np.asarray(self.losses)[alive])
+        return Finish(alive[int(np.argmin(scores))], tuple(self.shares), tuple(self.losses))

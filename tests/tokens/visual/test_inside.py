@@ -278,3 +278,29 @@ def test_an_empty_list_of_pictures_is_refused():
     batch = prompts("llava")
     with pytest.raises(InputError, match="48 picture placeholders and the pictures make 0"):
         forward(model, batch | {"pixel_values": batch["pixel_values"][:0]})
+
+
+def test_a_picture_and_a_film_in_one_prompt_are_two_things_seen():
+    model, chance = seeing("qwen2-vl"), torch.Generator().manual_seed(0)
+    film = 93
+    rows = [
+        [5, 92, *[PLACEHOLDER] * 16, 91, 6, 92, *[film] * 32, 91, 7],
+        [0] * 17 + [8, 9, 92, *[film] * 32, 91, 10, 11],
+    ]
+    ids = torch.tensor(rows)
+    batch = {
+        "input_ids": ids, "attention_mask": (ids != 0).long(),
+        "mm_token_type_ids": (ids == PLACEHOLDER).int() + 2 * (ids == film).int(),
+        "pixel_values": torch.randn(64, 96, generator=chance), "image_grid_thw": torch.tensor([[1, 8, 8]]),
+        "pixel_values_videos": torch.randn(256, 96, generator=chance), "video_grid_thw": torch.tensor([[2, 8, 8]] * 2),
+    }  # fmt: skip
+    patch = prune_visual_tokens(model, FASTV)
+    both = forward(model, batch).logits[:, -1]
+    pictures = patch.last.layout.pictures
+    assert [(one.row, one.tokens, one.grid) for one in pictures] == [(0, 16, (4, 4)), (0, 32, None), (1, 32, None)]
+    alone = {key: batch[key][1:, 17:] for key in ("input_ids", "attention_mask", "mm_token_type_ids")}
+    alone |= {"pixel_values_videos": batch["pixel_values_videos"][128:], "video_grid_thw": batch["video_grid_thw"][1:]}
+    assert (forward(model, alone).logits[0, -1] - both[1]).abs().max() < 2e-5
+    few = {"pixel_values_videos": batch["pixel_values_videos"][:128], "video_grid_thw": batch["video_grid_thw"][:1]}
+    with pytest.raises(InputError, match=r"80 picture placeholders and the pictures make 48 visual tokens \(16, 32\)"):
+        forward(model, batch | few)

@@ -115,11 +115,18 @@ def shapes_of(given: Mapping[str, Any], placeholders: int, merge: int) -> list[S
     Args:
         placeholders: in the whole batch.
         merge: side of the window that the tower merges into one token.
+
+    Raises:
+        InputError: grids are given and hold other numbers of tokens than there are placeholders.
     """
-    grids = [given.get(name) for name in ("image_grid_thw", "video_grid_thw")]
-    if sum(grid is not None for grid in grids) == 1:
-        grid = next(grid for grid in grids if grid is not None).tolist()
-        return [(t * h * w // merge**2, (h // merge, w // merge) if t == 1 else None) for t, h, w in grid]
+    grids = [grid for name in ("image_grid_thw", "video_grid_thw") if (grid := given.get(name)) is not None]
+    if grids:
+        sizes = [size for grid in grids for size in grid.tolist()]
+        shapes: list[Shape] = [
+            (t * h * w // merge**2, (h // merge, w // merge) if t == 1 else None) for t, h, w in sizes
+        ]
+        require_fit(placeholders, [tokens for tokens, _ in shapes])
+        return shapes if len(grids) == 1 else None  # which stands where, only the runs of placeholders tell
     encoded = given.get("mm_encoder_outputs") or {}
     features = [getattr(output, "pooler_output", None) for output in encoded.values()]
     if len(features) == 1 and isinstance(features[0], (list, tuple)):

@@ -68,6 +68,10 @@ def smollm2() -> Rows:
     refit = {"retrain": {"by": "blocks", "calibration_batches": 5}}
     return {
         "first-order even, refitted": [{"first-order-pruning": even}, refit],
+        "first-order even, refitted on more": [
+            {"first-order-pruning": {**even, "calibration_batches": 12}},
+            {"retrain": {"by": "blocks", "calibration_batches": 24}},
+        ],
         "first-order even": [{"first-order-pruning": even}],
         "first-order": [{"first-order-pruning": few}],
         "first-order, refitted": [{"first-order-pruning": few}, refit],

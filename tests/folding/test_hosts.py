@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from lessen.artifact import folder as artifact
 from lessen.folding.run import fold
 from lessen.tasks.ctr.models import MODELS
 from plain_click_models import build, inputs
@@ -30,6 +31,11 @@ HOSTS = {
         {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 4},
     ),
     "mobilenet": ("MobileNetV2Model", "MobileNetV2Config", {"depth_multiplier": 0.35, "image_size": 32}),
+    "efficientnet": (
+        "EfficientNetModel",
+        "EfficientNetConfig",
+        {"width_coefficient": 0.25, "image_size": 64, "hidden_dim": 320},
+    ),  # depthwise convolutions of a class of their own
     "levit": (
         "LevitModel",
         "LevitConfig",
@@ -50,7 +56,7 @@ HOSTS = {
 
 
 @pytest.mark.parametrize("name", HOSTS)
-def test_hugging_face_models_answer_as_before(name):
+def test_hugging_face_models_answer_as_before(name, tmp_path):
     """Every batch norm goes; random statistics stand for training."""
     transformers = pytest.importorskip("transformers", reason="the [hf] extra is not installed")
     cls, config, changes = HOSTS[name]
@@ -70,6 +76,10 @@ def test_hugging_face_models_answer_as_before(name):
     with torch.no_grad():
         one, other = (each(pixel_values=fresh).last_hidden_state for each in (found.model, model))
     assert float((one - other).abs().max() / other.abs().max()) < 1e-4
+    artifact.save(tmp_path / "a", found.model, model)
+    loaded = artifact.load(tmp_path / "a", model=getattr(transformers, cls)(made))
+    with torch.no_grad():
+        assert torch.equal(loaded(pixel_values=fresh).last_hidden_state, one)
 
 
 def test_a_decoder_without_norms_of_batches_keeps_every_layer():

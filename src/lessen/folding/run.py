@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from lessen.folding.fold import Fold, Found
 from lessen.folding.proof import answers, bound_of, error, more_calls
 
 ROUNDS = 50
+LIBRARIES = ("transformers.", "timm.", "torchvision.")
 Leave = Callable[[str], str | None]
 SEARCHES = (norms.find, branches.find, chains.find, units.find)
 
@@ -51,19 +53,32 @@ def fold(model: nn.Module, calls: Sequence[Call], generator: torch.Generator, le
     if not calls:
         raise TaskError("folding needs at least one input of the model to prove itself on")
     with _still(model):
-        exact = copied(model)
+        exact = plainly_copied(model)
         wide = _widened(exact, calls)
         served = [_wide_call(call) for call in calls] if wide else list(calls)
-        prover = _Prover(exact if wide else copied(model), more_calls(served, generator), leave)
+        prover = _Prover(exact if wide else plainly_copied(model), more_calls(served, generator), leave)
         found = _fold_all(prover, served)
         result = _narrowed(model, found.folds, prover.model) if wide else prover.model
-        last = _Prover(copied(model), more_calls(list(calls), generator, 0), leave)
+        last = _Prover(plainly_copied(model), more_calls(list(calls), generator, 0), leave)
         last.replace_with(result)
         for search in (tensors.doubles, tensors.long_floats):
             more = search(last.model)
             last.take(more, found)
     found.model, found.error, found.bound = last.model, max(prover.worst, last.worst), prover.bound
     return found
+
+
+def plainly_copied(model: nn.Module) -> nn.Module:
+    """Return a copy in which a library's subclass of a layer that adds nothing but a constructor is torch's layer."""
+    made = copied(model)
+    for module in made.modules():
+        kind: Any = next((one for one in (*norms.LAYERS, *norms.NORMS) if isinstance(module, one)), None)
+        own: Any = type(module)
+        if kind is None or own is kind or not own.__module__.startswith(LIBRARIES):
+            continue
+        if own.forward is kind.forward and getattr(own, "_conv_forward", 0) is getattr(kind, "_conv_forward", 0):
+            module.__class__ = kind
+    return made
 
 
 class _Prover:
@@ -201,7 +216,7 @@ def _narrowed(model: nn.Module, folds: Sequence[Fold], wide: nn.Module) -> nn.Mo
     kinds = {name: tensor.dtype for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     floats = [kind for kind in kinds.values() if kind.is_floating_point]
     common = max(set(floats), key=floats.count) if floats else torch.float32
-    made = copied(model)
+    made = plainly_copied(model)
     for each in folds:
         each.apply(made)
     values = {**dict(wide.named_parameters()), **dict(wide.named_buffers())}

@@ -135,7 +135,7 @@ def architecture(name: str) -> dict[str, Any]:
     torch.manual_seed(0)
     model = stir(getattr(transformers, cls)(getattr(transformers, config)(**changes))).double()
     given, fresh = torch.randn(2, 4, 3, size, size, dtype=torch.float64)
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in model.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
     found = fold(model, [((), {"pixel_values": given})], torch.Generator().manual_seed(0))
     with torch.no_grad():
         one, other = (each(pixel_values=fresh).last_hidden_state for each in (found.model, model))

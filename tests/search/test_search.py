@@ -128,3 +128,16 @@ def test_a_worker_that_dies_costs_its_recipe_and_not_the_search(tmp_path):
     dead = [line for line in lines if line["status"] != "ok"]
     assert len(dead) == 1
     assert "the worker process died" in dead[0]["error"]
+
+
+def test_a_place_that_the_model_lacks_is_told_before_training(tmp_path):
+    class Untrained(ToyTask):
+        def reference(self, seed=0, log=None):
+            raise AssertionError("the reference was trained first")
+
+    task = Untrained()
+    known = [name for name, _ in task.build().named_modules() if name]
+    space = Space.parse([{"each": [f"{known[0]}x"], "of": ["none", "linear-int8"]}])
+    study = Study("lost", task, [space.recipe((1,))], (0,))
+    with pytest.raises(ConfigError, match=rf"{known[0]}x.*matches no module"):
+        search(study, space, "stored_bytes<=0.5x", tmp_path / "out")

@@ -33,6 +33,7 @@ from lessen.search.heats import read as read_races
 from lessen.search.heats import write as write_races
 from lessen.search.optuna_samplers import OptunaSamplers, Sampler
 from lessen.search.pareto import hypervolume
+from lessen.search.places import check_places
 from lessen.search.propose import Measured, propose
 from lessen.search.space import Genome, Space
 from lessen.study import Study
@@ -98,8 +99,8 @@ def search(
 
     Raises:
         MissingExtraError: Optuna's samplers without optuna.
-        ConfigError: a budget on something that is not measured, a study whose names clash, a storage without a sampler
-            of Optuna's or one that cannot be opened.
+        ConfigError: a budget on something that is not measured, a place that the model lacks, a study whose names clash,
+            a storage without a sampler of Optuna's or one that cannot be opened.
         OutputError: `out` holds a search of another space, or this one without `resume`.
         BudgetError: nothing that was tried could be measured.
     """
@@ -110,6 +111,7 @@ def search(
         proposer = OptunaSamplers(space, sampler, seed, storage, study.name)
     elif storage is not None:
         raise ConfigError("--storage is where Optuna keeps its trials: add --sampler tpe, nsga2 or random")
+    check_places(space, study.task)
     heats = Heats(study.task, goal, study.seeds[0], log) if race else None
     _claim(place, study, space, goal, resume)
     searching = _Searching(study, space, goal, place, engine, seed, log)

@@ -105,3 +105,8 @@ def test_a_plan_from_a_measured_difference_is_that_of_its_flips():
 def test_what_has_no_answer_is_refused(flips, loss, gap, chance, words):
     with pytest.raises(ConfigError, match=words):
         units_needed(errors_of_flips(flips, loss), gap, chance)
+
+
+def test_a_gap_that_no_test_set_shows_is_one_line():
+    with pytest.raises(ConfigError, match="more test units than anybody has"):
+        units_needed(errors_of_flips(0.06, 0.0, 0.0), 1e-300)

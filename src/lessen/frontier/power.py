@@ -22,6 +22,8 @@ from lessen.metrics.intervals import Z, critical
 
 NORMAL = NormalDist()
 MOST_SEEDS = 30
+MOST_UNITS = 10**15
+"""Test units that no plan goes beyond."""
 _STEPS = 200
 
 
@@ -90,7 +92,7 @@ def units_needed(errors: Errors, gap: float, chance: float = 0.8, seeds: int = 1
     """Return the smallest number of test units that give the verdict with `chance`, or None: these seeds never do.
 
     Raises:
-        ConfigError: a gap or a chance for which no number exists.
+        ConfigError: a gap or a chance for which no number exists, or none below `MOST_UNITS`.
     """
     if not (math.isfinite(gap) and gap > 0):
         raise ConfigError(
@@ -103,6 +105,8 @@ def units_needed(errors: Errors, gap: float, chance: float = 0.8, seeds: int = 1
     low, high = 1, 2
     while power(errors, gap, high, seeds) < chance:
         low, high = high, high * 2
+        if high > MOST_UNITS:
+            raise ConfigError(f"a gap of {gap:g} asks for more test units than anybody has ({MOST_UNITS:.0e})")
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if power(errors, gap, middle, seeds) >= chance else (middle, high)

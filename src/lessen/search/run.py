@@ -99,7 +99,7 @@ def search(
 
     Raises:
         MissingExtraError: Optuna's samplers without optuna.
-        ConfigError: a budget on something that is not measured, a place that the model lacks, a study whose names clash,
+        ConfigError: a budget on something that is not measured, a place that the model lacks, names that clash,
             a storage without a sampler of Optuna's or one that cannot be opened.
         OutputError: `out` holds a search of another space, or this one without `resume`.
         BudgetError: nothing that was tried could be measured.

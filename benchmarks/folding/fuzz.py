@@ -95,15 +95,19 @@ def peer(name: str) -> Callable[[int, str], dict[str, Any]]:
 
     module = importlib.import_module(name)
 
+    def said(graph: Any, x: torch.Tensor) -> torch.Tensor:
+        evaluator: Any = ReferenceEvaluator(graph)
+        return torch.from_numpy(evaluator.run(None, {"x": x.numpy()})[0])
+
     def run(seed: int, kind: str) -> dict[str, Any]:
         model, fresh = drawn(seed, kind)
-        file = io.BytesIO()
+        file: Any = io.BytesIO()
         torch.onnx.export(model, (fresh,), file, dynamo=False, input_names=["x"], do_constant_folding=False)
         whole = onnx.load_model_from_string(file.getvalue())
-        wanted = torch.from_numpy(ReferenceEvaluator(whole).run(None, {"x": fresh.numpy()})[0])
+        wanted = said(whole, fresh)
         try:
             made = module.simplify(whole)[0] if name == "onnxsim" else module.slim(whole)
-            found = torch.from_numpy(ReferenceEvaluator(made).run(None, {"x": fresh.numpy()})[0])
+            found = said(made, fresh)
         except Exception as error:  # whatever a package does wrong is what is counted
             return {"error": 0.0, "failed": f"{type(error).__name__}: {error}"[:200], "folds": [],
                     "parameters": [_size(model)] * 2}  # fmt: skip

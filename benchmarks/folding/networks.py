@@ -18,7 +18,8 @@ class Drawn(nn.Module):
     def __init__(self, seed: int, kind: str) -> None:
         super().__init__()
         self.generator = torch.Generator().manual_seed(seed)
-        self.parts, self.skips = nn.ModuleList(), []
+        self.parts = nn.ModuleList()
+        self.skips: list[int] = []
         self.shape: tuple[int, ...] = (5,) if kind == "dense" else (4, 9, 9)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -108,7 +109,8 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x times the factors."""
-        return x * self.inner(self.context)
+        gated: Tensor = x * self.inner(self.context)
+        return gated
 
 
 class Branches(nn.Module):
@@ -138,4 +140,5 @@ def stir(model: nn.Module, seed: int = 0) -> nn.Module:
             if module.affine:
                 nn.init.normal_(module.weight, generator=generator)
                 nn.init.normal_(module.bias, generator=generator)
-    return model.eval()
+    model.eval()
+    return model

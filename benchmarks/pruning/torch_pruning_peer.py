@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import fnmatch
+import importlib
 import itertools
 import json
 import time
@@ -47,11 +48,10 @@ def pruned_units(tp: Any, model: Any, task: Any, kind: str, kept: float) -> None
     importance = {"magnitude": tp.importance.GroupMagnitudeImportance, "taylor": tp.importance.GroupTaylorImportance}
     if kind == "taylor":
         slopes(model, task)
-    inside = {id(up) for up in ups}
-    ignored = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m) not in inside]
-    ignored += [m for m in model.modules() if isinstance(m, (nn.Embedding, nn.LayerNorm))]
-    follow = {id(feed.up.module) for feed in feeds if feed is not None and feed.gate is not None}
-    ignored = [m for m in ignored if id(m) not in follow]
+    follow = [feed.up.module for feed in feeds if feed is not None]
+    inside = {id(layer) for layer in (*ups, *follow)}
+    kinds = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
+    ignored = [m for m in model.modules() if isinstance(m, kinds) and id(m) not in inside]
     tp.pruner.BasePruner(
         model, _example(task), importance=importance[kind](), pruning_ratio=1 - kept, ignored_layers=ignored,
         round_to=16, forward_fn=_forward,
@@ -87,8 +87,7 @@ def main() -> None:
     parser.add_argument("--text")
     parser.add_argument("--rows", default="*")
     asked = parser.parse_args()
-    import torch_pruning as tp
-
+    tp = importlib.import_module("torch_pruning")
     torch.set_num_threads(1)
     task, path = task_of(asked.host, asked.text), RESULTS / f"pruning_peer_{asked.host}.json"
     record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {

@@ -93,3 +93,42 @@ def test_heads_stay_where_all_blocks_read_one_table_of_position_biases():
     )
     assert made.encoder.layer[0].attention.attn.q.out_features == 32
     assert max(records[0].findings["kept"]["encoder.layer"]["units"]) < 48
+
+
+class Plain(nn.Module):
+    """torch's own encoder, whose attention reads the matrix of its output and does not call the layer."""
+
+    def __init__(self, first=False):
+        super().__init__()
+        self.table = nn.Embedding(96, 32)
+        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, norm_first=first)
+        self.encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+
+    def forward(self, input_ids):
+        return self.encoder(self.table(input_ids))
+
+
+class PlainHost(Host):
+    def inputs(self, batch):
+        return batch[0]["input_ids"]
+
+    def forward(self, model, batch):
+        return model(batch[0]["input_ids"])
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize(
+    "step", [MagnitudePruning(units=0.5, multiple=4), LayerDrop(layers=0.67)], ids=lambda s: s.card.name
+)
+def test_the_encoder_of_torch_is_cut_refitted_and_saved(first, step, tmp_path):
+    torch.manual_seed(0)
+    model, task, ids = Plain(first).eval(), PlainHost("minilm", 8), inputs("minilm")["input_ids"]
+    cut, _ = Recipe([step]).apply(model, task)
+    made, records = Recipe([step, Retrain(by="blocks", ridge=1e-2)]).apply(model, task)
+    assert all(path.endswith("linear2") for path in records[1].findings["energy left missing"])
+    artifact.save(tmp_path / "a", made, model)
+    loaded = artifact.load(tmp_path / "a", model=Plain(first).eval())
+    with torch.no_grad():
+        wanted = model(ids)
+        assert torch.equal(loaded(ids), made(ids))
+        assert (made(ids) - wanted).square().mean() < 0.95 * (cut(ids) - wanted).square().mean()

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as Read
 
 from lessen.architectures.find import find_parts
 from lessen.architectures.parts import Block, Part, Stack
@@ -143,8 +144,8 @@ def _like(dense: Step, kind: str, drift: float) -> Target:
 
 def _refit(step: Step, kind: str, target: Target, ridge: float) -> dict[str, float]:
     layer = _writer(step.block, kind)
-    if layer is None or not isinstance(layer.module, nn.Linear):
-        return {}
+    if layer is None or not isinstance(layer.module, nn.Linear) or isinstance(layer.module, Read):
+        return {}  # torch's attention reads the weight and does not call the layer
     sums = Sums(layer.module)
     for number in range(len(step.calls)):
         have = _caught(step, number, kind)
@@ -168,7 +169,8 @@ def _caught(step: Step, number: int, kind: str) -> Caught:
     handles = [layer.module.register_forward_hook(_keep(seen, "layer", last=True))]
     feeding = block.feed_forward
     if kind == "feed_forward" and block.attention is not None:
-        handles.append(block.attention.output.module.register_forward_hook(_keep(seen, "attention")))
+        output, whole = block.attention.output.module, block.attention.module
+        handles.append((whole if isinstance(output, Read) else output).register_forward_hook(_keep(seen, "attention")))
         if feeding is not None:
             handles.append(feeding.up.module.register_forward_hook(_keep(seen, "up")))
     try:
@@ -188,8 +190,8 @@ def _caught(step: Step, number: int, kind: str) -> Caught:
 
 
 def _keep(seen: dict[str, Tensor], name: str, last: bool = False) -> Any:
-    def hook(_module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
-        seen[f"{name} given"], seen[f"{name} answered"] = _rows(arguments[0]), _rows(output)
+    def hook(_module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        seen[f"{name} given"], seen[f"{name} answered"] = _rows(arguments[0]), _rows(first_tensor(output))
         if last:
             raise _Enough
 

@@ -1,5 +1,6 @@
 """Writes are all or nothing at every operation; hostile text is refused in one line."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,20 @@ def test_missing_and_binary_text_files(tmp_path):
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot read"):
         files.read_text(tmp_path / "bytes", "study")
+
+
+def test_a_pipe_is_read_where_somebody_writes_and_not_waited_for_where_nobody_does(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert files.read_text(tmp_path / "pipe", "study") == ""
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, b"study: s\n")
+        os.close(writer)
+        assert files.read_text(Path(f"/dev/fd/{reader}"), "study") == "study: s\n"
+    finally:
+        os.close(reader)
+
+
+def test_a_file_without_an_end_is_too_large():
+    with pytest.raises(ConfigError, match="larger than"):
+        files.read_text(Path("/dev/zero"), "study")

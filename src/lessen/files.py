@@ -7,6 +7,7 @@ the n-th call.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -349,12 +350,26 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ConfigError(f"{where}:{line} not valid YAML: {problem}") from error
 
 
+def _unwaiting(path: Path) -> int:
+    """Open for reading without waiting for somebody to write: a pipe that has a writer is read as ever."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    kind = os.fstat(descriptor).st_mode
+    if stat.S_ISDIR(kind):
+        os.close(descriptor)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if stat.S_ISFIFO(kind):
+        os.set_blocking(descriptor, True)  # without a writer it ends at once: the open did not wait for one
+    return descriptor
+
+
 def read_text(path: Path, what: str) -> str:
     """Read a small UTF-8 text file that the user named. Raises ConfigError."""
     try:
-        if path.stat().st_size > MAX_TEXT_BYTES:
+        with os.fdopen(_unwaiting(path), encoding="utf-8") as handle:
+            text = handle.read(MAX_TEXT_BYTES + 1)
+        if len(text) > MAX_TEXT_BYTES:
             raise ConfigError(f"{what} {path} is larger than {MAX_TEXT_BYTES} bytes")
-        return path.read_text(encoding="utf-8")
+        return text
     except FileNotFoundError as error:
         raise ConfigError(f"{what} {path} does not exist") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -62,6 +62,11 @@ def test_a_space_is_known_by_its_options():
         ([{"each": "hidden", "of": ["none", "linear-int8"]}], "list of places"),
         ([{"each": ["a", "a"], "of": ["none", "linear-int8"]}], "twice"),
         ([{"each": ["a"], "of": ["none", {"linear-int8": {"only": ["b"]}}]}], "says `only` itself"),
+        ([{"each": ["a"], "of": ["none", {"linear-int8": {}, "rtn": {}}]}], "place 'a': expected one method"),
+        ([{"each": ["a"], "of": ["none", {}]}], "place 'a': expected one method"),
+        ([{"each": ["a"], "of": ["none", ["rtn"]]}], "place 'a': expected one method"),
+        ([{"each": ["a"], "of": ["none", {"rtn": ["bits"]}]}], "place 'a': the knobs of rtn must be a mapping"),
+        ([{"each": ["a"], "of": ["none", {"rtn": "bits"}]}], "place 'a': the knobs of rtn must be a mapping"),
     ],
 )
 def test_bad_spaces_are_refused_by_name(value, message):

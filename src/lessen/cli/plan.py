@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from lessen.frontier.power import Errors
 
 
+MOST_SPREAD = 1e100
+"""Above it squares are no numbers any more."""
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb of this file."""
     app.command()(plan)
@@ -60,8 +64,8 @@ def _of_flips(
     from lessen.frontier.power import errors_of_flips
 
     check_margin(margin, "--margin")
-    if not spread >= 0.0:
-        raise ConfigError(f"--spread = {spread:g} is not accepted: a standard deviation is 0 or more")
+    if not 0.0 <= spread <= MOST_SPREAD:
+        raise ConfigError(f"--spread = {spread:g} is not accepted: a standard deviation is 0 or more, and a number")
     if spread and seeds == 1:
         raise ConfigError("one seed shows nothing of the spread over seeds; give --seeds 2 or more")
     verdict = "within margin" if loss < margin else "worse"

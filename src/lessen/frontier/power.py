@@ -51,7 +51,7 @@ def errors_of_flips(flips: float, loss: float = 0.0, spread: float = 0.0) -> Err
     """
     if not 0.0 < flips <= 1.0:
         raise ConfigError(f"flips = {flips:g} is not accepted: give the share of answers that change, from 0 to 1")
-    if abs(loss) > flips:
+    if not abs(loss) <= flips:
         raise ConfigError(f"a loss of {loss:g} needs at least as many flips; {flips:g} of the answers change")
     return Errors(math.sqrt(flips - loss**2), spread, 1.0)
 

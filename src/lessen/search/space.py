@@ -174,10 +174,16 @@ def _alternatives(value: Any) -> list[Any]:
 
 
 def _placed(step: Any, place: str | None, where: str) -> Any:
-    """Return a step that acts on one place only."""
+    """Return a step that acts on one place only; what is no step stays as it is, to be refused where steps are read."""
     if place is None:
         return step
-    ((name, knobs),) = step.items() if isinstance(step, Mapping) else ((step, {}),)
+    if isinstance(step, str):
+        step = {step: {}}
+    if not isinstance(step, Mapping) or len(step) != 1:
+        return step
+    ((name, knobs),) = step.items()
+    if not isinstance(knobs, Mapping | None):
+        return step
     if "only" in (knobs or {}):
         raise ConfigError(f"{where}: {name} says `only` itself; `{EACH}` says where it acts")
     return {name: {**(knobs or {}), "only": [place]}}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 from typing import Any
 
-from benchmarks.guides import ROOT, Guide, measured, read
+from benchmarks.guides import RESULTS, ROOT, Guide, measured, read
 
 ROWS = {
     "whole": "SmolLM2-135M, thirty layers",
@@ -39,6 +40,19 @@ def families() -> str:
     for name in next(iter(pairs.values())):
         cells = [_against(rows[name], alone=name in ("kd", "teacher")) for rows in pairs.values()]
         lines.append(f"| {_family(name)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def studies() -> str:
+    """Return what each method of the committed studies gains or loses against training without a teacher."""
+    lines = ["| study | recipe | without a teacher | change, 95 % | seeds |", "|---|---|---|---|---|"]
+    for folder in sorted(RESULTS.glob("distil-*")):
+        with (folder / "frontier.csv").open(newline="") as file:
+            for row in csv.DictReader(file):
+                metric = next(name for name in ("accuracy", "auc", "perplexity") if f"{name}_difference" in row)
+                change, low, high = (float(row[f"{metric}_difference{end}"]) for end in ("", "_low", "_high"))
+                cells = f"{metric} {float(row[f'{metric}_reference']):.3f} | {change:+.4f} [{low:.4f}, {high:.4f}]"
+                lines.append(f"| `{row['study']}` | {row['recipe']} | {cells} | {row['seeds']} |")
     return "\n".join(lines) + "\n"
 
 
@@ -120,8 +134,10 @@ def picture() -> None:
     figure.savefig(ROOT / "docs" / "images" / "inputs_skipped.png", dpi=110)
 
 
-TABLES = {"smollm2": smollm2, "families": families, "weak": weak, "losses": losses, "missing": missing}
-GUIDE = Guide("distil", TABLES)
+GUIDE = Guide(
+    "distil",
+    {"smollm2": smollm2, "families": families, "weak": weak, "losses": losses, "missing": missing, "studies": studies},
+)
 
 if __name__ == "__main__":
     GUIDE.write()

@@ -3,11 +3,13 @@
     python -m benchmarks.retrieval.late speed [--port FOLDER]
     python -m benchmarks.retrieval.late cranfield --data FOLDER [--cache FILE]
     python -m benchmarks.retrieval.late times --data FOLDER [--cache FILE]
+    python -m benchmarks.retrieval.late drawn
 
 `speed` times drawn documents (76 tokens of 128 numbers on average), interleaved, by processor time, one thread; peers
 are timed where they are installed (maxsim-cpu, numkong) or given (`--port`: the folder of fde_generator.py of
 sionic-ai/muvera-py). `cranfield` judges against exact search over all documents; units are queries. The cache holds
-token vectors (float16), which take about a minute of one core to make.
+token vectors (float16), which take about a minute of one core to make. `drawn` makes documents of words that other
+documents share (Zipf), each moved towards what its document is about: a query's words stand in many documents.
 """
 
 from __future__ import annotations
@@ -191,7 +193,7 @@ def cranfield(data: str, cache: Path | None) -> None:
     mean = torch.stack([one.float().mean(0) for one in held["docs"]])
     asked = torch.stack([one.mean(0) for one in queries])
     rows["mean of tokens"] = judged((asked @ mean.t()).argsort(dim=1, descending=True).tolist(), truth, 4 * sets.dim)
-    for repetitions, bits, projected in ((20, 3, 8), (20, 5, 16)):
+    for repetitions, bits, projected in ((20, 3, 8), (20, 5, 16), (40, 5, 16)):
         encoder = Encoder(Encoding(sets.dim, repetitions, bits, projected))
         documents, wanted = encoder.documents(sets), encoder.queries(queries)
         name = f"MUVERA {encoder.encoding.width}"
@@ -238,6 +240,7 @@ def judged(
     row["of_10_in_100"] = recall(each, 10)
     row["of_100_in_100"] = recall(shares(first, truth), 100)
     row["candidates"] = {f"{s:.0%}": candidates(orders, truth[:, :10], s) for s in (0.8, 0.9, 0.95)}
+    row["candidates_for_best"] = {f"{s:.0%}": candidates(orders, truth[:, :1], s) for s in (0.8, 0.9, 0.95)}
     row["candidates_for_100"] = {f"{s:.0%}": candidates(orders, truth, s) for s in (0.8, 0.9)}
     if against is not None:
         base = shares(torch.tensor([order[:100] for order in against]), truth[:, :10])
@@ -248,9 +251,59 @@ def judged(
     return row
 
 
+def faceted(count: int, asked: int, about: float, seed: int) -> tuple[TokenSets, list[torch.Tensor]]:
+    """Return documents of some 40 tokens of 64 numbers, and queries of 12 words of one of them each, drawn anew."""
+    draw, words, dim = np.random.default_rng(seed), 5000, 64
+    torch.manual_seed(seed)
+    unit = torch.nn.functional.normalize
+    vocabulary, topics = unit(torch.randn(words, dim), dim=1), about * unit(torch.randn(count, dim), dim=1)
+    chance = 1 / np.arange(1, words + 1)
+    lengths = np.clip(draw.lognormal(np.log(40), 0.4, count), 10, 120).astype(int)
+    texts = [draw.choice(words, length, p=chance / chance.sum()) for length in lengths]
+
+    def tokens(document: int, text: np.ndarray) -> torch.Tensor:
+        return unit(vocabulary[text] + topics[document] + 0.5 * torch.randn(len(text), dim) / dim**0.5, dim=1)
+
+    documents = [tokens(number, text) for number, text in enumerate(texts)]
+    chosen = draw.choice(count, asked, replace=False)
+    return TokenSets.of(documents), [tokens(one, draw.choice(texts[one], 12)) for one in chosen]
+
+
+def drawn_candidates(count: int = 5000, asked: int = 100, seeds: int = 3) -> None:
+    """Write how many candidates hold the exact best document, and the ten best, on drawn sets."""
+    found: dict[str, Any] = {}
+    for about in (0.25, 0.5):
+        orders: dict[str, list[list[int]]] = {}
+        best = []
+        for seed in range(seeds):
+            sets, queries = faceted(count, asked, about, seed)
+            screen, owner = Screen(sets), torch.repeat_interleave(torch.arange(sets.rows), sets.lengths)
+            best += [search(query, screen, 10).numbers for query in queries]
+            encoder = Encoder(Encoding(sets.dim, 20, 5, 16))
+            flat = encoder.queries(queries) @ encoder.documents(sets).t()
+            means = torch.stack([one.mean(0) for one in sets.tokens.split(sets.lengths.tolist())])
+            asking = torch.stack([one.mean(0) for one in queries])
+            for name, own in (
+                ("single-vector heuristic, without repeats", [heuristic(q, sets, owner, 4000) for q in queries]),
+                ("mean of tokens", (asking @ means.t()).argsort(dim=1, descending=True).tolist()),
+                (f"MUVERA {encoder.encoding.width}", flat.argsort(dim=1, descending=True).tolist()),
+            ):
+                orders.setdefault(name, []).extend(own)
+        truth = torch.stack(best)
+        found[f"{about}"] = {
+            name: {
+                "best": {f"{s:.0%}": candidates(own, truth[:, :1], s) for s in (0.8, 0.9, 0.95)},
+                "ten best": {f"{s:.0%}": candidates(own, truth, s) for s in (0.8, 0.9, 0.95)},
+            }
+            for name, own in orders.items()
+        }
+        print(about, json.dumps(found[f"{about}"], indent=1), flush=True)
+    write("drawn", {"documents": count, "queries": asked * seeds, "seeds": seeds, "about": found})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", choices=("speed", "cranfield", "times"))
+    parser.add_argument("part", choices=("speed", "cranfield", "times", "drawn"))
     parser.add_argument("--port")
     parser.add_argument("--data")
     parser.add_argument("--cache", type=Path)
@@ -258,6 +311,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if asked.part == "speed":
         speed(asked.port)
+    elif asked.part == "drawn":
+        drawn_candidates()
     elif asked.part == "cranfield":
         cranfield(asked.data, asked.cache)
     else:

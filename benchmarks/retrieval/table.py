@@ -106,9 +106,22 @@ def candidates() -> str:
         size = "-" if row["bytes_a_document"] is None else f"{row['bytes_a_document']:,}"
         found = row["of_10_in_100"]
         held = share([found["recall"], found["low"], found["high"]])
-        lines.append(f"| {name} | {size} | {held} | {row['candidates']['80%']} | {row['candidates']['95%']} |")
+        best = row.get("candidates_for_best", {}).get("95%", "")
+        ten = f"{row['candidates']['80%']} | {row['candidates']['95%']}"
+        lines.append(f"| {name} | {size} | {held} | {ten} | {best} |".replace("|  |", "| |"))
     head = "| candidates come from | bytes a document | of the exact ten best, in 100 candidates "
-    return rows(f"{head}| candidates that hold 80 % | 95 % |", lines)
+    return rows(f"{head}| candidates that hold 80 % of the ten | 95 % | 95 % of the best ones |", lines)
+
+
+def drawn_candidates() -> str:
+    """Return how many candidates hold the exact best of drawn sets, and the ten best, by what proposes them."""
+    lines = []
+    for about, found in read("retrieval_late")["drawn"]["about"].items():
+        for name, row in found.items():
+            best = " | ".join(str(row["best"][share]) for share in ("80%", "90%", "95%"))
+            lines.append(f"| {about} | {name} | {best} | {row['ten best']['90%']:,} |")
+    head = "| what the document is about moves its words by | candidates come from | that hold 80 % of the best "
+    return rows(f"{head}| 90 % | 95 % | 90 % of the ten best |", lines)
 
 
 def late_speed() -> str:
@@ -136,6 +149,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "swap": swapped,
     "versions": versions,
     "candidates": candidates,
+    "drawn-candidates": drawn_candidates,
     "late-speed": late_speed,
     "rerank": reranked,
     "towers": compared(

@@ -147,8 +147,7 @@ def _tile(code: Assembly, dim: int, queries: str, token: str, count: int, best: 
         at = code.add(token, number)
         scale = spread(code, code.get("float", code.place("%scalesptr", at, "float")), size)
         added = code.get("i32", code.place("%correctionsptr", at, "i32"))
-        wide = code.let(f"insertelement {kind} poison, i32 {added}, i32 0")
-        every = code.let(f"shufflevector {kind} {wide}, {kind} poison, <{size} x i32> zeroinitializer")
+        every = spread(code, added, size, "i32")
         for total, one in zip(row, best, strict=True):
             exact = code.let(f"sub {kind} {code.get(kind, total)}, {every}")
             value = code.let(f"sitofp {kind} {exact} to {floats(size)}")

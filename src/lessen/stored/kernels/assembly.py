@@ -162,10 +162,11 @@ def constant(kind: str, values: Sequence[str | int | float]) -> str:
     return "<" + ", ".join(f"{kind} {value}" for value in values) + ">"
 
 
-def spread(code: Assembly, value: str, width: int) -> str:
-    """Return a vector of `width` times the float `value`."""
-    one = code.let(f"insertelement {floats(width)} poison, float {value}, i32 0")
-    return code.let(f"shufflevector {floats(width)} {one}, {floats(width)} poison, <{width} x i32> zeroinitializer")
+def spread(code: Assembly, value: str, width: int, kind: str = "float") -> str:
+    """Return a vector of `width` times the value, which is of `kind`."""
+    vector = f"<{width} x {kind}>"
+    one = code.let(f"insertelement {vector} poison, {kind} {value}, i32 0")
+    return code.let(f"shufflevector {vector} {one}, {vector} poison, <{width} x i32> zeroinitializer")
 
 
 def multiply_add(code: Assembly, width: int, left: str, right: str, to: str) -> str:
@@ -185,8 +186,7 @@ def block_of(code: Assembly, number: str, starts: tuple[int, ...]) -> tuple[str,
         return "0", number
     count = len(starts) - 1
     kind = f"<{count} x i64>"
-    one = code.let(f"insertelement {kind} poison, i64 {number}, i32 0")
-    every = code.let(f"shufflevector {kind} {one}, {kind} poison, <{count} x i32> zeroinitializer")
+    every = spread(code, number, count, "i64")
     reached = code.let(f"icmp sge {kind} {every}, {constant('i64', starts[1:])}")
     ones = code.let(f"zext <{count} x i1> {reached} to {kind}")
     block = code.call("i64", f"llvm.vector.reduce.add.v{count}i64", [kind], [ones])

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lessen.stored.kernels.assembly import Assembly, same
+from lessen.stored.kernels.assembly import Assembly, same, spread
 
 LARGEST = 127
 """Largest size of an activation's code."""
@@ -68,11 +68,8 @@ class Dots:
     def activations(self, place: str) -> str:
         """Return four activations at an address, for every output."""
         one = self.code.get("i32", place)
-        first = self.code.let(f"insertelement {self.sums} poison, i32 {one}, i32 0")
-        spread = self.code.let(
-            f"shufflevector {self.sums} {first}, {self.sums} poison, <{self.machine.lanes} x i32> zeroinitializer"
-        )
-        return self.code.let(f"bitcast {self.sums} {spread} to {self.bytes}")
+        every = spread(self.code, one, self.machine.lanes, "i32")
+        return self.code.let(f"bitcast {self.sums} {every} to {self.bytes}")
 
     def step(self, total: str, codes: str, given: str) -> str:
         """Return the total after a step: of kind `sums`, or of int16 where `narrow` ("" for none yet)."""

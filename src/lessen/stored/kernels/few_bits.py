@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lessen.stored.kernels import machine, plain, recorded, watched
-from lessen.stored.kernels.assembly import Assembly, same
+from lessen.stored.kernels.assembly import Assembly, same, spread
 from lessen.stored.kernels.functions import Function
 
 NAMES = ("state", "codes", "rows", "queries", "count", "shifts", "scales", "factors", "offsets", "out")
@@ -76,11 +76,11 @@ def _scored(code: Assembly, size: int, bits: int, row: str, query: str, count: i
     """Write the scores of `count` rows from `row` on."""
     sums = _parts_added(code, _sums(code, size, bits, row, query, count), count)
     kind, whole, ones = f"<{count} x float>", f"<{count} x i32>", same(count, "i32", 1)
-    shift = _every(code, "i32", code.get("i32", code.place("%shiftsptr", query, "i32")), count)
+    shift = spread(code, code.get("i32", code.place("%shiftsptr", query, "i32")), count, "i32")
     level = code.let(f"sub {whole} {code.let(f'shl {whole} {sums}, {ones}')}, {shift}")
     value = code.let(f"sitofp {whole} {level} to {kind}")
     scale, offset = (
-        _every(code, "float", code.get("float", code.place(f"%{name}ptr", query, "float")), count)
+        spread(code, code.get("float", code.place(f"%{name}ptr", query, "float")), count)
         for name in ("scales", "offsets")
     )
     factors = code.get(kind, code.place("%factorsptr", row, "float"))
@@ -136,9 +136,3 @@ def _parts_added(code: Assembly, parts: list[tuple[str, int]], count: int) -> st
 def _chosen(code: Assembly, kind: str, left: str, right: str, lanes: range) -> str:
     mask = ", ".join(f"i32 {lane}" for lane in lanes)
     return code.let(f"shufflevector {kind} {left}, {kind} {right}, <{len(lanes)} x i32> <{mask}>")
-
-
-def _every(code: Assembly, kind: str, value: str, count: int) -> str:
-    vector = f"<{count} x {kind}>"
-    one = code.let(f"insertelement {vector} poison, {kind} {value}, i32 0")
-    return code.let(f"shufflevector {vector} {one}, {vector} poison, <{count} x i32> zeroinitializer")

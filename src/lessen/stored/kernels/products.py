@@ -297,9 +297,7 @@ class Writer:
         if self.product.offset == 0:
             return "zeroinitializer"
         one = self.code.get("i32", self.code.place("%startsptr", place, "i32"))
-        kind = self.dots.sums
-        first = self.code.let(f"insertelement {kind} poison, i32 {one}, i32 0")
-        return self.code.let(f"shufflevector {kind} {first}, {kind} poison, <{self.lanes} x i32> zeroinitializer")
+        return spread(self.code, one, self.lanes, "i32")
 
     def _unpacked(self, place: str, vector: int) -> list[str]:
         """Return the codes of 32 inputs for a vector of outputs: eight steps of bytes."""

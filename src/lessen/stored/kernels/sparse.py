@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lessen.stored.kernels.assembly import Assembly, block_of, constant, firsts, floats
+from lessen.stored.kernels.assembly import Assembly, block_of, constant, firsts, floats, spread
 from lessen.stored.kernels.sources import Columns, Node, Source, Upcoming, reaches
 
 LANES = 16
@@ -222,8 +222,7 @@ class Narrow(Node):
         found = []
         for first, width in columns:
             kind = f"<{width} x i16>"
-            one = code.let(f"insertelement {kind} poison, i16 {short}, i32 0")
-            limit = code.let(f"shufflevector {kind} {one}, {kind} poison, <{width} x i32> zeroinitializer")
+            limit = spread(code, short, width, "i16")
             mask = code.let(f"icmp slt {kind} {constant('i16', range(first, first + width))}, {limit}")
             kinds = ["ptr", "i32", f"<{width} x i1>", floats(width)]
             given = [code.place(place, str(first), "float"), "4", mask, "zeroinitializer"]

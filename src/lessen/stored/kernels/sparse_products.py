@@ -118,8 +118,7 @@ def _panel(code: Assembly, panel: str, row: str, masks: str, values: str, togeth
 def _spread(code: Assembly, place: str) -> str:
     """Return four activations at an address, made unsigned, for every output."""
     one = code.let(f"xor i32 {code.get('i32', place)}, {SIGN}")
-    first = code.let(f"insertelement {SUMS} poison, i32 {one}, i32 0")
-    return code.let(f"shufflevector {SUMS} {first}, {SUMS} poison, <{LANES} x i32> zeroinitializer")
+    return spread(code, one, LANES, "i32")
 
 
 def _expanded(code: Assembly, word: str, at: str) -> str:

@@ -1,4 +1,4 @@
-"""Writes the table of docs/judging.md on models that see time: python -m benchmarks.judges.temporal_table."""
+"""Writes the tables of docs/judging.md on time and on inputs from outside: python -m benchmarks.judges.table"""
 
 from __future__ import annotations
 
@@ -33,7 +33,22 @@ def temporal() -> str:
     return "\n".join(lines) + "\n"
 
 
-GUIDE = Guide("judging", {"judging-temporal": temporal})
+def outside() -> str:
+    """Return, for each score, its AUROC and what the uncompressed model's threshold lets through, by recipe."""
+    found = read("judges_ood_cifar")["outside"]
+    scores = list(next(iter(found["made"].values())))
+    lines = ["| outside | recipe | " + " | ".join(scores) + " |", "|---" * (2 + len(scores)) + "|"]
+    for kind, rows in found.items():
+        for recipe, row in rows.items():
+            cells = [
+                f"{one['after']:.3f}; {100 * one['carried inside']:.1f} %, {100 * one['carried outside']:.1f} %"
+                for one in row.values()
+            ]
+            lines.append(f"| {kind} | {recipe} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+GUIDE = Guide("judging", {"judging-temporal": temporal, "judging-outside": outside})
 
 if __name__ == "__main__":
     GUIDE.write()

@@ -19,6 +19,7 @@ SCORERS = {
     "exact top 10 behind the screen": "the ten best, behind the screen",
     "the screen alone": "the int8 screen alone",
     "torch, one document at a time": "torch, one document at a time",
+    "torch, padded": "torch, documents padded to one length",
     "maxsim-cpu": "maxsim-cpu 0.1.0",
     "numkong (packed, not certified)": "numkong 7.8.6 (packed; its screen is not proven)",
 }

@@ -1,6 +1,6 @@
 """A quarter of the visual tokens by pooling (DeCo), by learned queries or by a Q-Former, trained equally and shortly.
 
-    python -m benchmarks.tokens.projectors [--steps 60] [--seeds 3]
+    python -m benchmarks.tokens.projectors [--steps 60] [--seeds 3] [--arms deco ...]   # rows are added to the result
 
 The model of the task vision-language-grid; 36 tokens of each picture in place of 144. What makes them is new in every
 arm, the projector behind it starts from the trained one, the decoder goes on learning and the tower rests: the same
@@ -119,18 +119,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = parse_json(read_checked(RESULTS), str(RESULTS))["rows"] if RESULTS.exists() else []
-    rows = [row for row in rows if row["steps"] == given.steps]
     done = {
         "command": " ".join(["python", "-m", "benchmarks.tokens.projectors", *sys.argv[1:]]),
         "settings": vars(given), "tokens": [SIDE**2, TARGET**2], "untrained": whole(), "rows": rows,
         "load": os.getloadavg(), "threads": 1, "env": environment(),
     }  # fmt: skip
     for seed in range(given.seeds):
-        for arm in ARMS:
-            if any(row["arm"] == arm and row["seed"] == seed for row in rows):
+        for arm in given.arms:
+            if any((row["arm"], row["seed"], row["steps"]) == (arm, seed, given.steps) for row in rows):
                 continue
             rows.append(run(arm, seed, given.steps))
             print(arm, seed, {name: round(share, 3) for name, share in shares(rows[-1]["right"]).items()}, flush=True)

@@ -85,9 +85,9 @@ def projectors() -> str:
 
     for name, right in document["untrained"].items():
         line(name, "-", [right])
-    for arm in dict.fromkeys(row["arm"] for row in document["rows"]):
-        own = [row for row in document["rows"] if row["arm"] == arm]
-        line(arm, str(own[0]["steps"]), [row["right"] for row in own])
+    for steps, arm in sorted({(row["steps"], row["arm"]) for row in document["rows"]}):
+        own = [row for row in document["rows"] if (row["arm"], row["steps"]) == (arm, steps)]
+        line(arm, f"{steps:,}", [row["right"] for row in own])
     return "\n".join(lines) + "\n"
 
 

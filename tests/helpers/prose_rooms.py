@@ -73,7 +73,7 @@ def ranking() -> Iterator[str]:
 def retrieval() -> Iterator[str]:
     rows = read("retrieval_late")["cranfield"]["rows"]
     plain, bits = (rows[f"MUVERA 10240{form}"]["of_10_in_100"]["recall"] for form in ("", ", 1 bit"))
-    yield f"in 100 candidates it then holds {100 * (plain - bits):.1f} points less of the ten best"
+    yield f"in 100 candidates one of 10,240 then holds {100 * (plain - bits):.1f} points less of the ten best"
 
 
 def sparsity() -> Iterator[str]:

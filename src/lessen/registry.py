@@ -72,5 +72,8 @@ class Registry(Generic[Kind]):
         points = {point.name: point for point in entry_points(group=self.group)}
         if name not in points:
             raise ConfigError(f"{where}: no {self.what} is called {name!r}; {nearest(name, [*known, *points])}")
-        found: type[Kind] = points[name].load()
+        with usercode.boundary(f"{where}: {self.what} {name!r} of {points[name].value} cannot be imported"):
+            found: type[Kind] = points[name].load()
+        if not (isinstance(found, type) and issubclass(found, self.kind)):
+            raise ConfigError(f"{where}: {points[name].value} is no class of lessen.{self.kind.__name__}")
         return found

@@ -10,7 +10,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,12 @@ def boundary(what: str) -> Iterator[None]:
             raise
         words = " ".join(str(error).split())[:300]
         raise InputError(f"{what}: {type(error).__name__}: {words}") from error
+
+
+def guarded(code: Any, what: str) -> AbstractContextManager[None]:
+    """Return a `boundary` around what is somebody else's code, an object or its class; faults of ours stay faults."""
+    kind = code if isinstance(code, type) else type(code)
+    return nullcontext() if kind.__module__.partition(".")[0] == __package__ else boundary(what)
 
 
 def call(text: str, value: Any, **options: Any) -> Any:

@@ -96,6 +96,7 @@ def test_lines_are_ordered_exact_and_within_the_budget(known, tmp_path, monkeypa
         ("rmse<=0.1", "no metric and no forecast of that name"),
         ("stored_bytes>=0.1x", "the most that you can pay"),
         ("stored_bytes=3", "is not understood"),
+        ("auc>=0.99x", "a line on a metric is the difference to the reference"),
         ("latency_ratio<=0.5", "run `lessen doctor --measure` once"),
     ],
 )

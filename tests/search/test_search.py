@@ -11,8 +11,10 @@ from typer.testing import CliRunner
 from lessen.cli import app
 from lessen.errors import ConfigError, OutputError
 from lessen.log import SILENT
+from lessen.metrics import AUC
 from lessen.search import Space, search
 from lessen.search.file import load
+from lessen.search.goal import Goal
 from lessen.search.run import EVALUATIONS
 from lessen.study import MeasureOptions, Study
 from lessen.study.engine import ProcessEngine
@@ -97,6 +99,27 @@ def test_files_without_a_space_and_bad_budgets_are_one_line(tmp_path):
     answer = CliRunner().invoke(app, ["search", str(path)])
     assert isinstance(answer.exception, ConfigError)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        ("auc>=0.99x", "a line on a metric is the difference to the reference"),
+        ("stored_bytes<=0.5x, auc>=-3kB", "not one in 'kb'"),
+        ("auc>=-1e999", "too large for a number"),
+        ("stored_bytes<=1e999x", "too large for a number"),
+    ],
+)
+def test_budgets_that_say_nothing_are_refused(budget, words):
+    with pytest.raises(ConfigError, match=words):
+        Goal.parse(budget, "stored_bytes", {"auc": AUC})
+
+
+def test_of_two_lines_on_one_figure_the_tighter_is_sought():
+    goal = Goal.parse(
+        "stored_bytes<=0.1x, stored_bytes<=0.5x, auc>=-0.01, auc>=-1%, auc>=-0.002", "stored_bytes", {"auc": AUC}
+    )
+    assert (goal.most, goal.loss) == (0.1, 0.002)
 
 
 KILLER = """

@@ -76,6 +76,7 @@ BAD = {
     "margin that is none": (TEXT.replace("0.01", ".nan"), "margin = nan is not accepted"),
     "gate of nothing": (TEXT.replace("seeds", "budget: stored_bytes<=-0.1x\nseeds"), "cannot be held"),
     "bad gate": (TEXT.replace("seeds", "budget: small please\nseeds"), "gate 'small please' is not understood"),
+    "gate on a metric in bytes": (TEXT.replace("seeds", "budget: auc>=-3kB\nseeds"), "auc>=-0.001, not one in 'kb'"),
     "study name": (TEXT.replace("study: tiny", "study: ../tiny"), "study"),
     "not a mapping": ("- 1\n", "expected a mapping"),
     "not yaml": ("study: [", "line"),

@@ -17,7 +17,7 @@ from lessen.advice.situation import Situation, situation_of
 from lessen.architectures.intake import private_copy
 from lessen.costs import LATENCY, MACS, PARAMETERS, RATIO, RESIDENT, STORED
 from lessen.errors import ConfigError, LessenError, nearest
-from lessen.frontier.gates import Gate, parse_gates
+from lessen.frontier.gates import Gate, check_units, parse_gates
 from lessen.log import SILENT, Log
 from lessen.measure import machine as machines
 from lessen.measure.latency import pinned_threads
@@ -114,6 +114,7 @@ def advise(
 
 def _gates(budget: str | Sequence[str], task: Task) -> tuple[Gate, ...]:
     gates = parse_gates(budget)
+    check_units(gates, task.metrics)
     for gate in gates:
         if gate.name in FORECAST:
             if not gate.at_most:

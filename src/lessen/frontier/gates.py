@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ class Gate:
     limit: float
     relative: bool
     """The limit is in units of the reference's cost."""
+    unit: str = ""
+    """As it was written, in small letters."""
 
     def holds(self, point: Point) -> bool:
         """Return True if the measurement proves the line.
@@ -70,7 +72,21 @@ def _parse_gate(text: str) -> Gate:
     known = any(kind.name == name and not kind.more_is_better for kind in cost_kinds())
     if known and operator == "<=" and float(digits) <= 0:
         raise ConfigError(f"gate {text!r} cannot be held: {name} is above 0 whatever is done; give what you can pay")
-    return Gate(text, name, operator == "<=", float(digits) * scale, unit in ("x", "%"))
+    return Gate(text, name, operator == "<=", float(digits) * scale, unit in ("x", "%"), unit)
+
+
+def check_units(gates: Sequence[Gate], metrics: Collection[str]) -> None:
+    """Refuse a line on a metric whose limit is in bytes, in seconds or a multiple of the reference's.
+
+    Raises:
+        ConfigError: names the line; a metric's limit is a difference to the reference, plain or in per cent.
+    """
+    for gate in gates:
+        if gate.name in metrics and gate.unit not in ("", "%"):
+            raise ConfigError(
+                f"gate {gate.text!r} is not understood: a line on a metric is the difference to the reference that you "
+                f"accept, a plain number such as {gate.name}>=-0.001, not one in {gate.unit!r}"
+            )
 
 
 def claim_flags(point: Point, latency_noise: tuple[float, float] | None = None) -> tuple[str, ...]:

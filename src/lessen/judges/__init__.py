@@ -10,7 +10,9 @@ from functools import lru_cache
 from typing import Any
 
 from lessen import usercode
+from lessen.errors import ConfigError
 from lessen.judges.suite import Suite
+from lessen.metrics import check_reads
 from lessen.registry import Registry, classes_of
 from lessen.task import Judge, Task
 from lessen.tasks import builtin_tasks
@@ -38,16 +40,28 @@ def get_judge(description: Any, where: str = "judge", *, own: bool = False, task
     name, options = JUDGES.named(description, where)
     if own and usercode.is_own(name):
         made = JUDGES.own(name, options)
+        _check(made, f"{where}: {name}")
         if isinstance(made, Suite):
             made.bind(task)
         return made
     options = _with_task(name, options, task)
     cls, chosen = JUDGES.chosen(name, options, where)
-    judge = cls(chosen)  # type: ignore[call-arg]
+    with usercode.guarded(cls, f"{where}: judge {name!r} cannot be made"):
+        judge = cls(chosen)  # type: ignore[call-arg]
+    _check(judge, f"{where}: {name}")
     if isinstance(judge, Suite):
         judge.bind(task)
     judge.origin = {"name": name, **options}
     return judge
+
+
+def _check(judge: Judge, what: str) -> None:
+    """Refuse a judge without a name, and metrics that are none. Raises ConfigError, TaskError."""
+    if not isinstance(getattr(judge, "name", None), str):
+        raise ConfigError(f"{what} has no `name`; give its class one, a text")
+    metrics = getattr(judge, "metrics", None)
+    if metrics != {}:  # a suite may say all in words
+        check_reads(metrics, None, what)
 
 
 def _with_task(name: str, options: dict[str, Any], task: Task | None) -> dict[str, Any]:

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from lessen.errors import ConfigError, nearest
+from lessen.errors import ConfigError, TaskError, nearest
 from lessen.judges.answers import Answers, read
 from lessen.judges.suite import Section, Suite, SuiteOptions, share, spoken, table
 from lessen.metrics import ACCURACY, Array, Floats, Metric, Outcomes
 from lessen.metrics.exact import exact_interval
+from lessen.usercode import guarded
 
 DEALS, FEWEST, DEALT = 400, 100, 20_000_000
 """Deals of the losses to the units at random: fewer, but not below 100, where that would deal more units in all."""
@@ -111,7 +112,13 @@ class Slices(Suite):
         return Section(self.name, self.question, tuple(caught), tuple(lines), (table("", columns, rows),), every)
 
     def _cuts(self, before: Outcomes, found: Answers) -> list[Cut]:
-        labels: dict[str, Array] = dict(self.task.slices("test"))
+        with guarded(self.task, f"task {self.task.name!r} cannot be cut; its slices('test') raised"):
+            given = self.task.slices("test")
+        if not isinstance(given, Mapping):
+            raise TaskError(
+                f"task {self.task.name!r}: slices(split) must return labels by name, not {type(given).__name__}"
+            )
+        labels = {str(name): _labels(str(name), values, len(before)) for name, values in given.items()}
         if found.kind == "classes" and found.wanted is not None:
             labels[CLASS] = found.wanted
         if before.group is not None:
@@ -124,9 +131,9 @@ class Slices(Suite):
         if self.options.only is not None:
             name, _, value = self.options.only.partition("=")
             _known(name, labels)
-            where = np.asarray(labels[name]).astype(str) == value
+            where = labels[name].astype(str) == value
             if not where.any():
-                few = ", ".join(sorted(set(np.asarray(labels[name]).astype(str)))[:5])
+                few = ", ".join(sorted(set(labels[name].astype(str)))[:5])
                 raise ConfigError(f"slice {self.options.only!r} has no example in the test split; {name} is {few}, ...")
             if where.all() or int(where.sum()) < 2:
                 raise ConfigError(
@@ -136,7 +143,7 @@ class Slices(Suite):
         for name in wanted or ():
             _known(name, labels)
         cuts = [
-            _cut(name, np.asarray(values), least, len(before))
+            _cut(name, values, least, len(before))
             for name, values in labels.items()
             if wanted is None or name in wanted
         ]
@@ -151,10 +158,20 @@ def _known(name: str, labels: Mapping[str, Array]) -> None:
         raise ConfigError(f"nothing can be cut by {name!r}; {nearest(name, labels)}")
 
 
+def _labels(name: str, values: Any, units: int) -> Array:
+    """Return labels [units] that can be sorted; of mixed kinds, None among them, the texts. Raises ConfigError."""
+    try:
+        labels = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged, or a tensor on another device
+        raise ConfigError(f"slices by {name!r} are no labels: {' '.join(str(error).split())[:200]}") from error
+    if labels.ndim != 1 or len(labels) != units:
+        found = len(labels) if labels.ndim == 1 else f"{tuple(labels.shape)}"
+        raise ConfigError(f"slices by {name!r} hold {found} labels for {units} examples; give one an example")
+    return labels.astype(str) if labels.dtype == object else labels
+
+
 def _cut(name: str, values: Array, least: int, units: int) -> Cut:
     """Return the slices of one name that hold enough units and leave enough over."""
-    if len(values) != units:
-        raise ConfigError(f"slices by {name!r} hold {len(values)} labels for {units} examples; give one an example")
     kinds, codes, counts = np.unique(values, return_inverse=True, return_counts=True)
     kept = (counts >= least) & (units - counts >= least)
     number = np.where(kept, np.cumsum(kept) - 1, -1)

@@ -23,6 +23,7 @@ from lessen.judges.suite import CannotAnswer, Section, Suite, Table, compared
 from lessen.log import SILENT, Log
 from lessen.metrics import Outcomes
 from lessen.task import Judge, Split, Task
+from lessen.usercode import guarded
 
 FILE = "card.json"
 FORMAT = 1
@@ -91,10 +92,11 @@ def judge_models(
         start = time.perf_counter()
         try:
             sections.append(_asked(judge, reference, compact, task, shared))
-        except CannotAnswer as error:
+        except TaskError as error:
             if named:
                 raise
-            unanswered.append(str(error))
+            said = str(error)
+            unanswered.append(said if isinstance(error, CannotAnswer) else f"suite {judge.name!r}: {said}")
         else:
             log.note(f"suite {judge.name}: {time.perf_counter() - start:.1f} s")
     if not sections:
@@ -103,25 +105,66 @@ def judge_models(
 
 
 def _asked(judge: Judge, reference: nn.Module, compact: nn.Module, task: Task, shared: Task) -> Section:
-    if isinstance(judge, Suite):
-        judge.lend(task, shared)
-        why = judge.unable(reference) or judge.unable(compact)
-        if why:
-            raise judge.refuse(why)
-    before, after = judge.outcomes(reference), judge.outcomes(compact)
-    return judge.compare(before, after) if isinstance(judge, Suite) else compared(judge, before, after)
+    with guarded(judge, f"suite {judge.name!r} failed; its code raised"):
+        if isinstance(judge, Suite):
+            judge.lend(task, shared)
+            why = judge.unable(reference) or judge.unable(compact)
+            if why:
+                raise judge.refuse(why)
+        before, after = judge.outcomes(reference), judge.outcomes(compact)
+        for found in (before, after):
+            if not isinstance(found, Outcomes):
+                raise TaskError(
+                    f"suite {judge.name!r}: outcomes must return lessen.metrics.Outcomes, not {_kind(found)}"
+                )
+        section = judge.compare(before, after) if isinstance(judge, Suite) else compared(judge, before, after)
+    check_section(section, judge.name)
+    return section
+
+
+def check_section(section: Any, name: str) -> None:
+    """Refuse what a page cannot show and a file cannot hold. Raises TaskError naming the suite and the part."""
+    if not isinstance(section, Section):
+        raise TaskError(f"suite {name!r}: compare must return a lessen.judges.suite.Section, not {_kind(section)}")
+    for part in ("caught", "lines"):
+        said = getattr(section, part)
+        if isinstance(said, str) or not _all(said, str):
+            raise TaskError(f"suite {name!r}: `{part}` of its Section must be a tuple of texts")
+    if not _all(section.tables, Table):
+        raise TaskError(f"suite {name!r}: `tables` of its Section must be a tuple of lessen.judges.suite.Table")
+    for found in section.tables:
+        if not _all(found.columns, str) or not all(
+            _all(row, str) and len(row) == len(found.columns) for row in found.rows
+        ):
+            raise TaskError(f"suite {name!r}: rows of a Table must be tuples of texts, one for each of its columns")
+    try:
+        files.dump_json(dict(section.figures))
+    except (TypeError, ValueError) as error:
+        raise TaskError(f"suite {name!r}: `figures` of its Section must be JSON values ({error})") from error
+
+
+def _all(values: Any, kind: type[Any]) -> bool:
+    return isinstance(values, (tuple, list)) and all(isinstance(value, kind) for value in values)
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
 
 
 def _shared(task: Task, models: set[int]) -> Task:
     """Return a view of `task` that judges each of `models` once, however many suites ask for its outcomes."""
     kept: dict[tuple[int, str], Outcomes] = {}
 
+    def judged(model: nn.Module, split: Split) -> Outcomes:
+        with guarded(task, f"task {task.name!r} cannot judge the model; its code raised"):
+            return task.outcomes(model, split)
+
     def outcomes(model: nn.Module, split: Split = "test") -> Outcomes:
         key = (id(model), split)
         if id(model) not in models:
-            return task.outcomes(model, split)
+            return judged(model, split)
         if key not in kept:
-            kept[key] = task.outcomes(model, split)
+            kept[key] = judged(model, split)
         return kept[key]
 
     return task.view(outcomes=outcomes)

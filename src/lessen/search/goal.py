@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lessen.errors import ConfigError, nearest
-from lessen.frontier.gates import Gate, parse_gates
+from lessen.frontier.gates import Gate, check_units, parse_gates
 from lessen.metrics import Metric
 
 MISSED = 1e6
@@ -42,13 +43,14 @@ class Goal:
         gates = parse_gates(budget)
         if not gates:
             raise ConfigError('give --budget, such as --budget "stored_bytes<=0.1x, auc>=-0.001"')
+        check_units(gates, metrics)
         for gate in gates:
             if gate.name == primary:
-                loss = _loss(gate, metrics[primary])
+                loss = _tighter(loss, _loss(gate, metrics[primary]))
             elif gate.name in metrics:
                 raise ConfigError(f"budget {gate.text!r}: a search goes by the first metric, {primary!r}")
             elif gate.name == cost:
-                most = _share(gate)
+                most = _tighter(most, _share(gate))
             else:
                 raise ConfigError(
                     f"budget {gate.text!r}: this search is about {cost!r} and {primary!r}; "
@@ -73,6 +75,13 @@ class Goal:
         lost = np.zeros(len(costs)) if self.loss is None else np.maximum(0.0, (losses - self.loss) / self.bend)
         wanted = costs if self.loss is not None else losses
         return np.asarray(wanted + MISSED * (over + lost))
+
+
+def _tighter(known: float | None, limit: float) -> float:
+    """Return the tighter of two limits on one figure."""
+    if not math.isfinite(limit):
+        raise ConfigError("a limit of the budget is too large for a number; leave its line out")
+    return limit if known is None else min(known, limit)
 
 
 def _share(gate: Gate) -> float:

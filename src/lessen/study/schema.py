@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lessen import files
 from lessen.costs import cost_kinds
 from lessen.errors import ConfigError, explain, nearest
-from lessen.frontier.gates import parse_gates
+from lessen.frontier.gates import check_units, parse_gates
 from lessen.frontier.margin import check_margin
 from lessen.frontier.records import REFERENCE, file_name
 from lessen.judges import get_judge
@@ -88,12 +88,11 @@ class Study:
         _check_unique(self.name, self.recipes, self.seeds)
         find_device(self.device)
         _check_judges(self.task, self.judges)
-        known = {
-            *self.task.metrics,
-            *(f"{j.name}.{metric}" for j in self.judges for metric in j.metrics),
-            *(kind.name for kind in cost_kinds()),
-        }
-        for gate in parse_gates(list(self.budget)):
+        metrics = {*self.task.metrics, *(f"{j.name}.{metric}" for j in self.judges for metric in j.metrics)}
+        known = {*metrics, *(kind.name for kind in cost_kinds())}
+        gates = parse_gates(list(self.budget))
+        check_units(gates, metrics)
+        for gate in gates:
             if gate.name not in known:
                 raise ConfigError(f"budget {gate.text!r}: nothing is called {gate.name!r}; {nearest(gate.name, known)}")
         if self.margin is not None:

@@ -23,6 +23,7 @@ import torch
 import lessen
 from lessen.environment import environment, package_version
 from lessen.files import atomic_write, dump_json
+from lessen.methods.sites import state_bytes
 from lessen.recipe import Recipe
 from lessen.testing.colours import ColourTask
 
@@ -201,7 +202,8 @@ def main() -> None:
             taken, found = time.process_time() - start, units(asked.host, task, made)
             findings = ledger[0].findings
             record["rows"][row] = {
-                "steps": steps, "cpu_s": round(taken, 1), "parameters": _size(made), "share": findings.get("share"),
+                "steps": steps, "cpu_s": round(taken, 1), "parameters": _size(made), "bytes": state_bytes(made),
+                "share": findings.get("share"),
                 "kept": findings.get("kept"), "sparsity": findings.get("sparsity"),
                 **judged(found, record["rows"]["whole"]["units"]), "units": found,
             }  # fmt: skip

@@ -25,10 +25,13 @@ def judged(host: str, name: str) -> Callable[[], str]:
 
     def table() -> str:
         lines = [f"| row | multiply-adds | parameters | {name} | lost, points |", "|---|---|---|---|---|"]
+        whole = read(f"pruning_{host}")["rows"]["whole"]["parameters"]
         for title, row in sorted(read(f"pruning_{host}")["rows"].items(), key=lambda one: _place(one[0])):
             lost, low, high = (100 * value for value in row[f"{name} lost"])
             share = "1" if row.get("share") is None else f"{row['share']['macs']:.3f}"
             size = f"{row['parameters'] / 1e6:.1f} M" if row["parameters"] > 200_000 else f"{row['parameters']:,}"
+            if re.search("int8|rtn", title):  # codes are no parameters
+                size = f"{row['share']['parameters'] * whole / 1e6:.1f} M in {row['bytes'] / 1e6:.1f} MB"
             lines.append(
                 f"| {title} | {share} | {size} | {_interval(row, name)} | {lost:.1f} [{low:.1f}, {high:.1f}] |"
             )

@@ -97,6 +97,7 @@ def test_lines_are_ordered_exact_and_within_the_budget(known, tmp_path, monkeypa
         ("stored_bytes>=0.1x", "the most that you can pay"),
         ("stored_bytes=3", "is not understood"),
         ("auc>=0.99x", "a line on a metric is the difference to the reference"),
+        ("stored_bytes<=.x", "is not understood"),
         ("latency_ratio<=0.5", "run `lessen doctor --measure` once"),
     ],
 )
@@ -170,7 +171,7 @@ def own(tmp_path_factory):
 
 def test_every_line_is_a_command_that_runs_and_leaves_the_bytes_that_were_forecast(capsys, own, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    status, text, talk = run(capsys, "advise", "--task", f"{own}:Mine", "--budget", "auc>=-0.5", "--json")
+    status, text, talk = run(capsys, "advise", "--task", f"{own}:Mine", "--budget", "auc>=-50%", "--json")
     assert status == 0
     assert "untrained model" in talk
     rows = json.loads(text)["try"]

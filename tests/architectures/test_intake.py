@@ -130,7 +130,7 @@ REFUSED = {
     "generator": (generator, "Net cannot be copied .*keep what holds files, generators or locks outside"),
     "tuple": (two_tensors, "Two returned a tuple with the tensors 0, 1"),
     "bfloat16": (lambda model: model.bfloat16(), "cannot call Net on its first test batch: .*BFloat16"),
-    "scripted": (torch.jit.script, "the model holds RecursiveScriptModule"),
+    "scripted": (torch.jit.script, "the whole of the model is TorchScript"),
 }
 
 

@@ -120,6 +120,7 @@ def test_of_two_lines_on_one_figure_the_tighter_is_sought():
         "stored_bytes<=0.1x, stored_bytes<=0.5x, auc>=-0.01, auc>=-1%, auc>=-0.002", "stored_bytes", {"auc": AUC}
     )
     assert (goal.most, goal.loss) == (0.1, 0.002)
+    assert Goal.parse("auc>=-.002", "stored_bytes", {"auc": AUC}).loss == 0.002
 
 
 KILLER = """

@@ -116,18 +116,19 @@ def _command(recipe: Recipe, model: str | None, task: str | None, budget: str | 
         changed = {name: value for name, value in step.knobs().items() if value != type(step)().knobs().get(name)}
         knobs = ",".join(f"{name}={_value(value)}" for name, value in changed.items())
         words += ["--step", f"{step.card.name}:{knobs}" if knobs else step.card.name]
-    loss = re.search(r"[<>]=\s*-?(\d*\.?\d+(?:e-?\d+)?)\s*(?:,|$)", _on_metric(budget))
-    if loss and float(loss.group(1)) > 0:
-        words += ["--margin", loss.group(1)]
+    loss = _loss_of(budget)
+    if 0 < loss < float("inf"):
+        words += ["--margin", f"{loss:g}"]
     words += ["--out", f"out/{re.sub(r'[^a-z0-9]+', '-', recipe.name.lower()).strip('-')}-{recipe.hash[:6]}"]
     return " ".join(map(shlex.quote, words))
 
 
-def _on_metric(budget: str | None) -> str:
+def _loss_of(budget: str | None) -> float:
+    """Return the loss that the first line on a metric accepts, 0 where there is none."""
     from lessen.advice.advise import FORECAST
+    from lessen.frontier.gates import parse_gates
 
-    lines = [text.strip() for text in (budget or "").split(",")]
-    return next((text for text in lines if text and not text.startswith(FORECAST)), "")
+    return next((abs(gate.limit) for gate in parse_gates(budget or "") if gate.name not in FORECAST), 0.0)
 
 
 def _value(value: Any) -> str:

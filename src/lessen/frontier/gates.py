@@ -14,7 +14,9 @@ from lessen.frontier.records import number
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9,
          "kib": 2**10, "mib": 2**20, "gib": 2**30, "ms": 1, "s": 1}  # fmt: skip
-_GATE = re.compile(r"\s*([A-Za-z][\w.@-]*)\s*(<=|>=)\s*([+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*(%|[A-Za-z]*)\s*\Z")
+_GATE = re.compile(
+    r"\s*([A-Za-z][\w.@-]*)\s*(<=|>=)\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(%|[A-Za-z]*)\s*\Z"
+)
 
 
 @dataclass(frozen=True)

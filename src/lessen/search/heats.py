@@ -7,6 +7,7 @@ Whole batches are drawn, so that a model is called as ever; what stays in is mea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -125,16 +126,19 @@ def write(folder: Path, out: Mapping[str, Out]) -> None:
 def read(folder: Path) -> dict[str, Out]:
     """Return what an earlier run of this search sent out. Raises ConfigError for a damaged file."""
     path = folder / RACES
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
         value = files.parse_json(files.read_checked(path), str(path))
-        return {
+        found = {
             str(digest): Out(str(one["recipe"]), float(one["cost"]), float(one["loss"]), float(one["share"]))
             for digest, one in value.items()
         }
-    except (LessenError, AttributeError, KeyError, TypeError, ValueError) as error:
+        if not all(math.isfinite(number) for one in found.values() for number in (one.cost, one.loss, one.share)):
+            raise ValueError("a figure is no number")
+    except (LessenError, AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{path} is damaged ({error}); remove the folder and search again") from error
+    return found
 
 
 def _percent(shares: Sequence[float]) -> str:

@@ -21,12 +21,14 @@ import numpy as np
 from lessen import files
 from lessen.artifact import folder as artifact
 from lessen.costs import cost_kind
-from lessen.errors import BudgetError, ConfigError, LessenError, OutputError
+from lessen.errors import BudgetError, ConfigError, OutputError
 from lessen.frontier import Frontier, Point
 from lessen.frontier.records import number
 from lessen.judges.selection import Selection
 from lessen.log import SILENT, Log
 from lessen.recipe import Recipe
+from lessen.search.genomes import read as read_genomes
+from lessen.search.genomes import write as write_genomes
 from lessen.search.goal import Goal
 from lessen.search.heats import Heats, Out
 from lessen.search.heats import read as read_races
@@ -187,7 +189,7 @@ class _Searching:
             if recipe.hash not in by_hash:
                 self.recipes.append(recipe)
         known = {recipe.hash for recipe in self.recipes}
-        listed = _genomes_of(self.out)
+        listed = read_genomes(self.out, self.space)
         self.out_of_race = read_races(self.out)
         self.genomes = {
             digest: genome for digest, genome in listed.items() if digest in known or digest in self.out_of_race
@@ -225,7 +227,7 @@ class _Searching:
 
     def _measure(self) -> None:
         """Measure what is new of `recipes`: the study of the folder grows."""
-        _write_genomes(self.out, self.genomes)
+        write_genomes(self.out, self.genomes)
         growing = replace(
             self.study,
             recipes=tuple(self.recipes),
@@ -370,7 +372,7 @@ def _claim(out: Path, study: Study, space: Space, goal: Goal, resume: bool) -> N
     """Take the folder for this search. Raises OutputError where it holds another, or this one without `resume`."""
     told = {"space": space.digest, "study": study.name, "cost": goal.cost}
     path = out / SPACE
-    if path.is_file():
+    if path.exists():
         held = files.parse_json(files.read_checked(path), str(path))
         if not isinstance(held, dict) or {key: held.get(key) for key in told} != told:
             raise OutputError(f"{out} holds a search of another space or study; choose another --out or remove it")
@@ -381,18 +383,3 @@ def _claim(out: Path, study: Study, space: Space, goal: Goal, resume: bool) -> N
     with files.writing(out):
         out.mkdir(parents=True, exist_ok=True)
     files.atomic_write(path, files.dump_json({**told, "budget": goal.text, "size": space.size}))
-
-
-def _write_genomes(out: Path, genomes: Mapping[str, Genome]) -> None:
-    files.atomic_write(out / "genomes.json", files.dump_json({key: list(value) for key, value in genomes.items()}))
-
-
-def _genomes_of(out: Path) -> dict[str, Genome]:
-    path = out / "genomes.json"
-    if not path.is_file():
-        return {}
-    try:
-        value = files.parse_json(files.read_checked(path), str(path))
-        return {str(key): tuple(int(pick) for pick in picks) for key, picks in value.items()}
-    except (LessenError, ValueError, AttributeError, TypeError) as error:
-        raise ConfigError(f"{path} is damaged ({error}); remove the folder and search again") from error

@@ -14,6 +14,7 @@ from lessen.judging import judge_models
 from lessen.judging.card import read_card, write_card
 from lessen.metrics import ACCURACY, AUC, MeanMetric
 from lessen.task import Task
+from lessen.tasks import get_task
 
 THEIRS = """
 import numpy as np
@@ -211,6 +212,24 @@ def test_a_task_that_breaks_is_one_line(change, words, models):
     with pytest.raises(InputError) as caught:
         judge_models(*models, Rows().view(**change), ["metrics"])
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("suite", ["ctr-synthetic", {"name": "flips", "task": "ctr-synthetic"}])
+def test_a_suite_on_data_that_the_model_does_not_take_is_one_line(suite, models):
+    with pytest.raises(InputError, match="task 'ctr-synthetic' cannot call Linear on its first test batch"):
+        judge_models(*models, Rows(), [suite])
+
+
+def test_noise_is_put_on_a_task_of_ones_own(tmp_path, monkeypatch, models):
+    (tmp_path / "noisy_task.py").write_text(
+        "import torch\nfrom lessen.metrics import ACCURACY\nfrom lessen.task import Task\n\n\n"
+        "class Noisy(Task):\n    name, metrics = 'noisy', {'accuracy': ACCURACY}\n"
+        "    def build(self):\n        return torch.nn.Linear(4, 3)\n"
+        "    def batches(self, split, seed=0):\n        yield torch.ones(60, 4), torch.arange(60) % 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    card = judge_models(*models, get_task("noisy_task.py:Noisy", own=True), ["corrupted"])
+    assert [section.name for section in card.sections] == ["corrupted"]
 
 
 class Clicks(Task):

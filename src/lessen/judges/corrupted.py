@@ -62,7 +62,7 @@ class Corrupted(Judge):
 
     def __init__(self, options: CorruptedOptions) -> None:
         self.options = options
-        self.task: Task = get_task(options.task, f"judge {self.name}: task")
+        self.task: Task = get_task(options.task, f"judge {self.name}: task", own=True)
 
     @torch.no_grad()
     def outcomes(self, model: nn.Module, split: Split = "test") -> Outcomes:

@@ -21,8 +21,10 @@ from lessen.errors import ArtifactError, ConfigError, DataError, TaskError
 from lessen.judges import get_judge, suites
 from lessen.judges.suite import CannotAnswer, Section, Suite, Table, compared
 from lessen.log import SILENT, Log
+from lessen.methods.replaced import called
 from lessen.metrics import Outcomes
 from lessen.task import Judge, Split, Task
+from lessen.train.teachers import evaluating
 from lessen.usercode import guarded
 
 FILE = "card.json"
@@ -111,6 +113,7 @@ def _asked(judge: Judge, reference: nn.Module, compact: nn.Module, task: Task, s
             why = judge.unable(reference) or judge.unable(compact)
             if why:
                 raise judge.refuse(why)
+        _check_called(judge, task, shared, (reference, compact))
         before, after = judge.outcomes(reference), judge.outcomes(compact)
         for found in (before, after):
             if not isinstance(found, Outcomes):
@@ -120,6 +123,15 @@ def _asked(judge: Judge, reference: nn.Module, compact: nn.Module, task: Task, s
         section = judge.compare(before, after) if isinstance(judge, Suite) else compared(judge, before, after)
     check_section(section, judge.name)
     return section
+
+
+def _check_called(judge: Judge, task: Task, shared: Task, models: Sequence[nn.Module]) -> None:
+    """Refuse models that the data of another task than theirs cannot be given to. Raises InputError."""
+    other = judge if isinstance(judge, Task) else getattr(judge, "task", None)
+    if isinstance(other, Task) and other is not task and other is not shared:
+        for model in models:
+            with evaluating(model):
+                called(model, other)
 
 
 def check_section(section: Any, name: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lessen.folding.flow import Flow
+from lessen.folding.flow import Flow, fixed_values
 from lessen.folding.fold import Fold, Found, put
 from lessen.stored.constant import Constant
 
@@ -23,7 +23,7 @@ def find(flow: Flow, others: Callable[[], Sequence[Flow]]) -> Found:
         others: gives passes with other inputs; asked only if there is a module to ask about.
     """
     found = Found()
-    fixed = _fixed(flow)
+    fixed = fixed_values(flow)
     inside: tuple[str, ...] = ()
     for path, module in flow.modules.items():
         if (
@@ -43,13 +43,17 @@ def find(flow: Flow, others: Callable[[], Sequence[Flow]]) -> Found:
     return found
 
 
-def _fixed(flow: Flow) -> set[int]:
-    """Return the values that follow from weights alone; what a function makes of nothing, such as a range, may vary."""
-    fixed = set(flow.held)
-    for step in flow.steps:
-        if step.reads and all(value in fixed for value in step.reads):
-            fixed.update(step.makes)
-    return fixed
+def find_unread(flow: Flow) -> Found:
+    """Return a fold for each constant whose answer nobody reads any more: what read it has become a constant itself."""
+    found = Found()
+    for path, module in flow.modules.items():
+        answer = flow.answers.get(path)
+        if not isinstance(module, Constant) or module.value.dim() == 0 or not isinstance(answer, Tensor):
+            continue
+        value = flow.number_of(answer)
+        if not flow.users[value] and value not in flow.returned:
+            found.folds.append(_answer(path, torch.zeros((), dtype=answer.dtype, device=answer.device)))
+    return found
 
 
 def _obstacle(flow: Flow, others: Callable[[], Sequence[Flow]], path: str, fixed: set[int]) -> str | None:

@@ -149,6 +149,10 @@ class Flow:
         """Return the tensor of a number."""
         return self._alive[value]
 
+    def number_of(self, tensor: Tensor) -> int:
+        """Return the number of a tensor that this pass saw, -1 of any other."""
+        return self._numbers.get(id(tensor), -1)
+
     def _keeps_rows(self, step: Step) -> bool:
         if step.name not in SHAPING or len(step.makes) != 1:
             return False
@@ -238,6 +242,27 @@ class _Recorder(TorchFunctionMode):
         made = func(*args, **keywords)
         self.flow.add(func, args, keywords, made)
         return made
+
+
+def fixed_values(flow: Flow) -> set[int]:
+    """Return the values that follow from weights alone.
+
+    What a function makes of nothing, such as a range, may vary; what a layer of torch makes of nothing, such as the
+    first state of an LSTM, varies with the form of what it is given alone.
+    """
+    fixed = set(flow.held)
+    for step in flow.steps:
+        reads = step.reads or tuple(_given_to_a_layer(flow, step))
+        if reads and all(value in fixed for value in reads):
+            fixed.update(step.makes)
+    return fixed
+
+
+def _given_to_a_layer(flow: Flow, step: Step) -> list[int]:
+    module = flow.modules.get(step.path)
+    if module is None or not type(module).__module__.startswith("torch.nn."):
+        return []
+    return [flow.number_of(leaf) for leaf in leaves(flow.given.get(step.path, ()))]
 
 
 def leaves(value: Any, depth: int = 0) -> Iterator[Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lessen.architectures.intake import copied
 from lessen.errors import TaskError
-from lessen.folding import branches, chains, constants, norms, tensors, units
+from lessen.folding import affine, branches, chains, constants, norms, serving, tensors, units
 from lessen.folding.flow import Call, Flow, mapped, same_course
 from lessen.folding.fold import Fold, Found
 from lessen.folding.proof import answers, bound_of, error, more_calls
@@ -21,7 +21,7 @@ from lessen.folding.proof import answers, bound_of, error, more_calls
 ROUNDS = 50
 LIBRARIES = ("transformers.", "timm.", "torchvision.")
 Leave = Callable[[str], str | None]
-SEARCHES = (norms.find, branches.find, chains.find, units.find)
+SEARCHES = (norms.find, branches.find, chains.find, units.find, affine.find)
 
 
 @dataclass
@@ -166,6 +166,9 @@ def _fold_all(prover: _Prover, calls: Sequence[Call]) -> Folded:
         others = cache(lambda: [Flow.record(prover.model, call) for call in prover.calls[1:3]])
         if prover.take(constants.find(flow, others), found):
             flow = Flow.record(prover.model, prover.calls[0])
+        for search in (constants.find_unread, serving.find):
+            if prover.take(search(flow), found):
+                flow = Flow.record(prover.model, prover.calls[0])
         if len(found.folds) == before:
             break
     owners = {path for path, module in flow.modules.items() if next(module.parameters(recurse=False), None) is not None}

@@ -21,20 +21,23 @@ LISTED = 40
 
 
 class LosslessFold(ModuleMethod):
-    """Fold batch norms, parallel branches, linear chains, spare units, constant parts and doubled tensors.
+    """Fold batch norms, branches, linear chains and steps, spare units, constant parts, serving tables and doubles.
 
     Source: batch norms into layers, Jacob et al. 2018 (arXiv 1712.05877, section 3.2); branches into one convolution,
-    RepVGG (arXiv 2101.03697); the others are identities. What reads what is seen in one pass in eval mode, by the
-    calls of torch functions, not guessed from the order of the modules. Each fold is made on a float64 copy where the
-    model can run in float64, and is kept only if all answers stay: to the inputs of the task, to parts of their
-    batches, and to drawn ones. Parts that are called more than once, shared, hooked or parametrised stay as they are.
-    Afterwards the model serves; batch norms that are gone cannot be trained any more.
+    RepVGG (arXiv 2101.03697); serving tables of item encoders, CLHE (arXiv 2310.18770); prompts and the tower that
+    reads them, PRE; a dictionary step as one matrix, CRATE (arXiv 2306.01129); the others are identities.
+
+    What reads what is seen in one pass in eval mode, by the calls of torch functions, not guessed from the order of
+    the modules. Each fold is made on a float64 copy where the model can run in float64, and is kept only if all answers
+    stay: to the inputs of the task, to parts of their batches, and to drawn ones. Parts that are called more than once,
+    shared, hooked or parametrised stay as they are. Afterwards the model serves; batch norms that are gone cannot be
+    trained any more.
     """
 
     card = Card(
         name="fold",
         family="weights",
-        summary="Fold what changes no output: norms, branches, linear chains, spare units, constant parts, doubles.",
+        summary="Fold what changes no output: norms, branches, linear steps, spare units, constants, serving tables.",
         acts_on=(*NORMS, *LAYERS),
         source="arXiv 1712.05877 (section 3.2); RepVGG, arXiv 2101.03697; identities",
         claims=frozenset({"bytes"}),
@@ -52,7 +55,7 @@ class LosslessFold(ModuleMethod):
         context.findings.update(report(found))
         if not found.folds:
             kept = "; ".join(f"{path}: {reason}" for path, reason in list(found.kept.items())[:4])
-            raise self.nothing_matched(model, kept or "no norm, branch, chain, constant part or spare unit")
+            raise self.nothing_matched(model, kept or "no norm, branch, chain, constant, serving table or spare unit")
         return found.model.train(model.training)
 
 

@@ -87,15 +87,14 @@ def check_state(model: nn.Module, where: str) -> None:
     """Refuse a model whose state is not made of plain tensors with memory.
 
     Raises:
-        InputError: a part that is TorchScript; the first parameter, buffer or entry of the state that is lazy, sparse,
+        InputError: the model is TorchScript; the first parameter, buffer or entry of the state that is lazy, sparse,
             on `meta`, quantised by torch, or no tensor at all; says what to do.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise InputError(
-                f"{name or 'the whole'} of {where} is TorchScript, in which no layer can be replaced; start from the "
-                "Python module that it was made from"
-            )
+    if isinstance(model, torch.jit.ScriptModule):  # a part that is one stays as it is, and the layers beside it go on
+        raise InputError(
+            f"the whole of {where} is TorchScript, in which no layer can be replaced; start from the Python module that "
+            "it was made from"
+        )
     for name, buffer in model.named_buffers():
         if not isinstance(buffer, Tensor):
             raise InputError(f"buffer {name} of {where} is a {type(buffer).__name__}; keep it as a plain attribute")

@@ -92,8 +92,8 @@ def check_state(model: nn.Module, where: str) -> None:
     """
     if isinstance(model, torch.jit.ScriptModule):  # a part that is one stays as it is, and the layers beside it go on
         raise InputError(
-            f"the whole of {where} is TorchScript, in which no layer can be replaced; start from the Python module that "
-            "it was made from"
+            f"the whole of {where} is TorchScript, in which no layer can be replaced; start from the Python module "
+            "that it was made from"
         )
     for name, buffer in model.named_buffers():
         if not isinstance(buffer, Tensor):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 from typing import Any
 
-from benchmarks.guides import Guide, measured, read
+from benchmarks.guides import RESULTS, Guide, measured, read
 from lessen.sparsity.pattern import Pattern
 from lessen.stored.linears.sparse_matrix import SparseMatrix
 
@@ -109,8 +110,30 @@ def joint() -> str:
     return "\n".join(lines).replace("|  |", "| |") + "\n"
 
 
+def slimmer(study: str, metric: str) -> str:
+    """Return what a committed study gave, dearest recipes first: the metric beside the model before, and its cost."""
+    file = RESULTS / study / "frontier.csv"
+    if not file.is_file():
+        return "No figures are committed yet.\n"
+    rows = list(csv.DictReader(file.open()))
+    before = float(rows[0][f"{metric}_reference"])
+    lines = [
+        f"| recipe | stored bytes | multiply-adds | {metric} | against {before:.3f} | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda row: -float(row["stored_bytes_share"])):
+        gap = [float(row[f"{metric}_difference{end}"]) for end in ("", "_low", "_high")]
+        lines.append(
+            f"| {row['recipe']} | {float(row['stored_bytes_share']):.1%} | {float(row['macs_share']):.1%} "
+            f"| {float(row[metric]):.3f} | {gap[0]:+.4f} [{gap[1]:+.4f}, {gap[2]:+.4f}] | {row['verdict']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 TABLES = {
     "sparse-bits": bits, "sparse-training": trained, "sparse-kernel": kernel, "protected": protected, "joint": joint,
+    "slimmer-cnn": lambda: slimmer("slimmer-cnn", "accuracy"),
+    "slimmer-clicks": lambda: slimmer("slimmer-clicks", "auc"),
 }  # fmt: skip
 GUIDE = Guide("sparsity", TABLES)
 

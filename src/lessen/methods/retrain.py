@@ -62,3 +62,20 @@ def train(
         result = task.train(model, seed=context.seed, settings=settings, hooks=hooks, log=context.log)
     context.train_seconds += time.perf_counter() - start
     context.findings["trained"] = {"epochs": result.epochs, "best_epoch": result.best_epoch}
+
+
+def fine_tune(model: nn.Module, task: Task, context: Context, epochs: int | None = None) -> None:
+    """Train a model that works already, and keep it as it was if no epoch is better on validation rows.
+
+    Raises:
+        TaskError: the task cannot train.
+    """
+    if "training" not in capabilities(task) or task.settings.keep != "best":
+        return train(model, task, context, epochs)
+    before, state = task.score(model, "validation"), {key: own.clone() for key, own in model.state_dict().items()}
+    train(model, task, context, epochs)
+    if task.score(model, "validation") < before:
+        model.load_state_dict(state)
+        context.findings["trained"]["best_epoch"] = 0
+        context.log.note("training made the model no better on validation rows; it stays as it was before")
+    return None

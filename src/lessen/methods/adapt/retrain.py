@@ -73,7 +73,7 @@ class Retrain(Distilled):
         if self.by == "teacher":
             return super().apply(model, task, context)
         student, settle = self._student(model, task, context)
-        retrain.train(student, self.paced(task), context, epochs=self.epochs)
+        retrain.fine_tune(student, self.paced(task), context, epochs=self.epochs)
         settle()
         return student
 

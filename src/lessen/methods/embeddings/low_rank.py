@@ -90,7 +90,7 @@ class LowRankTables(ModuleMethod):
             context.findings["share"] = round(check_share(table_bytes(model), before, self.share, self.card.name), 5)
         recalibrate_batch_norm(model, task, None)
         if self.fine_tune_epochs:
-            retrain.train(model, task, context, epochs=self.fine_tune_epochs)
+            retrain.fine_tune(model, task, context, epochs=self.fine_tune_epochs)
         return model
 
     def _ranks(self, model: nn.Module, sites: list[Site]) -> list[int | None]:

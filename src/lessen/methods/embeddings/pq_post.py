@@ -72,7 +72,7 @@ class ProductQuantTables(ModuleMethod):
             reached = check_share(table_bytes(model), before, self.share, self.card.name)
             context.findings["share"] = round(reached, 5)
         if self.fine_tune_epochs:
-            retrain.train(model, task, context, epochs=self.fine_tune_epochs)
+            retrain.fine_tune(model, task, context, epochs=self.fine_tune_epochs)
         return model
 
     def _reject(self, table: Any) -> str | None:

@@ -69,7 +69,7 @@ class PruneRows(ModuleMethod):
         if self.share is not None:
             context.findings["share"] = round(check_share(table_bytes(model), before, self.share, self.card.name), 5)
         if self.fine_tune_epochs:
-            retrain.train(model, task, context, epochs=self.fine_tune_epochs)
+            retrain.fine_tune(model, task, context, epochs=self.fine_tune_epochs)
         return model
 
     def _reject(self, table: Any) -> str | None:

@@ -31,7 +31,7 @@ class FeatureMimicking(ModuleMethod):
     Not!", AAAI 2023, and "Unified Low-rank Compression Framework for Click-through Rate Prediction", KDD 2024 (arXiv
     2405.18146). The split of a linear layer is the singular value decomposition of the weight whitened by the
     covariance of its inputs. `mimic_epochs` train the small network to give the original's outputs on training inputs,
-    whose labels only choose the epoch.
+    whose labels only choose the epoch, the start included.
     Differs from the papers: a convolution becomes one to k channels and one of single points, by the covariance over
     positions; with `share`, ranks are those of least energy given up, summed over layers as shares of their own, where
     the paper measures each layer's effect on the network's output; mimicked are the network's final outputs.
@@ -112,7 +112,7 @@ class FeatureMimicking(ModuleMethod):
             error = (task.forward(student, batch).float() - wanted).square().mean()
             return error / wanted.var().clamp_min(1e-12)
 
-        retrain.train(model, task.view(loss=loss), context, epochs=self.mimic_epochs)
+        retrain.fine_tune(model, task.view(loss=loss), context, epochs=self.mimic_epochs)
 
     def _reject(self, layer: Any) -> str | None:
         if layer.weight.numel() < self.min_weights:

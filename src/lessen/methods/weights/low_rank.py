@@ -56,7 +56,7 @@ class LowRankLinears(ModuleMethod):
         require(replaced, self, model, context)
         recalibrate_batch_norm(model, task, self.calibration_batches)
         if self.fine_tune_epochs:
-            retrain.train(model, task, context, epochs=self.fine_tune_epochs)
+            retrain.fine_tune(model, task, context, epochs=self.fine_tune_epochs)
         return model
 
     def _reject(self, layer: Any) -> str | None:

@@ -52,7 +52,7 @@ class MagnitudeSparsity(AnyPattern):
                 for site, mask in zip(sites, masks, strict=True)
             }
             with masked(forms):
-                retrain.train(model, task, context, epochs=self.fine_tune_epochs)
+                retrain.fine_tune(model, task, context, epochs=self.fine_tune_epochs)
         for site, mask in zip(sites, masks, strict=True):
             model = self.put(model, site, to_matrix(site.module.weight.detach()), mask, context)
         if not self.fine_tune_epochs and any(True for _ in task.batches("train")):

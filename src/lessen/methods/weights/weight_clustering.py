@@ -65,7 +65,7 @@ class WeightClustering(ModuleMethod):
             forms[site.module] = Shared(_back(indices, site.module), book)
         if self.fine_tune_epochs:
             with masked(forms):
-                retrain.train(model, task, context, epochs=self.fine_tune_epochs)
+                retrain.fine_tune(model, task, context, epochs=self.fine_tune_epochs)
         for site in sites:
             form, layer = forms[site.module], site.module
             matrix = ClusteredMatrix.of(to_matrix(form.indices), form.values().detach(), self.values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,32 @@ def test_decoding(readme):
     peer = load("decoding_llamacpp")["summary"]
     edits, answers = (peer[name]["llamacpp_over_lessen"][0] for name in ("edit", "open"))
     assert f"llama.cpp on the 4-bit file is {edits:.1f}x as fast on edits, {answers:.1f}x on open text" in readme
+
+
+def test_rooms_whose_pages_show_the_results(readme):
+    """Pages are written from the results, and held to them by a test of their own."""
+    weights, retrieval = ((ROOT / "docs" / f"{page}.md").read_text() for page in ("weights", "retrieval"))
+    assert "| part lessen 2.56, 2.56 bits | part IQ2_S, 2.56 bits | 0.118 and 0.203 | 0.58 [0.55, 0.61] |" in weights
+    assert "at 2.56 bits: KL to the original | 0.58 [0.55, 0.61] of it at equal bytes" in readme
+    for line in (
+        "the ten best, behind the screen | 3.9",
+        "maxsim-cpu 0.1.0 | 23.6",
+        "numkong 7.8.6 (packed; its screen is not proven) | 9.9",
+    ):
+        assert line in retrieval
+    assert "3.9 us a document | maxsim-cpu 23.6, numkong 9.9" in readme
+
+
+def test_pruning_and_search(readme):
+    rows, peer = load("pruning_smollm2")["rows"], load("pruning_peer_smollm2")["rows"]
+    ours, other = rows["first-order even, refitted on more"], min(row["perplexity"] for row in peer.values())
+    assert f"7 minutes of one core | perplexity {rows['whole']['perplexity']:.0f} to {ours['perplexity']:.0f}" in readme
+    assert ours["cpu_s"] < 7.5 * 60
+    assert f"Torch-Pruning's better importance: {other:.0f}" in readme
+    searches = load("search_enumerated")["searches"]
+    looks = {name: [n or 10**9 for n in found["needed"]] for name, found in searches.items()}
+    lessen, tpe, nsga = (statistics.median(looks[name]) for name in ("lessen", "Optuna TPE", "pymoo NSGA-II"))
+    assert f"median of 20 searches | {lessen:.0f} looks | Optuna TPE {tpe:.0f}, pymoo NSGA-II {nsga:.0f}" in readme
 
 
 def test_checkpoints(readme):

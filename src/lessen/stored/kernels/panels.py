@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -33,17 +34,17 @@ PLANES = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 8: (8,)}
 
 @dataclass(frozen=True)
 class Blocks:
-    """How a row of `inputs` weights in groups of `group` falls into blocks."""
+    """How a row of `inputs` weights in groups of `group` falls into blocks; asked at every product, worked out once."""
 
     inputs: int
     group: int
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Inputs of a full block."""
         return min(self.group if self.group <= LONGEST else PIECE, self.inputs)
 
-    @property
+    @cached_property
     def spans(self) -> list[tuple[int, int]]:
         """First input of each block and the one after its last. Groups that are cut are cut alike."""
         found = []
@@ -52,32 +53,32 @@ class Blocks:
             found += [(first, min(first + self.size, end)) for first in range(start, end, self.size)]
         return found
 
-    @property
+    @cached_property
     def even(self) -> bool:
         """Tell whether all blocks but the last are full, which kernels take for granted."""
         return all(end - start == self.size for start, end in self.spans[:-1])
 
-    @property
+    @cached_property
     def filled(self) -> int:
         """Inputs that a full block takes, with those that fill it up."""
         return filled(self.size)
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Full blocks of a row."""
         return self.inputs // self.size
 
-    @property
+    @cached_property
     def tail(self) -> int:
         """Inputs of the shorter block at the end of a row, or 0."""
         return self.inputs % self.size
 
-    @property
+    @cached_property
     def all(self) -> int:
         """Blocks of a row."""
         return self.count + (self.tail > 0)
 
-    @property
+    @cached_property
     def row(self) -> int:
         """Bytes of a row of activations: filled, and an odd number of cache lines, so that rows share no place."""
         size = self.count * self.filled + filled(self.tail)

@@ -38,6 +38,8 @@ STEP = 4
 WIDTH = LANES * STEP
 TOGETHER = 4
 """Rows whose sums are held in registers."""
+AHEAD, AHEAD_MASKS = 4096, 2048
+"""Bytes ahead of what is multiplied that lines are asked for; the processor's own foresight ends with a page."""
 BYTES, SUMS, MASK = f"<{WIDTH} x i8>", f"<{LANES} x i32>", f"<{WIDTH} x i1>"
 SIGN = -2139062144
 """The top bit of four bytes."""
@@ -94,7 +96,10 @@ def _panel(code: Assembly, panel: str, row: str, masks: str, values: str, togeth
     with code.loop("0", "%length") as step:
         given = [_spread(code, code.place(one, code.multiply(step, STEP))) for one in rows]
         at = code.get("i64", cursor)
+        code.prefetch(code.place(masks, code.add(code.multiply(step, 8 * VECTORS), AHEAD_MASKS)), 8, aligned=True)
         for vector in range(VECTORS):
+            if vector % 2 == 0:  # two vectors of which half is kept are a line
+                code.prefetch(code.let(f"inttoptr i64 {code.add(at, AHEAD)} to ptr"), 8, aligned=True)
             word = code.get("i64", code.place(masks, code.add(code.multiply(step, VECTORS), vector), "i64"))
             held = _expanded(code, word, at)
             at = code.add(at, code.call("i64", "llvm.ctpop.i64", ["i64"], [word]))
@@ -171,10 +176,17 @@ class SparseOperand:
         return cls(outputs, Blocks(inputs, inputs), masks, filled, counts.cumsum(0) - counts, *rows)
 
     @property
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.masks, self.values, self.firsts, self.starts, self.scales, self.biases
+
+    @property
+    def _addresses(self) -> list[int]:
+        return [tensor.data_ptr() for tensor in self._tensors]
+
+    @property
     def bytes(self) -> int:
         """Bytes that it takes."""
-        tensors = (self.masks, self.values, self.firsts, self.starts, self.scales, self.biases)
-        return sum(tensor.nbytes for tensor in tensors)
+        return sum(tensor.nbytes for tensor in self._tensors)
 
     def multiply(self, rows: Tensor) -> Tensor:
         """Return float32 [rows, out] for contiguous float32 [rows, in], which are rounded to int8 row by row."""
@@ -192,10 +204,10 @@ class SparseOperand:
             if size:
                 state = numbers([int(threads == 1), size, 0])
                 arguments = numbers([
-                    ctypes.addressof(state), self.masks.data_ptr(), self.values.data_ptr(), self.firsts.data_ptr(),
-                    self.starts.data_ptr(), self.scales.data_ptr(), self.biases.data_ptr(), panels,
-                    self.masks.shape[1], given.codes[first:].data_ptr(), blocks.row, given.steps[first:].data_ptr(),
-                    blocks.all, out[first:].data_ptr(), out.shape[1],
+                    ctypes.addressof(state), *self._addresses, panels, self.masks.shape[1],
+                    given.codes.data_ptr() + first * blocks.row, blocks.row,
+                    given.steps.data_ptr() + 4 * first * blocks.all, blocks.all,
+                    out.data_ptr() + 4 * first * panels * OUTPUTS, panels * OUTPUTS,
                 ])  # fmt: skip
                 machine.run(kernel(together), arguments, threads)
         return out[:, : self.outputs]

@@ -42,6 +42,17 @@ def features() -> dict[str, bool]:
 
 
 @cache
+def foresees() -> bool:
+    """Tell whether this processor reads a long stream best when it is not asked ahead: Zen with AVX-512 does.
+
+    Zen 4 then reads a third faster; Emerald Rapids, which stops at the end of a page, an eighth to a third slower.
+    """
+    import llvmlite.binding as llvm
+
+    return llvm.get_host_cpu_name() in ("znver4", "znver5")
+
+
+@cache
 def _openmp() -> Any:
     """Return the OpenMP library that torch loaded, or None."""
     try:

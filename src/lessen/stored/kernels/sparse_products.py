@@ -39,7 +39,7 @@ WIDTH = LANES * STEP
 TOGETHER = 4
 """Rows whose sums are held in registers."""
 AHEAD, AHEAD_MASKS = 4096, 2048
-"""Bytes ahead of what is multiplied that lines are asked for; the processor's own foresight ends with a page."""
+"""Bytes ahead of what is multiplied that lines are asked for, where the processor does not foresee them."""
 BYTES, SUMS, MASK = f"<{WIDTH} x i8>", f"<{LANES} x i32>", f"<{WIDTH} x i1>"
 SIGN = -2139062144
 """The top bit of four bytes."""
@@ -96,9 +96,11 @@ def _panel(code: Assembly, panel: str, row: str, masks: str, values: str, togeth
     with code.loop("0", "%length") as step:
         given = [_spread(code, code.place(one, code.multiply(step, STEP))) for one in rows]
         at = code.get("i64", cursor)
-        code.prefetch(code.place(masks, code.add(code.multiply(step, 8 * VECTORS), AHEAD_MASKS)), 8, aligned=True)
+        asks = not machine.foresees()
+        if asks:
+            code.prefetch(code.place(masks, code.add(code.multiply(step, 8 * VECTORS), AHEAD_MASKS)), 8, aligned=True)
         for vector in range(VECTORS):
-            if vector % 2 == 0:  # two vectors of which half is kept are a line
+            if asks and vector % 2 == 0:  # two vectors of which half is kept are a line
                 code.prefetch(code.let(f"inttoptr i64 {code.add(at, AHEAD)} to ptr"), 8, aligned=True)
             word = code.get("i64", code.place(masks, code.add(code.multiply(step, VECTORS), vector), "i64"))
             held = _expanded(code, word, at)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from lessen.method import Card, Context
 from lessen.methods.weights._shared.pruned import CLAIMS, Pruned
-from lessen.methods.weights._shared.questions import closeness, losses, mean_loss, metric
+from lessen.methods.weights._shared.questions import closeness, losses, mean_loss, metric, projections
 from lessen.pruning.budget import Values
 from lessen.pruning.choice import Choice
 from lessen.pruning.costs import Costs
@@ -77,7 +77,8 @@ class MoPE(Pruned):
         return self._errors(layout, Choice(), task, context)
 
     def _errors(self, layout: Layout, kept: Choice, task: Task, context: Context) -> Values:
-        slopes = by_slope(layout, losses(layout.model, task, self.calibration_batches))
+        along = projections if self.quality == "answers" else losses  # answers need no labels for either
+        slopes = by_slope(layout, along(layout.model, task, self.calibration_batches))
         return errors(layout, self._question(layout, task), slopes, self.neuron_groups, kept, context.log)
 
     def _question(self, layout: Layout, task: Task) -> Question:

@@ -53,6 +53,27 @@ def metric(model: nn.Module, task: Task) -> Callable[[], float]:
     return lambda: task.score(model, "validation")
 
 
+def projections(model: nn.Module, task: Task, count: int, probes: int = 4) -> Iterator[Callable[[], Tensor]]:
+    """Yield what returns the mean over examples of the answers along random signs, `probes` times a train batch.
+
+    The mean square slope of these is that of all answers together: how much they move, to first order, where a part is
+    weakened. A loss that stands at its least has no slope; answers have one.
+    """
+    device = device_of(model)
+    model.eval()
+    draw = torch.Generator().manual_seed(0)
+    for batch in batches_of(task, count):
+        given = to_device(batch, device)
+        for _ in range(probes):
+
+            def along(given: Any = given) -> Tensor:
+                answers = task.forward(model, given).float()
+                signs = torch.randint(0, 2, answers.shape, generator=draw).to(answers) * 2 - 1
+                return (answers * signs).flatten(1).sum(1).mean()
+
+            yield along
+
+
 def closeness(model: nn.Module, task: Task, count: int) -> Callable[[], float]:
     """Return what says how near the answers to the same train batches are to those given now, at most 0.
 

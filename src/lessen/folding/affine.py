@@ -138,14 +138,14 @@ def _shares(flow: Flow, path: str, steps: list[Step]) -> bool:
 @torch.no_grad()
 def _stepped(flow: Flow, step: Step, maps: dict[int, Map]) -> Map | None:
     """Return what a step makes of maps and fixed values, or None where it is not linear."""
-    arguments = [*step.arguments, *step.keywords.values()]
     if step.name in PASSING:
         return maps.get(step.reads[0])
     if step.name == "linear":
         return _linear(flow, step, maps)
-    if len(arguments) != 2:  # scaled sums say their scale in a third
+    arguments = _named(step, "input", "other")
+    if arguments is None:  # scaled sums say their scale in a third
         return None
-    first, second = (_side(flow, value, maps) for value in arguments)
+    first, second = (_side(flow, arguments.get(name), maps) for name in ("input", "other"))
     if step.name in TAKING_FROM:
         return _sum(second, first, -1.0)
     if step.name in ADDING or step.name in TAKING:
@@ -160,6 +160,12 @@ def _stepped(flow: Flow, step: Step, maps: dict[int, Map]) -> Map | None:
     return None
 
 
+def _named(step: Step, *names: str) -> dict[str, Any] | None:
+    """Return what a step was told, by name, or None if it was told more than `names`."""
+    found = {**dict(zip(names, step.arguments, strict=False)), **step.keywords}
+    return found if len(step.arguments) <= len(names) and set(found) <= set(names) else None
+
+
 def _side(flow: Flow, value: Any, maps: dict[int, Map]) -> Map | Tensor | float | None:
     if isinstance(value, Tensor):
         return maps.get(flow.number_of(value), value)
@@ -167,12 +173,13 @@ def _side(flow: Flow, value: Any, maps: dict[int, Map]) -> Map | Tensor | float 
 
 
 def _linear(flow: Flow, step: Step, maps: dict[int, Map]) -> Map | None:
-    x, weight, bias = (*step.reads, None)[:3]
-    if x not in maps or weight in maps or bias in maps or weight is None:
+    arguments = _named(step, "input", "weight", "bias")
+    if arguments is None:
         return None
-    known = maps[x]
-    matrix = flow.tensor(weight)
-    shift = F.linear(known.shift, matrix, None if bias is None else flow.tensor(bias))
+    known, matrix, bias = (_side(flow, arguments.get(name), maps) for name in ("input", "weight", "bias"))
+    if not isinstance(known, Map) or not isinstance(matrix, Tensor) or matrix.dim() != 2 or isinstance(bias, Map):
+        return None
+    shift = F.linear(known.shift, matrix, bias if isinstance(bias, Tensor) else None)
     return Map(F.linear(known.matrix, matrix), shift, known.products | {(step.index, matrix.numel())})
 
 

@@ -101,7 +101,8 @@ class Flow:
         """Run the model once and return what flowed; the model is in eval mode."""
         flow = cls(model)
         with _Recorder(flow), flow._watching():
-            answer = model(*call[0], **call[1])
+            own = copied_call(call)
+            answer = model(*own[0], **own[1])
         flow.returned = frozenset(flow._numbers[id(leaf)] for leaf in leaves(answer) if id(leaf) in flow._numbers)
         return flow
 
@@ -210,13 +211,17 @@ class Flow:
                 self.given[path] = tuple(arguments)
                 self._stack.append(path)
 
-        def leave(module: nn.Module, _arguments: Any, answer: Any) -> None:
+        def leave(module: nn.Module, arguments: Any, keywords: dict[str, Any], answer: Any) -> None:
             path = paths.get(module)
             if path is not None:
+                self.given[path] = (*arguments, *keywords.values())  # only here does torch tell the keywords
                 self.answers[path] = answer
                 self._stack.pop()
 
-        handles = [hooks.register_module_forward_pre_hook(enter), hooks.register_module_forward_hook(leave)]
+        handles = [
+            hooks.register_module_forward_pre_hook(enter),
+            hooks.register_module_forward_hook(leave, with_kwargs=True),
+        ]
         try:
             yield
         finally:
@@ -294,6 +299,12 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if type(value) in (list, tuple):
         return type(value)(mapped(item, change) for item in value)
     return value
+
+
+def copied_call(call: Call) -> Call:
+    """Return a call of its own tensors: a model may write over what it is given."""
+    made: Call = mapped(call, lambda leaf: leaf.clone())
+    return made
 
 
 def first_rows(call: Call, rows: int) -> Call:

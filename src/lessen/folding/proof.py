@@ -8,16 +8,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lessen.folding.flow import Call, first_rows, leaves, mapped
+from lessen.folding.flow import Call, copied_call, first_rows, leaves, mapped
 
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 """Largest difference that counts as rounding, relative to the largest answer, by the precision computed in."""
 
 
 def more_calls(calls: Sequence[Call], generator: torch.Generator, drawn: int = 2) -> list[Call]:
-    """Return the calls, each with fewer rows too, and drawn ones: floats of three times the size, ids dealt anew.
+    """Return the calls, each with fewer rows too, drawn ones, and the first in other lengths.
 
-    Drawn ids are of the given ones, by position of the last axis, so that they stay inside their tables.
+    Drawn floats are of three times the size; drawn ids are of the given ones, by position of the last axis, so that
+    they stay inside their tables. What a part makes of a length that it is told shows in a call of another length.
     """
     found = list(calls)
     for call in calls:
@@ -26,13 +27,17 @@ def more_calls(calls: Sequence[Call], generator: torch.Generator, drawn: int = 2
             found.append(first_rows(call, min(rows) // 2))
     for _ in range(drawn):
         found += [mapped(call, lambda leaf: _drawn(leaf, generator)) for call in calls]
-    return found
+    return found + [other for axis in (0, 1, -1) if (other := _resized(calls[0], axis)) is not None]
 
 
 @torch.no_grad()
 def answers(model: nn.Module, calls: Sequence[Call]) -> list[list[Tensor]]:
     """Return the tensors that a model answers to each call."""
-    return [[leaf.detach().clone() for leaf in leaves(model(*_copied(call)[0], **_copied(call)[1]))] for call in calls]
+    found = []
+    for call in calls:
+        arguments, keywords = copied_call(call)
+        found.append([leaf.detach().clone() for leaf in leaves(model(*arguments, **keywords))])
+    return found
 
 
 def error(found: Sequence[Sequence[Tensor]], expected: Sequence[Sequence[Tensor]]) -> float:
@@ -69,6 +74,28 @@ def _difference(a: Tensor, b: Tensor) -> float:
     return float((one - other).abs().max() / other.abs().max().clamp(min=1e-30))
 
 
+def _resized(call: Call, axis: int) -> Call | None:
+    """Return a call of another length, or None: half of it, or twice a length of 1.
+
+    The length is that of an axis of the first tensor that has one besides rows; all axes of the same length are its
+    own, as those of a mask are, except that rows are rows.
+    """
+    first = next((leaf for leaf in leaves(call) if leaf.dim() > axis % 3), None)
+    if first is None or not first.numel():
+        return None
+    side = first.shape[axis]
+
+    def change(leaf: Tensor) -> Tensor:
+        axes = range(1) if axis == 0 else range(1, leaf.dim())
+        for one in axes:
+            if one < leaf.dim() and leaf.shape[one] == side:
+                leaf = leaf.narrow(one, 0, side // 2) if side > 1 else torch.cat([leaf, leaf], one)
+        return leaf
+
+    made: Call = mapped(call, change)
+    return made
+
+
 def _drawn(leaf: Tensor, generator: torch.Generator) -> Tensor:
     if leaf.is_floating_point():
         size = leaf.detach().double().std(correction=0).nan_to_num().item() if leaf.numel() else 0.0
@@ -80,9 +107,3 @@ def _drawn(leaf: Tensor, generator: torch.Generator) -> Tensor:
     turned = leaf.roll(1, 0).clone()
     turned[..., ::2] = leaf[order][..., ::2]
     return turned
-
-
-def _copied(call: Call) -> Call:
-    """Return a call of its own tensors: a model may write over what it is given."""
-    made: Call = mapped(call, lambda leaf: leaf.clone())
-    return made

@@ -19,6 +19,8 @@ from lessen.folding.fold import Fold, Found
 from lessen.folding.proof import answers, bound_of, error, more_calls
 
 ROUNDS = 50
+ROUNDINGS = 100
+"""Times the bound that answers may move when what was folded in float64 is rounded to the model's own precision."""
 LIBRARIES = ("transformers.", "timm.", "torchvision.")
 Leave = Callable[[str], str | None]
 SEARCHES = (norms.find, branches.find, chains.find, units.find, affine.find)
@@ -60,7 +62,11 @@ def fold(model: nn.Module, calls: Sequence[Call], generator: torch.Generator, le
         found = _fold_all(prover, served)
         result = _narrowed(model, found.folds, prover.model) if wide else prover.model
         last = _Prover(plainly_copied(model), more_calls(list(calls), generator, 0), leave)
-        last.replace_with(result)
+        if not last.replace_with(result):  # a part keeps what it worked out of weights at its first call
+            found.kept = {
+                each.path: "folding it changes an answer in the model's own precision" for each in found.folds
+            }
+            found.folds = []
         for search in (tensors.doubles, tensors.long_floats):
             more = search(last.model)
             last.take(more, found)
@@ -115,10 +121,17 @@ class _Prover:
         except Exception:  # whatever a user's forward raises for a part that is gone
             return float("inf")
 
-    def replace_with(self, model: nn.Module) -> None:
-        """Go on with a model that was folded in another precision; rounding may differ by that of its own."""
+    def replace_with(self, model: nn.Module) -> bool:
+        """Go on with a model that was folded in another precision; rounding may differ by that of its own.
+
+        Returns:
+            False if it differs by more, and nothing was done.
+        """
+        if self.differs(model) > ROUNDINGS * self.bound:
+            return False
         self.model = model
         self.expected = answers(model, self.calls)
+        return True
 
     def take(self, found: Found, into: Folded) -> int:
         """Apply all folds, or one by one where together they change an answer; return how many were kept."""
@@ -216,15 +229,21 @@ def _narrowed(model: nn.Module, folds: Sequence[Fold], wide: nn.Module) -> nn.Mo
 
     What the wide copy noted while it ran, such as caches that are no buffers, is in float64 and stays behind.
     """
-    kinds = {name: tensor.dtype for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    kinds = {name: tensor.dtype for name, tensor in _named(model)}
     floats = [kind for kind in kinds.values() if kind.is_floating_point]
     common = max(set(floats), key=floats.count) if floats else torch.float32
     made = plainly_copied(model)
     for each in folds:
         each.apply(made)
-    values = {**dict(wide.named_parameters()), **dict(wide.named_buffers())}
+    values = dict(_named(wide))
     _retype(made, lambda name, _tensor: values[name].detach().to(kinds.get(name, common)).clone())
     return made
+
+
+def _named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield parameters and buffers by all of their names."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
 
 
 @torch.no_grad()
@@ -238,7 +257,8 @@ def _retype(model: nn.Module, change: Callable[[str, Tensor], Tensor]) -> None:
         for own, buffer in module.named_buffers(recurse=False):
             if buffer.is_floating_point():
                 name = f"{path}.{own}" if path else own
-                made.setdefault(id(buffer), change(name, buffer))
+                if id(buffer) not in made:
+                    made[id(buffer)] = change(name, buffer)
                 setattr(module, own, made[id(buffer)])
 
 

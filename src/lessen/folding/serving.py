@@ -4,7 +4,8 @@
     layers(table(id)) -> vector        a table, and layers after it that nothing else reaches
 
 Source: the serving form of CLHE (Ma et al. 2024, arXiv 2310.18770). The answers must not take more numbers than what
-gave them, and each row is asked for in two places of a batch: what depends on its neighbours is no table.
+gave them, and each row is asked for twice, in other places beside other rows: what depends on its neighbours is no
+table. Nor is what answers ids that the table would refuse, as a module does that wraps, cuts off or counts its ids.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from lessen.architectures.intake import copied
 from lessen.architectures.replaceable import watched_by_others
 from lessen.folding.flow import PASSING, Flow, Step, fixed_values
 from lessen.folding.fold import Fold, Found, put, ready
@@ -47,21 +49,23 @@ def _told_ids(flow: Flow, path: str) -> bool:
 
 def _of_ids(flow: Flow, path: str, fixed: set[int], found: Found) -> bool:
     module, ids, answer = flow.modules[path], flow.given[path][0], flow.answers[path]
-    rows = [flow.tensor(step.reads[0] if step.name != "embedding" else _table(flow, step)).shape[0]
-            for step in _steps(flow, path) if step.name in LOOKING_UP and set(step.reads) & fixed]  # fmt: skip
+    looks = [step for step in _steps(flow, path) if step.name in LOOKING_UP and len(step.reads) > 1]
+    tables = [_table(flow, step) if step.name == "embedding" else step.reads[0] for step in looks]
+    rows = [flow.tensor(value).shape[0] for value in tables if value in fixed]
     if not rows or answer.dim() != ids.dim() + 1 or answer.shape[:-1] != ids.shape or not ids.numel():
         return False
     every = torch.arange(min(rows), device=ids.device, dtype=ids.dtype)
-    table = _asked(module, every, ids, answer)
-    reason = _watched(module) or _dearer(table, _numbers(module), "it has")
+    dearer = _dearer(len(every), answer.shape[-1], _numbers(module), "it has")
+    table = _asked(module, every[:CHUNK] if dearer else every, ids, answer)
     if table is None:
         return False
+    reason = _watched(module) or dearer or _wider(module, len(every), ids)
     if reason:
         found.kept[path] = reason
         return False
 
     def apply(model: nn.Module) -> None:
-        put(model, path, _as_table(table))
+        put(model, path, _as_table(table, model.get_submodule(path)))
 
     found.folds.append(Fold("serving table", path, "", apply))
     return True
@@ -87,16 +91,18 @@ def _after_a_table(flow: Flow, path: str, fixed: set[int], found: Found) -> None
     module, given, answer = flow.modules[after], flow.answers[path], flow.answers[after]
     if answer.shape[:-1] != given.shape[:-1] or not given.numel():
         return
-    rows = _asked(module, table.weight.detach(), given, answer)
+    every, own = table.weight.detach(), table.weight.numel() + _numbers(module)
+    dearer = _dearer(len(every), answer.shape[-1], own, "table and layers have")
+    rows = _asked(module, every[:CHUNK] if dearer else every, given, answer)
     if rows is None:
         return
-    reason = _watched(module) or _dearer(rows, table.weight.numel() + _numbers(module), "table and layers have")
+    reason = _watched(module) or dearer
     if reason:
         found.kept[f"{path} and {after}"] = reason
         return
 
     def apply(model: nn.Module) -> None:
-        put(model, path, _as_table(rows))
+        put(model, path, _as_table(rows, model.get_submodule(path)))
         put(model, after, nn.Identity())
 
     found.folds.append(Fold("serving table", after, path, apply))
@@ -118,8 +124,11 @@ def _only_reader(flow: Flow, readers: list[Step], fixed: set[int]) -> str | None
     return None
 
 
-def _as_table(rows: Tensor) -> nn.Embedding:
-    return nn.Embedding(rows.shape[0], rows.shape[1], _weight=rows.clone())
+def _as_table(rows: Tensor, old: nn.Module) -> nn.Embedding:
+    """Return the table of `rows`; the forward around it may ask it for the padding row of the `old` module."""
+    padding = getattr(old, "padding_idx", None)
+    padding = padding if isinstance(padding, int) else None
+    return nn.Embedding(rows.shape[0], rows.shape[1], padding_idx=padding, _weight=rows.clone())
 
 
 # -- both ---------------------------------------------------------------------------------------------------------
@@ -149,22 +158,44 @@ def _asked(module: Callable[[Tensor], Tensor], every: Tensor, seen: Tensor, said
         seen: what it was told, [*] or [*,in].
         said: what it answered, [*,width].
     """
-    row, axes = every.shape[1:], said.dim() - 1
-    ones = (1,) * (axes - 1)
+    row, ones = every.shape[1:], (1,) * (said.dim() - 2)
+
+    def ask(rows: Tensor, *sides: int) -> Tensor:
+        return module(rows.reshape(*sides, *row).clone()).reshape(len(rows), -1)  # it may write over its rows
+
     try:
-        first = said.reshape(-1, said.shape[-1])[:1]
-        if not _close(module(seen.reshape(-1, *row)[:1].reshape(1, *ones, *row)).reshape(1, -1), first):
+        if not _close(ask(seen.reshape(-1, *row)[:1], 1, *ones), said.reshape(-1, said.shape[-1])[:1]):
             return None
-        chunks = []
-        for rows in torch.split(every, CHUNK):
-            answer = module(rows.reshape(len(rows), *ones, *row)).reshape(len(rows), -1)
-            other = module(rows.flip(0).reshape(*ones, len(rows), *row)).reshape(len(rows), -1)
-            if not _close(other.flip(0), answer):
+        found = torch.cat([ask(rows, len(rows), *ones) for rows in torch.split(every, CHUNK)])
+        order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0)).to(every.device)
+        for part in torch.split(order, CHUNK):
+            twice = torch.cat([part, part[: len(part) // 2 + 1]])  # rows that stand there again may count for more
+            if not _close(ask(every[twice], *ones, len(twice)), found[twice]):
                 return None
-            chunks.append(answer)
     except Exception:  # whatever a user's forward raises for rows without their neighbours
         return None
-    return torch.cat(chunks).detach()
+    return found.detach()
+
+
+@torch.no_grad()
+def _wider(module: nn.Module, rows: int, seen: Tensor) -> str:
+    """Return that a module answers ids beside its rows, which a table would not, or "".
+
+    A copy on the processor is asked: an id out of range there raises, and takes no accelerator with it.
+    """
+    here = copied(module).cpu()
+
+    def answered(number: int) -> bool:
+        try:
+            here(torch.full((1,) * seen.dim(), number, dtype=seen.dtype))
+        except Exception:  # IndexError of torch's look-ups, and what a user's forward raises for an id it does not know
+            return False
+        return True
+
+    if not answered(0):
+        return "it cannot be asked on the processor which ids it refuses"
+    beside = next((number for number in (-1, rows) if answered(number)), None)
+    return "" if beside is None else f"it answers id {beside} too, which a table of {rows:,} rows would refuse"
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
@@ -184,7 +215,7 @@ def _watched(module: nn.Module) -> str:
     return next((reason for part in module.modules() if (reason := watched_by_others(part))), "")
 
 
-def _dearer(table: Tensor | None, own: int, whose: str) -> str:
-    if table is None or table.numel() <= own:
+def _dearer(rows: int, width: int, own: int, whose: str) -> str:
+    if rows * width <= own:
         return ""
-    return f"answers to all {len(table):,} ids take {table.numel():,} numbers, {whose} {own:,}"
+    return f"answers to all {rows:,} ids take {rows * width:,} numbers, {whose} {own:,}"

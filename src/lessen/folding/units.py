@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lessen.folding.flow import Flow, Step
+from lessen.folding.flow import Call, Flow, Step, mapped
 from lessen.folding.fold import Fold, Found, layer_of, put
 from lessen.folding.norms import pads, set_bias
 
@@ -62,10 +62,17 @@ def _before(flow: Flow, path: str) -> tuple[str, Activation] | None:
 
     def activation(values: Tensor) -> Tensor:
         for step in reversed(functions):
-            values = step.function(values.clone(), *step.arguments[1:], **step.keywords)
+            arguments, keywords = _told(step, values.clone())
+            values = step.function(*arguments, **keywords)
         return values
 
     return before, activation
+
+
+def _told(step: Step, values: Tensor) -> Call:
+    """Return what a step was told, with `values` for the one tensor, which may come by name."""
+    made: Call = mapped((step.arguments, dict(step.keywords)), lambda _leaf: values)
+    return made
 
 
 def spare(first: Any, second: Any, activation: Activation) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -29,9 +29,9 @@ class LosslessFold(ModuleMethod):
 
     What reads what is seen in one pass in eval mode, by the calls of torch functions, not guessed from the order of
     the modules. Each fold is made on a float64 copy where the model can run in float64, and is kept only if all answers
-    stay: to the inputs of the task, to parts of their batches, and to drawn ones. Parts that are called more than once,
-    shared, hooked or parametrised stay as they are. Afterwards the model serves; batch norms that are gone cannot be
-    trained any more.
+    stay: to the inputs of the task, to parts of them, to drawn ones and to other lengths. Parts that are called more
+    than once, shared, hooked or parametrised stay as they are. Afterwards the model serves; batch norms that are gone
+    cannot be trained any more.
     """
 
     card = Card(

@@ -19,7 +19,16 @@ from lessen.retrieval.exact import nearest, recall, shares
 from lessen.retrieval.folder import IndexFolder
 from lessen.retrieval.forms import parse_form
 
-FORMS = ["flat", "int8", "bits4", "bits1+int8", "pq:groups=8", "pca:kept=16+bits2+flat", "truncate:kept=16"]
+FORMS = [
+    "flat",
+    "int8",
+    "bits4",
+    "bits1+int8",
+    "pq:groups=8",
+    "pca:kept=16+bits2+flat",
+    "truncate:kept=16",
+    "flat+flat",
+]
 
 
 def drawn(rows, dim=32, seed=0):
@@ -133,6 +142,16 @@ def test_queries_are_checked_and_zero_vectors_have_products(tmp_path, index):
     dots = IndexFolder.create(tmp_path / "dots", "int8", drawn(10), metric="dot")
     dots.add(["none"], torch.zeros(1, 32))
     assert dots.search(torch.ones(1, 32), 1)[0].scores == [0.0]
+
+
+def test_vectors_whose_products_leave_float32_are_refused_where_products_count(tmp_path):
+    dots = IndexFolder.create(tmp_path / "dots", "bits4", drawn(10), metric="dot")
+    dots.add(["long"], drawn(1) * 1e16)
+    assert dots.search(drawn(1), 1)[0].ids == ["long"]
+    with pytest.raises(DataError, match=r"row 1 \(id 'b'\) is longer than 1e\+18 \(1 of 2 are\).*scale the vectors"):
+        dots.add(["a", "b"], drawn(2) * torch.tensor([[1.0], [1e37]]))
+    with pytest.raises(DataError, match="queries: row 0 is longer"):
+        dots.search(drawn(1) * 1e30, 1)
 
 
 def test_an_id_that_is_absent_removes_nothing(index):

@@ -55,6 +55,15 @@ def test_exact_search_is_maxsim_over_what_is_held_and_candidates_are_rescored(tm
     )
 
 
+@pytest.mark.parametrize(("tokens", "size"), [("float16", 1e5), ("int8", 1e19), ("float32", 1e30)])
+def test_numbers_that_no_search_could_read_are_refused_before_they_are_acknowledged(tmp_path, tokens, size):
+    sets = drawn(20)
+    index = made(tmp_path / "i", sets, tokens)
+    with pytest.raises(DataError, match=f"document 'large' holds a number of size .* {tokens} tokens hold .* scale"):
+        index.add(["large"], [torch.full((2, DIM), size)], {"digest": "a", "name": "e"})
+    assert len(MultiFolder.open(tmp_path / "i").search(sets[:1], 20)[0].ids) == 20
+
+
 def test_what_is_removed_is_not_found_and_files_are_tidied(tmp_path):
     sets = drawn(120)
     index = made(tmp_path / "i", sets[:60])

@@ -14,6 +14,8 @@ Metric = Literal["cosine", "dot"]
 
 SQUARED = 1e-16
 """Length below which the squares of a vector's numbers lose precision in float32."""
+LONGEST = 1e18
+"""Length above which products of two vectors may leave float32, and a document would be found by no query."""
 
 
 def checked(
@@ -22,7 +24,7 @@ def checked(
     """Return float32 vectors [n, dim] as an index holds them: of length 1 where cosines count.
 
     Raises:
-        DataError: they are of another width, or one is zero and cosines count.
+        DataError: they are of another width, one is zero and cosines count, or too long and products do.
         NonFiniteError: one holds NaN or infinity.
     """
     if vectors.dim() != 2 or vectors.shape[1] != dim:
@@ -36,6 +38,12 @@ def checked(
             "leave it out or encode it again"
         )
     if metric == "dot":
+        long = ~(vectors.double().norm(dim=1) <= LONGEST)
+        if bool(long.any()):
+            raise DataError(
+                f"{what}: {_first(long, names)} is longer than {LONGEST:.0e} ({int(long.sum())} of {len(long)} are), "
+                "and its products would be beyond float32; scale the vectors"
+            )
         return vectors
     largest = vectors.abs().amax(dim=1, keepdim=True)
     zero = largest[:, 0] == 0

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lessen.errors import ArtifactError, ConfigError, DataError, LessenError, NonFiniteError
 from lessen.retrieval import token_rows
+from lessen.retrieval.checks import LONGEST
 from lessen.retrieval.folder import Found, IndexFolder
 from lessen.retrieval.maxsim import Screen, checked_query, rescore, search
 from lessen.retrieval.muvera import Encoder, Encoding
@@ -97,14 +98,16 @@ class MultiFolder:
         """Add documents, float [tokens, dim] each; when this returns, they stay. Return how many were new.
 
         Raises:
-            DataError: a document is empty or of another width, or see `IndexFolder.add`. NonFiniteError, ConfigError,
-            OutputError: see there.
+            DataError: a document is empty, of another width or holds too large a number, or see `IndexFolder.add`.
+            NonFiniteError, ConfigError, OutputError: see there.
         """
         if len(ids) != len(sets):
             raise DataError(f"{len(ids)} ids for {len(sets)} documents; give each document one")
         if not sets:
             return 0
-        vectors = self._encoder.documents(token_sets(sets, self.encoding.dim, ids))
+        ready = token_sets(sets, self.encoding.dim, ids)
+        self._check_sizes(ids, sets)
+        vectors = self._encoder.documents(ready)
         return self.index.add(ids, vectors, encoder, there, sets)
 
     def remove(self, ids: Sequence[str]) -> None:
@@ -155,6 +158,17 @@ class MultiFolder:
         chosen = places[:: max(1, len(places) // count)][:count]
         sets = [token_rows.opened(self.index.parts[n].tensors, row)[:OPENING] for n, row in chosen]
         return self.index.names(chosen), sets
+
+    def _check_sizes(self, ids: Sequence[str], sets: Sequence[Tensor]) -> None:
+        """Refuse numbers that would be infinite as they are held, which no search could read. Raises DataError."""
+        most = float(torch.finfo(torch.float16).max) if self.held == "float16" else LONGEST
+        for name, one in zip(ids, sets, strict=True):
+            largest = float(one.abs().max())
+            if largest > most:
+                raise DataError(
+                    f"document {name!r} holds a number of size {largest:.1e}, and {self.held} tokens hold {most:.1e} "
+                    "at most; scale the vectors" + ("" if most == LONGEST else ", or build an index of float32 tokens")
+                )
 
     def _screen(self, number: int) -> Screen:
         part = self.index.parts[number]

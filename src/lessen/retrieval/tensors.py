@@ -17,7 +17,12 @@ def save(folder: Path, name: str, tensors: Mapping[str, Tensor], without: Sequen
     """Write tensors to a new file and sync it; return its name, bytes and SHA-256. Raises OutputError."""
     from safetensors.torch import save as serialise
 
-    raw = serialise({key: tensor.contiguous() for key, tensor in tensors.items() if key not in without})
+    own: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        if key not in without:
+            seen = any(tensor.data_ptr() == other.data_ptr() for other in own.values())
+            own[key] = tensor.clone() if seen else tensor.contiguous()  # two stages may hold the same vectors
+    raw = serialise(own)
     files.atomic_write(folder / name, raw)
     return {"name": name, "bytes": len(raw), "sha256": files.digest(raw)}
 

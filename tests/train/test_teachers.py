@@ -268,3 +268,10 @@ def test_a_module_or_a_folder_is_opened(tmp_path: Path) -> None:
     assert given["model.layers.0"].shape == (2, 7, 16)
     with pytest.raises(ConfigError, match=str(tmp_path / "none")):
         open_teacher(tmp_path / "none")
+
+
+@pytest.mark.parametrize(("answer", "said"), [((torch.ones(4, 3),), "tuple"), (None, "NoneType")])
+def test_a_teacher_whose_forward_gives_no_tensor_is_refused(answer, said):
+    teacher = Teacher(net(), lambda _model, _batch: answer)
+    with pytest.raises(TaskError, match=f"forward gives {said} for the teacher, a Net; let it return the one tensor"):
+        teacher((torch.ones(4, 6), torch.zeros(4, dtype=torch.int64)))

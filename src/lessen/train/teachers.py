@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lessen.architectures.loading import load_host
-from lessen.errors import ConfigError, NonFiniteError
+from lessen.errors import ConfigError, NonFiniteError, TaskError
 from lessen.log import SILENT, Log
 from lessen.train.device import device_of, to_device
 from lessen.train.hooks import Hook
@@ -86,12 +86,21 @@ class Teacher:
         return {name: to_device(tensor, _device(batch)) for name, tensor in found.items()}
 
     def ask(self, batch: Any) -> Outputs:
-        """Return the outputs for a batch, on its device, past the cache. Raises NonFiniteError, see above."""
+        """Return the outputs for a batch, on its device, past the cache.
+
+        Raises:
+            NonFiniteError: see above. TaskError: the task's forward gives no tensor for the teacher.
+        """
         taps = Taps(self.model, self.taps, _nothing, training_only=False)
         device = device_of(self.model)
         try:
             with torch.no_grad(), torch.autocast(device.type, enabled=False), evaluating(self.model):
                 main = self.forward(self.model, to_device(batch, device))
+            if not isinstance(main, Tensor):
+                raise TaskError(
+                    f"the task's forward gives {type(main).__name__} for the teacher, a {type(self.model).__name__}; "
+                    "let it return the one tensor that the student's answers are compared with"
+                )
             found = {OUTPUT: main, **{path: taps.caught[path] for path in self.taps if path in taps.caught}}
         finally:
             taps.remove()

@@ -314,3 +314,14 @@ def test_a_step_may_set_its_rate_and_its_time(shapes: Shapes, student: nn.Module
     still, _ = Recipe([KD(learning_rate=1e-9, epochs=1)]).apply(student, shapes)
     for a, b in zip(still.parameters(), student.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
+
+
+class NoModule(TaughtTableTask):
+    def teacher(self, seed):
+        return {"seed": seed}
+
+
+def test_a_teacher_that_is_no_module_is_named():
+    task = NoModule()
+    with pytest.raises(TaskError, match=r"kd: teacher\(seed\) of task .* gives dict; let it return a torch module"):
+        Recipe([KD(epochs=1)]).apply(task.build(), task)

@@ -96,7 +96,13 @@ class Taught(Trained):
             return master
         if isinstance(task, HasTeacher):
             context.findings["teacher"] = "the task's"
-            master = task.teacher(context.seed).to(context.device)
+            master = task.teacher(context.seed)
+            if not isinstance(master, nn.Module):
+                raise TaskError(
+                    f"{self.card.name}: teacher(seed) of task {task.name!r} gives {type(master).__name__}; let it "
+                    "return a torch module that answers the task's batches"
+                )
+            master = master.to(context.device)
             self._try(master, task)
             return master
         original = context.original

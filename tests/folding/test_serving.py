@@ -11,7 +11,7 @@ from torch import nn
 
 from lessen import artifact
 from lessen.folding.run import fold
-from tests.folding.serving_hosts import ISTA, Bundles, Crate, ItemEncoder, Prompted
+from tests.folding.serving_hosts import ISTA, Bundles, Crate, ItemEncoder, Prompted, tower
 
 
 def folded(model, *inputs):
@@ -60,6 +60,32 @@ def test_every_id_gets_the_answer_of_the_encoder():
     model = Bundles(30)
     found = folded(model, ids(4, 2, below=9))  # most ids are in no input that the fold sees
     torch.testing.assert_close(found.model.input_items.weight, model.input_items(torch.arange(30)))
+
+
+class Contents(nn.Module):
+    """Indexes its rows, which counts ids below zero from the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("content", torch.randn(30, 32))
+        self.layers = tower(32, 8)
+
+    def forward(self, x):
+        return F.normalize(self.layers(self.content[x]), dim=-1)
+
+
+def test_rows_that_are_indexed_still_count_from_the_end(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(Contents(), nn.LayerNorm(8))
+    found = folded(model, ids(4, 6, below=30))
+    assert [(each.kind, each.path) for each in found.folds] == [("serving table", "0")]
+    below = torch.tensor([[-1, -30, 3]])
+    torch.testing.assert_close(found.model(below), model(below))
+    for outside in (30, -31):
+        with pytest.raises(IndexError):
+            found.model(torch.tensor([[outside]]))
+    one, other = saved(found, model, tmp_path, below)
+    assert torch.equal(one, other)
 
 
 def test_prompts_and_the_tower_that_reads_them_leave_a_vector_a_class(tmp_path):

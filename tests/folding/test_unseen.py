@@ -185,7 +185,7 @@ def test_asking_a_part_about_all_rows_leaves_the_table_alone(rows, out):
 
 @pytest.mark.parametrize(
     ("of", "outside"),
-    [(lambda x: x % 20, -1), (lambda x: x.clamp(0, 19), -1), (lambda x: x // 2, 20), (lambda x: x.clamp(min=0), -1)],
+    [(lambda x: x % 20, 20), (lambda x: x.clamp(0, 19), -1), (lambda x: x // 2, 20), (lambda x: x.clamp(min=0), -1)],
 )
 def test_a_part_that_answers_ids_beside_its_rows_is_no_table(of, outside):
     torch.manual_seed(0)

@@ -47,6 +47,7 @@ from lessen.stored.tables.group_quantized import GroupQuantizedEmbedding
 from lessen.stored.tables.low_rank import LowRankEmbedding
 from lessen.stored.tables.mixed_width import MixedWidthEmbedding
 from lessen.stored.tables.selected_fields import SelectedFields
+from lessen.stored.tables.signed_ids import SignedIds
 from lessen.stored.tables.sparse_embedding import SparseEmbedding
 from lessen.stored.tables.tensor_train import TensorTrainEmbedding
 from lessen.stored.tables.tiered_embedding import TieredEmbedding, bare
@@ -358,6 +359,7 @@ OTHERS = {
     "half linear": (half_linear, lambda: (random(3, 12),)),
     "low rank delta": (low_rank_delta, lambda: (random(3, 12),)),
     "constant": (constant, lambda: (random(3, 12),)),
+    "signed ids": (lambda: SignedIds(7), lambda: (torch.tensor([3, -1, -7, 6]),)),
     "flat vectors": (flat_vectors, lambda: (random(3, 12),)),
     "int8 vectors": (int8_vectors, lambda: (random(3, 12),)),
     "rotated vectors": (rotated_vectors, lambda: (random(3, 12),)),

@@ -5,12 +5,14 @@
 
 Source: the serving form of CLHE (Ma et al. 2024, arXiv 2310.18770). The answers must not take more numbers than what
 gave them, and each row is asked for twice, in other places beside other rows: what depends on its neighbours is no
-table. Nor is what answers ids that the table would refuse, as a module does that wraps, cuts off or counts its ids.
+table. Nor is what answers ids that the table would refuse, as a module does that wraps, cuts off or counts its ids; ids
+below zero may count from the end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from lessen.architectures.intake import copied
 from lessen.architectures.replaceable import watched_by_others
 from lessen.folding.flow import PASSING, Flow, Step, fixed_values
 from lessen.folding.fold import Fold, Found, put, ready
+from lessen.stored.tables.signed_ids import SignedIds
 
 CHUNK = 1024
 """Rows that are asked for at once."""
@@ -34,11 +37,21 @@ def find(flow: Flow) -> Found:
     for path, module in flow.modules.items():
         if not path or path.startswith(inside) or flow.calls[path] != 1 or not isinstance(flow.answers[path], Tensor):
             continue
+        if _is_served(module):
+            inside = (*inside, f"{path}.")
+            continue
         if isinstance(module, nn.Embedding):
             _after_a_table(flow, path, fixed, found)
-        elif _told_ids(flow, path) and _reads_only(flow, path, fixed) and _of_ids(flow, path, fixed, found):
+            continue
+        folds = _told_ids(flow, path) and _reads_only(flow, path, fixed) and _of_ids(flow, path, fixed, found)
+        if folds:
             inside = (*inside, f"{path}.")
     return found
+
+
+def _is_served(module: nn.Module) -> bool:
+    """Tell whether a module is what an earlier round made."""
+    return isinstance(module, nn.Sequential) and len(module) > 0 and isinstance(module[0], SignedIds)
 
 
 # -- a module told ids --------------------------------------------------------------------------------------------
@@ -59,13 +72,15 @@ def _of_ids(flow: Flow, path: str, fixed: set[int], found: Found) -> bool:
     table = _asked(module, every[:CHUNK] if dearer else every, ids, answer)
     if table is None:
         return False
-    reason = _watched(module) or dearer or _wider(module, len(every), ids)
+    signed, wider = _beside(module, len(every), ids)
+    reason = _watched(module) or dearer or wider
     if reason:
         found.kept[path] = reason
         return False
 
     def apply(model: nn.Module) -> None:
-        put(model, path, _as_table(table, model.get_submodule(path)))
+        made: nn.Module = _as_table(table, model.get_submodule(path))
+        put(model, path, nn.Sequential(SignedIds(len(every)), made) if signed else made)
 
     found.folds.append(Fold("serving table", path, "", apply))
     return True
@@ -178,24 +193,26 @@ def _asked(module: Callable[[Tensor], Tensor], every: Tensor, seen: Tensor, said
 
 
 @torch.no_grad()
-def _wider(module: nn.Module, rows: int, seen: Tensor) -> str:
-    """Return that a module answers ids beside its rows, which a table would not, or "".
+def _beside(module: nn.Module, rows: int, seen: Tensor) -> tuple[bool, str]:
+    """Return whether ids below zero count from the end, and why no table answers as the module does, or "".
 
     A copy on the processor is asked: an id out of range there raises, and takes no accelerator with it.
     """
     here = copied(module).cpu()
 
-    def answered(number: int) -> bool:
+    def answer(number: int) -> Any:
         try:
-            here(torch.full((1,) * seen.dim(), number, dtype=seen.dtype))
+            return here(torch.full((1,) * seen.dim(), number, dtype=seen.dtype))
         except Exception:  # IndexError of torch's look-ups, and what a user's forward raises for an id it does not know
-            return False
-        return True
+            return None
 
-    if not answered(0):
-        return "it cannot be asked on the processor which ids it refuses"
-    beside = next((number for number in (-1, rows) if answered(number)), None)
-    return "" if beside is None else f"it answers id {beside} too, which a table of {rows:,} rows would refuse"
+    if answer(0) is None:
+        return False, "it cannot be asked on the processor which ids it refuses"
+    first, last = answer(-rows), answer(-1)
+    signed = first is not None and last is not None and _close(first, answer(0)) and _close(last, answer(rows - 1))
+    outside = (rows, -rows - 1) if signed else (-1, rows)
+    beside = next((number for number in outside if answer(number) is not None), None)
+    return signed, "" if beside is None else f"it answers id {beside} too, which a table of {rows:,} rows would refuse"
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

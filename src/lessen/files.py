@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -22,9 +23,10 @@ from typing import Any, BinaryIO
 
 import yaml
 
-from lessen.errors import ArtifactError, ConfigError, OutputError
+from lessen.errors import ArtifactError, ConfigError, LessenError, OutputError
 
 TEMPORARY = ".lessen-tmp-"
+_REFUSED = re.compile(r"\(os error (\d+)\)")
 MAX_TEXT_BYTES = 1 << 20
 MAX_DEPTH = 32
 
@@ -67,11 +69,18 @@ def _temporary(path: Path) -> Path:
 
 @contextmanager
 def writing(what: Path) -> Iterator[None]:
-    """Turn the operating system's refusals into one OutputError that names `what`."""
+    """Turn the operating system's refusals into one OutputError that names `what`.
+
+    Those met by libraries in Rust (safetensors, tokenizers) too, which are exceptions of their own with the number in
+    the text.
+    """
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except Exception as error:
+        found = None if isinstance(error, (OSError, LessenError)) else _REFUSED.search(str(error))
+        if not isinstance(error, OSError) and found is None:
+            raise
+        reason = os.strerror(int(found[1])) if found else getattr(error, "strerror", None) or str(error)
         raise OutputError(f"cannot write {what}: {reason}; free space or choose another place") from error
 
 
@@ -305,6 +314,9 @@ def finite(value: Any) -> Any:
     return value
 
 
+STARRED = "write the value out, or put a glob that begins with a star between quotes"
+
+
 class _StrictLoader(yaml.SafeLoader):
     """Safe YAML without aliases or duplicate keys, and of bounded depth."""
 
@@ -313,7 +325,7 @@ class _StrictLoader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise ConfigError(f"line {mark.line + 1}: YAML aliases are not accepted; write the value out")
+            raise ConfigError(f"line {mark.line + 1}: YAML aliases are not accepted; {STARRED}")
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise ConfigError(f"nested deeper than {MAX_DEPTH} levels")
@@ -347,6 +359,8 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or str(error)
+        if getattr(error, "context", None) == "while scanning an alias":
+            problem = f"a value begins with a star; {STARRED}"
         raise ConfigError(f"{where}:{line} not valid YAML: {problem}") from error
 
 

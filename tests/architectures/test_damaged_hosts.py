@@ -59,6 +59,18 @@ def test_a_head_that_is_tied_in_the_file_only_is_explained(tmp_path, capsys):
     assert '"tie_word_embeddings": true' in said
 
 
+@pytest.mark.parametrize(("changed", "said"), [({"num_attention_heads": 5}, "5"), ({"hidden_size": "64"}, "64")])
+def test_a_configuration_that_cannot_be_says_what_is_wrong_with_it(tmp_path, capsys, changed, said):
+    """transformers writes the reason in the lines below its first, which ends in a colon."""
+    folder = host_folder(tmp_path / "host")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changed))
+    found = refused(capsys, "generate", folder, "-p", "the cat").strip()
+    assert "config.json cannot be used" in found
+    assert said in found.partition("cannot be used")[2]
+    assert not found.endswith(":")
+
+
 def test_more_context_than_the_model_has_is_refused(tmp_path, capsys):
     folder = host_folder(tmp_path / "host")
     text = tmp_path / "t.txt"

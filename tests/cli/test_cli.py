@@ -330,3 +330,20 @@ def test_a_terminal_without_the_letter_still_gets_the_result():
     done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"\\u2265" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        ("*", "*"),
+        ("*.mlp.*", "*.mlp.*"),
+        ("[*.mlp.*, *.q_proj,head]", ["*.mlp.*", "*.q_proj", "head"]),
+        ("'*.mlp'", "*.mlp"),
+        ("['a,*b', \"*c\"]", ["a,*b", "*c"]),
+    ],
+)
+def test_a_glob_that_begins_with_a_star_needs_no_quotes(value, read):
+    """YAML takes a star for an alias, and globs over module paths begin with one more often than not."""
+    from lessen.cli.arguments import parse_call
+
+    assert parse_call(f"rtn:bits=4,only={value}", "--step") == ("rtn", {"bits": 4, "only": read})

@@ -162,6 +162,29 @@ def test_mistakes_are_one_line_with_status_two(tmp_path, capsys, name, said, com
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("absent", "no model at"),
+        ("hots", r"did you mean"),
+        ("empty", "holds no config.json"),
+        ("small", "is an artifact"),
+    ],
+)
+def test_a_text_for_what_is_no_host_says_what_is_there(tmp_path, capsys, name, said):
+    host("gpt2").save_pretrained(tmp_path / "host")
+    (tmp_path / "empty").mkdir()
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat")
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "manifest.json").write_text("{}")
+    (tmp_path / "small" / "structure.json").write_text("{}")
+    arguments = ["--step", "rtn", "--text", str(text), "--out", str(tmp_path / "out")]
+    status, _, err = run("compress", str(tmp_path / name), *arguments, capsys=capsys)
+    assert (status, len(err.strip().splitlines())) == (2, 1), err
+    assert said in err
+
+
 def test_layers_that_hugging_face_wrote_itself_go_through_too(tmp_path, capsys):
     """GPT-2's Conv1D is no layer of torch."""
     host("gpt2").save_pretrained(tmp_path / "host")

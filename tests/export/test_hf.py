@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 pytest.importorskip("transformers", reason="the [hf] extra is not installed")
@@ -97,6 +98,25 @@ def layer_codes(layer):
     from lessen.export.codes import coded
 
     return coded(layer)
+
+
+@pytest.mark.parametrize("library", ["safetensors", "tokenizers"])
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_disk_that_fills_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, dense, library):
+    """Libraries in Rust say it in exceptions of their own."""
+    words, full = byte_level(), "I/O error: No space left on device (os error 28)"
+    kind = SafetensorError if library == "safetensors" else Exception
+
+    def fails(*_, **__):
+        raise kind(full)
+
+    if library == "safetensors":
+        monkeypatch.setattr("safetensors.torch.serialize_file", fails)
+    else:
+        monkeypatch.setattr(type(words), "save_pretrained", fails)
+    with pytest.raises(OutputError, match=r"cannot write .*out: No space left on device; free space"):
+        export_hf(compact(language_model(), symmetric=True), words, tmp_path / "out", dense=dense)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_folder_cannot_hold_leaves_nothing(tmp_path):

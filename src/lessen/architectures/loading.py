@@ -234,8 +234,13 @@ def quiet(transformers: Any) -> Iterator[None]:
 
 
 def _line(error: object) -> str:
-    said = str(error).strip().split("\n")[0][:200]
-    return said or type(error).__name__
+    """Return what an error says in one line: its first, and those that a colon announces."""
+    said = ""
+    for one in str(error).split("\n"):
+        said = f"{said} {one.strip()}".strip()
+        if said and not said.endswith(":"):
+            break
+    return said[:300] or type(error).__name__
 
 
 # -- language models with their tokenizer ---------------------------------------------------------------------------

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _OWN = re.compile(r"([^:=,]+\.py:[A-Za-z_]\w*)(?::(.*))?$", re.DOTALL)
 """FILE.py:NAME, and what follows it."""
+_GLOB = re.compile(r"([\[,]\s*)(\*[^\s,\[\]'\"]*)")
+"""A glob within a list that begins with a star, which YAML would take for an alias."""
 Threads = Annotated[int, typer.Option("--threads", min=1, max=MAX_THREADS, help="torch threads.")]
 Device = Annotated[str, typer.Option("--device", help="Where models run: cpu, cuda, cuda:1, mps.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of everything that is drawn.")]
@@ -30,8 +32,6 @@ def parse_call(text: str, where: str) -> tuple[str, dict[str, Any]]:
     Raises:
         ConfigError: a part that is not key=value, or a key given twice.
     """
-    from lessen import files
-
     if is_own(text):
         return text, {}
     place = _OWN.match(text)
@@ -45,8 +45,17 @@ def parse_call(text: str, where: str) -> tuple[str, dict[str, Any]]:
             raise ConfigError(f"{where} {text!r}: {part!r} is not key=value")
         if key.strip() in values:
             raise ConfigError(f"{where} {text!r}: {key.strip()!r} is given twice")
-        values[key.strip()] = files.parse_yaml(value, f"{where} {text!r}")
+        values[key.strip()] = _value(value, f"{where} {text!r}")
     return name.strip(), values
+
+
+def _value(text: str, where: str) -> Any:
+    """Read the value of a key: YAML, in which a glob may begin with a star (`*.mlp.*`) without quotes."""
+    from lessen import files
+
+    if text.lstrip().startswith("*"):
+        return text.strip()
+    return files.parse_yaml(text if "'" in text or '"' in text else _GLOB.sub(r"\1'\2'", text), where)
 
 
 def _parts(text: str) -> Iterator[str]:

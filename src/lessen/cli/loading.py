@@ -52,7 +52,7 @@ def open_model(
     if name is not None and is_host_name(name):
         return _hosted(name, task, text, log)
     if text is not None:
-        raise ConfigError("--text belongs to a language model of your own; give this task its text as an option")
+        raise ConfigError(_no_text_for(name))
     judge = task_of(task) if task is not None else get_task(_task_of_artifact(name), "--task")
     if name is None:
         torch.manual_seed(0)
@@ -119,6 +119,17 @@ def _load(name: str, task: Task, seed: int, log: Log) -> nn.Module:
             "FILE.py:NAME, or the word 'reference' to train it"
         )
     return _from_weights(weights, task.build())
+
+
+def _no_text_for(name: str | None) -> str:
+    """Say why --text does not go with what was named."""
+    if name is not None and not is_own(name) and not Path(name).exists() and name != "reference":
+        return f"no model at {name!r}{neighbour(Path(name))}"
+    if name is not None and (Path(name) / artifact.MANIFEST).is_file():
+        return f"{name} is an artifact and names its task; for other text give --task language:text=FILE, not --text"
+    if name is not None and Path(name).is_dir():
+        return f"{name} holds no config.json, so it is no Hugging Face folder, which --text is for"
+    return "--text belongs to a language model of your own; give this task its text as an option"
 
 
 def _task_of_artifact(name: str | None) -> dict[str, Any]:

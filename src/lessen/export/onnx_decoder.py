@@ -80,7 +80,8 @@ def export_decoder(model: Any, path: Path, *, accuracy_level: int = 0) -> Writte
         raise MissingExtraError("onnx", error.name or "onnx", "exporting to ONNX") from error
     if not writes_decoder(model):
         raise ConfigError(
-            f"a {type(model).__name__} has no decoding graph here; known blocks: {', '.join(sorted(KNOWN))}"
+            f"a {type(model).__name__} has no decoding graph here; known blocks: {', '.join(sorted(KNOWN))}; "
+            "--to hf writes any family"
         )
     check_plain(model, "an ONNX graph")
     if accuracy_level != 4:

@@ -117,7 +117,35 @@ def find(
             sites.append(Site(tuple(paths), module))
         else:
             context.findings.setdefault("skipped", {})[paths[0] or "the model itself"] = reason
+    if nn.Linear in kinds:
+        _name_stacks(found, scope, context)
     return sites
+
+
+def _name_stacks(found: dict[nn.Module, list[str]], scope: Scope | None, context: Context) -> None:
+    """Say which modules hold stacks of matrices (experts), which are linear layers in all but class and stay.
+
+    They may be most of a model's weights, and no list of linear layers would name them.
+    """
+    skipped = context.findings.setdefault("skipped", {})
+    left, weights = [], 0
+    for module, paths in found.items():
+        stacks = [name for name, one in module.named_parameters(recurse=False) if one.dim() == 3 and min(one.shape) > 1]
+        if not stacks or type(module).__module__.startswith("torch.") or paths[0] in skipped:
+            continue
+        outside = scope.reason(paths) if scope is not None else None
+        skipped[paths[0]] = outside or f"holds stacks of matrices ({', '.join(stacks)}), which are no linear layers"
+        if outside is None:
+            left.append(paths[0])
+            weights += sum(module.get_parameter(name).numel() for name in stacks)
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        context.log.note(
+            f"{left[0]}{more}: {weights:,} weights in stacks of matrices (experts) stay as they are; linear layers are "
+            "taken alone"
+        )
+    if not skipped:
+        del context.findings["skipped"]
 
 
 def _inside(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> dict[nn.Module, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -155,8 +156,16 @@ def test_what_does_not_fit_is_refused(folder, text, tmp_path, tokenizer):
         task(folder, tmp_path / "none.txt").texts("test")
     llama(vocab=10).save_pretrained(tmp_path / "narrow")
     tokenizer.save_pretrained(tmp_path / "narrow")
-    with pytest.raises(DataError, match="gives token .* has 10 rows; they do not belong together"):
-        task(tmp_path / "narrow", text).texts("test")
+    with pytest.raises(ConfigError, match="ids up to 39, and the model has 10 rows; they do not belong together"):
+        task(tmp_path / "narrow", text).texts("test")  # though no text has one of them: nothing would generate from it
+    more = copy.deepcopy(tokenizer)
+    more.add_special_tokens({"additional_special_tokens": ["<more>"]})
+    llama(vocab=40).save_pretrained(tmp_path / "special")
+    more.save_pretrained(tmp_path / "special")
+    odd = tmp_path / "odd.txt"
+    odd.write_text("\n\n".join(["abc <more> def"] * 20))
+    with pytest.raises(DataError, match="gives token 40, and .* has 40 rows; they do not belong together"):
+        task(tmp_path / "special", odd, unit="paragraph").texts("test")
     with pytest.raises(ConfigError, match="no model folder"):
         task(tmp_path / "absent", text).build()
     with pytest.raises(ConfigError, match="did you mean 'window'"):

@@ -46,8 +46,8 @@ def family_of(config: Any) -> Family:
     found = FAMILIES.get(config.model_type)
     if found is None:
         raise ConfigError(
-            f"a {config.model_type} cannot be written as GGUF here; known: {', '.join(FAMILIES)}; --to hf and "
-            "--to onnx know more"
+            f"a model of type {config.model_type} cannot be written as GGUF here; known: {', '.join(FAMILIES)}; "
+            "--to hf writes any family"
         )
     return found
 

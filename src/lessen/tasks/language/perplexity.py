@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from lessen.architectures.context import CONTEXT_NAMES
 from lessen.architectures.folder import companions, read_folder
-from lessen.architectures.loading import SMOLLM2, build_host, host_folder, load_host, load_tokenizer
+from lessen.architectures.loading import (
+    SMOLLM2,
+    build_host,
+    check_vocabulary,
+    host_folder,
+    load_host,
+    load_tokenizer,
+)
 from lessen.costs import KEY_VALUES
 from lessen.data.text import NEWS, Unit, deal, documents
 from lessen.decoding.opening import opening
@@ -107,8 +114,15 @@ class LanguageTask(Task):
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The model's own tokenizer."""
-        return load_tokenizer(host_folder(self.options.model))
+        """The model's own tokenizer. Raises ConfigError: it has tokens that the model has no row for."""
+        found, rows = load_tokenizer(host_folder(self.options.model)), self._rows
+        if rows is not None:
+            check_vocabulary(found, rows)
+        return found
+
+    @property
+    def _rows(self) -> int | None:
+        return _number(read_folder(host_folder(self.options.model)).config, "vocab_size")
 
     def companions(self) -> Mapping[str, Path]:
         """Return the model's configuration and the files of its tokenizer."""
@@ -261,7 +275,7 @@ class LanguageTask(Task):
                 f"{self.options.text} gives {len(found)} {split} documents with a token to judge; at least two are "
                 f"needed ({len(self._texts)} documents in all: of every five one tests and one validates)"
             )
-        rows = _number(read_folder(host_folder(self.options.model)).config, "vocab_size")
+        rows = self._rows
         largest = max(int(ids.max()) for _, ids in found)
         if rows is not None and largest >= rows:
             raise DataError(

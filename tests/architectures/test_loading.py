@@ -19,6 +19,7 @@ from lessen.data.cache import cache_folder
 from lessen.decoding import load_model
 from lessen.errors import ConfigError, DataError, OutputError
 from lessen.files import atomic_folder
+from tiny_language import host_folder
 
 
 @pytest.fixture
@@ -351,3 +352,18 @@ def test_a_model_that_another_process_made_meanwhile_is_taken(tmp_path: Path) ->
 
     with pytest.raises(OutputError, match="already exists and is not empty"):
         _made_once(tmp_path / "half", blocked)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("family", ["Llama", "Gemma3", "GPT2"])
+def test_an_architecture_without_weights_is_that_of_a_loaded_model(tmp_path, family, dtype):
+    """A cast of the whole would round the rotary frequencies, which no file holds: an artifact would answer otherwise."""
+    host_folder(tmp_path / "host", family)
+    loaded, built = load_host(str(tmp_path / "host"), dtype), build_host(str(tmp_path / "host"), dtype)
+    assert torch.get_default_dtype() == torch.float32
+    theirs, ours = dict(loaded.named_buffers()), dict(built.named_buffers())
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[name], ours[name]) and theirs[name].dtype == ours[name].dtype for name in ours)
+    assert {name: one.dtype for name, one in loaded.named_parameters()} == {
+        name: one.dtype for name, one in built.named_parameters()
+    }

@@ -106,10 +106,16 @@ def build_configured(path: Path, dtype: str | None = None) -> Any:
 
 
 def _built(folder: HostFolder, dtype: str | None) -> Any:
-    wanted = dtype_of(dtype) if dtype is not None else None
-    with quiet(hugging_face()):
-        model = model_class(folder)(_config(folder)).eval()
-    return model if wanted is None else model.to(wanted)
+    config, cls = _config(folder), model_class(folder)
+    before = torch.get_default_dtype()
+    try:
+        with quiet(hugging_face()):
+            if dtype is not None:  # made in it as the library loads: a cast would round its rotary frequencies too
+                config.dtype = dtype_of(dtype)
+                torch.set_default_dtype(config.dtype)
+            return cls(config).eval()
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _config(folder: HostFolder) -> Any:

@@ -45,6 +45,17 @@ def test_what_cannot_be_exported_leaves_nothing(tmp_path: Path, capsys: pytest.C
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("to", "suffix"), [("onnx", "onnx"), ("gguf", "gguf"), ("fbgemm", "safetensors")])
+def test_a_file_of_another_kind_is_not_written_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], to: str, suffix: str
+) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    assert cli.execute(["export", "reference", "-t", TASK, "--to", to, "--out", str(file)]) == 2
+    assert f"{file} exists and is not called *.{suffix}" in " ".join(capsys.readouterr().err.split())
+    assert file.read_text() == "mine"
+
+
 @pytest.mark.slow
 def test_a_vision_transformer_with_reduced_tokens_goes_the_same_way(tmp_path: Path) -> None:
     torch.manual_seed(0)

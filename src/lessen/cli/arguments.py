@@ -117,16 +117,21 @@ def new_folder(path: Path) -> Path:
     return path
 
 
-def new_file(path: Path) -> Path:
+def new_file(path: Path, suffix: str | None = None) -> Path:
     """Return `path` if a file can be written there; found out before long work, and nothing of it stays.
 
+    Args:
+        suffix: of files of the kind that is written, which may be written over; others are somebody's. None: all may.
+
     Raises:
-        OutputError: it is a folder, or its own folder cannot be written.
+        OutputError: it is a folder or a file of another kind, or its own folder cannot be written.
     """
     from lessen import files
 
     if path.is_dir():
         raise OutputError(f"{path} is a folder; give the name of a file to write")
+    if suffix is not None and path.exists() and path.suffix != suffix:
+        raise OutputError(f"{path} exists and is not called *{suffix}, so it is not written over; choose another name")
     with suppress(_Tried), files.atomic_stream(path):
         raise _Tried
     return path

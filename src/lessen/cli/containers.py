@@ -19,7 +19,7 @@ def emit_decoder(model: str, out: Path, accuracy_level: int, as_json: bool) -> N
     """Write a decoding graph and say how near it is. Raises what `export_decoder` raises."""
     from lessen.export.onnx_decoder import export_decoder
 
-    new_file(out)
+    new_file(out, ".onnx")
     plain = (Path(model) / CONFIG).is_file()  # a graph needs no tokenizer, so its folder may hold none
     opened = open_host(model, None)[0] if plain else open_language(model)[0]
     written = export_decoder(opened, out, accuracy_level=accuracy_level)
@@ -49,7 +49,7 @@ def emit_container(
 def _gguf(model: str, out: Path) -> tuple[dict[str, Any], str]:
     from lessen.export.gguf.write import export_gguf
 
-    new_file(out)
+    new_file(out, ".gguf")
     written = export_gguf(*open_any(model), out)
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(written.kinds.items()))
     return asdict(written), f"{out}: {size(written.bytes)}, architecture {written.architecture}, tensors: {kinds}"

@@ -114,8 +114,9 @@ def _write_onnx(
     from lessen.files import atomic_write, dump_json
     from lessen.methods.sites import state_bytes
 
-    for place in filter(None, (out, timings)):
-        new_file(place)
+    new_file(out, ".onnx")
+    if timings is not None:
+        new_file(timings, ".json")
     model, judge = open_model(source, task)
     for config in (getattr(module, "config", None) for module in model.modules()):
         if config is not None and getattr(config, "use_cache", False):
@@ -150,7 +151,7 @@ def _write_fbgemm(source: str, task: str | None, out: Path, as_json: bool) -> No
     from lessen.cli.loading import open_model
     from lessen.export.fbgemm import export_fbgemm
 
-    new_file(out)
+    new_file(out, ".safetensors")
     difference = export_fbgemm(open_model(source, task)[0], out)
     if as_json:
         emit({"file": out.name, "bytes": out.stat().st_size, "largest_difference": difference})

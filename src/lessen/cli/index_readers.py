@@ -41,7 +41,7 @@ def adapt(
     made = index.manifest.encoder
     if made is None or made["kind"] != "text":
         raise ConfigError(f"{folder} was not made of texts; fit its adapter in Python (lessen.retrieval.adapter)")
-    target, pairs = new_file(out), list(read_texts(texts, column))
+    target, pairs = new_file(out, ".safetensors"), list(read_texts(texts, column))
     names, said = [name for name, _ in pairs], [text for _, text in pairs]
     with Reporting() as log:
         old_reader = text_reader(made["name"], made, log)

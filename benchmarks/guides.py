@@ -24,6 +24,11 @@ def read(name: str) -> dict[str, Any]:
     return document
 
 
+def placed(case: str, machine: str | None) -> str:
+    """Return the key of a case in a result that holds several machines: the first one's has no name."""
+    return case if machine is None else f"{case}, {machine}"
+
+
 def measured(name: str) -> bool:
     """Tell whether a result is committed; a table without one says by which command it is made."""
     return (RESULTS / f"{name}.json").is_file()

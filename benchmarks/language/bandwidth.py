@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.guides import placed
 from benchmarks.language.llama_npm import Library, Model
 from benchmarks.language.llama_shape import write
 from lessen.decoding.compiled.engine import CompiledEngine
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--llama", type=Path, help="folder of llama.cpp's shared objects")
+    parser.add_argument("--machine", help="name of a further machine, whose figures stand beside the first one's")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
@@ -104,7 +106,7 @@ def main() -> None:
             if peer is not None:
                 peer.cut(16)
     record = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    record[f"{given.bits} bits, {given.threads} threads"] = {
+    record[placed(f"{given.bits} bits, {given.threads} threads", given.machine)] = {
         "environment": environment(), "load": os.getloadavg()[0], "bytes": panels, "seconds": best,
         "llama.cpp build": build,
         "share": {clock: best["read"][clock] / best["decode"][clock] for clock in ("wall", "cpu")},

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.guides import Guide, read
+from benchmarks.guides import Guide, placed, read
 
 STUDENT = {6: 2.447, 7: 2.365, 8: 2.306, 11: 2.201, 15: 2.131, 23: 2.069, 31: 2.04}
 """97.5 % points of Student's t by degrees of freedom."""
@@ -90,9 +90,35 @@ def _compared(one: tuple[str, Any], other: tuple[str, Any]) -> str:
     return f"| {one[0]} | {other[0].replace('llama.cpp ', '')} | {kl} | {share:.2f} [{low:.2f}, {high:.2f}] |\n"
 
 
+def second_machine(name: str = "Emerald Rapids") -> str:
+    """Return tokens a second on a further machine, and there the comparisons that the page makes on the first."""
+    case = placed("1 threads", name)
+    found, pairs = read("language_speed")[case], read("language_decode_pairs")[case]
+    text = "| | prefill of 512 | decode behind 64 |\n|---|---|---|\n"
+    rates = {}
+    for mode, row in found["seconds"].items():
+        rates[mode] = found["prompt"] / row["prefill"]["cpu"], 1 / row["decode"]["cpu"]
+        text += f"| {mode} | {rates[mode][0]:.0f} | {rates[mode][1]:.0f} |\n"
+    (prefill, decode), stock = rates["lessen 4 bits"], rates["torch fp32"]
+    peers = max(rate[0] for mode, rate in rates.items() if mode.startswith("llama.cpp"))
+    band = read("language_bandwidth")[placed("4 bits, 1 threads", name)]
+    ours, other = (1e3 * band["seconds"][mode]["cpu"] for mode in ("decode", "llama.cpp Q4_0"))
+    low, high = pairs["interval"]
+    return text + (
+        "\n| 4 bits | |\n|---|---|\n"
+        f"| one token, times as fast as llama.cpp's Q4_0, {pairs['pairs']} pairs "
+        f"| {pairs['faster']:.2f} [{low:.2f}, {high:.2f}] |\n"
+        f"| prefill, over llama.cpp's best form | {prefill / peers:.1f} |\n"
+        f"| prefill and decode, over torch's float32 | {prefill / stock[0]:.1f} and {decode / stock[1]:.1f} |\n"
+        f"| 1.1 billion weights, a token: ours, llama.cpp | {ours:.1f} ms, {other:.1f} ms |\n"
+        f"| of the rate at which torch reads as many bytes | {100 * band['share']['cpu']:.0f} % |\n"
+    )
+
+
 GUIDE = Guide(
     "weights",
     {
+        "second-machine": second_machine,
         "language-study": lambda: study("language_smollm2"),
         "gemma-study": lambda: study("language_gemma3"),
         "equal-bytes": equal_bytes,

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.guides import placed
 from benchmarks.language.llama_npm import Q4_0, Library, Model
 from benchmarks.language.speed import BEHIND, OURS, Packed
 from lessen.decoding import load_model
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--gguf", type=Path, required=True, help="the shipped GGUF file")
     parser.add_argument("--pairs", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--machine", help="name of a further machine, whose figures stand beside the first one's")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     library = Library(given.llama)
@@ -55,7 +57,7 @@ def main() -> None:
         "least_ms": {name: 1e3 * min(own) for name, own in samples.items()},
         "command": f"python -m benchmarks.language.decode_pairs --pairs {given.pairs} --threads {given.threads}",
     }  # fmt: skip
-    record[f"{given.threads} threads"] = found
+    record[placed(f"{given.threads} threads", given.machine)] = found
     atomic_write(RESULT, dump_json(record))
     print({key: found[key] for key in ("faster", "interval", "least_ms", "load", "llama.cpp build")})
 

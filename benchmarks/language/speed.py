@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.guides import placed
 from benchmarks.language.llama_npm import F16, Q4_0, Q8_0, Library, Model
 from lessen.decoding.view import cache_argument
 from lessen.environment import environment
@@ -139,6 +140,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--modes", nargs="*", default=[*OURS, *TORCH, *FILES])
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--machine", help="name of a further machine, whose figures stand beside the first one's")
     given = parser.parse_args()
     if given.table:
         print(table(json.loads(RESULT.read_text())))
@@ -155,7 +157,7 @@ def main() -> None:
         prompt = [(7 * step + step * step // 5 + 100) % 49000 for step in range(given.prompt)]
         before = os.getloadavg()[0]
         found = measure(runners, prompt, given.rounds)
-    record[f"{given.threads} threads"] = {
+    record[placed(f"{given.threads} threads", given.machine)] = {
         "environment": environment(), "llama.cpp build": build, "load": [before, os.getloadavg()[0]],
         "prompt": given.prompt, "rounds": given.rounds, "seconds": found,
         "command": f"python -m benchmarks.language.speed --threads {given.threads} --rounds {given.rounds}",

@@ -53,6 +53,7 @@ def minilm() -> Rows:
             f"magnitude {name}": [{"magnitude-pruning": {"share": share}}],
             f"random {name}": [{"random-pruning": {"share": share}}],
             f"vtrans {name}": [{"vtrans": {"share": share, "steps": 100}}],
+            f"vtrans by teacher {name}": [{"vtrans": {"share": share, "steps": 100, "by": "teacher"}}],
             f"first-order {name}": [{"first-order-pruning": {"share": share, **few}}],
             f"first-order {name}, refitted": [{"first-order-pruning": {"share": share, **few}}, *refit],
             f"mope {name}, refitted": [{"mope": {"share": share, **few}}, *refit],

@@ -1,6 +1,7 @@
 """The sparse int8 product against dense int8 ones: time of a layer, inside the cache and beyond it, one row and many.
 
     python -m benchmarks.sparsity.kernel [--rounds 9] [--only "2:4"]    # writes benchmarks/results/sparsity_kernel.json
+    python -m benchmarks.sparsity.kernel --machine emerald_rapids       # sparsity_kernel_emerald_rapids.json
 
 One thread. Every layer takes float32 rows and gives float32 rows; weights are int8 with a scale for each output, inputs
 are rounded row by row (by tensor in torch's fused layer and onnxruntime). Peers, all dense: `Int8Linear` (which is
@@ -32,11 +33,12 @@ from lessen.stored.linears.sparse import SparseLinear
 from lessen.stored.linears.sparse_matrix import SparseMatrix
 
 RESULT = Path("benchmarks/results/sparsity_kernel.json")
-CASES = [(side, side, text) for side in (8192, 6144) for text in ("50 %", "25 %")] + [
+CASES = [(side, side, text) for side in (8192, 6144, 17408) for text in ("50 %", "25 %")] + [
     (2048, 2048, text) for text in ("50 %", "25 %", "1:4", "1:8", "1:16", "1:32")
 ]
-"""Outputs, inputs and pattern: dense int8 of 64 and 36 MB, beyond the 32 MB of the cache, and of 4 MB, inside it."""
-ROWS = {2048: (1, 4, 16, 256), 6144: (1, 4, 16), 8192: (1, 4, 16)}
+"""Outputs, inputs and pattern: dense int8 of 64 and 36 MB, beyond the 32 MB of Zen 4's cache, of 303 MB, beyond the 260
+that Emerald Rapids shares, and of 4 MB, inside."""
+ROWS = {2048: (1, 4, 16, 256), 6144: (1, 4, 16), 8192: (1, 4, 16), 17408: (1, 4)}
 
 
 def layers(outputs: int, inputs: int, text: str) -> tuple[SparseLinear, Int8Linear, float]:
@@ -142,17 +144,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", help="one pattern")
     parser.add_argument("--side", type=int, help="outputs and inputs of one size")
+    parser.add_argument("--machine", help="name of a further machine, whose result has a file of its own")
     asked = parser.parse_args()
+    result = RESULT if asked.machine is None else RESULT.with_stem(f"{RESULT.stem}_{asked.machine}")
     if not sparse_products.possible():
         raise SystemExit("this processor has no AVX-512 VBMI2, or the extra `kernels` is not installed")
     torch.set_num_threads(1)
-    found = json.loads(RESULT.read_text())["results"]["rows"] if RESULT.exists() else []
+    found = json.loads(result.read_text())["results"]["rows"] if result.exists() else []
     for outputs, inputs, text in CASES:
         if asked.only not in (None, text) or asked.side not in (None, outputs):
             continue
         others = [row for row in found if (row["outputs"], row["pattern"]) != (outputs, text)]
         found = [*others, *case(outputs, inputs, text, asked.rounds)]
-        write(RESULT, {"rounds": asked.rounds, "rows": found}, "python -m benchmarks.sparsity.kernel")
+        write(result, {"rounds": asked.rounds, "rows": found}, "python -m benchmarks.sparsity.kernel")
 
 
 if __name__ == "__main__":

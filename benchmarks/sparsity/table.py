@@ -17,7 +17,12 @@ TRAINED = {
     "1:16 exponential": "`nm-progressive`, exponential",
     "1:16 exponential, half strict": "`nm-progressive`, exponential, `fine=0.5`",
 }
-MATRICES = ((8192, ("25 %", "50 %")), (6144, ("25 %", "50 %")), (2048, ("50 %", "1:8", "1:32")))
+MATRICES = (
+    (17408, ("25 %", "50 %")),
+    (8192, ("25 %", "50 %")),
+    (6144, ("25 %", "50 %")),
+    (2048, ("50 %", "1:8", "1:32")),
+)
 IN_THE_CACHE = 2048
 """The side of the matrix that stays in the cache of the measured machine."""
 FORMS = {
@@ -55,17 +60,19 @@ def trained() -> str:
     return "\n".join(lines) + "\n"
 
 
-def kernel() -> str:
+def kernel(result: str = "sparsity_kernel") -> str:
     """Return the speed over the quickest dense int8 layer, by matrix, pattern and rows of inputs."""
     found: dict[tuple[int, str, int], dict[str, Any]] = {
-        (row["outputs"], row["pattern"], row["rows"]): row for row in read("sparsity_kernel")["results"]["rows"]
+        (row["outputs"], row["pattern"], row["rows"]): row for row in read(result)["results"]["rows"]
     }
     lines = ["| matrix | kept | stored, of dense int8 | 1 row | 4 rows | 16 rows |", "|---|---|---|---|---|---|"]
     for side, patterns in MATRICES:
         for pattern in patterns:
-            one, *more = (found[side, pattern, rows] for rows in (1, 4, 16))
+            one, *more = (found.get((side, pattern, rows)) for rows in (1, 4, 16))
+            if one is None:
+                continue
             middle, low, high = one["faster than"][one["best"]]
-            cells = " | ".join(f"{row['faster than'][row['best']][0]:.2f}" for row in more)
+            cells = " | ".join("" if row is None else f"{row['faster than'][row['best']][0]:.2f}" for row in more)
             place = " (in the cache)" if side == IN_THE_CACHE else ""
             lines.append(
                 f"| {side} x {side}{place} | {pattern} | {one['stored of dense int8']:.2f} "
@@ -131,7 +138,8 @@ def slimmer(study: str, metric: str) -> str:
 
 
 TABLES = {
-    "sparse-bits": bits, "sparse-training": trained, "sparse-kernel": kernel, "protected": protected, "joint": joint,
+    "sparse-bits": bits, "sparse-training": trained, "sparse-kernel": kernel,
+    "sparse-kernel-emerald": lambda: kernel("sparsity_kernel_emerald_rapids"), "protected": protected, "joint": joint,
     "slimmer-cnn": lambda: slimmer("slimmer-cnn", "accuracy"),
     "slimmer-clicks": lambda: slimmer("slimmer-clicks", "auc"),
 }  # fmt: skip

@@ -42,7 +42,8 @@ def test_the_budget_holds_and_weights_move_only_where_they_may(name, train):
     assert torch.isfinite(answer(made, inputs(name))).all()
 
 
-def test_masks_find_the_units_that_nothing_reads():
+@pytest.mark.parametrize(("by", "kl"), [("labels", 1e-3), ("teacher", 1e-5)])  # answers pull less than labels
+def test_masks_find_the_units_that_nothing_reads(by, kl):
     task = Words(2)
     torch.manual_seed(0)
     model = task.build().eval()
@@ -51,10 +52,19 @@ def test_masks_find_the_units_that_nothing_reads():
     for layer, marks in dead.items():
         model.model.layers[layer].mlp.down_proj.weight.data[:, marks] = 0
     before = task.score(model)
-    costs = VTrans(units=0.67, multiple=1, steps=120, mask_rate=0.15, kl=1e-3)
+    costs = VTrans(units=0.67, multiple=1, steps=120, mask_rate=0.15, kl=kl, by=by)
     made, _ = Recipe([costs]).apply(model, task)
     assert {layer.mlp.down_proj.in_features for layer in made.model.layers} == {16}
     assert task.score(made) > before - 0.05
+
+
+def test_masks_that_learn_from_answers_hold_the_budget_and_draw_alike():
+    model = host("minilm")
+    given = {"share": 0.8, "of": "parameters", "multiple": 4, "steps": 4, "by": "teacher"}
+    made, records = Recipe([VTrans(**given)]).apply(model, Trainable("minilm"))
+    assert records[0].findings["sparsity"]["asked"] > 0
+    again, _ = Recipe([VTrans(**given)]).apply(host("minilm"), Trainable("minilm"))
+    assert all(torch.equal(a, b) for a, b in zip(made.parameters(), again.parameters(), strict=True))
 
 
 def test_a_teacher_is_the_model_that_a_recipe_was_given():

@@ -34,8 +34,9 @@ class VTrans(Pruned):
     leaves the weights (Faster-VTrans), `train: all` moves them too, beside a teacher: the model that was given.
     Differences: the budget is that of any cost here, multiply-adds or parameters; counts are brought to it exactly by
     moving the threshold, in steps of `multiple`; means of kept masks go into the weights that follow; masks start
-    noisier and their divergence weighs more (there: -9 and 1e-6), so that hundreds of steps do for thousands; the
-    teacher's term is on answers only; the residual width is pruned by `width`, by the size of weights and not by masks.
+    noisier and their divergence weighs more (there: -9 and 1e-6), so that hundreds of steps do for thousands; masks may
+    learn from the answers of the model as it was (`by: teacher`), where labels are few; the teacher's term is on
+    answers only; the residual width is pruned by `width`, by the size of weights and not by masks.
     """
 
     card = Card(
@@ -49,9 +50,14 @@ class VTrans(Pruned):
     )
     by_cost: ClassVar[bool] = False
     train: Literal["masks", "all"] = Field("masks", description="masks alone, or weights with a teacher as well")
+    by: Literal["labels", "teacher"] = Field(
+        "labels", description="masks: learn from labels, or from the answers of the model as it was, without labels"
+    )
     steps: int = Field(300, ge=1, le=10**7, description="steps in which masks are trained")
     mask_rate: float = Field(0.2, gt=0, le=10, description="learning rate of masks; multipliers have twice that")
-    kl: float = Field(3e-4, ge=0, le=10, description="factor on the divergence; less for more steps")
+    kl: float | None = Field(
+        None, ge=0, le=10, description="factor on the divergence, less for more steps; none: 3e-4, by the teacher 3e-6"
+    )
     head_weight: float = Field(256.0, ge=0, le=1e6, description="factor on the divergence of heads")
     warmup: float = Field(0.3, ge=0, le=1, description="share of the steps in which the target grows")
     variance: float = Field(-5.0, ge=-20, le=0, description="logarithm of the variance that masks start with")
@@ -66,7 +72,8 @@ class VTrans(Pruned):
         masks = Masks(layout, context.generator, factor, self.variance)
         goal = 1 - limit / costs.total(self.of, start)
         budget = Budget(goal, int(self.warmup * self.steps), 2 * factor)
-        hook = MaskHook(masks, budget, costs, self.of, start, self.kl, self.head_weight)
+        kl = (3e-6 if self.by == "teacher" else 3e-4) if self.kl is None else self.kl
+        hook = MaskHook(masks, budget, costs, self.of, start, kl, self.head_weight)
         self._train(layout.model, task.view(settings=self._settings(task, rate)), hook, context)
         context.findings["sparsity"] = {"asked": round(goal, 5), "soft": round(hook.sparsity, 5)}
         choice = self.fitted(costs, self._values(masks), limit, start)
@@ -101,7 +108,10 @@ class VTrans(Pruned):
         wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
         try:
             model.requires_grad_(False)
-            retrain.train(model, task, context, hooks=(hook,))
+            taught: tuple[Hook, ...] = ()
+            if self.by == "teacher":
+                taught = (Answers(Teacher(copy.deepcopy(model), task.forward), task, task_weight=0.0),)
+            retrain.train(model, task, context, hooks=(*taught, hook))
         finally:
             for parameter, before in wanted.items():
                 parameter.requires_grad_(before)

@@ -170,6 +170,13 @@ def test_vectors_of_another_encoder_do_not_mix(tmp_path):
         made.check_encoder(None, "the query")
 
 
+def test_torn_probes_are_told_when_an_index_is_opened(index):
+    probes = index.path / index.manifest.probes.name
+    probes.write_bytes(probes.read_bytes()[:-5])
+    with pytest.raises(ArtifactError, match=probes.name):
+        IndexFolder.open(index.path)
+
+
 @pytest.mark.parametrize("damage", ["cut", "changed", "absent", "foreign rows", "record", "no record", "removed"])
 def test_a_torn_folder_is_named(index, damage):
     rows = index.path / index.manifest.segments[0].name

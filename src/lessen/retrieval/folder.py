@@ -114,6 +114,8 @@ class IndexFolder:
     @classmethod
     def _open(cls, path: Path, manifest: Manifest, verify: bool) -> IndexFolder:
         shared = load_mapped(path, manifest.shared, verify)
+        if manifest.probes is not None:  # reports need it, not searches; damage is told before either
+            load_mapped(path, manifest.probes, verify)
         parts = []
         for one in manifest.segments:
             parts.append(Part.read(path, one, manifest, shared, verify))

@@ -97,7 +97,7 @@ def pruning() -> Iterator[str]:
     found = read("pruning_leaves")["rows"]
     apart = [found[name]["apart"] for name in ("onnx runtime", "llama.cpp")]
     yield f"ONNX Runtime differs by {apart[0]:.0e} of the largest logit".replace("e-0", "e-")
-    yield f"llama.cpp (16-bit file) by {100 * apart[1]:.0f} %"
+    yield f"llama.cpp (16-bit file) by {100 * apart[1]:.1f} %"
     behind = {size: sum(low > 0 for low in _ahead(size, f"first-order {size}%")) for size in (75, 50, 30)}
     assert all(low > 0 for size in behind for one in ("magnitude {}%", "random {}% #0", "random {}% #1", "random {}% #2")
                for low in _ahead(size, one.format(size)))  # fmt: skip

@@ -57,6 +57,6 @@ def test_a_model_that_sees_and_is_not_compressed_is_told_for_what_it_is(small, t
     out = tmp_path / "out.gguf"
     assert cli.execute(["export", str(tmp_path / "host"), "--to", "gguf", "--out", str(out)]) == 2
     told = capsys.readouterr().err
-    assert "a llava cannot be written as GGUF" in told
+    assert "of type llava cannot be written as GGUF" in told
     assert told.count("\n") == 1
     assert cli.execute(["export", str(tmp_path / "host"), "--to", "hf", "--out", str(tmp_path / "plain")]) == 0

@@ -16,7 +16,7 @@ from lessen.export.codes import Coded, coded
 from lessen.export.matmul_nbits import Blocks, blocks_of
 from lessen.export.onnx_tables import unpacked
 from lessen.stored.linears.group_quantized import GroupQuantizedLinear
-from lessen.stored.tables.group_quantized import GroupQuantizedEmbedding
+from lessen.stored.tables.group_quantized import GroupQuantizedEmbedding, ScaledGroupQuantizedEmbedding
 
 
 class FewBitProduct(nn.Module):
@@ -67,12 +67,16 @@ class FewBitRows(nn.Module):
     def __init__(self, table: GroupQuantizedEmbedding) -> None:
         super().__init__()
         self.bits, self.dim, self.group = table.bits, table.embedding_dim, table.group
+        self.factor = table.factor if isinstance(table, ScaledGroupQuantizedEmbedding) else 1.0
         for name in ("codes", "scales", "minimums"):
             self.register_buffer(name, getattr(table, name))
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return rows [*, dim] float32."""
-        ids = ids.long()  # GatherND takes no int32
+        rows = self._rows(ids.long())  # GatherND takes no int32
+        return rows if self.factor == 1.0 else rows * self.factor
+
+    def _rows(self, ids: Tensor) -> Tensor:
         codes = unpacked(self.codes[ids], self.bits, self.dim).float()
         scales = self._spread(self.scales[ids])
         if self.minimums is None:

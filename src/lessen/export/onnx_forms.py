@@ -43,7 +43,7 @@ from lessen.stored.tables.block_hashed import BlockHashedEmbedding
 from lessen.stored.tables.clustered_embedding import ClusteredEmbedding
 from lessen.stored.tables.deep_hash import DeepHashEmbedding
 from lessen.stored.tables.embedding import StoredEmbedding
-from lessen.stored.tables.group_quantized import GroupQuantizedEmbedding
+from lessen.stored.tables.group_quantized import GroupQuantizedEmbedding, ScaledGroupQuantizedEmbedding
 from lessen.stored.tables.hashed_embedding import HashedEmbedding
 from lessen.stored.tables.mixed_width import MixedWidthEmbedding
 from lessen.stored.tables.product_quantized import ProductQuantizedEmbedding
@@ -129,6 +129,7 @@ FORMS: dict[str, Callable[[Any], nn.Module]] = {
     GroupQuantizedLinear.kind: FewBitProduct,
     CodedScalesLinear.kind: FewBitProduct,
     GroupQuantizedEmbedding.kind: FewBitRows,
+    ScaledGroupQuantizedEmbedding.kind: FewBitRows,
     SparseMatrix.kind: Spread,
     ClusteredMatrix.kind: Chosen,
     ClusteredLinear.kind: SpreadLinear,

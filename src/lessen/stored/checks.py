@@ -29,6 +29,20 @@ def whole(name: str, value: Any, low: int = 0, high: int = MAX_SIDE) -> int:
     return value
 
 
+def number(name: str, value: Any) -> float:
+    """Return `value` if it is a finite number.
+
+    Raises:
+        TypeError: not a number (a bool is none).
+        ValueError: NaN or infinite.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, found {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, found {value!r}")
+    return float(value)
+
+
 def row_index(name: str, value: Any, rows: int) -> int | None:
     """Return None or a row number below `rows`. Raises TypeError or ValueError."""
     return None if value is None else whole(name, value, 0, rows - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -20,7 +21,7 @@ from lessen.methods.weights.half import HalfLinears
 from lessen.methods.weights.rtn import RTN
 from lessen.stored.linears.group_quantized import GroupQuantizedLinear
 from lessen.stored.linears.half import HalfLinear
-from lessen.stored.tables.group_quantized import GroupQuantizedEmbedding
+from lessen.stored.tables.group_quantized import GroupQuantizedEmbedding, ScaledGroupQuantizedEmbedding
 from lessen.stored.tables.half_embedding import HalfEmbedding
 from tiny_models import llama
 
@@ -95,9 +96,34 @@ def test_every_family_answers_with_its_tables_in_eight_bits(name):
     assert len(findings["tables"]) == 1
 
 
-def test_scaled_embeddings_and_other_readers_are_left_alone_by_name():
-    made, findings = applied(host("gemma3"), **KNOBS)
+def test_a_table_that_scales_its_rows_goes_on_doing_so(tmp_path):
+    model = host("gemma3")
+    before = answer(model, inputs("gemma3"))
+    made, findings = applied(copy.deepcopy(model), bits=8, **KNOBS)
+    table, head = made.get_input_embeddings(), made.get_output_embeddings()
+    assert isinstance(table, ScaledGroupQuantizedEmbedding)
+    assert table.factor == float(model.get_input_embeddings().embed_scale)
+    assert table.codes is head.codes
+    assert findings["tables"]["model.embed_tokens"]["heads"] == ["lm_head"]
+    ids = torch.arange(5)
+    torch.testing.assert_close(table(ids), head.dequantise()[ids] * table.factor)
+    torch.testing.assert_close(table.dequantise(), head.dequantise())
+    after = answer(made, inputs("gemma3"))
+    assert float((after - before).norm() / before.norm()) < 0.05
+    artifact.save(tmp_path / "small", made, model)
+    assert torch.equal(answer(artifact.load(tmp_path / "small", model=model), inputs("gemma3")), after)
+
+
+def test_other_readers_and_forms_without_a_factor_leave_such_a_table_alone():
+    made, findings = applied(host("gemma3"), HalfLinears)
     assert "with a forward of its own" in findings["skipped"]["model.embed_tokens"]
+    model = host("gemma3")
+    odd = type(
+        "Odd", (type(model.get_input_embeddings()),), {"forward": lambda self, ids: torch.tanh(self.weight[ids])}
+    )
+    model.get_input_embeddings().__class__ = odd
+    made, findings = applied(model, **KNOBS)
+    assert "read by a Odd with a forward of its own" in findings["skipped"]["model.embed_tokens"]
     assert type(made.lm_head) is nn.Linear
 
 

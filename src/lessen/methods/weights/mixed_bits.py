@@ -124,7 +124,7 @@ class MixedBits(ModuleMethod):
     def forecast(self, model: nn.Module, task: Task, context: Context) -> Forecast | None:  # noqa: ARG002
         """Return the bytes with the budget spent; which layer takes which width only the task's data can say."""
         rounder = self._rounder(self.widths[0], None)
-        tables = token_tables(model, self.scope, context) if self.table_bits is not None else []
+        tables = token_tables(model, self.scope, context, scaled=True) if self.table_bits is not None else []
         holders = {s.module for t in tables for s in (t.table, *t.heads, *t.others, *([t.untied] if t.untied else []))}
         sites = rounder.candidates(model, (nn.Linear,), context, rounder.reject)
         sites = [site for site in sites if site.module not in holders]

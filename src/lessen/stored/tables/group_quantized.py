@@ -43,11 +43,17 @@ class GroupQuantizedEmbedding(StoredEmbedding):
         """Return the bits of a code, the columns of a group, and whether there are no minimums."""
         return {"bits": self.bits, "group": self.group, "symmetric": self.symmetric}
 
-    @classmethod
-    def sharing(cls, shape: TableShape, linear: GroupQuantizedLinear) -> GroupQuantizedEmbedding:
-        """Return a table over the tensors of a layer [rows, dim], which both hold from then on."""
+    @staticmethod
+    def sharing(shape: TableShape, linear: GroupQuantizedLinear, factor: float = 1.0) -> GroupQuantizedEmbedding:
+        """Return a table over the tensors of a layer [rows, dim], which both hold from then on.
+
+        Args:
+            factor: of every row that is looked up.
+        """
+        given = (shape, linear.bits, linear.group, linear.symmetric)
         with torch.device("meta"):
-            made = cls(shape, linear.bits, linear.group, linear.symmetric)
+            scaled = factor != 1.0
+            made = ScaledGroupQuantizedEmbedding(*given, factor) if scaled else GroupQuantizedEmbedding(*given)
         for name in made._buffers:
             made._buffers[name] = linear._buffers[name]
         return made
@@ -65,3 +71,27 @@ class GroupQuantizedEmbedding(StoredEmbedding):
         for name, tensor in (("scales", self.scales), ("minimums", self.minimums)):
             if tensor is not None and not bool(torch.isfinite(tensor).all()):
                 raise ValueError(f"{name} hold NaN or infinity")
+
+
+@stored
+class ScaledGroupQuantizedEmbedding(GroupQuantizedEmbedding):
+    """The same for a table whose forward multiplies its rows, as Gemma's does; a tied head reads them as they are."""
+
+    kind = "scaled-group-quantized-embedding"
+
+    def __init__(self, shape: TableShape, bits: int, group: int, symmetric: bool = False, factor: float = 1.0) -> None:
+        super().__init__(shape, bits, group, symmetric)
+        self.factor: float = checks.number("factor", factor)
+
+    def extra_config(self) -> dict[str, Any]:
+        """Return what the codes are, and the factor of every row that is looked up."""
+        return {**super().extra_config(), "factor": self.factor}
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Return the row of each id times the factor: [*] to float32 [*, dim]."""
+        return super().lookup(ids) * self.factor
+
+    def dequantise(self) -> Tensor:
+        """Return the rows that a tied head reads, float32 [rows, dim]."""
+        with torch.no_grad():
+            return super().lookup(torch.arange(self.num_embeddings, device=self.codes.device))

@@ -14,7 +14,7 @@ from lessen.methods.modules import ModuleMethod
 from lessen.methods.sites import Site, module_bytes, replace, require
 from lessen.methods.weights._shared.conv1d import linearised
 from lessen.methods.weights._shared.grids import Ranges, Zeros, fit_grid, quantise
-from lessen.methods.weights._shared.token_tables import TokenTable, token_tables
+from lessen.methods.weights._shared.token_tables import TokenTable, row_factor, token_tables
 from lessen.stored.linears.decoded import DecodedLinear, row_parts
 from lessen.stored.linears.group_grid import GroupGrid
 from lessen.stored.linears.group_quantized import GroupQuantizedLinear, layer_bytes
@@ -71,7 +71,8 @@ class FewBits(ModuleMethod):
             ConfigError: a pattern of `only` or `skip` matches no module.
         """
         model, done = linearised(model), False
-        for found in token_tables(model, self.scope, context) if self.table_bits is not None else []:
+        tables = token_tables(model, self.scope, context, scaled=True) if self.table_bits is not None else []
+        for found in tables:
             model, rounded = self._round_table(model, found, self.table_bits or 8, context)
             done = done or rounded
         sites = self.candidates(model, (nn.Linear,), context, self.reject)
@@ -86,7 +87,7 @@ class FewBits(ModuleMethod):
             return model, False
         made = self._rounded(layer, bits)
         for site in (found.table, *found.others):
-            table = GroupQuantizedEmbedding.sharing(TableShape.of(site.module), made)
+            table = GroupQuantizedEmbedding.sharing(TableShape.of(site.module), made, row_factor(site.module) or 1.0)
             model = replace(model, site, table)
         for site in found.heads:
             model = replace(model, site, _head_over(made, site.module))

@@ -18,6 +18,9 @@ from lessen.errors import InputError, NothingMatchedError
 from lessen.method import Context
 from lessen.methods.sites import Scope, Site
 
+SAMPLE = 16
+"""Rows of a table that are looked up to see what its forward does."""
+
 
 @dataclass(frozen=True)
 class TokenTable:
@@ -40,15 +43,21 @@ class TokenTable:
         return made
 
 
-def token_tables(model: nn.Module, scope: Scope, context: Context) -> list[TokenTable]:
-    """Return the token embeddings that can be replaced; others go to `context.findings["skipped"]` with the reason."""
+def token_tables(model: nn.Module, scope: Scope, context: Context, scaled: bool = False) -> list[TokenTable]:
+    """Return the token embeddings that can be replaced; others go to `context.findings["skipped"]` with the reason.
+
+    Args:
+        scaled: take tables too that multiply their rows (`row_factor`); what replaces them has to do the same.
+    """
     paths: dict[nn.Module, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         paths.setdefault(module, []).append(path)
     read = direct_reads(model)
     found = []
     for table in _embeddings(model):
-        reason = scope.reason(paths[table]) or _skipped(model, table, paths, scope) or _obstacle(model, table, read)
+        reason = (
+            scope.reason(paths[table]) or _skipped(model, table, paths, scope) or _obstacle(model, table, read, scaled)
+        )
         if reason is None:
             found.append(_with_heads(model, table, paths, scope))
         else:
@@ -80,12 +89,13 @@ def _skipped(model: nn.Module, table: Any, paths: dict[nn.Module, list[str]], sc
     return None if other is None else f"shares its matrix with {other}, which is in `skip`"
 
 
-def _obstacle(model: nn.Module, table: Any, read: dict[nn.Module, str]) -> str | None:
+def _obstacle(model: nn.Module, table: Any, read: dict[nn.Module, str], scaled: bool) -> str | None:
     if not table.weight.is_floating_point() or table.weight.is_meta or table.weight.numel() == 0:
         return "its weight is empty or not floating point"
     for holder in _holders(model, table):
         base = nn.Embedding if isinstance(holder, nn.Embedding) else nn.Linear
-        if type(holder).forward is not base.forward:
+        known = scaled and isinstance(holder, nn.Embedding) and row_factor(holder) is not None
+        if type(holder).forward is not base.forward and not known:
             return f"its weight is read by a {type(holder).__name__} with a forward of its own"
         if holder in read:
             return f"the forward of {read[holder]} reads its weight directly"
@@ -94,6 +104,23 @@ def _obstacle(model: nn.Module, table: Any, read: dict[nn.Module, str]) -> str |
         if getattr(holder, "max_norm", None) is not None:
             return "renormalises its rows at lookup (max_norm)"
     return None
+
+
+@torch.no_grad()
+def row_factor(table: nn.Embedding) -> float | None:
+    """Return what a table multiplies its rows by, 1 for a plain one, None where its forward does something else.
+
+    Gemma's tables keep it as `embed_scale`, and round it to the type of the rows.
+    """
+    if type(table).forward is nn.Embedding.forward:
+        return 1.0
+    factor = getattr(table, "embed_scale", None)
+    if not isinstance(factor, (float, torch.Tensor)) or (isinstance(factor, torch.Tensor) and factor.numel() != 1):
+        return None
+    rows = table.weight[:SAMPLE]
+    rounded = torch.as_tensor(factor).to(rows)
+    same = torch.equal(table(torch.arange(len(rows), device=rows.device)), rows * rounded)
+    return float(rounded) if same else None
 
 
 def _holders(model: nn.Module, table: Any) -> list[Any]:

@@ -86,11 +86,12 @@ def fallback(shape):
     return FallbackEmbedding.from_rows(fields(shape), random(5, shape.dim))
 
 
-def group_quantized(shape):
+def group_quantized(shape, factor=1.0):
     weight = random(shape.rows, shape.dim)
     grid = fit_grid(weight, 3, min(5, shape.dim), False, "minmax")
     layer = nn.Linear(shape.dim, shape.rows, bias=False)
-    return GroupQuantizedEmbedding.sharing(shape, GroupQuantizedLinear.from_codes(layer, grid, grid.codes(weight)))
+    coded = GroupQuantizedLinear.from_codes(layer, grid, grid.codes(weight))
+    return GroupQuantizedEmbedding.sharing(shape, coded, factor)
 
 
 def low_rank(shape):
@@ -294,13 +295,6 @@ def prefix_states():
     return made
 
 
-def scaled_table():
-    layer, weight = nn.Linear(12, 9, bias=False), random(9, 12)
-    grid = fit_grid(weight, 4, 6, False, "minmax")
-    made = GroupQuantizedLinear.from_codes(layer, grid, grid.codes(weight))
-    return GroupQuantizedEmbedding.sharing(TableShape(9, 12), made, 3.5)
-
-
 def constant():
     return Constant.of(random(2, 3))
 
@@ -393,7 +387,10 @@ OTHERS = {
     "selected fields": (selected_fields, lambda: (torch.arange(18).view(3, 6) % 9, random(3, 4))),
     "wavelet bank": (wavelet_bank, lambda: (random(2, 3, 20),)),
     **VISUAL,
-    "scaled few-bit table": (scaled_table, lambda: (torch.tensor([[3, 0], [8, 3]]),)),
+    "scaled few-bit table": (
+        lambda: group_quantized(TableShape(9, 12), 3.5),
+        lambda: (torch.tensor([[3, 0], [8, 3]]),),
+    ),
 }
 """Builders of what is no table, and the inputs of a forward (None: no forward of its own)."""
 

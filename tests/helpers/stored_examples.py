@@ -90,8 +90,8 @@ def group_quantized(shape, factor=1.0):
     weight = random(shape.rows, shape.dim)
     grid = fit_grid(weight, 3, min(5, shape.dim), False, "minmax")
     layer = nn.Linear(shape.dim, shape.rows, bias=False)
-    coded = GroupQuantizedLinear.from_codes(layer, grid, grid.codes(weight))
-    return GroupQuantizedEmbedding.sharing(shape, coded, factor)
+    layer = GroupQuantizedLinear.from_codes(layer, grid, grid.codes(weight))
+    return GroupQuantizedEmbedding.sharing(shape, layer, factor)
 
 
 def low_rank(shape):
@@ -295,10 +295,6 @@ def prefix_states():
     return made
 
 
-def constant():
-    return Constant.of(random(2, 3))
-
-
 def flat_vectors():
     return FlatVectors.of(random(9, 12))
 
@@ -359,7 +355,7 @@ OTHERS = {
     "low rank conv": (low_rank_conv, lambda: (random(2, 4, 7, 7),)),
     "half linear": (half_linear, lambda: (random(3, 12),)),
     "low rank delta": (low_rank_delta, lambda: (random(3, 12),)),
-    "constant": (constant, lambda: (random(3, 12),)),
+    "constant": (lambda: Constant.of(random(2, 3)), lambda: (random(3, 12),)),
     "signed ids": (lambda: SignedIds(7), lambda: (torch.tensor([3, -1, -7, 6]),)),
     "flat vectors": (flat_vectors, lambda: (random(3, 12),)),
     "int8 vectors": (int8_vectors, lambda: (random(3, 12),)),

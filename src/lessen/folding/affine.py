@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lessen.architectures.replaceable import watched_by_others
 from lessen.folding.flow import PASSING, Flow, Step, fixed_values
-from lessen.folding.fold import Fold, Found, put
+from lessen.folding.fold import Fold, Found, put, watched
 
 AFTER: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "silu": nn.SiLU}
 """Functions by element that may stand at the end."""
@@ -57,8 +56,7 @@ def find(flow: Flow) -> Found:
         if seen is None:
             continue
         whole, after = seen
-        reason = next((why for part in module.modules() if (why := watched_by_others(part))), "")
-        reason = reason or _obstacle(module, flow.given[path][0], whole, after)
+        reason = watched(module) or _obstacle(module, flow.given[path][0], whole, after)
         if reason:
             found.kept[path] = reason
             continue
@@ -103,7 +101,7 @@ def _obstacle(module: nn.Module, given: Tensor, whole: Map, after: str) -> str:
 
 def _read(flow: Flow, path: str, fixed: set[int]) -> tuple[Map, str] | None:
     """Return the map that a module is and the function after it, or None if it is something else."""
-    steps = [step for step in flow.steps if step.path == path or step.path.startswith(f"{path}.")]
+    steps = flow.inside(path)
     given, answer = flow.given[path], flow.answers.get(path)
     if len(given) != 1 or not isinstance(given[0], Tensor) or not isinstance(answer, Tensor) or given[0].dim() < 2:
         return None

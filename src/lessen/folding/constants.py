@@ -58,7 +58,7 @@ def find_unread(flow: Flow) -> Found:
 
 def _obstacle(flow: Flow, others: Callable[[], Sequence[Flow]], path: str, fixed: set[int]) -> str | None:
     """Return why a module is no constant, "" where nobody would have thought so, or None."""
-    steps = [step for step in flow.steps if step.path == path or step.path.startswith(f"{path}.")]
+    steps = flow.inside(path)
     answer = flow.answers.get(path)
     if not steps or not isinstance(answer, Tensor) or not all(value in fixed for step in steps for value in step.makes):
         return ""

@@ -112,6 +112,10 @@ class Flow:
         found = self.made_by[path]
         return found[0] if len(found) == 1 and self.calls[path] == 1 else None
 
+    def inside(self, path: str) -> list[Step]:
+        """Return the steps that a module made, or a module in it."""
+        return [step for step in self.steps if step.path == path or step.path.startswith(f"{path}.")]
+
     def source(self, value: int, rows: bool = False) -> Step | None:
         """Return the step that computed a value that nothing else reads, looking through steps that pass it on.
 

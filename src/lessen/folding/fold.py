@@ -60,6 +60,11 @@ def ready(flow: Flow, path: str, kinds: tuple[type[nn.Module], ...]) -> str | No
     return None
 
 
+def watched(module: nn.Module) -> str:
+    """Return why a module cannot be replaced with all that is in it, or ""."""
+    return next((reason for part in module.modules() if (reason := watched_by_others(part))), "")
+
+
 def put(model: nn.Module, path: str, new: nn.Module) -> None:
     """Put `new` at every path where the module at `path` is."""
     old = model.get_submodule(path)

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from lessen.architectures.intake import copied
-from lessen.architectures.replaceable import watched_by_others
 from lessen.folding.flow import PASSING, Flow, Step, fixed_values
-from lessen.folding.fold import Fold, Found, put, ready
+from lessen.folding.fold import Fold, Found, put, ready, watched
 from lessen.stored.tables.signed_ids import SignedIds
 
 CHUNK = 1024
@@ -62,7 +61,7 @@ def _told_ids(flow: Flow, path: str) -> bool:
 
 def _of_ids(flow: Flow, path: str, fixed: set[int], found: Found) -> bool:
     module, ids, answer = flow.modules[path], flow.given[path][0], flow.answers[path]
-    looks = [step for step in _steps(flow, path) if step.name in LOOKING_UP and len(step.reads) > 1]
+    looks = [step for step in flow.inside(path) if step.name in LOOKING_UP and len(step.reads) > 1]
     tables = [_table(flow, step) if step.name == "embedding" else step.reads[0] for step in looks]
     rows = [flow.tensor(value).shape[0] for value in tables if value in fixed]
     if not rows or answer.dim() != ids.dim() + 1 or answer.shape[:-1] != ids.shape or not ids.numel():
@@ -73,7 +72,7 @@ def _of_ids(flow: Flow, path: str, fixed: set[int], found: Found) -> bool:
     if table is None:
         return False
     signed, wider = _beside(module, len(every), ids)
-    reason = _watched(module) or dearer or wider
+    reason = watched(module) or dearer or wider
     if reason:
         found.kept[path] = reason
         return False
@@ -111,7 +110,7 @@ def _after_a_table(flow: Flow, path: str, fixed: set[int], found: Found) -> None
     rows = _asked(module, every[:CHUNK] if dearer else every, given, answer)
     if rows is None:
         return
-    reason = _watched(module) or dearer
+    reason = watched(module) or dearer
     if reason:
         found.kept[f"{path} and {after}"] = reason
         return
@@ -147,13 +146,9 @@ def _as_table(rows: Tensor, old: nn.Module) -> nn.Embedding:
 
 
 # -- both ---------------------------------------------------------------------------------------------------------
-def _steps(flow: Flow, path: str) -> list[Step]:
-    return [step for step in flow.steps if step.path == path or step.path.startswith(f"{path}.")]
-
-
 def _reads_only(flow: Flow, path: str, fixed: set[int]) -> bool:
     """Tell whether a module reads what it was told, what follows from that, and weights that only it reads."""
-    steps = _steps(flow, path)
+    steps = flow.inside(path)
     known, own = {flow.number_of(flow.given[path][0])}, set(map(id, steps))
     for step in steps:
         if not all(value in known or value in fixed for value in step.reads):
@@ -226,10 +221,6 @@ def _close(one: Tensor, other: Tensor) -> bool:
 def _numbers(module: nn.Module) -> int:
     own = {id(tensor): tensor.numel() for tensor in (*module.parameters(), *module.buffers())}
     return sum(own.values())
-
-
-def _watched(module: nn.Module) -> str:
-    return next((reason for part in module.modules() if (reason := watched_by_others(part))), "")
 
 
 def _dearer(rows: int, width: int, own: int, whose: str) -> str:
